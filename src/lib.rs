@@ -1,1 +1,5 @@
+//! Keeps Kubernetes and Consul in step, both ways, event by event.
 
+pub mod consul;
+pub mod domain;
+pub mod kubernetes;

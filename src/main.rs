@@ -1,1 +1,3 @@
-fn main(){}
+//! Arguments, logging, exit codes: nothing else.
+
+fn main() {}

@@ -1,0 +1,9 @@
+//! The pure core: what ought to be in Consul for what is in Kubernetes.
+//!
+//! No I/O, no clock, no randomness, no logging, no async: time and configuration come in as
+//! arguments, and the same input gives the same output whatever the order it arrives in.
+
+pub mod names;
+pub mod object;
+pub mod problem;
+pub mod record;

@@ -1,0 +1,64 @@
+//! What is wrong with one object, told to the people who can mend it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// One thing that is wrong with one object. It never stops the others (invariant 7).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Problem {
+    /// What kind of problem: the reason of the Kubernetes Event and the label of the metric.
+    pub reason: Reason,
+    /// What was expected, what was found and what to do.
+    pub message: String,
+}
+
+/// Kinds of problems. Their names are CamelCase words, as reasons of Kubernetes Events are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Reason {
+    /// An annotation's value is not what it has to be.
+    InvalidAnnotation,
+    /// The name cannot be registered, or cannot be asked for by DNS.
+    InvalidName,
+    /// An endpoint or Service lacks what a registration needs: a port, an address.
+    Incomplete,
+    /// Another Service has this Consul name.
+    NameConflict,
+    /// Others than this program hold instances under this Consul name.
+    ForeignName,
+    /// Others than this program hold this reverse record.
+    ForeignReverseRecord,
+    /// The object could not be read.
+    Undecodable,
+    /// Consul refused the record for what is in it.
+    Refused,
+    /// Consul denied the write: the token lacks a right.
+    Denied,
+    /// Removals that are held until they are confirmed.
+    Held,
+    /// No reverse record can be written, because the datacenter or domain is not known.
+    NoReverseDomain,
+    /// The agent has the record and the catalog does not.
+    NotInCatalog,
+}
+
+// === impl Problem ===
+
+impl Problem {
+    /// A problem of this kind.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
