@@ -68,7 +68,9 @@ pub fn install_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A private key that service-account tokens are signed with, PEM (PKCS #8).
-pub(crate) fn signing_key() -> anyhow::Result<String> {
-    Ok(KeyPair::generate()?.serialize_pem())
+/// A key pair for service-account tokens, both PEM: the private one that signs
+/// and the public one that verifies.
+pub(crate) fn signing_keys() -> anyhow::Result<(String, String)> {
+    let keys = KeyPair::generate()?;
+    Ok((keys.serialize_pem(), keys.public_key_pem()))
 }

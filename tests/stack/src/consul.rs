@@ -1,6 +1,7 @@
 //! Real Consul agents: a single one, three servers, clients that join them.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -345,7 +346,10 @@ fn write_configuration(
     } else {
         json!({"http": http})
     };
-    texts.push(format!("{:#}", json!({"ports": http})));
+    texts.push(format!(
+        "{:#}",
+        json!({"ports": http, "disable_update_check": true})
+    ));
     if options.role != Role::Dev {
         // What -dev does too: elections in one second instead of five, gossip
         // that notices a dead agent in seconds.
@@ -386,6 +390,7 @@ fn command(
         .arg(format!("-bind={}", options.address))
         .arg(format!("-client={}", options.address))
         .arg(format!("-node={node}"))
+        .arg(format!("-node-id={}", node_id(node)))
         .arg(format!("-datacenter={}", options.datacenter))
         .arg(format!("-dns-port={}", ports.dns.number()))
         .arg(format!("-server-port={}", ports.server.number()))
@@ -414,6 +419,21 @@ fn command(
             .arg(format!("-bootstrap-expect={expect}"));
     }
     Ok(command)
+}
+
+/// A node ID that stays when the data is lost, as that of a machine does: with
+/// another one Consul refuses the node's name for as long as gossip says that
+/// the node is alive, which it is.
+fn node_id(node: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    node.hash(&mut hasher);
+    let number = hasher.finish();
+    format!(
+        "{:08x}-{:04x}-4000-8000-{:012x}",
+        number >> 32,
+        number & 0xffff,
+        number & 0xffff_ffff_ffff
+    )
 }
 
 fn is_port_taken(error: &anyhow::Error) -> bool {

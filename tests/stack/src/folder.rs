@@ -4,8 +4,8 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,6 +28,16 @@ static RUN: LazyLock<Run> = LazyLock::new(|| match start_run() {
     Ok(run) => run,
     Err(error) => panic!("no folder for the local cluster's data and logs: {error:#}"),
 });
+
+/// Set once this process has a folder, for messages that must not make one.
+static STARTED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Where the logs are, as a part of a message; empty while there are none.
+pub(crate) fn logs_hint() -> String {
+    STARTED.get().map_or_else(String::new, |path| {
+        format!(" (logs are in {})", path.display())
+    })
+}
 
 /// The folder that all runs of this user share.
 pub(crate) fn base() -> PathBuf {
@@ -71,6 +81,8 @@ fn start_run() -> anyhow::Result<Run> {
         previous(panic);
         eprintln!("logs of the local cluster: {}", logs.display());
     }));
+    // The only call: a `LazyLock` runs this once.
+    let _ = STARTED.set(path.clone());
     Ok(Run { path, _lock: lock })
 }
 

@@ -145,7 +145,7 @@ impl Kubernetes {
             .arg("--authorization-mode=RBAC")
             .arg(format!(
                 "--service-account-key-file={}",
-                files.accounts.display()
+                files.accounts_public.display()
             ))
             .arg(format!(
                 "--service-account-signing-key-file={}",
@@ -227,9 +227,7 @@ impl Kubernetes {
             }
         };
         tokio::select! {
-            outcome = work => outcome.with_context(|| {
-                format!("logs are in {}", folder::run_folder().display())
-            }),
+            outcome = work => outcome,
             error = ended => Err(error),
         }
     }
@@ -382,6 +380,7 @@ struct Files {
     certificate: PathBuf,
     key: PathBuf,
     accounts: PathBuf,
+    accounts_public: PathBuf,
     tokens: PathBuf,
     stages: PathBuf,
 }
@@ -396,7 +395,7 @@ impl Files {
             "127.0.0.1",
             "10.96.0.1",
         ])?;
-        let accounts = certificates::signing_key()?;
+        let (accounts, accounts_public) = certificates::signing_keys()?;
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -407,6 +406,7 @@ impl Files {
             certificate: write("server.pem", &server.certificate)?,
             key: write("server.key", &server.key)?,
             accounts: write("service-accounts.key", &accounts)?,
+            accounts_public: write("service-accounts.pub", &accounts_public)?,
             tokens: write(
                 "tokens.csv",
                 &format!("{token},admin,admin,\"system:masters\"\n"),

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::folder;
+
 /// Short against anything that is waited for here (tens of milliseconds and
 /// more), long enough to leave two cores to the programs that are waited for.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -29,8 +31,9 @@ where
         }
         if Instant::now() + INTERVAL >= end {
             bail!(
-                "not so after {deadline:?}, last: {}",
-                last.unwrap_or_default()
+                "not so after {deadline:?}, last: {}{}",
+                last.unwrap_or_default(),
+                folder::logs_hint()
             );
         }
         sleep(INTERVAL).await;
