@@ -51,11 +51,6 @@ pub(crate) fn runtime() -> &'static Handle {
 pub(crate) async fn spawn(mut command: Command) -> anyhow::Result<Child> {
     command.kill_on_drop(true);
     let (answer, child) = oneshot::channel();
-    SPAWNER
-        .send((command, answer))
-        .context("the thread that starts processes has ended")?;
-    child
-        .await
-        .context("the thread that starts processes has ended")?
-        .context("start the process")
+    SPAWNER.send((command, answer)).context("the thread that starts processes has ended")?;
+    child.await.context("the thread that starts processes has ended")?.context("start the process")
 }

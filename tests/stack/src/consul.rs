@@ -87,18 +87,12 @@ impl ConsulOptions {
 
     /// A single server with a data folder.
     pub fn server() -> Self {
-        Self {
-            role: Role::Server { expect: 1 },
-            ..Self::dev()
-        }
+        Self { role: Role::Server { expect: 1 }, ..Self::dev() }
     }
 
     /// A client agent with a data folder that joins these servers.
     pub fn client<'a>(servers: impl IntoIterator<Item = &'a Consul>) -> Self {
-        let mut options = Self {
-            role: Role::Client,
-            ..Self::dev()
-        };
+        let mut options = Self { role: Role::Client, ..Self::dev() };
         for server in servers {
             options.join.push(server.serf_address());
             options.datacenter.clone_from(&server.options.datacenter);
@@ -212,10 +206,8 @@ impl Consul {
     /// Starts the process without waiting for it.
     async fn launch(options: ConsulOptions) -> Result<Self> {
         certificates::install_provider();
-        let node = options
-            .node
-            .clone()
-            .unwrap_or_else(|| format!("agent-{}", folder::random_name()));
+        let node =
+            options.node.clone().unwrap_or_else(|| format!("agent-{}", folder::random_name()));
         let folder = folder::data_folder("consul")?;
         let ports = Ports {
             http: Port::pick()?,
@@ -224,23 +216,12 @@ impl Consul {
             serf_lan: Port::pick()?,
             serf_wan: Port::pick()?,
         };
-        let scheme = if options.ca.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+        let scheme = if options.ca.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}:{}", options.address, ports.http.number());
         let api = ConsulApi::new(&url, options.token.as_deref(), options.ca.as_deref())?;
         write_configuration(&options, &folder, &ports)?;
         let program = Program::start("consul", command(&options, &node, &folder, &ports)?).await?;
-        Ok(Self {
-            options,
-            node,
-            folder,
-            ports,
-            api,
-            program,
-        })
+        Ok(Self { options, node, folder, ports, api, program })
     }
 
     /// Waits until the agent has a leader and its own node is in the catalog.
@@ -346,10 +327,7 @@ fn write_configuration(
     } else {
         json!({"http": http})
     };
-    texts.push(format!(
-        "{:#}",
-        json!({"ports": http, "disable_update_check": true})
-    ));
+    texts.push(format!("{:#}", json!({"ports": http, "disable_update_check": true})));
     if options.role != Role::Dev {
         // What -dev does too: elections in one second instead of five, gossip
         // that notices a dead agent in seconds.
@@ -362,11 +340,7 @@ fn write_configuration(
     }
     for (number, text) in texts.iter().enumerate() {
         // Consul reads both as HCL: JSON begins with a brace, HCL does not.
-        let extension = if text.trim_start().starts_with('{') {
-            "json"
-        } else {
-            "hcl"
-        };
+        let extension = if text.trim_start().starts_with('{') { "json" } else { "hcl" };
         let path = folder.join(format!("{number:02}.{extension}"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
@@ -381,12 +355,7 @@ fn command(
 ) -> Result<ProgramOptions> {
     // Without -log-level, -dev logs at DEBUG and is ten times slower.
     let mut command = ProgramOptions::new(tools::program("consul")?)
-        .args([
-            "agent",
-            "-log-level=warn",
-            "-grpc-port=-1",
-            "-grpc-tls-port=-1",
-        ])
+        .args(["agent", "-log-level=warn", "-grpc-port=-1", "-grpc-tls-port=-1"])
         .arg(format!("-bind={}", options.address))
         .arg(format!("-client={}", options.address))
         .arg(format!("-node={node}"))
@@ -410,13 +379,9 @@ fn command(
     }
     let data = folder.join(DATA);
     fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
-    command = command
-        .arg(format!("-data-dir={}", data.display()))
-        .arg("-retry-interval=250ms");
+    command = command.arg(format!("-data-dir={}", data.display())).arg("-retry-interval=250ms");
     if let Role::Server { expect } = options.role {
-        command = command
-            .arg("-server")
-            .arg(format!("-bootstrap-expect={expect}"));
+        command = command.arg("-server").arg(format!("-bootstrap-expect={expect}"));
     }
     Ok(command)
 }
@@ -459,16 +424,10 @@ impl ConsulCluster {
         let mut servers: Vec<Consul> = Vec::new();
         for number in 1..=SERVERS {
             let mut options = options.clone();
-            options.role = Role::Server {
-                expect: usize::from(SERVERS),
-            };
+            options.role = Role::Server { expect: usize::from(SERVERS) };
             options.address = Ipv4Addr::new(127, 0, 0, number);
             // The first is there for everybody; gossip tells them of the rest.
-            options.join = servers
-                .first()
-                .map(Consul::serf_address)
-                .into_iter()
-                .collect();
+            options.join = servers.first().map(Consul::serf_address).into_iter().collect();
             options.node = Some(format!("server-{number}"));
             servers.push(Consul::launch(options).await?);
         }

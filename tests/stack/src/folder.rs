@@ -34,9 +34,7 @@ static STARTED: OnceLock<PathBuf> = OnceLock::new();
 
 /// Where the logs are, as a part of a message; empty while there are none.
 pub(crate) fn logs_hint() -> String {
-    STARTED.get().map_or_else(String::new, |path| {
-        format!(" (logs are in {})", path.display())
-    })
+    STARTED.get().map_or_else(String::new, |path| format!(" (logs are in {})", path.display()))
 }
 
 /// The folder that all runs of this user share.

@@ -76,9 +76,7 @@ impl Kubernetes {
         static SHARED: OnceCell<Kubernetes> = OnceCell::const_new();
         SHARED
             .get_or_try_init(|| async {
-                background::runtime()
-                    .spawn(Self::start(KubernetesOptions::default()))
-                    .await?
+                background::runtime().spawn(Self::start(KubernetesOptions::default())).await?
             })
             .await
     }
@@ -102,9 +100,7 @@ impl Kubernetes {
         };
         cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.url(), &cluster.token)?;
         cluster.start_etcd(&etcd_port, &etcd_peer_port).await?;
-        cluster
-            .start_apiserver(&etcd_port, &files, &options.apiserver_flags)
-            .await?;
+        cluster.start_apiserver(&etcd_port, &files, &options.apiserver_flags).await?;
         cluster.wait_ready().await?;
         cluster.start_controllers(&files).await?;
         cluster.node("node-1").await?;
@@ -143,19 +139,12 @@ impl Kubernetes {
             .arg(format!("--cert-dir={}", self.folder.display()))
             .arg(format!("--token-auth-file={}", files.tokens.display()))
             .arg("--authorization-mode=RBAC")
-            .arg(format!(
-                "--service-account-key-file={}",
-                files.accounts_public.display()
-            ))
-            .arg(format!(
-                "--service-account-signing-key-file={}",
-                files.accounts.display()
-            ))
+            .arg(format!("--service-account-key-file={}", files.accounts_public.display()))
+            .arg(format!("--service-account-signing-key-file={}", files.accounts.display()))
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg("--service-cluster-ip-range=10.96.0.0/12")
             .args(extra);
-        self.programs
-            .push(Program::start("kube-apiserver", options).await?);
+        self.programs.push(Program::start("kube-apiserver", options).await?);
         Ok(())
     }
 
@@ -163,10 +152,7 @@ impl Kubernetes {
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
         let manager = ProgramOptions::new(tools::program("kube-controller-manager")?)
             .arg(&kubeconfig)
-            .arg(format!(
-                "--service-account-private-key-file={}",
-                files.accounts.display()
-            ))
+            .arg(format!("--service-account-private-key-file={}", files.accounts.display()))
             .arg(format!("--root-ca-file={}", files.ca.display()))
             .args(["--leader-elect=false", "--secure-port=0"]);
         let scheduler = ProgramOptions::new(tools::program("kube-scheduler")?)
@@ -176,11 +162,9 @@ impl Kubernetes {
             .arg(&kubeconfig)
             .arg(format!("--config={}", files.stages.display()))
             .args(["--manage-all-nodes=true", "--cidr=10.244.0.0/16"]);
-        for (name, options) in [
-            ("kube-controller-manager", manager),
-            ("kube-scheduler", scheduler),
-            ("kwok", kwok),
-        ] {
+        for (name, options) in
+            [("kube-controller-manager", manager), ("kube-scheduler", scheduler), ("kwok", kwok)]
+        {
             self.programs.push(Program::start(name, options).await?);
         }
         Ok(())
@@ -269,13 +253,7 @@ impl Kubernetes {
 
     /// A program of the cluster by its name, to pause or to kill it.
     pub fn program(&self, name: &str) -> Result<&Program> {
-        let names = [
-            "etcd",
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-scheduler",
-            "kwok",
-        ];
+        let names = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"];
         let index = names.iter().position(|known| *known == name);
         index
             .and_then(|index| self.programs.get(index))
@@ -329,12 +307,9 @@ impl Kubernetes {
 
     /// Applies manifests as they are in a file, by `kubectl apply`.
     pub async fn apply_file(&self, path: &Path) -> Result<()> {
-        self.kubectl(
-            ["apply", "--server-side", "--force-conflicts", "--filename"],
-            path,
-        )
-        .await
-        .map(drop)
+        self.kubectl(["apply", "--server-side", "--force-conflicts", "--filename"], path)
+            .await
+            .map(drop)
     }
 
     /// Applies manifests, by `kubectl apply`.
@@ -353,12 +328,7 @@ impl Kubernetes {
         let kubectl = Program::start("kubectl", options).await?;
         let status = kubectl.wait(START_DEADLINE).await?;
         if !status.success() {
-            bail!(
-                "kubectl {} {}: {}",
-                arguments.join(" "),
-                path.display(),
-                kubectl.stderr()
-            );
+            bail!("kubectl {} {}: {}", arguments.join(" "), path.display(), kubectl.stderr());
         }
         Ok(kubectl.stdout())
     }
@@ -407,10 +377,7 @@ impl Files {
             key: write("server.key", &server.key)?,
             accounts: write("service-accounts.key", &accounts)?,
             accounts_public: write("service-accounts.pub", &accounts_public)?,
-            tokens: write(
-                "tokens.csv",
-                &format!("{token},admin,admin,\"system:masters\"\n"),
-            )?,
+            tokens: write("tokens.csv", &format!("{token},admin,admin,\"system:masters\"\n"))?,
             stages: write("stages.yaml", STAGES)?,
         })
     }

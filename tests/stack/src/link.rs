@@ -40,18 +40,9 @@ impl TcpLink {
         let port = Arc::new(Port::pick()?);
         let state = watch::Sender::new(State::Open);
         let (listening_sender, listening) = watch::channel(false);
-        let task = run(
-            Arc::clone(&port),
-            target,
-            state.subscribe(),
-            listening_sender,
-        );
+        let task = run(Arc::clone(&port), target, state.subscribe(), listening_sender);
         background::runtime().spawn(task);
-        let link = Self {
-            port,
-            state,
-            listening,
-        };
+        let link = Self { port, state, listening };
         link.wait_listening(true).await?;
         Ok(link)
     }
@@ -180,8 +171,5 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watch:
 
 /// Waits while the link is silent; false when it is gone.
 async fn open(state: &mut watch::Receiver<State>) -> bool {
-    state
-        .wait_for(|state| *state != State::Silent)
-        .await
-        .is_ok_and(|state| *state == State::Open)
+    state.wait_for(|state| *state != State::Silent).await.is_ok_and(|state| *state == State::Open)
 }

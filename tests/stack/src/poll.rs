@@ -58,20 +58,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn names_the_last_failure() {
-        let outcome: Result<()> = eventually(Duration::from_secs(1), || async {
-            Err("two instances, want three")
-        })
-        .await;
+        let outcome: Result<()> =
+            eventually(Duration::from_secs(1), || async { Err("two instances, want three") }).await;
         let message = outcome.unwrap_err().to_string();
         assert!(message.contains("two instances, want three"), "{message}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn ends_when_the_probe_hangs() {
-        let outcome: Result<()> = eventually(Duration::from_secs(1), || {
-            std::future::pending::<Result<(), String>>()
-        })
-        .await;
+        let outcome: Result<()> =
+            eventually(Duration::from_secs(1), || std::future::pending::<Result<(), String>>())
+                .await;
         let message = outcome.unwrap_err().to_string();
         assert!(message.contains("did not answer"), "{message}");
     }

@@ -34,10 +34,7 @@ impl Port {
             let path = folder.join(number.to_string());
             let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
             if lock.try_lock().is_ok() && is_free(number) {
-                return Ok(Self {
-                    number,
-                    _lock: lock,
-                });
+                return Ok(Self { number, _lock: lock });
             }
         }
         bail!(

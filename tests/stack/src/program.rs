@@ -49,11 +49,7 @@ pub struct ProgramOptions {
 impl ProgramOptions {
     /// A program, by the path of its file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-        }
+        Self { path: path.into(), arguments: Vec::new(), environment: Vec::new() }
     }
 
     /// Adds one argument.
@@ -76,8 +72,7 @@ impl ProgramOptions {
     /// `PATH`, `HOME` (a folder of the run) and a few that cannot mislead it.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 }
@@ -118,10 +113,7 @@ impl Program {
     /// folder.
     pub async fn start(name: &str, options: ProgramOptions) -> Result<Self> {
         if !options.path.is_file() {
-            bail!(
-                "cannot start {name}: {} is not a file",
-                options.path.display()
-            );
+            bail!("cannot start {name}: {} is not a file", options.path.display());
         }
         let home = folder::run_folder().join("home");
         fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
@@ -161,13 +153,7 @@ impl Program {
             exit_sender,
             Arc::clone(&output),
         ));
-        Ok(Self {
-            name: name.to_owned(),
-            pid,
-            signals,
-            exit,
-            output,
-        })
+        Ok(Self { name: name.to_owned(), pid, signals, exit, output })
     }
 
     /// Its process id.
@@ -302,9 +288,7 @@ impl Program {
 
     /// Whether its output has this text.
     pub fn has_written(&self, text: &str) -> bool {
-        self.output
-            .find(&|line: &str| line.contains(text))
-            .is_some()
+        self.output.find(&|line: &str| line.contains(text)).is_some()
     }
 }
 
@@ -322,10 +306,7 @@ async fn supervise(
             .stdout
             .take()
             .map(|pipe| tokio::spawn(read(pipe, Stream::Stdout, Arc::clone(&output)))),
-        child
-            .stderr
-            .take()
-            .map(|pipe| tokio::spawn(read(pipe, Stream::Stderr, output))),
+        child.stderr.take().map(|pipe| tokio::spawn(read(pipe, Stream::Stderr, output))),
     ];
     let status = loop {
         tokio::select! {
@@ -365,10 +346,7 @@ impl Output {
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self {
             path,
-            state: Mutex::new(OutputState {
-                file,
-                lines: VecDeque::new(),
-            }),
+            state: Mutex::new(OutputState { file, lines: VecDeque::new() }),
             count: watch::Sender::new(0),
         })
     }

@@ -142,12 +142,7 @@ impl HttpRecorder {
             .await?
             .with_context(|| format!("listen on {address}"))?;
         let task = runtime.spawn(serve(listener, serving)).abort_handle();
-        Ok(Self {
-            address,
-            shared,
-            task,
-            _port: port,
-        })
+        Ok(Self { address, shared, task, _port: port })
     }
 
     /// Where it listens, `127.0.0.1:port`.
@@ -195,11 +190,7 @@ impl HttpRecorder {
     }
 
     fn add(&self, fault: Fault, left: Option<usize>, matches: Predicate) {
-        self.shared.inner().rules.push(Rule {
-            matches,
-            fault,
-            left,
-        });
+        self.shared.inner().rules.push(Rule { matches, fault, left });
     }
 
     /// Ends all faults.
@@ -323,10 +314,8 @@ impl Shared {
     /// Remembers a request; gives its number and what is to happen to it.
     fn record(&self, request: Recorded) -> (usize, Option<Fault>) {
         let mut inner = self.inner();
-        let rule = inner
-            .rules
-            .iter_mut()
-            .find(|rule| rule.left != Some(0) && (rule.matches)(&request));
+        let rule =
+            inner.rules.iter_mut().find(|rule| rule.left != Some(0) && (rule.matches)(&request));
         let fault = rule.map(|rule| {
             rule.left = rule.left.map(|left| left - 1);
             rule.fault.clone()

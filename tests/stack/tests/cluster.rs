@@ -32,10 +32,7 @@ async fn addresses(slices: &Api<EndpointSlice>, service: &str) -> Result<Vec<Str
 async fn wait_addresses(slices: &Api<EndpointSlice>, service: &str, want: usize) -> Result<()> {
     eventually(DEADLINE, || async {
         let found = addresses(slices, service).await?;
-        ensure!(
-            found.len() == want,
-            "want {want} addresses, found {found:?}"
-        );
+        ensure!(found.len() == want, "want {want} addresses, found {found:?}");
         Ok(())
     })
     .await
@@ -48,14 +45,9 @@ async fn a_deployment_scales_and_its_services_follow() -> Result<()> {
     println!("Kubernetes answered after {:?}", started.elapsed());
     let namespace = cluster.namespace("scale").await?;
     cluster.deployment(&namespace, "web", 1).await?;
-    let service = cluster
-        .service(&namespace, "web", ServiceKind::ClusterIp, &[("http", 80)])
-        .await?;
-    let ip = service
-        .spec
-        .unwrap_or_default()
-        .cluster_ip
-        .unwrap_or_default();
+    let service =
+        cluster.service(&namespace, "web", ServiceKind::ClusterIp, &[("http", 80)]).await?;
+    let ip = service.spec.unwrap_or_default().cluster_ip.unwrap_or_default();
     ensure!(ip.starts_with("10."), "its ClusterIP is {ip:?}");
     let slices = Api::<EndpointSlice>::namespaced(cluster.client()?, &namespace);
     for replicas in [1, 5, 0, 2] {
@@ -65,11 +57,7 @@ async fn a_deployment_scales_and_its_services_follow() -> Result<()> {
         println!("{replicas} pods after {:?}", asked.elapsed());
     }
     let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.client()?, &namespace);
-    let pod = pods
-        .list(&ListParams::default().labels("app=web"))
-        .await?
-        .items
-        .remove(0);
+    let pod = pods.list(&ListParams::default().labels("app=web")).await?.items.remove(0);
     let pod = pod.metadata.name.unwrap_or_default();
     cluster.set_pod_ready(&namespace, &pod, false).await?;
     wait_addresses(&slices, "web", 1).await?;
@@ -81,24 +69,13 @@ async fn a_deployment_scales_and_its_services_follow() -> Result<()> {
 async fn a_test_writes_endpoints_itself() -> Result<()> {
     let cluster = Kubernetes::shared().await?;
     let namespace = cluster.namespace("endpoints").await?;
-    cluster
-        .service(
-            &namespace,
-            "db",
-            ServiceKind::HeadlessSelectorless,
-            &[("sql", 5432)],
-        )
-        .await?;
+    cluster.service(&namespace, "db", ServiceKind::HeadlessSelectorless, &[("sql", 5432)]).await?;
     let slices = Api::<EndpointSlice>::namespaced(cluster.client()?, &namespace);
     let both = [Endpoint::ready("10.1.0.1"), Endpoint::unready("10.1.0.2")];
-    cluster
-        .endpoint_slice(&namespace, "db", "db-1", &both, &[("sql", 5432)])
-        .await?;
+    cluster.endpoint_slice(&namespace, "db", "db-1", &both, &[("sql", 5432)]).await?;
     ensure!(addresses(&slices, "db").await? == ["10.1.0.1"]);
     let other = [Endpoint::ready("10.1.0.2")];
-    cluster
-        .endpoint_slice(&namespace, "db", "db-1", &other, &[("sql", 5432)])
-        .await?;
+    cluster.endpoint_slice(&namespace, "db", "db-1", &other, &[("sql", 5432)]).await?;
     ensure!(addresses(&slices, "db").await? == ["10.1.0.2"]);
     Ok(())
 }
@@ -124,15 +101,10 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: NAMESPACE}]
 async fn a_proxy_has_the_rights_of_its_service_account() -> Result<()> {
     let cluster = Kubernetes::shared().await?;
     let namespace = cluster.namespace("rights").await?;
-    cluster
-        .apply_yaml(&READER.replace("NAMESPACE", &namespace))
-        .await?;
+    cluster.apply_yaml(&READER.replace("NAMESPACE", &namespace)).await?;
     let token = cluster.service_account_token(&namespace, "reader").await?;
     let proxy = KubectlProxy::start(&cluster.kubeconfig_for(&token)?).await?;
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only([])
-        .build()?;
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
     let status = |resource: &str| {
         let url = format!("{}/api/v1/namespaces/{namespace}/{resource}", proxy.url());
         let request = client.get(url);
@@ -150,10 +122,7 @@ async fn a_proxy_has_the_rights_of_its_service_account() -> Result<()> {
 
 async fn register(consul: &Consul, name: &str) -> Result<()> {
     let service = json!({"Name": name, "Address": "10.2.3.4", "Port": 80});
-    consul
-        .api()
-        .put("/v1/agent/service/register", &service)
-        .await?;
+    consul.api().put("/v1/agent/service/register", &service).await?;
     Ok(())
 }
 
@@ -162,10 +131,7 @@ async fn wait_service(consul: &Consul, name: &str, instances: usize) -> Result<(
     eventually(DEADLINE, || async {
         let found = consul.api().get(&path).await?;
         let count = found.as_array().map_or(0, Vec::len);
-        ensure!(
-            count == instances,
-            "want {instances} of {name}, found {found}"
-        );
+        ensure!(count == instances, "want {instances} of {name}, found {found}");
         Ok(())
     })
     .await
@@ -202,9 +168,7 @@ async fn an_agent_with_data_keeps_it_unless_told_otherwise() -> Result<()> {
 async fn acl_and_tls() -> Result<()> {
     let management = "6a1253d2-1785-24fd-91c2-f8e78c745511";
     let authority = kube_consul_stack::Authority::new("tests")?;
-    let options = ConsulOptions::dev()
-        .acl(management)
-        .tls(&authority, false)?;
+    let options = ConsulOptions::dev().acl(management).tls(&authority, false)?;
     let consul = Consul::start(options).await?;
     ensure!(consul.url().starts_with("https://"));
     consul.api().put_text("/v1/kv/a", "b").await?;
@@ -241,10 +205,7 @@ async fn three_servers_elect_another_leader_and_a_client_follows() -> Result<()>
     client.restart(Data::Lost).await?;
     client.wait_ready().await?;
     wait_service(&client, "web", 0).await?;
-    println!(
-        "an empty client lost its service after {:?}",
-        restarted.elapsed()
-    );
+    println!("an empty client lost its service after {:?}", restarted.elapsed());
     Ok(())
 }
 
@@ -252,10 +213,8 @@ async fn three_servers_elect_another_leader_and_a_client_follows() -> Result<()>
 async fn a_paused_agent_does_not_answer() -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev()).await?;
     consul.pause().await;
-    let answer = tokio::time::timeout(
-        Duration::from_millis(300),
-        consul.api().get("/v1/status/leader"),
-    );
+    let answer =
+        tokio::time::timeout(Duration::from_millis(300), consul.api().get("/v1/status/leader"));
     ensure!(answer.await.is_err(), "a paused agent answered");
     consul.resume().await;
     let leader = consul.api().get("/v1/status/leader").await?;

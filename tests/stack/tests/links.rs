@@ -31,9 +31,7 @@ async fn echo() -> Result<SocketAddr> {
 async fn answers(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 4];
     stream.write_all(b"ping").await.is_ok()
-        && timeout(SHORT, stream.read_exact(&mut answer))
-            .await
-            .is_ok_and(|read| read.is_ok())
+        && timeout(SHORT, stream.read_exact(&mut answer)).await.is_ok_and(|read| read.is_ok())
 }
 
 #[tokio::test]
@@ -44,16 +42,10 @@ async fn a_link_is_cut_and_restored() -> Result<()> {
     link.cut().await?;
     let read = timeout(SHORT, stream.read_u8()).await?;
     ensure!(read.is_err(), "a cut link leaves its connection open");
-    ensure!(
-        TcpStream::connect(link.address()).await.is_err(),
-        "a cut link accepts"
-    );
+    ensure!(TcpStream::connect(link.address()).await.is_err(), "a cut link accepts");
     link.restore().await?;
     let mut stream = TcpStream::connect(link.address()).await?;
-    ensure!(
-        answers(&mut stream).await,
-        "a restored link does not forward"
-    );
+    ensure!(answers(&mut stream).await, "a restored link does not forward");
     Ok(())
 }
 
@@ -64,14 +56,8 @@ async fn a_black_hole_keeps_connections() -> Result<()> {
     ensure!(answers(&mut old).await);
     link.blackhole().await?;
     let mut new = TcpStream::connect(link.address()).await?;
-    ensure!(
-        !answers(&mut old).await,
-        "a black hole forwards an old connection"
-    );
-    ensure!(
-        !answers(&mut new).await,
-        "a black hole forwards a new connection"
-    );
+    ensure!(!answers(&mut old).await, "a black hole forwards an old connection");
+    ensure!(!answers(&mut new).await, "a black hole forwards a new connection");
     link.restore().await?;
     // The answers to what was sent meanwhile come first.
     let mut answer = [0; 4];
@@ -86,8 +72,7 @@ async fn a_recorder_counts_writes_and_streams_reads() -> Result<()> {
     let recorder = HttpRecorder::start(consul.url()).await?;
     let api = kube_consul_stack::ConsulApi::new(&recorder.url(), Some("secret"), None)?;
     api.put_text("/v1/kv/a?flags=7", "one").await?;
-    api.put("/v1/txn", &json!([{"KV": {"Verb": "get", "Key": "a"}}]))
-        .await?;
+    api.put("/v1/txn", &json!([{"KV": {"Verb": "get", "Key": "a"}}])).await?;
     ensure!(api.key("a").await?.as_deref() == Some("one"));
     ensure!(recorder.requests().len() == 3);
     let writes = recorder.writes();
@@ -98,10 +83,7 @@ async fn a_recorder_counts_writes_and_streams_reads() -> Result<()> {
     recorder.clear();
     let set = json!([{"KV": {"Verb": "set", "Key": "a", "Value": "dHdv"}}]);
     api.put("/v1/txn", &set).await?;
-    ensure!(
-        recorder.writes().len() == 1,
-        "a transaction that sets is no write"
-    );
+    ensure!(recorder.writes().len() == 1, "a transaction that sets is no write");
 
     // A blocking query is answered when the key changes, not before.
     let index = api.get("/v1/kv/a").await?[0]["ModifyIndex"].clone();
@@ -112,10 +94,7 @@ async fn a_recorder_counts_writes_and_streams_reads() -> Result<()> {
     };
     let asked = Instant::now();
     let (read, _) = tokio::try_join!(api.get(&path), change)?;
-    ensure!(
-        read[0]["Value"] == "dGhyZWU=" && asked.elapsed() >= SHORT,
-        "{read}"
-    );
+    ensure!(read[0]["Value"] == "dGhyZWU=" && asked.elapsed() >= SHORT, "{read}");
     Ok(())
 }
 
@@ -125,32 +104,20 @@ async fn a_recorder_spoils_requests() -> Result<()> {
     let recorder = HttpRecorder::start(consul.url()).await?;
     let api = kube_consul_stack::ConsulApi::new(&recorder.url(), None, None)?;
 
-    let refusal = Fault::Answer(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "No cluster leader".into(),
-    );
+    let refusal = Fault::Answer(StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader".into());
     recorder.fault_times(1, refusal, |request| request.path.starts_with("/v1/kv/a"));
     let error = format!("{:#}", api.put_text("/v1/kv/a", "1").await.unwrap_err());
-    ensure!(
-        error.contains("500") && error.contains("No cluster leader"),
-        "{error}"
-    );
+    ensure!(error.contains("500") && error.contains("No cluster leader"), "{error}");
     api.put_text("/v1/kv/a", "2").await?;
 
     recorder.fault(Fault::DropBefore, |request| request.is_write());
     ensure!(api.put_text("/v1/kv/b", "1").await.is_err());
-    ensure!(
-        api.key("b").await?.is_none(),
-        "a request that was dropped arrived"
-    );
+    ensure!(api.key("b").await?.is_none(), "a request that was dropped arrived");
     recorder.mend();
 
     recorder.fault_times(1, Fault::DropAfter, |request| request.is_write());
     ensure!(api.put_text("/v1/kv/c", "1").await.is_err());
-    ensure!(
-        api.key("c").await?.is_some(),
-        "a request whose answer was dropped is lost"
-    );
+    ensure!(api.key("c").await?.is_some(), "a request whose answer was dropped is lost");
 
     recorder.fault_times(1, Fault::Delay(SHORT), |_| true);
     let asked = Instant::now();
@@ -165,10 +132,7 @@ async fn a_recorder_before_nothing_answers_nothing() -> Result<()> {
     let recorder = HttpRecorder::start(consul.url()).await?;
     let api = kube_consul_stack::ConsulApi::new(&recorder.url(), None, None)?;
     consul.kill().await?;
-    ensure!(
-        api.key("a").await.is_err(),
-        "a recorder before a dead agent answers"
-    );
+    ensure!(api.key("a").await.is_err(), "a recorder before a dead agent answers");
     consul.restart(kube_consul_stack::Data::Lost).await?;
     consul.wait_ready().await?;
     ensure!(api.key("a").await?.is_none());

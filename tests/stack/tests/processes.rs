@@ -18,10 +18,7 @@ fn shell(script: &str) -> ProgramOptions {
 /// Whether a process runs; one that only waits to be reaped does not.
 fn runs(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(") ")
-        .next()
-        .and_then(|rest| rest.chars().next());
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     state.is_some_and(|state| state != 'Z')
 }
 
@@ -50,9 +47,8 @@ async fn no_child_survives_a_killed_parent() -> Result<()> {
         .args(["--exact", "victim", "--nocapture"])
         .env(VICTIM, "1");
     let parent = Program::start("victim", options).await?;
-    let line = parent
-        .wait_for_line("the child's id", DEADLINE, |line| line.contains("child "))
-        .await?;
+    let line =
+        parent.wait_for_line("the child's id", DEADLINE, |line| line.contains("child ")).await?;
     let child: i32 = line.rsplit(' ').next().context("an id")?.parse()?;
     ensure!(runs(child), "the child {child} does not run");
     parent.kill().await?;
@@ -62,8 +58,14 @@ async fn no_child_survives_a_killed_parent() -> Result<()> {
 #[tokio::test]
 async fn a_child_survives_the_thread_that_asked_for_it() -> Result<()> {
     let program = std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        runtime.block_on(Program::start("survivor", shell("sleep 0.3; exit 7")))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let script = shell("echo ready; sleep 0.3; exit 7");
+            let program = Program::start("survivor", script).await?;
+            // Only a child that is under way has asked to die with its parent.
+            program.wait_for_line("ready", DEADLINE, |line| line == "ready").await?;
+            anyhow::Ok(program)
+        })
     })
     .join()
     .ok()
@@ -84,44 +86,22 @@ async fn output_is_captured_apart_and_together() -> Result<()> {
     let script = "echo out; echo err >&2; echo $CONSUL_HTTP_ADDR; exit 3";
     let program = Program::start("output", shell(script).env("CONSUL_HTTP_ADDR", "here")).await?;
     program.wait_for_code(3, DEADLINE).await?;
-    ensure!(
-        program.stdout() == "out\nhere\n",
-        "stdout: {:?}",
-        program.stdout()
-    );
-    ensure!(
-        program.stderr() == "err\n",
-        "stderr: {:?}",
-        program.stderr()
-    );
+    ensure!(program.stdout() == "out\nhere\n", "stdout: {:?}", program.stdout());
+    ensure!(program.stderr() == "err\n", "stderr: {:?}", program.stderr());
     let log = std::fs::read_to_string(program.log())?;
     ensure!(log.lines().count() == 3, "log: {log:?}");
-    let error = program
-        .wait_for_code(0, DEADLINE)
-        .await
-        .unwrap_err()
-        .to_string();
-    ensure!(
-        error.contains("exit status: 3") && error.contains("err"),
-        "{error}"
-    );
+    let error = program.wait_for_code(0, DEADLINE).await.unwrap_err().to_string();
+    ensure!(error.contains("exit status: 3") && error.contains("err"), "{error}");
     Ok(())
 }
 
 #[tokio::test]
 async fn waiting_for_a_line_ends_with_the_program() -> Result<()> {
     let program = Program::start("brief", shell("echo one")).await?;
-    let error = program
-        .wait_for_line("two", DEADLINE, |line| line == "two")
-        .await;
+    let error = program.wait_for_line("two", DEADLINE, |line| line == "two").await;
     let error = error.unwrap_err().to_string();
     ensure!(error.contains("ended without two"), "{error}");
-    ensure!(
-        program
-            .wait_for_line("one", DEADLINE, |line| line == "one")
-            .await?
-            == "one"
-    );
+    ensure!(program.wait_for_line("one", DEADLINE, |line| line == "one").await? == "one");
     Ok(())
 }
 
@@ -129,15 +109,10 @@ async fn waiting_for_a_line_ends_with_the_program() -> Result<()> {
 async fn signals_arrive() -> Result<()> {
     let script = "trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.02; done";
     let program = Program::start("signals", shell(script)).await?;
-    program
-        .wait_for_line("ready", DEADLINE, |line| line == "ready")
-        .await?;
+    program.wait_for_line("ready", DEADLINE, |line| line == "ready").await?;
     program.pause().await;
     program.terminate().await;
-    ensure!(
-        program.wait(Duration::from_millis(300)).await.is_err(),
-        "it was not paused"
-    );
+    ensure!(program.wait(Duration::from_millis(300)).await.is_err(), "it was not paused");
     program.resume().await;
     program.wait_for_code(5, DEADLINE).await?;
     ensure!(program.has_written("term"));

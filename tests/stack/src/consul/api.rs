@@ -27,20 +27,14 @@ impl std::fmt::Debug for ConsulApi {
 impl ConsulApi {
     /// A client of the agent at `url` with a token, trusting an authority (PEM).
     pub fn new(url: &str, token: Option<&str>, ca: Option<&str>) -> Result<Self> {
-        let authority = ca
-            .map(|pem| Certificate::from_pem(pem.as_bytes()))
-            .transpose()?;
+        let authority = ca.map(|pem| Certificate::from_pem(pem.as_bytes())).transpose()?;
         let client = Client::builder()
             .no_proxy()
             .timeout(REQUEST_DEADLINE)
             .tls_certs_only(authority)
             .build()
             .context("make a client for Consul")?;
-        Ok(Self {
-            client,
-            url: url.to_owned(),
-            token: token.map(ToOwned::to_owned),
-        })
+        Ok(Self { client, url: url.to_owned(), token: token.map(ToOwned::to_owned) })
     }
 
     /// The agent's URL.
@@ -51,10 +45,7 @@ impl ConsulApi {
     /// The same client with another token, or none.
     #[must_use]
     pub fn with_token(&self, token: Option<&str>) -> Self {
-        Self {
-            token: token.map(ToOwned::to_owned),
-            ..self.clone()
-        }
+        Self { token: token.map(ToOwned::to_owned), ..self.clone() }
     }
 
     /// GET; null for an answer without a body and for 404.
@@ -77,11 +68,7 @@ impl ConsulApi {
 
     /// PUT of JSON (null: an empty body).
     pub async fn put(&self, path: &str, body: &Value) -> Result<Value> {
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
+        let body = if body.is_null() { String::new() } else { body.to_string() };
         let answer = self.send(Method::PUT, path, body).await?;
         parse(&format!("PUT {path}"), &answer)
     }
@@ -100,10 +87,7 @@ impl ConsulApi {
 
     async fn send(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, String)> {
         let what = format!("{method} {}{path}", self.url);
-        let mut request = self
-            .client
-            .request(method, format!("{}{path}", self.url))
-            .body(body);
+        let mut request = self.client.request(method, format!("{}{path}", self.url)).body(body);
         if let Some(token) = &self.token {
             request = request.header("X-Consul-Token", token);
         }

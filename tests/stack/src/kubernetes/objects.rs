@@ -46,18 +46,12 @@ pub struct Endpoint {
 impl Endpoint {
     /// A ready endpoint.
     pub fn ready(address: &str) -> Self {
-        Self {
-            address: address.to_owned(),
-            ready: Some(true),
-        }
+        Self { address: address.to_owned(), ready: Some(true) }
     }
 
     /// An endpoint that is not ready.
     pub fn unready(address: &str) -> Self {
-        Self {
-            address: address.to_owned(),
-            ready: Some(false),
-        }
+        Self { address: address.to_owned(), ready: Some(false) }
     }
 }
 
@@ -184,10 +178,7 @@ impl Kubernetes {
         if matches!(kind, ServiceKind::ClusterIp | ServiceKind::Headless) {
             spec["selector"] = json!({"app": name});
         }
-        if matches!(
-            kind,
-            ServiceKind::Headless | ServiceKind::HeadlessSelectorless
-        ) {
+        if matches!(kind, ServiceKind::Headless | ServiceKind::HeadlessSelectorless) {
             spec["clusterIP"] = json!("None");
         }
         let object = json!({"metadata": {"name": name}, "spec": spec});
@@ -203,15 +194,11 @@ impl Kubernetes {
         endpoints: &[Endpoint],
         ports: &[(&str, u16)],
     ) -> Result<EndpointSlice> {
-        let ipv6 = endpoints
-            .iter()
-            .any(|endpoint| endpoint.address.contains(':'));
+        let ipv6 = endpoints.iter().any(|endpoint| endpoint.address.contains(':'));
         let endpoints: Vec<Value> = endpoints
             .iter()
             .map(|endpoint| {
-                let conditions = endpoint
-                    .ready
-                    .map_or(json!({}), |ready| json!({"ready": ready}));
+                let conditions = endpoint.ready.map_or(json!({}), |ready| json!({"ready": ready}));
                 json!({"addresses": [endpoint.address], "conditions": conditions})
             })
             .collect();
@@ -231,11 +218,7 @@ impl Kubernetes {
             "ports": ports,
         });
         Api::<EndpointSlice>::namespaced(self.client()?, namespace)
-            .patch(
-                name,
-                &PatchParams::apply("kube-consul-tests").force(),
-                &Patch::Apply(object),
-            )
+            .patch(name, &PatchParams::apply("kube-consul-tests").force(), &Patch::Apply(object))
             .await
             .with_context(|| format!("write EndpointSlice {namespace}/{name}"))
     }
