@@ -22,7 +22,7 @@ pub use api::ConsulApi;
 
 /// One agent answers within a second, three servers elect within five; a debug
 /// build beside it makes that several times as long.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 
 /// How long an agent that is told to stop gets to leave its cluster. It takes
 /// about 5 s for a client, a server may wait for its peers.

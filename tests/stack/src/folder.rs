@@ -12,7 +12,7 @@ use anyhow::Context as _;
 
 /// How long the logs of an ended run are kept: a working day, in which somebody
 /// still looks at yesterday's failure.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+const KEPT: Duration = Duration::from_hours(24);
 
 /// A run holds this file locked while it lives.
 const LOCK: &str = "lock";
@@ -116,12 +116,14 @@ pub fn remove_run_folder() -> std::io::Result<()> {
     fs::remove_dir_all(run_folder())
 }
 
-/// Ten lower-case letters and digits, other ones each time and in each process.
+/// Eight lower-case letters and digits, other ones each time and in each process.
 pub(crate) fn random_name() -> String {
     // Each `RandomState` has other keys, from the system's random numbers.
     let number = RandomState::new().hash_one(std::process::id());
     let digits = b"0123456789abcdefghijklmnopqrstuv";
-    (0..10)
-        .map(|digit| char::from(digits[(number >> (5 * digit)) as usize % digits.len()]))
+    number
+        .to_be_bytes()
+        .map(|byte| char::from(digits[usize::from(byte) % digits.len()]))
+        .iter()
         .collect()
 }

@@ -1,13 +1,14 @@
 //! A real Kubernetes: etcd, API server with RBAC, controller manager,
 //! scheduler, and kwok in place of nodes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::certificates::{self, Authority};
@@ -47,13 +48,19 @@ pub struct KubernetesOptions {
 /// A running cluster; dropped, it is gone.
 #[derive(Debug)]
 pub struct Kubernetes {
-    address: SocketAddr,
     ca: String,
     token: String,
     folder: PathBuf,
     kubeconfig: PathBuf,
     programs: Vec<Program>,
-    _ports: Vec<Port>,
+    ports: Ports,
+}
+
+#[derive(Debug)]
+struct Ports {
+    etcd: Port,
+    etcd_peer: Port,
+    apiserver: Port,
 }
 
 impl Kubernetes {
@@ -83,35 +90,33 @@ impl Kubernetes {
 
     async fn try_start(options: &KubernetesOptions) -> Result<Self> {
         let folder = folder::data_folder("kubernetes")?;
-        let (etcd_port, etcd_peer_port, port) = (Port::pick()?, Port::pick()?, Port::pick()?);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
+        let ports =
+            Ports { etcd: Port::pick()?, etcd_peer: Port::pick()?, apiserver: Port::pick()? };
         let authority = Authority::new("kube-consul local cluster")?;
         // Ends up in a process's arguments nowhere: a token file is read.
         let token = format!("admin-{}", folder::random_name());
         let files = Files::write(&folder, &authority, &token)?;
         let mut cluster = Self {
-            address,
             ca: authority.pem().to_owned(),
             kubeconfig: folder.join("admin.kubeconfig"),
             folder,
             token,
             programs: Vec::new(),
-            _ports: Vec::new(),
+            ports,
         };
         cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.url(), &cluster.token)?;
-        cluster.start_etcd(&etcd_port, &etcd_peer_port).await?;
-        cluster.start_apiserver(&etcd_port, &files, &options.apiserver_flags).await?;
+        cluster.start_etcd().await?;
+        cluster.start_apiserver(&files, &options.apiserver_flags).await?;
         cluster.wait_ready().await?;
         cluster.start_controllers(&files).await?;
         cluster.node("node-1").await?;
         cluster.wait_controllers().await?;
-        cluster._ports = vec![etcd_port, etcd_peer_port, port];
         Ok(cluster)
     }
 
-    async fn start_etcd(&mut self, client: &Port, peer: &Port) -> Result<()> {
-        let client = format!("http://127.0.0.1:{}", client.number());
-        let peer = format!("http://127.0.0.1:{}", peer.number());
+    async fn start_etcd(&mut self) -> Result<()> {
+        let client = format!("http://127.0.0.1:{}", self.ports.etcd.number());
+        let peer = format!("http://127.0.0.1:{}", self.ports.etcd_peer.number());
         let options = ProgramOptions::new(tools::program("etcd")?)
             .args(["--unsafe-no-fsync", "--log-level=warn"])
             .arg(format!("--data-dir={}", self.folder.join("etcd").display()))
@@ -124,16 +129,11 @@ impl Kubernetes {
         Ok(())
     }
 
-    async fn start_apiserver(
-        &mut self,
-        etcd: &Port,
-        files: &Files,
-        extra: &[String],
-    ) -> Result<()> {
+    async fn start_apiserver(&mut self, files: &Files, extra: &[String]) -> Result<()> {
         let options = ProgramOptions::new(tools::program("kube-apiserver")?)
-            .arg(format!("--etcd-servers=http://127.0.0.1:{}", etcd.number()))
+            .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd.number()))
             .arg("--bind-address=127.0.0.1")
-            .arg(format!("--secure-port={}", self.address.port()))
+            .arg(format!("--secure-port={}", self.ports.apiserver.number()))
             .arg(format!("--tls-cert-file={}", files.certificate.display()))
             .arg(format!("--tls-private-key-file={}", files.key.display()))
             .arg(format!("--cert-dir={}", self.folder.display()))
@@ -218,12 +218,12 @@ impl Kubernetes {
 
     /// The API server's URL, `https://127.0.0.1:port`.
     pub fn url(&self) -> String {
-        format!("https://{}", self.address)
+        format!("https://{}", self.address())
     }
 
     /// The API server's address, for a [`crate::TcpLink`] in front of it.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        (Ipv4Addr::LOCALHOST, self.ports.apiserver.number()).into()
     }
 
     /// The authority that signed the API server's certificate, PEM.
@@ -305,32 +305,61 @@ impl Kubernetes {
         Ok(kube::Client::try_from(config)?)
     }
 
-    /// Applies manifests as they are in a file, by `kubectl apply`.
-    pub async fn apply_file(&self, path: &Path) -> Result<()> {
-        self.kubectl(["apply", "--server-side", "--force-conflicts", "--filename"], path)
-            .await
-            .map(drop)
+    /// Applies the manifests of a file as `kubectl apply` does, their namespaces
+    /// first, and gives the objects.
+    pub async fn apply_file(&self, path: &Path) -> Result<Vec<Value>> {
+        let path = path.to_str().context("a path that is not Unicode")?;
+        // What the file says, without asking the API server about it.
+        let flags = ["--dry-run=client", "--validate=false"];
+        let planned = self.apply(path, &flags).await?;
+        let namespaces = planned.iter().filter_map(|object| {
+            let name = if object["kind"] == "Namespace" { "name" } else { "namespace" };
+            object["metadata"][name].as_str()
+        });
+        for name in namespaces.collect::<BTreeSet<_>>() {
+            self.ensure_namespace(name).await?;
+        }
+        self.apply(path, &["--server-side", "--force-conflicts"]).await
     }
 
-    /// Applies manifests, by `kubectl apply`.
-    pub async fn apply_yaml(&self, text: &str) -> Result<()> {
+    /// Applies manifests as `kubectl apply` does, and gives the objects.
+    pub async fn apply_yaml(&self, text: &str) -> Result<Vec<Value>> {
         let path = self.folder.join(folder::unique("manifest"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         self.apply_file(&path).await
     }
 
+    async fn apply(&self, path: &str, flags: &[&str]) -> Result<Vec<Value>> {
+        let arguments = [&["apply", "--output=json", "--filename", path], flags].concat();
+        let text = self.kubectl(&arguments).await?;
+        // One JSON value for a single object, a list of several.
+        let mut answer: Value = serde_json::from_str(&text)
+            .with_context(|| format!("kubectl apply printed no JSON: {text}"))?;
+        Ok(match answer["items"].take() {
+            Value::Array(items) => items,
+            _ => vec![answer],
+        })
+    }
+
     /// Runs kubectl as an administrator and gives its output.
-    async fn kubectl<const N: usize>(&self, arguments: [&str; N], path: &Path) -> Result<String> {
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let options = ProgramOptions::new(tools::program("kubectl")?)
             .arg(format!("--kubeconfig={}", self.kubeconfig.display()))
-            .args(arguments)
-            .arg(path);
+            .args(arguments);
         let kubectl = Program::start("kubectl", options).await?;
         let status = kubectl.wait(START_DEADLINE).await?;
         if !status.success() {
-            bail!("kubectl {} {}: {}", arguments.join(" "), path.display(), kubectl.stderr());
+            bail!("kubectl {} ended with {status}: {}", arguments.join(" "), kubectl.stderr());
         }
         Ok(kubectl.stdout())
+    }
+
+    /// Ends all of it, the API server's clients first.
+    pub async fn stop(self) -> Result<()> {
+        for program in self.programs.iter().rev() {
+            program.kill().await?;
+        }
+        Ok(())
     }
 }
 

@@ -67,8 +67,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ends_when_the_probe_hangs() {
         let outcome: Result<()> =
-            eventually(Duration::from_secs(1), || std::future::pending::<Result<(), String>>())
-                .await;
+            eventually(Duration::from_secs(1), std::future::pending::<Result<(), String>>).await;
         let message = outcome.unwrap_err().to_string();
         assert!(message.contains("did not answer"), "{message}");
     }

@@ -52,8 +52,9 @@ impl Recorded {
         match self.method {
             Method::PUT | Method::POST | Method::DELETE => {
                 let path = self.path.split('?').next().unwrap_or_default();
-                !path.starts_with("/v1/session/renew/")
-                    && !(path == "/v1/txn" && reads_only(&self.body))
+                let renews = path.starts_with("/v1/session/renew/");
+                let reads = path == "/v1/txn" && reads_only(&self.body);
+                !renews && !reads
             }
             _ => false,
         }

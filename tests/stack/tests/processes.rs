@@ -38,7 +38,7 @@ async fn victim() -> Result<()> {
     }
     let child = Program::start("sleep", ProgramOptions::new("/bin/sleep").arg("600")).await?;
     println!("child {}", child.pid());
-    child.wait(Duration::from_secs(600)).await.map(drop)
+    child.wait(Duration::from_mins(10)).await.map(drop)
 }
 
 #[tokio::test]

@@ -19,22 +19,25 @@ use crate::folder;
 use crate::poll::eventually;
 
 /// Controllers answer within a second; a busy machine makes that longer.
-const CONTROLLER_DEADLINE: Duration = Duration::from_secs(60);
+const CONTROLLER_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Who the API server says has written what the test applied.
+const FIELD_MANAGER: &str = "kube-consul-tests";
 
 /// The kinds of Service that tests make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServiceKind {
-    /// With a ClusterIP, selecting the pods of the Deployment of its name.
+    /// With a `ClusterIP`, selecting the pods of the Deployment of its name.
     ClusterIp,
     /// Headless, selecting the pods of the Deployment of its name.
     Headless,
-    /// With a ClusterIP and without a selector: the test writes its endpoints.
+    /// With a `ClusterIP` and without a selector: the test writes its endpoints.
     Selectorless,
     /// Headless and without a selector.
     HeadlessSelectorless,
 }
 
-/// One endpoint of a written EndpointSlice.
+/// One endpoint of a written `EndpointSlice`.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Its IP address.
@@ -77,13 +80,19 @@ impl Kubernetes {
     /// Creates a fresh namespace, ready for pods, whose name begins with `prefix`.
     pub async fn namespace(&self, prefix: &str) -> Result<String> {
         let name = format!("{prefix}-{}", folder::random_name());
-        let object = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        self.ensure_namespace(&name).await?;
+        Ok(name)
+    }
+
+    /// Creates a namespace unless it is there, and waits until it is ready for
+    /// pods.
+    pub(super) async fn ensure_namespace(&self, name: &str) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         Api::<Namespace>::all(self.client()?)
-            .create(&PostParams::default(), &object)
+            .patch(name, &PatchParams::apply(FIELD_MANAGER), &Patch::Apply(object))
             .await
             .with_context(|| format!("create namespace {name}"))?;
-        self.wait_namespace(&name).await?;
-        Ok(name)
+        self.wait_namespace(name).await
     }
 
     /// Waits until pods can be created in a namespace.
@@ -185,7 +194,7 @@ impl Kubernetes {
         self.create(namespace, object).await
     }
 
-    /// Creates an EndpointSlice of a Service, or replaces the one of that name.
+    /// Creates an `EndpointSlice` of a Service, or replaces the one of that name.
     pub async fn endpoint_slice(
         &self,
         namespace: &str,
@@ -211,19 +220,19 @@ impl Kubernetes {
             "kind": "EndpointSlice",
             "metadata": {"name": name, "labels": {
                 "kubernetes.io/service-name": service,
-                "endpointslice.kubernetes.io/managed-by": "kube-consul-tests",
+                "endpointslice.kubernetes.io/managed-by": FIELD_MANAGER,
             }},
             "addressType": if ipv6 { "IPv6" } else { "IPv4" },
             "endpoints": endpoints,
             "ports": ports,
         });
         Api::<EndpointSlice>::namespaced(self.client()?, namespace)
-            .patch(name, &PatchParams::apply("kube-consul-tests").force(), &Patch::Apply(object))
+            .patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
             .await
             .with_context(|| format!("write EndpointSlice {namespace}/{name}"))
     }
 
-    /// A token of a service account, by TokenRequest.
+    /// A token of a service account, by `TokenRequest`.
     pub async fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
