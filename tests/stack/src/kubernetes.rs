@@ -69,7 +69,8 @@ impl Kubernetes {
         certificates::install_provider();
         let mut attempt = 1;
         loop {
-            match Self::try_start(&options).await {
+            // Boxed: a start holds much that no caller's future should.
+            match Box::pin(Self::try_start(&options)).await {
                 Err(error) if attempt < ATTEMPTS && is_port_taken(&error) => attempt += 1,
                 outcome => return outcome.context("start a local Kubernetes"),
             }
@@ -93,7 +94,6 @@ impl Kubernetes {
         let ports =
             Ports { etcd: Port::pick()?, etcd_peer: Port::pick()?, apiserver: Port::pick()? };
         let authority = Authority::new("kube-consul local cluster")?;
-        // Ends up in a process's arguments nowhere: a token file is read.
         let token = format!("admin-{}", folder::random_name());
         let files = Files::write(&folder, &authority, &token)?;
         let mut cluster = Self {
@@ -109,8 +109,10 @@ impl Kubernetes {
         cluster.start_apiserver(&files, &options.apiserver_flags).await?;
         cluster.wait_ready().await?;
         cluster.start_controllers(&files).await?;
-        cluster.node("node-1").await?;
-        cluster.wait_controllers().await?;
+        cluster
+            .while_running(cluster.wait_controllers())
+            .await
+            .context("wait for the controllers")?;
         Ok(cluster)
     }
 
@@ -189,15 +191,11 @@ impl Kubernetes {
         .context("wait for the API server")
     }
 
-    /// The controllers work once the node is schedulable and the default
-    /// namespace has what pods need.
+    /// The controllers work once a node is schedulable and the default namespace
+    /// has what pods need.
     async fn wait_controllers(&self) -> Result<()> {
-        self.while_running(async {
-            self.wait_namespace("default").await?;
-            self.wait_schedulable("node-1").await
-        })
-        .await
-        .context("wait for the controllers")
+        self.node("node-1").await?;
+        self.wait_namespace("default").await
     }
 
     /// Waits for something, but not longer than every program runs.

@@ -18,7 +18,8 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
         }
         return Ok(path);
     }
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    let tools = root.unwrap_or(Path::new(".")).join(".tools/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::iter::once(tools)
         .chain(std::env::split_paths(&path))

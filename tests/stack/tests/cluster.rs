@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The ready addresses in a Service's EndpointSlices, sorted.
+/// The ready addresses in a Service's `EndpointSlices`, sorted.
 async fn addresses(slices: &Api<EndpointSlice>, service: &str) -> Result<Vec<String>> {
     let of = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
     let mut addresses = Vec::new();

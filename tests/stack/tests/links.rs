@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::{Consul, ConsulOptions, Fault, HttpRecorder, TcpLink};
+use kube_consul_stack::{Consul, ConsulOptions, Fault, HttpRecorder, Recorded, TcpLink};
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -110,12 +110,12 @@ async fn a_recorder_spoils_requests() -> Result<()> {
     ensure!(error.contains("500") && error.contains("No cluster leader"), "{error}");
     api.put_text("/v1/kv/a", "2").await?;
 
-    recorder.fault(Fault::DropBefore, |request| request.is_write());
+    recorder.fault(Fault::DropBefore, Recorded::is_write);
     ensure!(api.put_text("/v1/kv/b", "1").await.is_err());
     ensure!(api.key("b").await?.is_none(), "a request that was dropped arrived");
     recorder.mend();
 
-    recorder.fault_times(1, Fault::DropAfter, |request| request.is_write());
+    recorder.fault_times(1, Fault::DropAfter, Recorded::is_write);
     ensure!(api.put_text("/v1/kv/c", "1").await.is_err());
     ensure!(api.key("c").await?.is_some(), "a request whose answer was dropped is lost");
 

@@ -118,7 +118,7 @@ impl Kubernetes {
         self.wait_schedulable(name).await
     }
 
-    pub(super) async fn wait_schedulable(&self, name: &str) -> Result<()> {
+    async fn wait_schedulable(&self, name: &str) -> Result<()> {
         let nodes = Api::<Node>::all(self.client()?);
         eventually(CONTROLLER_DEADLINE, || async {
             let spec = nodes.get(name).await?.spec.unwrap_or_default();
@@ -237,7 +237,7 @@ impl Kubernetes {
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 // Longer than any test runs.
-                expiration_seconds: Some(24 * 3600),
+                expiration_seconds: Some(24 * 60 * 60),
                 ..TokenRequestSpec::default()
             }),
             ..TokenRequest::default()

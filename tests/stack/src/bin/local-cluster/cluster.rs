@@ -29,7 +29,7 @@ pub struct LocalCluster {
     consul: Consul,
     bridge: Program,
     admin: Port,
-    /// The ClusterIP of the sample's Service `web`.
+    /// The `ClusterIP` of the sample's Service `web`.
     address: String,
 }
 
@@ -75,7 +75,7 @@ impl LocalCluster {
         .await
     }
 
-    /// Gives the ClusterIP of `web`.
+    /// Gives the `ClusterIP` of `web`.
     async fn deploy_sample(&self) -> Result<String> {
         self.kubernetes.apply_yaml(SAMPLE).await?;
         for (name, instances) in [("web", 1), ("web-metrics", 1), ("db", 2)] {

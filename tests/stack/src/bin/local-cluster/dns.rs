@@ -38,10 +38,10 @@ pub async fn addresses(server: SocketAddr, name: &str) -> Result<u16> {
         .await
         .with_context(|| format!("{server} does not answer"))??;
     match &answer[..length] {
-        [0, 1, _, code, _, _, high, low, ..] if code & 0xf == 0 => {
+        [0, 1, _, code, _, _, high, low, ..] if code % 16 == 0 => {
             Ok(u16::from_be_bytes([*high, *low]))
         }
-        [_, _, _, code, ..] => bail!("{server} answers {name} with code {}", code & 0xf),
+        [_, _, _, code, ..] => bail!("{server} answers {name} with code {}", code % 16),
         _ => bail!("{server} answers {length} bytes"),
     }
 }

@@ -37,10 +37,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let screen = Screen::new();
-    let outcome = tokio::select! {
-        outcome = run(&arguments, &screen) => outcome,
-        outcome = interrupted() => outcome,
-    };
+    let outcome = Box::pin(run(&arguments, &screen)).await;
     match outcome {
         Ok(()) => {
             // What is left there belongs to programs that have just been killed.
@@ -75,7 +72,11 @@ async fn run(arguments: &Arguments, screen: &Screen) -> Result<()> {
             .context("find the folder of this program")?
             .with_file_name("kube-consul"),
     };
-    let cluster = LocalCluster::start(&bridge, &arguments.manifests, screen).await?;
+    let starting = LocalCluster::start(&bridge, &arguments.manifests, screen);
+    let cluster = tokio::select! {
+        cluster = starting => cluster?,
+        outcome = interrupted() => return outcome,
+    };
     let steps = cluster.steps()?;
     println!("\n{}\n", screen.heading("Kubernetes and Consul are in step. Try, in another shell:"));
     for step in &steps {
@@ -84,10 +85,13 @@ async fn run(arguments: &Arguments, screen: &Screen) -> Result<()> {
     println!("The sample is in tests/stack/src/bin/local-cluster/sample.yaml.");
     println!("Logs: {}", run_folder().display());
     let outcome = if arguments.exit_after_ready {
-        cluster.while_running(steps::check(&steps)).await
+        tokio::select! {
+            outcome = cluster.while_running(steps::check(&steps)) => outcome,
+            outcome = interrupted() => outcome,
+        }
     } else {
         println!("{}", screen.heading("Ctrl-C ends all of it."));
-        cluster.while_running(std::future::pending()).await
+        cluster.while_running(interrupted()).await
     };
     cluster.stop().await?;
     outcome

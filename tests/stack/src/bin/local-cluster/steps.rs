@@ -82,7 +82,7 @@ pub fn steps(places: &Places) -> Result<Vec<Step>> {
         step("... its pods are its instances", format!("{dig} db.service.consul"), "10.244.", 5),
         step(
             "... over Consul's HTTP API",
-            format!("curl -sS '{consul}/v1/health/service/db?passing' | grep ServiceAddress"),
+            format!("curl -sS '{consul}/v1/catalog/service/db' | grep '\"ServiceAddress\"'"),
             "10.244.",
             5,
         ),
