@@ -40,9 +40,21 @@ const STAGES: &str = include_str!("kubernetes/stages.yaml");
 /// What can be different from the usual cluster.
 #[derive(Debug, Clone, Default)]
 pub struct KubernetesOptions {
-    /// Further flags of the API server, such as
-    /// `--runtime-config=discovery.k8s.io/v1=false`.
+    /// Further flags of the API server.
     pub apiserver_flags: Vec<String>,
+    /// Checks of its `/readyz` that will never be good with those flags.
+    pub unready_checks: Vec<String>,
+}
+
+impl KubernetesOptions {
+    /// A cluster as it was before Kubernetes had `EndpointSlices`. The API
+    /// server itself looks for them, and never says that it is ready.
+    pub fn without_endpoint_slices() -> Self {
+        Self {
+            apiserver_flags: vec!["--runtime-config=discovery.k8s.io/v1=false".to_owned()],
+            unready_checks: vec!["informer-sync".to_owned()],
+        }
+    }
 }
 
 /// A running cluster; dropped, it is gone.
@@ -107,7 +119,7 @@ impl Kubernetes {
         cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.url(), &cluster.token)?;
         cluster.start_etcd().await?;
         cluster.start_apiserver(&files, &options.apiserver_flags).await?;
-        cluster.wait_ready().await?;
+        cluster.wait_ready(&options.unready_checks).await?;
         cluster.start_controllers(&files).await?;
         cluster
             .while_running(cluster.wait_controllers())
@@ -172,19 +184,21 @@ impl Kubernetes {
         Ok(())
     }
 
-    async fn wait_ready(&self) -> Result<()> {
+    async fn wait_ready(&self, unready: &[String]) -> Result<()> {
         let ca = reqwest::Certificate::from_pem(self.ca.as_bytes())?;
         let client = reqwest::Client::builder()
             .no_proxy()
             .tls_certs_only([ca])
             .timeout(REQUEST_DEADLINE)
             .build()?;
-        let url = format!("{}/readyz", self.url());
+        let excluded = unready.iter().map(|check| format!("&exclude={check}"));
+        let url = format!("{}/readyz?verbose{}", self.url(), excluded.collect::<String>());
         self.while_running(eventually(START_DEADLINE, || async {
             let answer = client.get(&url).bearer_auth(&self.token).send().await?;
             let status = answer.status();
             let text = answer.text().await?;
-            ensure!(status.is_success(), "/readyz answers {status}: {text}");
+            let failed: Vec<_> = text.lines().filter(|line| line.starts_with("[-]")).collect();
+            ensure!(status.is_success(), "/readyz answers {status}: {}", failed.join(", "));
             anyhow::Ok(())
         }))
         .await

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams};
 use kube_consul_stack::{
-    Consul, ConsulCluster, ConsulOptions, Data, Endpoint, KubectlProxy, Kubernetes, ServiceKind,
-    eventually,
+    Consul, ConsulCluster, ConsulOptions, Data, Endpoint, KubectlProxy, Kubernetes,
+    KubernetesOptions, ServiceKind, eventually,
 };
 use serde_json::{Value, json};
 
@@ -78,6 +79,27 @@ async fn a_test_writes_endpoints_itself() -> Result<()> {
     cluster.endpoint_slice(&namespace, "db", "db-1", &other, &[("sql", 5432)]).await?;
     ensure!(addresses(&slices, "db").await? == ["10.1.0.2"]);
     Ok(())
+}
+
+#[tokio::test]
+async fn an_api_server_without_endpoint_slices() -> Result<()> {
+    let cluster = Kubernetes::start(KubernetesOptions::without_endpoint_slices()).await?;
+    let namespace = cluster.namespace("old").await?;
+    cluster.deployment(&namespace, "web", 2).await?;
+    cluster.service(&namespace, "web", ServiceKind::ClusterIp, &[("http", 80)]).await?;
+    let client = cluster.client()?;
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), &namespace);
+    let error = slices.list(&ListParams::default()).await.unwrap_err().to_string();
+    ensure!(error.contains("404"), "EndpointSlices are there: {error}");
+    // The controller still writes Endpoints.
+    let endpoints = Api::<Endpoints>::namespaced(client, &namespace);
+    eventually(DEADLINE, || async {
+        let subsets = endpoints.get("web").await?.subsets.unwrap_or_default();
+        let addresses = subsets.into_iter().filter_map(|subset| subset.addresses).flatten();
+        ensure!(addresses.count() == 2, "Endpoints lack addresses");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 const READER: &str = "
