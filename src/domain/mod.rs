@@ -6,9 +6,11 @@
 pub mod annotations;
 pub mod claims;
 pub mod desired;
+pub mod ledger;
 pub mod names;
 pub mod object;
 pub mod problem;
+pub mod reconciler;
 pub mod record;
 pub mod registration_id;
 pub mod reverse_dns;
@@ -17,3 +19,4 @@ pub mod settings;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod world;

@@ -120,6 +120,8 @@ pub enum Answer {
     Failed(String),
     /// No answer came: it may still be applied, up to 30 s later.
     Unanswered(String),
+    /// Not sent, because the write that it goes with failed.
+    NotSent,
     /// The lock is no longer ours (invariant 9).
     Fenced,
 }

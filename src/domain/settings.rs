@@ -33,6 +33,8 @@ pub struct Settings {
     pub reverse: ReverseScope,
     /// Whether names that others hold are joined.
     pub join_existing: bool,
+    /// Whether many removals of objects that still exist are made at the first reconciliation.
+    pub allow_removals: bool,
 }
 
 /// Which addresses of a Service are registered.
@@ -146,6 +148,7 @@ impl Settings {
             on_conflict: OnConflict::First,
             reverse: ReverseScope::Services,
             join_existing: false,
+            allow_removals: false,
         }
     }
 

@@ -1,0 +1,212 @@
+//! What Consul is known to have of ours: a fingerprint of each record, not a copy.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::names::ObjectKey;
+use super::record::{Check, Fingerprint, Registration};
+
+/// The known records.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// The registrations of each Service, sorted by ID.
+    registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
+    /// Reverse keys that are ours, or that we want and others have.
+    reverse: HashMap<Box<str>, KnownReverse>,
+    /// Registrations under each Consul name.
+    names: HashMap<Arc<str>, usize>,
+    /// Number of the read-back that is under way or was the last.
+    pub(super) read_back: u32,
+}
+
+/// A registration that Consul has.
+#[derive(Clone, Debug)]
+pub struct KnownRegistration {
+    /// The service ID.
+    pub id: Box<str>,
+    /// The Consul service name that it was registered under.
+    pub service: Arc<str>,
+    /// Its content; `None` while a write that got no answer may have changed it.
+    pub fingerprint: Option<Fingerprint>,
+    /// Whether its check is critical.
+    pub critical: bool,
+    /// The read-back that showed it last, or during which it was written.
+    pub(super) read_back: u32,
+}
+
+/// What is known of a reverse key.
+#[derive(Clone, Debug)]
+pub struct KnownReverse {
+    /// Whose it is and what it says.
+    pub state: ReverseState,
+    /// ModifyIndex, for the next check-and-set; 0 when it does not exist.
+    pub index: u64,
+    /// The read-back that showed it last, or during which it was written.
+    pub(super) read_back: u32,
+}
+
+/// Whose a reverse key is and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReverseState {
+    /// Ours, with this content.
+    Ours(Fingerprint),
+    /// Another cluster's.
+    OtherCluster,
+    /// Nobody's we know, with this value.
+    Foreign(Box<str>),
+    /// It has to be read before it can be written.
+    Unknown,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// The registrations of a Service, by ID.
+    pub fn of(&self, service: &ObjectKey) -> &[KnownRegistration] {
+        self.registrations.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// One registration of a Service.
+    pub fn registration(&self, service: &ObjectKey, id: &str) -> Option<&KnownRegistration> {
+        let known = self.of(service);
+        known.binary_search_by(|known| (*known.id).cmp(id)).ok().map(|place| &known[place])
+    }
+
+    /// Notes that Consul has `registration`.
+    pub fn registered(&mut self, service: &ObjectKey, registration: &Registration) {
+        let critical = registration.check == Check::Critical;
+        self.put(
+            service,
+            &registration.id,
+            &registration.service,
+            Some(registration.fingerprint()),
+            critical,
+        );
+    }
+
+    /// Notes that Consul may or may not have the registration, in whatever state.
+    pub fn uncertain(&mut self, service: &ObjectKey, id: &str, name: &str, critical: bool) {
+        self.put(service, id, name, None, critical);
+    }
+
+    /// Notes that Consul has this registration with this content.
+    pub fn put(
+        &mut self,
+        service: &ObjectKey,
+        id: &str,
+        name: &str,
+        fingerprint: Option<Fingerprint>,
+        critical: bool,
+    ) {
+        let name = self.count_name(name);
+        let read_back = self.read_back;
+        let known =
+            KnownRegistration { id: id.into(), service: name, fingerprint, critical, read_back };
+        let all = self.registrations.entry(service.clone()).or_default();
+        match all.binary_search_by(|other| (*other.id).cmp(id)) {
+            Ok(place) => {
+                let before = std::mem::replace(&mut all[place], known);
+                self.uncount_name(&before.service);
+            }
+            Err(place) => all.insert(place, known),
+        }
+    }
+
+    /// Notes that Consul no longer has the registration.
+    pub fn deregistered(&mut self, service: &ObjectKey, id: &str) {
+        let Some(all) = self.registrations.get_mut(service) else { return };
+        let Ok(place) = all.binary_search_by(|other| (*other.id).cmp(id)) else { return };
+        let before = all.remove(place);
+        if all.is_empty() {
+            self.registrations.remove(service);
+        }
+        self.uncount_name(&before.service);
+    }
+
+    /// The reverse key's state.
+    pub fn reverse(&self, key: &str) -> Option<&KnownReverse> {
+        self.reverse.get(key)
+    }
+
+    /// Notes the reverse key's state.
+    pub fn put_reverse(&mut self, key: &str, state: ReverseState, index: u64) {
+        let known = KnownReverse { state, index, read_back: self.read_back };
+        self.reverse.insert(key.into(), known);
+    }
+
+    /// Notes that the reverse key does not exist, or is nothing to us.
+    pub fn forget_reverse(&mut self, key: &str) {
+        self.reverse.remove(key);
+    }
+
+    /// Every Service that has registrations, with them.
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &[KnownRegistration])> {
+        self.registrations.iter().map(|(key, known)| (key, known.as_slice()))
+    }
+
+    /// All reverse keys.
+    pub fn reverse_keys(&self) -> impl Iterator<Item = (&Box<str>, &KnownReverse)> {
+        self.reverse.iter()
+    }
+
+    /// How many registrations there are.
+    pub fn registration_count(&self) -> usize {
+        self.names.values().sum()
+    }
+
+    /// How many reverse records are ours.
+    pub fn reverse_count(&self) -> usize {
+        self.reverse.values().filter(|known| matches!(known.state, ReverseState::Ours(_))).count()
+    }
+
+    /// Whether any registration is under this Consul name.
+    pub fn holds_name(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// Forgets what the registrations say, so that each is written once more.
+    pub fn doubt_registrations(&mut self) {
+        for known in self.registrations.values_mut().flatten() {
+            known.fingerprint = None;
+        }
+    }
+
+    fn count_name(&mut self, name: &str) -> Arc<str> {
+        let shared =
+            self.names.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
+        *self.names.entry(Arc::clone(&shared)).or_default() += 1;
+        shared
+    }
+
+    fn uncount_name(&mut self, name: &str) {
+        if let Some(count) = self.names.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.names.remove(name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_by_their_registrations() {
+        let mut ledger = Ledger::default();
+        let key = ObjectKey::new("ns", "web");
+        ledger.put(&key, "b", "web", None, false);
+        ledger.put(&key, "a", "web", None, false);
+        ledger.put(&key, "a", "api", None, true);
+        assert!(ledger.holds_name("web") && ledger.holds_name("api"));
+        assert_eq!(ledger.registration_count(), 2);
+        assert_eq!(ledger.of(&key).iter().map(|known| &*known.id).collect::<Vec<_>>(), ["a", "b"]);
+        ledger.deregistered(&key, "b");
+        ledger.deregistered(&key, "unknown");
+        assert!(!ledger.holds_name("web"));
+        ledger.deregistered(&key, "a");
+        assert_eq!(ledger.registration_count(), 0);
+        assert!(ledger.of(&key).is_empty());
+    }
+}

@@ -1,0 +1,217 @@
+//! What Consul's answers mean for the records that were written.
+
+use std::time::Duration;
+
+use super::outage::{denied_delay, retry_delay};
+use super::{Moment, Reconciler, Sent, Track, Trouble};
+use crate::domain::ledger::ReverseState;
+use crate::domain::record::{Answer, ObservedReverse, RecordKey, ReverseOwner};
+
+/// A write that got no answer may still be applied this much later (`CONSUL.md`: measured as
+/// the longest that a server holds on to a request).
+const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// Takes the answer to one write.
+    pub fn answered(&mut self, record: &RecordKey, answer: Answer, now: Moment) {
+        let Some((mut track, sent)) = self.take_track(record) else { return };
+        match answer {
+            Answer::Applied { index } => {
+                self.applied(&track, record, sent, index);
+                self.consul_answered(now);
+                track.trouble = None;
+                track.attempt = 0;
+            }
+            Answer::Conflict => {
+                self.consul_answered(now);
+                self.doubt_reverse(record);
+                // The first conflict is settled by reading; whoever goes on writing is not
+                // outpaced by writing faster.
+                track.trouble =
+                    (track.attempt > 0).then(|| self.later(&track, record, now, "conflict"));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+            Answer::Refused(why) => {
+                self.consul_answered(now);
+                track.trouble = Some(match sent {
+                    Sent::Register { fingerprint, .. } | Sent::PutReverse(fingerprint) => {
+                        Trouble::Refused(fingerprint, why)
+                    }
+                    _ => Trouble::Denied(now + denied_delay(track.attempt, record), why),
+                });
+                track.attempt = track.attempt.saturating_add(1);
+            }
+            Answer::Denied(why) => {
+                self.consul_answered(now);
+                track.trouble =
+                    Some(Trouble::Denied(now + denied_delay(track.attempt, record), why));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+            Answer::Failed(why) => {
+                self.outage.failed(now);
+                track.trouble = Some(self.later(&track, record, now, &why));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+            Answer::Unanswered(why) => {
+                self.doubt(&track, record, sent);
+                self.uncertain_until = Some(now + MAY_STILL_APPLY);
+                self.outage.failed(now);
+                track.trouble = Some(self.later(&track, record, now, &why));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+            // The write that it belongs to failed; the Service is planned again because of that.
+            Answer::NotSent => {}
+            Answer::Fenced => {
+                track.trouble = Some(self.later(&track, record, now, "the lock is lost"));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+        }
+        self.put_track(record, track);
+    }
+
+    /// Takes the answer to [`super::Action::ReadReverse`]: the entry, or why it could not be
+    /// read.
+    pub fn reverse_read(
+        &mut self,
+        key: &str,
+        found: Result<Option<ObservedReverse>, String>,
+        now: Moment,
+    ) {
+        let record = RecordKey::Reverse(key.into());
+        let Some((mut track, _)) = self.take_track(&record) else { return };
+        match found {
+            Ok(found) => {
+                self.note_reverse(key, found.as_ref());
+                // A track that only waited for this reading is done with.
+                if !matches!(track.trouble, Some(Trouble::Refused(..))) {
+                    track.trouble = None;
+                }
+            }
+            Err(why) => {
+                track.trouble = Some(self.later(&track, &record, now, &why));
+                track.attempt = track.attempt.saturating_add(1);
+            }
+        }
+        self.put_track(&record, track);
+    }
+
+    /// When a read-back has to look at the writes that got no answer; `None`: there are none.
+    pub fn uncertain_until(&self) -> Option<Moment> {
+        self.uncertain_until
+    }
+
+    /// Notes what a reverse key holds.
+    pub(super) fn note_reverse(&mut self, key: &str, found: Option<&ObservedReverse>) {
+        let Some(found) = found else { return self.ledger.forget_reverse(key) };
+        let state = match ReverseOwner::of(found.flags, &self.settings.cluster) {
+            ReverseOwner::Ours => ReverseState::Ours(found.record.fingerprint()),
+            ReverseOwner::OtherCluster => ReverseState::OtherCluster,
+            ReverseOwner::Foreign => ReverseState::Foreign(found.record.value.clone()),
+        };
+        self.ledger.put_reverse(key, state, found.index);
+    }
+
+    fn later(&self, track: &Track, record: &RecordKey, now: Moment, why: &str) -> Trouble {
+        Trouble::Failed(now + retry_delay(track.attempt, record), why.to_owned())
+    }
+
+    /// Takes the track of a record whose write was answered.
+    fn take_track(&mut self, record: &RecordKey) -> Option<(Track, Sent)> {
+        let mut track = self.tracks.remove(record)?;
+        let Some(sent) = track.sent.take() else {
+            self.tracks.insert(record.clone(), track);
+            return None;
+        };
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(unit) = self.units.get_mut(&track.service) {
+            unit.in_flight = unit.in_flight.saturating_sub(1);
+            unit.troubled.remove(record);
+        }
+        Some((track, sent))
+    }
+
+    /// Keeps the track while it says something, and has its Service planned again when the
+    /// last of its writes is answered.
+    fn put_track(&mut self, record: &RecordKey, mut track: Track) {
+        let again = std::mem::take(&mut track.again);
+        let service = track.service.clone();
+        if track.trouble.is_some() || track.attempt > 0 {
+            match &track.trouble {
+                Some(Trouble::Failed(until, _)) => {
+                    self.failed.insert((*until, service.clone()));
+                }
+                Some(Trouble::Denied(until, _)) => {
+                    self.denied.insert((*until, service.clone()));
+                }
+                Some(Trouble::Refused(..)) | None => {}
+            }
+            let unit = self.units.entry(service.clone()).or_default();
+            unit.troubled.insert(record.clone());
+            self.tracks.insert(record.clone(), track);
+        }
+        let more_to_come = self.planned.as_ref().is_some_and(|(planned, _)| *planned == service);
+        let all_answered = self.units.get(&service).is_none_or(|unit| unit.in_flight == 0);
+        if again || (all_answered && !more_to_come) {
+            self.mark_dirty(service.clone());
+        }
+        if let RecordKey::Reverse(key) = record
+            && let Some(holder) = self.reverse.holder(key)
+            && *holder != service
+        {
+            self.mark_dirty(holder.clone());
+        }
+    }
+
+    fn applied(&mut self, track: &Track, record: &RecordKey, sent: Sent, index: u64) {
+        let unit = self.units.entry(track.service.clone()).or_default();
+        match sent {
+            Sent::Register { .. } | Sent::PutReverse(_) => unit.written += 1,
+            Sent::Deregister | Sent::DeleteReverse => unit.removed += 1,
+            Sent::Read => {}
+        }
+        match (record, sent) {
+            (RecordKey::Registration(id), Sent::Register { name, fingerprint, critical }) => {
+                self.ledger.put(&track.service, id, &name, Some(fingerprint), critical);
+            }
+            (RecordKey::Registration(id), _) => self.ledger.deregistered(&track.service, id),
+            (RecordKey::Reverse(key), Sent::PutReverse(fingerprint)) => {
+                self.ledger.put_reverse(key, ReverseState::Ours(fingerprint), index);
+            }
+            (RecordKey::Reverse(key), _) => self.ledger.forget_reverse(key),
+        }
+    }
+
+    /// A write that got no answer may have been applied or not.
+    fn doubt(&mut self, track: &Track, record: &RecordKey, sent: Sent) {
+        match (record, sent) {
+            (RecordKey::Registration(id), Sent::Register { name, critical, .. }) => {
+                self.ledger.put(&track.service, id, &name, None, critical);
+            }
+            (RecordKey::Registration(id), _) => {
+                if let Some(known) = self.ledger.registration(&track.service, id).cloned() {
+                    self.ledger.put(&track.service, id, &known.service, None, known.critical);
+                }
+            }
+            (RecordKey::Reverse(_), _) => self.doubt_reverse(record),
+        }
+    }
+
+    fn doubt_reverse(&mut self, record: &RecordKey) {
+        if let RecordKey::Reverse(key) = record {
+            self.ledger.put_reverse(key, ReverseState::Unknown, 0);
+        }
+    }
+
+    /// Consul takes writes again: what waited for that waits no longer.
+    fn consul_answered(&mut self, now: Moment) {
+        if !self.outage.ended() {
+            return;
+        }
+        for (_, service) in std::mem::take(&mut self.failed) {
+            self.forgive(&service, now);
+            self.mark_dirty(service);
+        }
+    }
+}

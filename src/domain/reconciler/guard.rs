@@ -1,0 +1,334 @@
+//! Holds back removals that a list's silence would cause, when they are many (invariant 1).
+//!
+//! What a watch reports as deleted never comes here. What a complete list merely lacks does: a
+//! restored etcd, a broken aggregation layer or a changed flag look the same as a mass
+//! deletion, and only one of them is meant.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use super::read_back::nobody;
+use super::{Moment, Phase, Reconciler, Report};
+use crate::domain::desired::{Desired, wanted};
+use crate::domain::ledger::{KnownRegistration, ReverseState};
+use crate::domain::names::ObjectKey;
+use crate::domain::object::{Kind, Service};
+use crate::domain::record::Check;
+use crate::domain::settings::{AddressMode, ReverseScope};
+use crate::domain::world::WATCHED;
+
+/// With fewer records than this, losing most of them is everyday life.
+const FEW: usize = 20;
+/// How much later than the first the confirming list begins at the earliest.
+const CONFIRM_AFTER: Duration = Duration::from_secs(10);
+
+/// Why removals are held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Objects are missing from a list: released when a second list agrees.
+    Absence,
+    /// Objects exist and are no longer selected: released by `--allow-removals`.
+    Selection,
+}
+
+/// What is held back.
+#[derive(Debug, Default)]
+pub(super) struct Guard {
+    /// Services whose records are neither removed nor turned critical.
+    held: HashMap<ObjectKey, Cause>,
+    /// Objects missing from a list that are taken to exist all the same.
+    suspects: BTreeSet<(Kind, ObjectKey)>,
+    confirmation: Option<Confirmation>,
+}
+
+/// Progress of the second look.
+#[derive(Debug)]
+struct Confirmation {
+    due: Moment,
+    /// Whether the lists were asked for.
+    asked: bool,
+    /// Kinds whose second list has begun.
+    begun: BTreeSet<Kind>,
+    /// Kinds whose second list is complete.
+    listed: BTreeSet<Kind>,
+    /// Whether it still is the same cluster.
+    same_cluster: bool,
+}
+
+/// How many records a change would remove or turn critical.
+#[derive(Clone, Copy, Debug, Default)]
+struct Loss {
+    absence: usize,
+    selection: usize,
+}
+
+// === impl Guard ===
+
+impl Guard {
+    pub(super) fn holds(&self, service: &ObjectKey) -> bool {
+        self.held.contains_key(service)
+    }
+
+    pub(super) fn is_holding(&self) -> bool {
+        !self.held.is_empty() || !self.suspects.is_empty()
+    }
+
+    pub(super) fn unsuspect(&mut self, kind: Kind, key: &ObjectKey) {
+        self.suspects.remove(&(kind, key.clone()));
+    }
+
+    /// A watch reported the deletion: nothing is held for this object any more.
+    pub(super) fn deleted(&mut self, kind: Kind, key: &ObjectKey) {
+        self.unsuspect(kind, key);
+        if kind == Kind::Service {
+            self.held.remove(key);
+        }
+    }
+
+    pub(super) fn list_started(&mut self, kind: Kind) {
+        if let Some(confirmation) = self.confirmation.as_mut().filter(|c| c.asked) {
+            confirmation.begun.insert(kind);
+        }
+    }
+
+    pub(super) fn list_completed(&mut self, kind: Kind) {
+        if let Some(confirmation) = &mut self.confirmation
+            && confirmation.begun.contains(&kind)
+        {
+            confirmation.listed.insert(kind);
+        }
+    }
+
+    fn confirm_later(&mut self, now: Moment) {
+        self.confirmation = Some(Confirmation {
+            due: now + CONFIRM_AFTER,
+            asked: false,
+            begun: BTreeSet::new(),
+            listed: BTreeSet::new(),
+            same_cluster: false,
+        });
+    }
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// When the second look is due that confirms what is missing; `None`: nothing waits for it.
+    pub fn confirmation_due(&self) -> Option<Moment> {
+        self.guard.confirmation.as_ref().filter(|confirmation| !confirmation.asked).map(|c| c.due)
+    }
+
+    /// Whether the second look has to be made now: every kind has to be listed again, and the
+    /// cluster's identity read ([`Reconciler::cluster_confirmed`]). True once for each look.
+    pub fn begin_confirmation(&mut self, now: Moment) -> bool {
+        match &mut self.guard.confirmation {
+            Some(confirmation) if !confirmation.asked && confirmation.due <= now => {
+                confirmation.asked = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The cluster still is the one whose records these are.
+    pub fn cluster_confirmed(&mut self) {
+        if let Some(confirmation) = &mut self.guard.confirmation {
+            confirmation.same_cluster = true;
+        }
+        self.release_if_confirmed();
+    }
+
+    /// Releases what was held for absence once the second look agrees.
+    pub(super) fn release_if_confirmed(&mut self) {
+        let confirmed = self.guard.confirmation.as_ref().is_some_and(|confirmation| {
+            confirmation.same_cluster
+                && WATCHED.iter().all(|kind| confirmation.listed.contains(kind))
+        });
+        if !confirmed {
+            return;
+        }
+        self.guard.confirmation = None;
+        for (kind, key) in std::mem::take(&mut self.guard.suspects) {
+            self.remove(kind, &key);
+        }
+        let (released, still_held) = std::mem::take(&mut self.guard.held)
+            .into_iter()
+            .partition(|(_, cause)| *cause == Cause::Absence);
+        self.guard.held = still_held;
+        let released: HashMap<ObjectKey, Cause> = released;
+        for service in released.into_keys() {
+            self.mark_dirty(service);
+        }
+        self.reports.push(Report::Released);
+    }
+
+    /// Takes what a complete list of one kind did not show.
+    pub(super) fn absent(&mut self, kind: Kind, missing: Vec<ObjectKey>, now: Moment) {
+        if missing.is_empty() {
+            return;
+        }
+        let mut all = self.guard.suspects.clone();
+        all.extend(missing.iter().map(|key| (kind, key.clone())));
+        let lost = if self.phase == Phase::Running { self.loss_without(&all) } else { 0 };
+        let total = self.ledger.registration_count();
+        if !is_most(lost, total) {
+            for key in missing {
+                self.guard.unsuspect(kind, &key);
+                self.remove(kind, &key);
+            }
+            return;
+        }
+        if all.len() > self.guard.suspects.len() {
+            // What is newly missing wants a second look of its own.
+            self.guard.confirm_later(now);
+            self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
+        }
+        self.guard.suspects = all;
+    }
+
+    /// How many known records would be removed or turn critical without these objects.
+    fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> usize {
+        let services: BTreeSet<ObjectKey> = absent
+            .iter()
+            .filter_map(|(kind, key)| self.world.service_concerned(*kind, key))
+            .collect();
+        services
+            .iter()
+            .map(|service| {
+                let without = if absent.contains(&(Kind::Service, service.clone())) {
+                    Desired::default()
+                } else {
+                    self.desired_of(service, &|slice| {
+                        let slice = ObjectKey::new(service.namespace.clone(), slice);
+                        absent.contains(&(Kind::EndpointSlice, slice))
+                    })
+                };
+                self.ledger.of(service).iter().filter(|known| is_lost(known, &without)).count()
+            })
+            .sum()
+    }
+
+    /// Makes the first reconciliation once everything is listed and Consul is read.
+    pub(super) fn start_if_loaded(&mut self, now: Moment) {
+        if self.phase != (Phase::Loading { read_back: true }) || !self.world.is_complete() {
+            return;
+        }
+        self.phase = Phase::Running;
+        let mut losses: HashMap<ObjectKey, (Cause, usize)> = HashMap::new();
+        let services: Vec<ObjectKey> =
+            self.world.services_after(None).map(|(key, _)| key.clone()).collect();
+        for key in services {
+            let desired = self.desired_of(&key, &|_| false);
+            if let Some(loss) = self.first_loss(&key, &desired) {
+                losses.insert(key.clone(), loss);
+            }
+            self.claim_reverse(&key, &desired);
+        }
+        for (key, known) in self.ledger.services() {
+            let unread = self.world.undecodable(Kind::Service, key).is_some();
+            if self.world.service(key).is_none() && !unread {
+                losses.insert(key.clone(), (Cause::Absence, known.len()));
+            }
+        }
+        self.collect_orphans();
+        self.hold_first_losses(losses, now);
+        self.mark_all_dirty();
+        self.mark_dirty(nobody());
+    }
+
+    /// What the first reconciliation would take from a Service that exists.
+    fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
+        let known = self.ledger.of(key);
+        let lost = known.iter().filter(|known| is_lost(known, desired)).count();
+        let service = self.world.service(key)?;
+        let by_endpoints = self.is_by_endpoints(key, service);
+        if desired.registrations.is_empty() {
+            // With its endpoints' list empty, a selected Service of endpoints has no instance.
+            let absent = by_endpoints && self.world.slices(key).next().is_none();
+            let cause = if absent { Cause::Absence } else { Cause::Selection };
+            return (lost > 0).then_some((cause, lost));
+        }
+        // A Service that keeps a record and has new ones is a move: what counts is how many
+        // fewer there are, and how many turn critical.
+        let turning = known.iter().filter(|known| turns_critical(known, desired)).count();
+        let fewer =
+            if by_endpoints { known.len().saturating_sub(desired.registrations.len()) } else { 0 };
+        (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
+    }
+
+    fn is_by_endpoints(&self, key: &ObjectKey, service: &Service) -> bool {
+        let wanted = wanted(&self.settings, key, service);
+        let mode = wanted.overrides.address.unwrap_or(self.settings.address);
+        let headless = mode == AddressMode::Auto && service.cluster_ips.is_empty();
+        !wanted.ports.is_empty() && (headless || mode == AddressMode::Endpoints)
+    }
+
+    /// Reverse records of ours that no Service claims.
+    fn collect_orphans(&mut self) {
+        let unclaimed: Vec<(Box<str>, bool)> = self
+            .ledger
+            .reverse_keys()
+            .filter(|(key, _)| self.reverse.holder(key).is_none())
+            .map(|(key, known)| (key.clone(), matches!(known.state, ReverseState::Ours(_))))
+            .collect();
+        for (key, ours) in unclaimed {
+            if ours {
+                self.released.entry(nobody()).or_default().insert(key);
+            } else {
+                self.ledger.forget_reverse(&key);
+            }
+        }
+    }
+
+    fn hold_first_losses(&mut self, losses: HashMap<ObjectKey, (Cause, usize)>, now: Moment) {
+        let mut loss = Loss::default();
+        for (cause, lost) in losses.values() {
+            match cause {
+                Cause::Absence => loss.absence += lost,
+                Cause::Selection if self.settings.allow_removals => {}
+                Cause::Selection => loss.selection += lost,
+            }
+        }
+        let total = self.ledger.registration_count();
+        if is_most(loss.absence + loss.selection, total) {
+            for (key, (cause, _)) in losses {
+                if cause == Cause::Absence || !self.settings.allow_removals {
+                    self.guard.held.insert(key, cause);
+                }
+            }
+        }
+        let orphans = self.released.get(&nobody()).map_or(0, BTreeSet::len);
+        let of_scope = self.settings.reverse == ReverseScope::Off && !self.settings.allow_removals;
+        if !self.guard.held.is_empty() || is_most(orphans, self.ledger.reverse_count()) {
+            let worst = self.guard.held.values().max().copied();
+            let cause = if of_scope { Some(Cause::Selection) } else { worst };
+            self.guard.held.insert(nobody(), cause.unwrap_or(Cause::Absence));
+        }
+        let causes: BTreeSet<Cause> = self.guard.held.values().copied().collect();
+        for cause in causes {
+            let lost = match cause {
+                Cause::Absence => loss.absence,
+                Cause::Selection => loss.selection,
+            };
+            let (lost, total) =
+                if lost > 0 { (lost, total) } else { (orphans, self.ledger.reverse_count()) };
+            self.reports.push(Report::Held { cause, lost, total });
+            if cause == Cause::Absence {
+                self.guard.confirm_later(now);
+            }
+        }
+    }
+}
+
+fn is_most(lost: usize, total: usize) -> bool {
+    total >= FEW && lost * 2 > total
+}
+
+fn is_lost(known: &KnownRegistration, desired: &Desired) -> bool {
+    !desired.registrations.contains_key(&known.id) || turns_critical(known, desired)
+}
+
+fn turns_critical(known: &KnownRegistration, desired: &Desired) -> bool {
+    let wanted = desired.registrations.get(&known.id);
+    !known.critical && wanted.is_some_and(|wanted| wanted.check == Check::Critical)
+}

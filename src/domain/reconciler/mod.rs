@@ -1,0 +1,426 @@
+//! The state of a bridge, as a machine without I/O: what Kubernetes shows and what Consul
+//! answers go in, the next writes come out.
+//!
+//! Kept here:
+//! - Nothing is removed out of ignorance (invariant 1): nothing is written before every kind is
+//!   listed and Consul is read back; what a list no longer shows passes the [`guard`].
+//! - It converges (invariant 4): whatever a write's fate, its Service is planned again.
+//! - Equal means silent (invariant 5): writes are the difference between what is desired and
+//!   what is known.
+//! - Newer wins (invariant 6): a record with a write in flight is left alone until its answer.
+//! - One bad object harms only itself (invariant 7): refusals and waits are per record.
+//!
+//! Time is a [`Moment`]: how long the process has been running.
+
+mod answers;
+mod guard;
+mod outage;
+mod plan;
+mod problems;
+mod queue;
+mod read_back;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+pub use self::guard::Cause;
+use self::guard::Guard;
+use self::outage::Outage;
+pub use self::problems::Problems;
+use self::queue::Queue;
+use self::read_back::nobody;
+use super::claims::{Handover, NameClaims, ReverseClaims};
+use super::desired::{Desired, Permit, desired, wanted};
+use super::ledger::Ledger;
+use super::names::ObjectKey;
+use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
+use super::problem::{Problem, Reason};
+use super::record::{Fingerprint, RecordKey, Write};
+use super::reverse_dns::ReverseZone;
+use super::settings::{OnConflict, Settings};
+use super::world::World;
+
+/// A point in time: how long the process has been running.
+pub type Moment = Duration;
+
+/// The state of a bridge.
+#[derive(Debug)]
+pub struct Reconciler {
+    settings: Settings,
+    zone: Option<ReverseZone>,
+    /// Consul names that others than a bridge hold; `None` while that is not known.
+    foreign: Option<HashSet<Box<str>>>,
+    world: World,
+    ledger: Ledger,
+    names: NameClaims,
+    reverse: ReverseClaims,
+    phase: Phase,
+    /// Services that have to be planned.
+    dirty: Queue<ObjectKey>,
+    /// What is left to send of the Service that was planned last.
+    planned: Option<(ObjectKey, VecDeque<Action>)>,
+    /// Services with something under way.
+    units: HashMap<ObjectKey, Unit>,
+    /// Records with a write in flight or in trouble.
+    tracks: HashMap<RecordKey, Track>,
+    /// Services with writes that failed, by the moment of the next try.
+    failed: BTreeSet<(Moment, ObjectKey)>,
+    /// Services with writes that were denied, likewise.
+    denied: BTreeSet<(Moment, ObjectKey)>,
+    /// Reverse keys that a Service no longer claims and no other does.
+    released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    guard: Guard,
+    outage: Outage,
+    in_flight: usize,
+    /// Records written since the read-back under way began; `None` when there is none.
+    touched: Option<HashSet<RecordKey>>,
+    /// When it began.
+    read_back_began: Moment,
+    /// Records that the read-back under way found changed.
+    drift: usize,
+    uncertain_until: Option<Moment>,
+    problems: Problems,
+    reports: Vec<Report>,
+}
+
+/// Whether writes may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No: not everything is listed, or Consul was not read.
+    Loading {
+        /// Whether Consul was read.
+        read_back: bool,
+    },
+    /// Yes.
+    Running,
+}
+
+/// What the owner of the state has to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send these writes: one record, or an instance with its reverse record, which belong
+    /// together. If one fails, those after it are not sent. Each wants
+    /// [`Reconciler::answered`].
+    Write(Vec<Write>),
+    /// Read this reverse key; wants [`Reconciler::reverse_read`].
+    ReadReverse(Box<str>),
+}
+
+/// Something that people want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A Service's records in Consul are as they ought to be again.
+    InStep {
+        /// The Service.
+        service: ObjectKey,
+        /// How many records were written.
+        written: usize,
+        /// How many were removed.
+        removed: usize,
+        /// How many instances it has now.
+        instances: usize,
+    },
+    /// An object has a problem that it did not have before.
+    Problem(Kind, ObjectKey, Problem),
+    /// An object no longer has this problem.
+    Solved(Kind, ObjectKey, Problem),
+    /// Removals are held back.
+    Held {
+        /// Why.
+        cause: Cause,
+        /// How many records would be removed or turn critical.
+        lost: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// Held removals are confirmed, or no longer wanted.
+    Released,
+    /// A read-back found that this many records were not as we had left them.
+    Repaired(usize),
+}
+
+/// What is under way for one Service.
+#[derive(Debug, Default)]
+struct Unit {
+    in_flight: usize,
+    written: usize,
+    removed: usize,
+    /// Its records that have a [`Track`].
+    troubled: BTreeSet<RecordKey>,
+}
+
+/// A record with a write in flight or in trouble.
+#[derive(Debug)]
+struct Track {
+    service: ObjectKey,
+    /// What was sent and not yet answered.
+    sent: Option<Sent>,
+    /// Whether it was passed over because a write was in flight.
+    again: bool,
+    /// How often in a row it failed.
+    attempt: u32,
+    trouble: Option<Trouble>,
+}
+
+/// A write in flight: what the ledger has to note once it is answered.
+#[derive(Clone, Debug)]
+enum Sent {
+    Register { name: Box<str>, fingerprint: Fingerprint, critical: bool },
+    Deregister,
+    PutReverse(Fingerprint),
+    DeleteReverse,
+    Read,
+}
+
+/// Why a record is not as it ought to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// It passes: try again at that moment.
+    Failed(Moment, String),
+    /// A right is missing: try again at that moment.
+    Denied(Moment, String),
+    /// Consul does not take this content.
+    Refused(Fingerprint, String),
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// A bridge that has seen nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            zone: None,
+            foreign: None,
+            world: World::default(),
+            ledger: Ledger::default(),
+            names: NameClaims::default(),
+            reverse: ReverseClaims::default(),
+            phase: Phase::Loading { read_back: false },
+            dirty: Queue::default(),
+            planned: None,
+            units: HashMap::new(),
+            tracks: HashMap::new(),
+            failed: BTreeSet::new(),
+            denied: BTreeSet::new(),
+            released: HashMap::new(),
+            guard: Guard::default(),
+            outage: Outage::default(),
+            in_flight: 0,
+            touched: None,
+            read_back_began: Moment::ZERO,
+            drift: 0,
+            uncertain_until: None,
+            problems: Problems::default(),
+            reports: Vec::new(),
+        }
+    }
+
+    /// Takes what a watch says.
+    pub fn watch(&mut self, event: WatchEvent, now: Moment) {
+        match event {
+            WatchEvent::ListStarted(kind) => {
+                self.world.list_started(kind);
+                self.guard.list_started(kind);
+            }
+            WatchEvent::Seen(seen) => self.seen(seen),
+            WatchEvent::ListCompleted(kind) => {
+                let missing = self.world.list_completed(kind);
+                self.absent(kind, missing, now);
+                self.guard.list_completed(kind);
+                self.release_if_confirmed();
+            }
+            WatchEvent::Deleted(kind, key) => {
+                self.guard.deleted(kind, &key);
+                self.remove(kind, &key);
+            }
+        }
+        self.start_if_loaded(now);
+    }
+
+    fn seen(&mut self, seen: SeenObject) {
+        let (kind, key, problem) = match &seen {
+            SeenObject::Service(key, _) => (Kind::Service, key.clone(), None),
+            SeenObject::EndpointSlice(key, _) => (Kind::EndpointSlice, key.clone(), None),
+            SeenObject::Undecodable(kind, key, why) => {
+                (*kind, key.clone(), Some(Problem::new(Reason::Undecodable, why.clone())))
+            }
+        };
+        self.guard.unsuspect(kind, &key);
+        // The problems of a Service are told when it is planned.
+        if kind != Kind::Service || problem.is_some() {
+            self.set_problems(kind, &key, problem.into_iter().collect());
+        }
+        self.revisit_orphans(kind, &key);
+        let changed = self.world.seen(seen);
+        if kind == Kind::Service && changed.contains(&key) {
+            self.claim_names(&key);
+        }
+        for service in changed {
+            self.mark_dirty(service);
+        }
+    }
+
+    /// Forgets an object of which it is known that it no longer exists.
+    fn remove(&mut self, kind: Kind, key: &ObjectKey) {
+        self.revisit_orphans(kind, key);
+        let service = self.world.remove(kind, key);
+        if kind == Kind::Service {
+            self.claim_names(key);
+        }
+        self.set_problems(kind, key, BTreeSet::new());
+        if let Some(service) = service {
+            self.mark_dirty(service);
+        }
+    }
+
+    /// Reverse records that nobody claims may belong to a Service that could not be read.
+    fn revisit_orphans(&mut self, kind: Kind, key: &ObjectKey) {
+        if self.world.undecodable(kind, key).is_some() {
+            self.mark_dirty(nobody());
+        }
+    }
+
+    /// Sets what reverse records end with; `None`: none can be written.
+    pub fn set_reverse_zone(&mut self, zone: Option<ReverseZone>) {
+        if self.zone != zone {
+            self.zone = zone;
+            self.mark_all_dirty();
+        }
+    }
+
+    /// Sets the Consul names under which others than a bridge hold instances.
+    pub fn set_foreign_names(&mut self, names: HashSet<Box<str>>) {
+        let Some(before) = self.foreign.replace(names) else { return self.mark_all_dirty() };
+        let changed: Vec<Box<str>> = match &self.foreign {
+            Some(names) => before.symmetric_difference(names).cloned().collect(),
+            None => Vec::new(),
+        };
+        for name in changed {
+            for claimant in self.names.claimants(&name) {
+                self.dirty.push(claimant);
+            }
+        }
+    }
+
+    /// The token changed: an agent keeps that of each registration, so each is sent once more.
+    pub fn token_changed(&mut self) {
+        self.ledger.doubt_registrations();
+        self.mark_all_dirty();
+    }
+
+    /// Whether all is listed, read, planned and answered.
+    pub fn is_settled(&self) -> bool {
+        self.phase == Phase::Running
+            && self.dirty.is_empty()
+            && self.planned.is_none()
+            && self.in_flight == 0
+            && !self.tracks.values().any(|track| matches!(track.trouble, Some(Trouble::Failed(..))))
+    }
+
+    /// Whether removals are held back.
+    pub fn is_holding(&self) -> bool {
+        self.guard.is_holding()
+    }
+
+    /// The problems of all objects.
+    pub fn problems(&self) -> &Problems {
+        &self.problems
+    }
+
+    /// What Kubernetes shows.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// What Consul is known to have.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How many Services have to be planned or have something under way.
+    pub fn backlog(&self) -> usize {
+        self.dirty.len() + self.units.len()
+    }
+
+    /// What happened since the last call.
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
+    fn claim_names(&mut self, key: &ObjectKey) {
+        let claims = self.world.service(key).map_or_else(BTreeMap::new, |service| {
+            wanted(&self.settings, key, service).claims(service)
+        });
+        for handover in self.names.set(key, claims) {
+            self.handed_over(handover);
+        }
+    }
+
+    fn handed_over(&mut self, handover: Handover) {
+        for service in [handover.from, handover.to].into_iter().flatten() {
+            self.mark_dirty(service);
+        }
+    }
+
+    fn mark_dirty(&mut self, service: ObjectKey) {
+        if self.planned.as_ref().is_some_and(|(planned, _)| *planned == service) {
+            self.planned = None;
+        }
+        self.dirty.push(service);
+    }
+
+    fn mark_all_dirty(&mut self) {
+        if let Some((service, _)) = self.planned.take() {
+            self.dirty.push(service);
+        }
+        for (key, _) in self.world.services_after(None) {
+            self.dirty.push(key.clone());
+        }
+        for (key, _) in self.ledger.services() {
+            self.dirty.push(key.clone());
+        }
+    }
+
+    /// What ought to be registered for the Service; slices of which `absent` is true are left
+    /// out.
+    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(&str) -> bool) -> Desired {
+        let Some(service) = self.world.service(key) else { return Desired::default() };
+        let slices = self
+            .world
+            .slices(key)
+            .filter(|(name, _)| !absent(name))
+            .map(|(_, slice): (_, &EndpointSlice)| slice);
+        desired(&self.settings, key, service, slices, &|name, join| self.permit(key, name, join))
+    }
+
+    fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {
+        if self.settings.on_conflict != OnConflict::Merge
+            && let Some(holder) = self.names.holder(name)
+            && holder != service
+        {
+            return Permit::Taken(holder.clone());
+        }
+        let held = self.ledger.holds_name(name);
+        match &self.foreign {
+            _ if join => Permit::Granted,
+            None if held => Permit::Granted,
+            None => Permit::Unknown,
+            Some(foreign) if !foreign.contains(name) => Permit::Granted,
+            Some(_) if held => Permit::ForeignToo,
+            Some(_) => Permit::Foreign,
+        }
+    }
+
+    fn set_problems(&mut self, kind: Kind, key: &ObjectKey, problems: BTreeSet<Problem>) {
+        let (new, solved) = self.problems.set(kind, key, problems);
+        let report = |report: fn(Kind, ObjectKey, Problem) -> Report| {
+            move |problem| report(kind, key.clone(), problem)
+        };
+        self.reports.extend(new.into_iter().map(report(Report::Problem)));
+        self.reports.extend(solved.into_iter().map(report(Report::Solved)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

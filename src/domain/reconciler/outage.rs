@@ -1,0 +1,88 @@
+//! How writes are retried.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use super::Moment;
+
+/// Delay before the first retry of a write that failed for a reason that passes.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Longest delay between two tries of one record: half of the minute after which a silent
+/// Consul makes the bridge unready.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Delays when a right is missing: people mend that, not time.
+const FIRST_DENIED_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_DENIED_RETRY: Duration = Duration::from_secs(60);
+/// Longest delay between two probes of a Consul that does not answer: what recovery costs at
+/// most beyond Consul's own.
+const LONGEST_PROBE: Duration = Duration::from_secs(5);
+
+/// Whether Consul takes writes. While it does not, a single one at a time probes it.
+#[derive(Debug, Default)]
+pub(super) struct Outage {
+    failures: u32,
+    next_probe: Moment,
+}
+
+// === impl Outage ===
+
+impl Outage {
+    pub(super) fn is_on(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// When the next write may be sent.
+    pub(super) fn next_probe(&self) -> Moment {
+        self.next_probe
+    }
+
+    pub(super) fn failed(&mut self, now: Moment) {
+        self.next_probe = now + delay(FIRST_RETRY, LONGEST_PROBE, self.failures, &"outage");
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Consul answered. Returns whether that ends an outage.
+    pub(super) fn ended(&mut self) -> bool {
+        std::mem::take(&mut self.failures) > 0
+    }
+}
+
+/// Delay before try number `attempt` (from 0) of a write that failed.
+pub(super) fn retry_delay(attempt: u32, seed: &impl Hash) -> Duration {
+    delay(FIRST_RETRY, LONGEST_RETRY, attempt, seed)
+}
+
+/// Delay before try number `attempt` (from 0) of a write that was denied.
+pub(super) fn denied_delay(attempt: u32, seed: &impl Hash) -> Duration {
+    delay(FIRST_DENIED_RETRY, LONGEST_DENIED_RETRY, attempt, seed)
+}
+
+/// Doubles with each attempt. The jitter, between a half and the whole, comes from a hash:
+/// what matters is that records differ, not that it cannot be foretold.
+fn delay(first: Duration, longest: Duration, attempt: u32, seed: &impl Hash) -> Duration {
+    let whole = first.saturating_mul(2_u32.saturating_pow(attempt)).min(longest);
+    let mut hasher = DefaultHasher::new();
+    (seed, attempt).hash(&mut hasher);
+    let thousandths = u32::try_from(500 + hasher.finish() % 500).unwrap_or(1000);
+    whole * thousandths / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_their_limit_and_no_further() {
+        let mut last = Duration::ZERO;
+        for attempt in 0..40 {
+            let delay = retry_delay(attempt, &"a");
+            assert!(delay >= FIRST_RETRY / 2 && delay <= LONGEST_RETRY, "{attempt}: {delay:?}");
+            if attempt % 2 == 0 && last < LONGEST_RETRY / 2 {
+                assert!(delay > last, "{attempt}: {delay:?} after {last:?}");
+                last = delay;
+            }
+        }
+        assert!(retry_delay(40, &"a") >= LONGEST_RETRY / 2);
+        assert_ne!(retry_delay(3, &"a"), retry_delay(3, &"b"));
+    }
+}

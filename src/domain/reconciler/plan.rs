@@ -1,0 +1,490 @@
+//! From a Service that may have changed to the writes that bring Consul in step.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::read_back::nobody;
+use super::{Action, Moment, Phase, Reconciler, Report, Sent, Track, Trouble};
+use crate::domain::desired::Desired;
+use crate::domain::ledger::ReverseState;
+use crate::domain::names::ObjectKey;
+use crate::domain::object::Kind;
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::record::{Check, Fingerprint, RecordKey, Registration, ReverseRecord, Write};
+use crate::domain::reverse_dns::reverse_key;
+
+/// Whether a record may be written now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// Not yet: a write is in flight, or failed for a reason that passes.
+    Later,
+    /// Consul refuses it or a right is missing.
+    Shut,
+}
+
+/// The writes for one Service, in the order in which they are sent.
+#[derive(Default)]
+struct Draft {
+    groups: Vec<Vec<Write>>,
+    reads: Vec<Box<str>>,
+    /// Reverse records to write, by key.
+    puts: BTreeMap<Box<str>, Write>,
+    /// Whether an instance is still to come: removals wait for it.
+    adding: bool,
+    problems: Vec<Problem>,
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// The next things to do, at most `slots` of them.
+    pub fn next_actions(&mut self, now: Moment, slots: usize) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while self.phase == Phase::Running && actions.len() < slots {
+            if self.outage.is_on() && (self.in_flight > 0 || now < self.outage.next_probe()) {
+                break;
+            }
+            if let Some((service, action)) = self.next_planned() {
+                self.note_sent(&service, &action);
+                actions.push(action);
+            } else if let Some(service) = self.dirty.pop() {
+                let plan = self.plan(&service, now);
+                if plan.is_empty() {
+                    self.settle(&service);
+                } else {
+                    self.planned = Some((service, plan));
+                }
+            } else {
+                break;
+            }
+        }
+        actions
+    }
+
+    /// When [`Reconciler::wake`] or [`Reconciler::next_actions`] has something to do.
+    pub fn next_timer(&self) -> Option<Moment> {
+        let first = |waiting: &BTreeSet<(Moment, ObjectKey)>| waiting.first().map(|(due, _)| *due);
+        let (failed, denied) = (first(&self.failed), first(&self.denied));
+        let failed = if self.outage.is_on() {
+            let has_work = failed.is_some() || !self.dirty.is_empty() || self.planned.is_some();
+            (has_work && self.in_flight == 0).then_some(self.outage.next_probe())
+        } else {
+            failed
+        };
+        [failed, denied].into_iter().flatten().min()
+    }
+
+    /// Takes up what has waited long enough.
+    pub fn wake(&mut self, now: Moment) {
+        let idle = self.dirty.is_empty() && self.planned.is_none();
+        if self.outage.is_on() && now >= self.outage.next_probe() && idle {
+            // Any write will do as a probe, however long it would have waited.
+            if let Some((_, service)) = self.failed.pop_first() {
+                self.forgive(&service, now);
+                self.mark_dirty(service);
+            }
+        }
+        let mut due = Vec::new();
+        for waiting in [&mut self.failed, &mut self.denied] {
+            let after = (now + Moment::from_nanos(1), ObjectKey::new("", ""));
+            let later = waiting.split_off(&after);
+            due.extend(std::mem::replace(waiting, later).into_iter().map(|(_, service)| service));
+        }
+        for service in due {
+            self.mark_dirty(service);
+        }
+    }
+
+    /// Lets the failed writes of `service` be tried at once.
+    pub(super) fn forgive(&mut self, service: &ObjectKey, now: Moment) {
+        let Some(unit) = self.units.get(service) else { return };
+        for record in &unit.troubled {
+            if let Some(Trouble::Failed(until, _)) =
+                self.tracks.get_mut(record).and_then(|track| track.trouble.as_mut())
+            {
+                *until = now;
+            }
+        }
+    }
+
+    fn next_planned(&mut self) -> Option<(ObjectKey, Action)> {
+        let (service, actions) = self.planned.as_mut()?;
+        let next = actions.pop_front().map(|action| (service.clone(), action));
+        if actions.is_empty() {
+            self.planned = None;
+        }
+        next
+    }
+
+    fn note_sent(&mut self, service: &ObjectKey, action: &Action) {
+        match action {
+            Action::ReadReverse(key) => {
+                self.note_in_flight(service, RecordKey::Reverse(key.clone()), Sent::Read);
+            }
+            Action::Write(writes) => {
+                for write in writes {
+                    let sent = match write {
+                        Write::Register(registration) => Sent::Register {
+                            name: registration.service.clone(),
+                            fingerprint: registration.fingerprint(),
+                            critical: registration.check == Check::Critical,
+                        },
+                        Write::Deregister { .. } => Sent::Deregister,
+                        Write::PutReverse { record, .. } => Sent::PutReverse(record.fingerprint()),
+                        Write::DeleteReverse { .. } => Sent::DeleteReverse,
+                    };
+                    self.note_in_flight(service, write.key(), sent);
+                }
+            }
+        }
+    }
+
+    fn note_in_flight(&mut self, service: &ObjectKey, record: RecordKey, sent: Sent) {
+        let track = self.tracks.entry(record.clone()).or_insert_with(|| Track {
+            service: service.clone(),
+            sent: None,
+            again: false,
+            attempt: 0,
+            trouble: None,
+        });
+        track.service = service.clone();
+        track.sent = Some(sent);
+        if let Some(touched) = &mut self.touched {
+            touched.insert(record.clone());
+        }
+        let unit = self.units.entry(service.clone()).or_default();
+        unit.troubled.insert(record);
+        unit.in_flight += 1;
+        self.in_flight += 1;
+    }
+
+    /// A Service whose plan is empty: it is in step, unless something waits.
+    fn settle(&mut self, service: &ObjectKey) {
+        let Some(unit) = self.units.get_mut(service) else { return };
+        if unit.in_flight > 0 {
+            return;
+        }
+        let tracks = &mut self.tracks;
+        unit.troubled.retain(|record| {
+            let in_trouble = tracks.get(record).is_some_and(|track| track.trouble.is_some());
+            if !in_trouble {
+                tracks.remove(record);
+            }
+            in_trouble
+        });
+        let (written, removed) =
+            (std::mem::take(&mut unit.written), std::mem::take(&mut unit.removed));
+        if unit.troubled.is_empty() {
+            self.units.remove(service);
+        }
+        if written + removed > 0 {
+            let instances = self.ledger.of(service).len();
+            self.reports.push(Report::InStep {
+                service: service.clone(),
+                written,
+                removed,
+                instances,
+            });
+        }
+    }
+
+    /// What has to be sent so that Consul has of this Service what it ought to have.
+    fn plan(&mut self, key: &ObjectKey, now: Moment) -> VecDeque<Action> {
+        if self.world.service(key).is_none() && self.world.undecodable(Kind::Service, key).is_some()
+        {
+            // It exists, and nobody knows how: what is registered stays.
+            return VecDeque::new();
+        }
+        let desired = self.desired_of(key, &|_| false);
+        self.claim_reverse(key, &desired);
+        let mut draft = Draft::default();
+        self.draft_reverse(key, &desired, now, &mut draft);
+        self.draft_registrations(key, &desired, now, &mut draft);
+        let may_belong_to_unread = *key == nobody() && self.world.has_unread_service();
+        if !draft.adding && !self.guard.holds(key) && !may_belong_to_unread {
+            self.draft_removals(key, &desired, now, &mut draft);
+        }
+        self.forget_old_tracks(key, &desired);
+        let mut problems: BTreeSet<Problem> = desired.problems.into_iter().collect();
+        problems.append(&mut draft.problems.into_iter().collect());
+        problems.extend(self.troubles(key));
+        if let Some(why) = self.world.undecodable(Kind::Service, key) {
+            problems.insert(Problem::new(Reason::Undecodable, why));
+        }
+        self.set_problems(Kind::Service, key, problems);
+        let reads = draft.reads.into_iter().map(Action::ReadReverse);
+        reads.chain(draft.groups.into_iter().map(Action::Write)).collect()
+    }
+
+    /// Notes which reverse keys the Service claims, and who is concerned by the difference.
+    pub(super) fn claim_reverse(&mut self, key: &ObjectKey, desired: &Desired) {
+        for handover in self.reverse.set(key, desired.reverse.clone()) {
+            if handover.to.is_none() {
+                self.released.entry(key.clone()).or_default().insert(handover.thing.clone());
+            }
+            for other in [handover.from, handover.to].into_iter().flatten() {
+                if other != *key {
+                    self.mark_dirty(other);
+                }
+            }
+        }
+    }
+
+    /// Forgets the troubles of records that are neither wanted nor there.
+    fn forget_old_tracks(&mut self, key: &ObjectKey, desired: &Desired) {
+        let Some(unit) = self.units.get_mut(key) else { return };
+        let (tracks, ledger, reverse) = (&mut self.tracks, &self.ledger, &self.reverse);
+        let released = self.released.get(key);
+        unit.troubled.retain(|record| {
+            let concerns_us = match record {
+                RecordKey::Registration(id) => {
+                    desired.registrations.contains_key(id) || ledger.registration(key, id).is_some()
+                }
+                RecordKey::Reverse(k) => {
+                    reverse.holder(k) == Some(key) || released.is_some_and(|keys| keys.contains(k))
+                }
+            };
+            match tracks.get(record) {
+                None => false,
+                Some(track) if track.service != *key => false,
+                Some(track) if track.sent.is_some() => true,
+                Some(_) if concerns_us => true,
+                Some(_) => {
+                    tracks.remove(record);
+                    false
+                }
+            }
+        });
+    }
+
+    fn draft_registrations(
+        &mut self,
+        key: &ObjectKey,
+        desired: &Desired,
+        now: Moment,
+        draft: &mut Draft,
+    ) {
+        let held = self.guard.holds(key);
+        for registration in desired.registrations.values() {
+            let known = self.ledger.registration(key, &registration.id);
+            let fingerprint = registration.fingerprint();
+            let reverse = reverse_key_of(&registration.address);
+            if known.is_some_and(|known| known.fingerprint == Some(fingerprint)) {
+                self.forget_trouble(&RecordKey::Registration(registration.id.clone()));
+                if let Some(put) = reverse.and_then(|reverse| draft.puts.remove(&*reverse)) {
+                    draft.groups.push(vec![put]);
+                }
+                continue;
+            }
+            let turns_critical =
+                registration.check == Check::Critical && known.is_some_and(|known| !known.critical);
+            if held && turns_critical {
+                continue;
+            }
+            match self.gate(
+                key,
+                &RecordKey::Registration(registration.id.clone()),
+                Some(fingerprint),
+                now,
+            ) {
+                Gate::Open => {
+                    draft.adding = true;
+                    let put = reverse.and_then(|reverse| draft.puts.remove(&*reverse));
+                    let register = Write::Register(Registration::clone(registration));
+                    draft.groups.push(std::iter::once(register).chain(put).collect());
+                }
+                Gate::Later => draft.adding = true,
+                Gate::Shut => {}
+            }
+        }
+    }
+
+    /// Reverse records are collected first: each goes with the first instance of its address,
+    /// and none goes without an instance.
+    fn draft_reverse(
+        &mut self,
+        key: &ObjectKey,
+        desired: &Desired,
+        now: Moment,
+        draft: &mut Draft,
+    ) {
+        let Some(zone) = self.zone.clone() else { return };
+        for (reverse, service) in &desired.reverse {
+            if self.reverse.holder(reverse) != Some(key) {
+                continue;
+            }
+            let record =
+                ReverseRecord { key: reverse.clone(), value: zone.name_of(service).into() };
+            let fingerprint = record.fingerprint();
+            let known = self.ledger.reverse(reverse);
+            let cas = match known.map(|known| &known.state) {
+                Some(ReverseState::Ours(there)) if *there == fingerprint => {
+                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
+                    continue;
+                }
+                Some(ReverseState::OtherCluster) => continue,
+                Some(ReverseState::Foreign(value)) => {
+                    if *value != record.value {
+                        draft.problems.push(foreign_reverse(&record, value));
+                    }
+                    continue;
+                }
+                Some(ReverseState::Unknown) => None,
+                Some(ReverseState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
+            };
+            if self.gate(key, &RecordKey::Reverse(reverse.clone()), Some(fingerprint), now)
+                == Gate::Open
+            {
+                match cas {
+                    Some(cas) => {
+                        draft.puts.insert(reverse.clone(), Write::PutReverse { record, cas });
+                    }
+                    None => draft.reads.push(reverse.clone()),
+                }
+            }
+        }
+    }
+
+    fn draft_removals(
+        &mut self,
+        key: &ObjectKey,
+        desired: &Desired,
+        now: Moment,
+        draft: &mut Draft,
+    ) {
+        let mut deletes = self.reverse_deletes(key, now, draft);
+        let gone: Vec<(Box<str>, Box<str>)> = self
+            .ledger
+            .of(key)
+            .iter()
+            .filter(|known| !desired.registrations.contains_key(&known.id))
+            .map(|known| (known.id.clone(), (&*known.service).into()))
+            .collect();
+        for (id, service) in gone {
+            if self.gate(key, &RecordKey::Registration(id.clone()), None, now) != Gate::Open {
+                continue;
+            }
+            let delete = reverse_key_of_id(&id).and_then(|reverse| deletes.remove(&*reverse));
+            let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
+            draft.groups.push(std::iter::once(deregister).chain(delete).collect());
+        }
+        draft.groups.extend(deletes.into_values().map(|delete| vec![delete]));
+    }
+
+    /// The reverse records of the Service that nobody claims any more.
+    fn reverse_deletes(
+        &mut self,
+        key: &ObjectKey,
+        now: Moment,
+        draft: &mut Draft,
+    ) -> BTreeMap<Box<str>, Write> {
+        let mut deletes = BTreeMap::new();
+        let Some(mut released) = self.released.remove(key) else { return deletes };
+        released.retain(|reverse| {
+            if self.reverse.holder(reverse).is_some() {
+                return false;
+            }
+            let (cas, unknown) = match self.ledger.reverse(reverse) {
+                Some(known) if matches!(known.state, ReverseState::Ours(_)) => (known.index, false),
+                Some(known) if known.state == ReverseState::Unknown => (0, true),
+                Some(_) => {
+                    self.ledger.forget_reverse(reverse);
+                    return false;
+                }
+                None => {
+                    // One that is being written may exist in a moment.
+                    let record = RecordKey::Reverse(reverse.clone());
+                    return self.gate(key, &record, None, now) == Gate::Later;
+                }
+            };
+            if self.gate(key, &RecordKey::Reverse(reverse.clone()), None, now) == Gate::Open {
+                if unknown {
+                    draft.reads.push(reverse.clone());
+                } else {
+                    deletes.insert(
+                        reverse.clone(),
+                        Write::DeleteReverse { key: reverse.clone(), cas },
+                    );
+                }
+            }
+            true
+        });
+        if !released.is_empty() {
+            self.released.insert(key.clone(), released);
+        }
+        deletes
+    }
+
+    /// Whether a record may be written now; notes what has to be planned again when it may not.
+    fn gate(
+        &mut self,
+        service: &ObjectKey,
+        record: &RecordKey,
+        content: Option<Fingerprint>,
+        now: Moment,
+    ) -> Gate {
+        let Some(track) = self.tracks.get_mut(record) else { return Gate::Open };
+        if track.sent.is_some() {
+            track.again = true;
+            return Gate::Later;
+        }
+        match &track.trouble {
+            Some(Trouble::Failed(until, _)) if *until > now => {
+                self.failed.insert((*until, service.clone()));
+                Gate::Later
+            }
+            Some(Trouble::Denied(until, _)) if *until > now => {
+                self.denied.insert((*until, service.clone()));
+                Gate::Shut
+            }
+            Some(Trouble::Refused(refused, _)) if content == Some(*refused) => Gate::Shut,
+            _ => Gate::Open,
+        }
+    }
+
+    /// The record is as it ought to be: whatever a write ran into matters no more.
+    fn forget_trouble(&mut self, record: &RecordKey) {
+        if let Some(track) = self.tracks.get_mut(record) {
+            track.trouble = None;
+        }
+    }
+
+    /// What Consul said against records of the Service.
+    fn troubles(&self, key: &ObjectKey) -> Vec<Problem> {
+        let troubled = self.units.get(key).into_iter().flat_map(|unit| &unit.troubled);
+        troubled
+            .filter_map(|record| match self.tracks.get(record)?.trouble.as_ref()? {
+                Trouble::Failed(..) => None,
+                Trouble::Denied(_, why) => Some(Problem::new(
+                    Reason::Denied,
+                    format!("Consul denied the write of {record}: {why}. Give the token the missing right"),
+                )),
+                Trouble::Refused(_, why) => {
+                    Some(Problem::new(Reason::Refused, format!("Consul refused {record}: {why}")))
+                }
+            })
+            .collect()
+    }
+}
+
+fn foreign_reverse(wanted: &ReverseRecord, found: &str) -> Problem {
+    Problem::new(
+        Reason::ForeignReverseRecord,
+        format!(
+            "KV key {}: expected {:?} or nothing, found {:?}, which no bridge wrote; \
+             it is left as it is: delete it to have it written",
+            wanted.key,
+            wanted.value,
+            crate::domain::annotations::excerpt(found),
+        ),
+    )
+}
+
+fn reverse_key_of(address: &str) -> Option<String> {
+    address.parse().ok().map(reverse_key)
+}
+
+/// The reverse key of the address that a service ID ends with.
+fn reverse_key_of_id(id: &str) -> Option<String> {
+    reverse_key_of(id.rsplit('_').next()?)
+}

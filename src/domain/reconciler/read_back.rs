@@ -1,0 +1,153 @@
+//! What a reading of Consul says about the records that are thought to be there.
+//!
+//! Only a reading that was complete and authoritative may be finished (invariant 1); the edge
+//! that reads decides that. A record written since the reading began is passed over.
+
+use std::collections::HashSet;
+
+use super::{Moment, Phase, Reconciler, Report};
+use crate::domain::ledger::ReverseState;
+use crate::domain::names::ObjectKey;
+use crate::domain::record::{
+    Check, ObservedRegistration, ObservedReverse, RecordKey, ReverseOwner,
+};
+use crate::domain::registration_id::service_of_id;
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// A reading of Consul begins: call before the request is sent.
+    pub fn begin_read_back(&mut self, now: Moment) {
+        self.read_back_began = now;
+        self.ledger.read_back += 1;
+        let in_flight = self.tracks.iter().filter(|(_, track)| track.sent.is_some());
+        self.touched = Some(in_flight.map(|(record, _)| record.clone()).collect());
+        self.drift = 0;
+    }
+
+    /// The reading shows this registration of ours.
+    pub fn observed_registration(&mut self, observed: &ObservedRegistration) {
+        let registration = &observed.registration;
+        if self.is_touched(&RecordKey::Registration(registration.id.clone())) {
+            return;
+        }
+        let service =
+            service_of_id(&self.settings.cluster, &registration.id).unwrap_or_else(nobody);
+        let fingerprint = registration.fingerprint();
+        let known = self.ledger.registration(&service, &registration.id);
+        let (same, certain) = known.map_or((false, true), |known| {
+            (known.fingerprint == Some(fingerprint), known.fingerprint.is_some())
+        });
+        let critical = registration.check == Check::Critical;
+        self.ledger.put(
+            &service,
+            &registration.id,
+            &registration.service,
+            Some(fingerprint),
+            critical,
+        );
+        if !same {
+            self.drifted(service, certain);
+        }
+    }
+
+    /// The reading shows this reverse key.
+    pub fn observed_reverse(&mut self, observed: &ObservedReverse) {
+        let key = &observed.record.key;
+        if self.is_touched(&RecordKey::Reverse(key.clone())) {
+            return;
+        }
+        let holder = self.reverse.holder(key).cloned();
+        let ours = ReverseOwner::of(observed.flags, &self.settings.cluster) == ReverseOwner::Ours;
+        // Before the first reconciliation nobody has claimed anything.
+        let concerns_us = ours || holder.is_some() || self.phase != Phase::Running;
+        if !concerns_us {
+            return self.ledger.forget_reverse(key);
+        }
+        let before = self.ledger.reverse(key).map(|known| known.state.clone());
+        self.note_reverse(key, Some(observed));
+        let after = self.ledger.reverse(key).map(|known| known.state.clone());
+        if before == after || self.phase != Phase::Running {
+            return;
+        }
+        let certain = before != Some(ReverseState::Unknown);
+        match holder {
+            Some(holder) => self.drifted(holder, certain),
+            None => self.orphaned(key.clone(), certain),
+        }
+    }
+
+    /// The reading was complete and true: what it did not show is not there.
+    pub fn finish_read_back(&mut self, now: Moment) {
+        let touched = self.touched.take().unwrap_or_default();
+        self.forget_unseen_registrations(&touched);
+        self.forget_unseen_reverse(&touched);
+        self.uncertain_until = self.uncertain_until.filter(|until| *until > self.read_back_began);
+        match &mut self.phase {
+            Phase::Loading { read_back } => *read_back = true,
+            Phase::Running if self.drift > 0 => self.reports.push(Report::Repaired(self.drift)),
+            Phase::Running => {}
+        }
+        self.start_if_loaded(now);
+    }
+
+    /// The reading broke off or cannot be trusted: what it did not show is unknown.
+    pub fn abort_read_back(&mut self) {
+        self.touched = None;
+    }
+
+    fn forget_unseen_registrations(&mut self, touched: &HashSet<RecordKey>) {
+        let current = self.ledger.read_back;
+        let unseen: Vec<(ObjectKey, Box<str>, bool)> = self
+            .ledger
+            .services()
+            .flat_map(|(service, known)| known.iter().map(move |known| (service, known)))
+            .filter(|(_, known)| known.read_back != current)
+            .filter(|(_, known)| !touched.contains(&RecordKey::Registration(known.id.clone())))
+            .map(|(service, known)| {
+                (service.clone(), known.id.clone(), known.fingerprint.is_some())
+            })
+            .collect();
+        for (service, id, certain) in unseen {
+            self.ledger.deregistered(&service, &id);
+            self.drifted(service, certain);
+        }
+    }
+
+    fn forget_unseen_reverse(&mut self, touched: &HashSet<RecordKey>) {
+        let current = self.ledger.read_back;
+        let unseen: Vec<(Box<str>, bool)> = self
+            .ledger
+            .reverse_keys()
+            .filter(|(_, known)| known.read_back != current)
+            .filter(|(key, _)| !touched.contains(&RecordKey::Reverse((*key).clone())))
+            .map(|(key, known)| (key.clone(), matches!(known.state, ReverseState::Ours(_))))
+            .collect();
+        for (key, ours) in unseen {
+            self.ledger.forget_reverse(&key);
+            if let Some(holder) = self.reverse.holder(&key).cloned() {
+                self.drifted(holder, ours);
+            }
+        }
+    }
+
+    fn is_touched(&self, record: &RecordKey) -> bool {
+        self.touched.as_ref().is_some_and(|touched| touched.contains(record))
+    }
+
+    /// A record is not as it was left, unless it was not `certain` how it was left.
+    fn drifted(&mut self, service: ObjectKey, certain: bool) {
+        self.drift += usize::from(certain);
+        self.mark_dirty(service);
+    }
+
+    fn orphaned(&mut self, key: Box<str>, certain: bool) {
+        self.released.entry(nobody()).or_default().insert(key);
+        self.drifted(nobody(), certain);
+    }
+}
+
+/// Stands for the Service of records that are ours and belong to none.
+pub(super) fn nobody() -> ObjectKey {
+    ObjectKey::new("", "")
+}

@@ -1,0 +1,300 @@
+//! What is known of the Kubernetes cluster.
+//!
+//! A list is merged into what is there as it comes; what it did not show is reported once the
+//! list is complete, and removed only by [`World::remove`]: absence is evidence only then
+//! (invariant 1).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::names::ObjectKey;
+use super::object::{EndpointSlice, Kind, SeenObject, Service};
+
+/// Services and their EndpointSlices.
+#[derive(Debug, Default)]
+pub struct World {
+    services: BTreeMap<ObjectKey, Listed<Service>>,
+    /// Slices by their Service (which may not exist, or not yet), then by their own name.
+    slices: HashMap<ObjectKey, BTreeMap<Box<str>, Listed<EndpointSlice>>>,
+    /// The Service of each slice.
+    service_of: HashMap<ObjectKey, Box<str>>,
+    /// Objects that could not be read, and why.
+    undecodable: BTreeMap<(Kind, ObjectKey), (u32, String)>,
+    lists: BTreeMap<Kind, ListState>,
+}
+
+/// An object, and the number of the list that showed it last.
+#[derive(Debug)]
+struct Listed<T> {
+    object: T,
+    list: u32,
+}
+
+#[derive(Debug, Default)]
+struct ListState {
+    /// Number of the list that is under way or was the last.
+    current: u32,
+    /// Whether one was ever complete.
+    complete: bool,
+}
+
+/// The kinds that have to be listed before anything is decided.
+pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
+
+// === impl World ===
+
+impl World {
+    /// Whether every kind has been listed completely.
+    pub fn is_complete(&self) -> bool {
+        WATCHED.iter().all(|kind| self.lists.get(kind).is_some_and(|list| list.complete))
+    }
+
+    /// A list of this kind begins.
+    pub fn list_started(&mut self, kind: Kind) {
+        self.lists.entry(kind).or_default().current += 1;
+    }
+
+    /// The list is complete: returns the objects of this kind that it did not show.
+    pub fn list_completed(&mut self, kind: Kind) -> Vec<ObjectKey> {
+        let list = self.lists.entry(kind).or_default();
+        list.complete = true;
+        let current = list.current;
+        self.undecodable.retain(|(of, _), (shown, _)| *of != kind || *shown == current);
+        match kind {
+            Kind::Service => self
+                .services
+                .iter()
+                .filter(|(_, service)| service.list != current)
+                .map(|(key, _)| key.clone())
+                .collect(),
+            Kind::EndpointSlice => self
+                .slices
+                .iter()
+                .flat_map(|(service, slices)| slices.iter().map(move |slice| (service, slice)))
+                .filter(|(_, (_, slice))| slice.list != current)
+                .map(|(service, (name, _))| ObjectKey::new(service.namespace.clone(), name.clone()))
+                .collect(),
+        }
+    }
+
+    /// Takes an object as it is now. Returns the Services whose registrations may change by it.
+    pub fn seen(&mut self, seen: SeenObject) -> BTreeSet<ObjectKey> {
+        match seen {
+            SeenObject::Service(key, service) => {
+                self.undecodable.remove(&(Kind::Service, key.clone()));
+                let list = self.current(Kind::Service);
+                let before = self.services.insert(key.clone(), Listed { object: service, list });
+                let changed =
+                    before.is_none_or(|before| before.object != self.services[&key].object);
+                changed.then_some(key).into_iter().collect()
+            }
+            SeenObject::EndpointSlice(key, slice) => self.slice_seen(key, slice),
+            SeenObject::Undecodable(kind, key, reason) => {
+                let list = self.current(kind);
+                self.undecodable.insert((kind, key.clone()), (list, reason));
+                self.touch(kind, &key, list);
+                self.service_concerned(kind, &key).into_iter().collect()
+            }
+        }
+    }
+
+    fn slice_seen(&mut self, key: ObjectKey, slice: EndpointSlice) -> BTreeSet<ObjectKey> {
+        let mut changed = BTreeSet::new();
+        self.undecodable.remove(&(Kind::EndpointSlice, key.clone()));
+        if self.service_of.get(&key).is_some_and(|service| *service != slice.service) {
+            changed.extend(self.remove(Kind::EndpointSlice, &key));
+        }
+        let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
+        let list = self.current(Kind::EndpointSlice);
+        self.service_of.insert(key.clone(), slice.service.clone());
+        let slices = self.slices.entry(service.clone()).or_default();
+        let same = slices.get(&key.name).is_some_and(|before| before.object == slice);
+        slices.insert(key.name, Listed { object: slice, list });
+        if !same {
+            changed.insert(service);
+        }
+        changed
+    }
+
+    /// Forgets an object. Returns the Service whose registrations may change by it.
+    pub fn remove(&mut self, kind: Kind, key: &ObjectKey) -> Option<ObjectKey> {
+        let service = self.service_concerned(kind, key);
+        self.undecodable.remove(&(kind, key.clone()));
+        match kind {
+            Kind::Service => {
+                self.services.remove(key);
+            }
+            Kind::EndpointSlice => {
+                self.service_of.remove(key);
+                let of = service.as_ref()?;
+                let slices = self.slices.get_mut(of)?;
+                slices.remove(&key.name);
+                if slices.is_empty() {
+                    self.slices.remove(of);
+                }
+            }
+        }
+        service
+    }
+
+    /// The Service that an object is or belongs to.
+    pub fn service_concerned(&self, kind: Kind, key: &ObjectKey) -> Option<ObjectKey> {
+        match kind {
+            Kind::Service => Some(key.clone()),
+            Kind::EndpointSlice => self
+                .service_of
+                .get(key)
+                .map(|name| ObjectKey::new(key.namespace.clone(), name.clone())),
+        }
+    }
+
+    /// The Service of this name.
+    pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key).map(|listed| &listed.object)
+    }
+
+    /// All Services by namespace and name, those after `after` only.
+    pub fn services_after(
+        &self,
+        after: Option<&ObjectKey>,
+    ) -> impl Iterator<Item = (&ObjectKey, &Service)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.services
+            .range((after.map_or(Unbounded, Excluded), Unbounded))
+            .map(|(key, listed)| (key, &listed.object))
+    }
+
+    /// How many Services there are.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// The slices of a Service, with their names.
+    pub fn slices(
+        &self,
+        service: &ObjectKey,
+    ) -> impl Iterator<Item = (&Box<str>, &EndpointSlice)> + Clone {
+        self.slices
+            .get(service)
+            .into_iter()
+            .flat_map(|slices| slices.iter().map(|(name, listed)| (name, &listed.object)))
+    }
+
+    /// Why the object could not be read, if it could not: what is known of it may be outdated.
+    pub fn undecodable(&self, kind: Kind, key: &ObjectKey) -> Option<&str> {
+        self.undecodable.get(&(kind, key.clone())).map(|(_, reason)| reason.as_str())
+    }
+
+    /// Whether there are Services of which nothing could ever be read.
+    pub fn has_unread_service(&self) -> bool {
+        self.undecodable
+            .keys()
+            .any(|(kind, key)| *kind == Kind::Service && !self.services.contains_key(key))
+    }
+
+    fn current(&self, kind: Kind) -> u32 {
+        self.lists.get(&kind).map_or(0, |list| list.current)
+    }
+
+    /// Notes that a list has shown the object.
+    fn touch(&mut self, kind: Kind, key: &ObjectKey, list: u32) {
+        match kind {
+            Kind::Service => {
+                if let Some(service) = self.services.get_mut(key) {
+                    service.list = list;
+                }
+            }
+            Kind::EndpointSlice => {
+                let Some(service) = self.service_concerned(kind, key) else { return };
+                if let Some(slice) =
+                    self.slices.get_mut(&service).and_then(|s| s.get_mut(&key.name))
+                {
+                    slice.list = list;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::testing::{service, slice};
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("ns", name)
+    }
+
+    fn listed(names: &[&str]) -> World {
+        let mut world = World::default();
+        for kind in WATCHED {
+            world.list_started(kind);
+        }
+        for name in names {
+            world.seen(SeenObject::Service(key(name), service().build()));
+        }
+        for kind in WATCHED {
+            assert_eq!(world.list_completed(kind), []);
+        }
+        world
+    }
+
+    #[test]
+    fn it_is_complete_when_every_kind_is() {
+        let mut world = World::default();
+        for kind in WATCHED {
+            assert!(!world.is_complete());
+            world.list_started(kind);
+            assert!(!world.is_complete());
+            world.list_completed(kind);
+        }
+        assert!(world.is_complete());
+    }
+
+    #[test]
+    fn a_complete_list_tells_what_is_missing_and_removes_nothing() {
+        let mut world = listed(&["a", "b", "c"]);
+        world.list_started(Kind::Service);
+        world.seen(SeenObject::Service(key("b"), service().build()));
+        // The list breaks off and begins again: what it had shown counts no more.
+        world.list_started(Kind::Service);
+        world.seen(SeenObject::Service(key("a"), service().build()));
+        assert_eq!(world.list_completed(Kind::Service), [key("b"), key("c")]);
+        assert!(world.service(&key("b")).is_some());
+    }
+
+    #[test]
+    fn an_object_that_is_equal_changes_nothing() {
+        let mut world = listed(&["a"]);
+        assert!(world.seen(SeenObject::Service(key("a"), service().build())).is_empty());
+        let ports = [("http", 80)];
+        let first = slice("a", &ports, &[("10.0.0.1", true)]);
+        assert_eq!(
+            world.seen(SeenObject::EndpointSlice(key("a-1"), first.clone())),
+            [key("a")].into()
+        );
+        assert!(world.seen(SeenObject::EndpointSlice(key("a-1"), first)).is_empty());
+    }
+
+    #[test]
+    fn a_slice_that_moves_to_another_service_changes_both() {
+        let mut world = listed(&["a", "b"]);
+        world.seen(SeenObject::EndpointSlice(key("s"), slice("a", &[], &[])));
+        let moved = world.seen(SeenObject::EndpointSlice(key("s"), slice("b", &[], &[])));
+        assert_eq!(moved, [key("a"), key("b")].into());
+        assert_eq!(world.slices(&key("a")).count(), 0);
+        assert_eq!(world.remove(Kind::EndpointSlice, &key("s")), Some(key("b")));
+        assert_eq!(world.slices(&key("b")).count(), 0);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_exists() {
+        let mut world = listed(&["a"]);
+        world.list_started(Kind::Service);
+        world.seen(SeenObject::Undecodable(Kind::Service, key("a"), "no spec".to_owned()));
+        assert_eq!(world.list_completed(Kind::Service), []);
+        assert_eq!(world.undecodable(Kind::Service, &key("a")), Some("no spec"));
+        assert!(world.service(&key("a")).is_some());
+        world.seen(SeenObject::Service(key("a"), service().build()));
+        assert_eq!(world.undecodable(Kind::Service, &key("a")), None);
+    }
+}
