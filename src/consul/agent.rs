@@ -121,7 +121,7 @@ impl AgentSink {
         self.transact(Operation::SetKey { key, value, flags: self.flags, index }).await
     }
 
-    /// A transaction rather than `PUT /v1/kv`, because its answer tells the new ModifyIndex.
+    /// A transaction rather than `PUT /v1/kv`, because its answer tells the new `ModifyIndex`.
     async fn transact(&self, operation: Operation) -> Answer {
         match self.client.transaction(&[operation]).await {
             Ok(written) => {
@@ -148,12 +148,7 @@ pub(super) async fn deregister(client: &Client, id: &str) -> Answer {
         Err(error) => Err(error),
     };
     match result {
-        // Not every 404: a proxy in between gives one too.
-        Err(Error::Unexpected { status: 404, message, .. })
-            if message.to_ascii_lowercase().starts_with("unknown service") =>
-        {
-            Answer::Applied { index: 0 }
-        }
+        Err(error) if error.is_unknown_service() => Answer::Applied { index: 0 },
         result => applied(result),
     }
 }

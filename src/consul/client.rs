@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// A listing: 100,000 services took Consul under 2 s; a slow server and network get 60 times that.
-const LISTING_DEADLINE: Duration = Duration::from_secs(120);
+const LISTING_DEADLINE: Duration = Duration::from_mins(2);
 
 /// Between two pieces of a listing: Consul sends it in one go once it is there.
 const LISTING_PAUSE: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ const MAX_IDLE_CONNECTIONS: usize = 8;
 /// Shorter than what load balancers between (350 s and more) forget a connection after.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Finds a peer that is gone without a word within IDLE_TIMEOUT.
+/// Finds a peer that is gone without a word within [`IDLE_TIMEOUT`].
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Largest short answer: `/v1/agent/self` is 12 kB, a transaction's results of 64 operations
@@ -453,13 +453,13 @@ impl Request {
 
     /// Adds a query parameter.
     pub(super) fn parameter(mut self, name: &str, value: &str) -> Self {
-        self.query += &format!("&{name}={}", encode(value));
+        self.query.extend(["&", name, "=", &encode(value).to_string()]);
         self
     }
 
     /// Adds a query parameter without a value.
     pub(super) fn flag(mut self, name: &str) -> Self {
-        self.query += &format!("&{name}");
+        self.query.extend(["&", name]);
         self
     }
 

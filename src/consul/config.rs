@@ -250,6 +250,9 @@ impl FromStr for Address {
             Some((authority, prefix)) => (authority, prefix.trim_matches('/')),
             None => (rest, ""),
         };
+        if authority.is_empty() {
+            return Err(invalid("the host is missing"));
+        }
         let prefix = if prefix.is_empty() { String::new() } else { format!("/{prefix}") };
         // What the HTTP library will parse, parsed once here so that the error is ours.
         match reqwest::Url::parse(&format!("http://{authority}{prefix}/v1/")) {

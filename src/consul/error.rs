@@ -129,7 +129,7 @@ pub struct OperationError {
 /// What kind of failure an [`OperationError`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationFailure {
-    /// Check-and-set found another ModifyIndex.
+    /// Check-and-set found another `ModifyIndex`.
     Stale,
     /// `check-session` found the lock in other hands or gone (invariant 9).
     Fenced,
@@ -224,6 +224,13 @@ impl Error {
         }
     }
 
+    /// Whether the agent says that it has no such service. Not every 404 does: a proxy in
+    /// between gives one too.
+    pub(super) fn is_unknown_service(&self) -> bool {
+        matches!(self, Error::Unexpected { status: 404, message, .. }
+            if message.to_ascii_lowercase().starts_with("unknown service"))
+    }
+
     /// Whether Consul does not know the token at all: it ran out or was deleted.
     pub(super) fn is_unknown_token(&self) -> bool {
         matches!(self, Error::Denied { message, .. } if message.contains("ACL not found"))
@@ -304,14 +311,13 @@ struct Rollback {
 fn classify(status: u16, message: &str) -> Class {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     match status {
-        400 => Class::Refused,
         403 => Class::Denied,
         409 => Class::RolledBack,
         413 => Class::TooLarge,
         429 | 503 => Class::Busy,
         500 if says(&DENIALS) => Class::Denied,
         500 if says(&NO_QUORUM) => Class::NoQuorum,
-        500 => Class::Refused,
+        400 | 500 => Class::Refused,
         502 | 504 => Class::NoQuorum,
         _ => Class::Unexpected,
     }

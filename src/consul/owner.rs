@@ -112,10 +112,8 @@ impl OwnerKey {
     }
 
     async fn read(&self) -> Result<Option<(String, u64)>, Unknown> {
-        let convert = |entry: &super::wire::KeyEntry<'_>| {
-            Ok((entry.text()?.trim().to_owned(), entry.modify_index))
-        };
-        self.client.key(&self.key, WHAT, convert).await
+        let found = self.client.key(&self.key, WHAT).await?;
+        Ok(found.map(|entry| (entry.record.value.trim().to_owned(), entry.index)))
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::client::{Client, Evidence, Reply, Request, encode};
 use super::error::Error;
 use super::sentinel;
-use super::stream::{Item, Layout, Malformed};
+use super::stream::{Item, Layout};
 use super::wire::{CheckEntry, KeyEntry, ServiceEntry, decode};
 use crate::domain::names::ClusterName;
 use crate::domain::record::{
@@ -196,22 +196,22 @@ impl Client {
 
     /// One reverse record as the leader has it now, after a failed check-and-set.
     pub async fn reverse_record(&self, key: &str) -> Result<Option<ObservedReverse>, Unknown> {
-        self.key(key, REVERSE_RECORDS, |entry| entry.observed()).await
+        self.key(key, REVERSE_RECORDS).await
     }
 
     /// One KV key, read with `?consistent`.
-    pub(super) async fn key<T: Send>(
+    pub(super) async fn key(
         &self,
         key: &str,
         what: &'static str,
-        convert: impl Fn(&KeyEntry<'_>) -> Result<T, Malformed> + Send + Sync,
-    ) -> Result<Option<T>, Unknown> {
+    ) -> Result<Option<ObservedReverse>, Unknown> {
         let path = format!("/v1/kv/{}", encode(key));
         let (reply, evidence) = self.open(&Consistency::Consistent.of_path(path), what).await?;
         let mut found = None;
         if reply.is_found() {
             let entries = reply.items(Layout::Elements, |item| {
-                found = Some(convert(&decode("a KV entry", item.value)?)?);
+                let entry: KeyEntry = decode("a KV entry", item.value)?;
+                found = Some(entry.observed()?);
                 Ok(())
             });
             entries.await.map_err(failed(what))?;

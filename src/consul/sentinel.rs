@@ -20,7 +20,7 @@ pub const SERVICE: &str = "_kube-consul";
 
 /// How long one blocking query may wait: a vanished service is told at once whatever this is;
 /// it bounds how long a peer that is gone without a word is taken for a quiet one.
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 
 /// Consul answers a blocking query up to a sixteenth late; the rest is for the way.
 const WAIT_DEADLINE: Duration = Duration::from_secs(75);
@@ -120,7 +120,7 @@ impl Sentinel {
         }
         let reply = self.client.send(&request).await?;
         if !reply.is_found() {
-            return self.gone(reply.into_error().await).map(|()| None);
+            return gone(reply.into_error().await).map(|()| None);
         }
         let hash = reply.header("X-Consul-ContentHash").unwrap_or_default().to_owned();
         let entry: ServiceEntry = reply.json().await?;
@@ -133,22 +133,14 @@ impl Sentinel {
         if reply.is_found() {
             return Ok(true);
         }
-        self.gone(reply.into_error().await).map(|()| false)
+        gone(reply.into_error().await).map(|()| false)
     }
 
     fn request(&self) -> Request {
         Request::get(format!("/v1/agent/service/{}", encode(&self.id)))
     }
+}
 
-    /// A 404 is an answer only in the agent's words: a proxy in between gives one too.
-    fn gone(&self, error: Error) -> Result<(), Error> {
-        match error {
-            Error::Unexpected { status: 404, message, .. }
-                if message.to_ascii_lowercase().starts_with("unknown service") =>
-            {
-                Ok(())
-            }
-            error => Err(error),
-        }
-    }
+fn gone(error: Error) -> Result<(), Error> {
+    if error.is_unknown_service() { Ok(()) } else { Err(error) }
 }

@@ -345,7 +345,7 @@ mod tests {
         for chunk in text.as_bytes().chunks(size) {
             splitter.feed(chunk, |item| {
                 let decode = |bytes| {
-                    serde_json::from_slice(bytes).map_err(|error| Malformed::Item {
+                    serde_json::from_slice::<Value>(bytes).map_err(|error| Malformed::Item {
                         expected: "JSON",
                         reason: error.to_string(),
                     })

@@ -18,7 +18,7 @@ pub const MAX_BODY: usize = 512 << 10;
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Writes a KV key if its ModifyIndex still is `index` (0: it must not exist).
+    /// Writes a KV key if its `ModifyIndex` still is `index` (0: it must not exist).
     SetKey {
         /// The key.
         key: Box<str>,
@@ -26,14 +26,14 @@ pub enum Operation {
         value: Box<str>,
         /// Its flags.
         flags: u64,
-        /// The ModifyIndex that it must have.
+        /// The `ModifyIndex` that it must have.
         index: u64,
     },
-    /// Removes a KV key if its ModifyIndex still is `index`; an absent one is no failure.
+    /// Removes a KV key if its `ModifyIndex` still is `index`; an absent one is no failure.
     DeleteKey {
         /// The key.
         key: Box<str>,
-        /// The ModifyIndex that it must have.
+        /// The `ModifyIndex` that it must have.
         index: u64,
     },
     /// Rolls back unless `session` holds the lock `key` (invariant 9).
@@ -93,12 +93,12 @@ pub struct NodeBody {
     pub meta: std::collections::BTreeMap<String, String>,
 }
 
-/// What an applied transaction says of its KV writes: key and new ModifyIndex.
+/// What an applied transaction says of its KV writes: key and new `ModifyIndex`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenKey {
     /// The key.
     pub key: Box<str>,
-    /// Its ModifyIndex now.
+    /// Its `ModifyIndex` now.
     pub index: u64,
 }
 
@@ -158,7 +158,7 @@ impl Operation {
                 "Verb": "check-session", "Key": key, "Session": session
             }}),
             Operation::SetNode(node) => json!({ "Node": { "Verb": "set", "Node": node } }),
-            // A body without ModifyIndex is one with 0: it must not exist.
+            // A body without `ModifyIndex` is one with 0: it must not exist.
             Operation::CreateNode(node) => json!({ "Node": { "Verb": "cas", "Node": node } }),
             Operation::DeleteNode { node } => json!({ "Node": {
                 "Verb": "delete", "Node": { "Node": node }

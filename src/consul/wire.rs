@@ -243,21 +243,126 @@ impl CheckEntry<'_> {
 // === impl KeyEntry ===
 
 impl KeyEntry<'_> {
-    /// The decoded value; bytes that are not UTF-8 are replaced.
-    pub(super) fn text(&self) -> Result<Box<str>, Malformed> {
+    /// Key and decoded value; bytes that are not UTF-8 are replaced.
+    pub(super) fn observed(&self) -> Result<ObservedReverse, Malformed> {
         let encoded = self.value.as_deref().unwrap_or_default();
         let bytes = STANDARD.decode(encoded).map_err(|error| Malformed::Item {
             expected: "a value in base64",
             reason: error.to_string(),
         })?;
-        Ok(String::from_utf8_lossy(&bytes).into())
-    }
-
-    pub(super) fn observed(&self) -> Result<ObservedReverse, Malformed> {
+        let value = String::from_utf8_lossy(&bytes).into();
         Ok(ObservedReverse {
-            record: ReverseRecord { key: (&*self.key).into(), value: self.text()? },
+            record: ReverseRecord { key: (&*self.key).into(), value },
             flags: self.flags,
             index: self.modify_index,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Consul 1.20.1 showed it in `/v1/agent/services`.
+    const AGENT_SERVICE: &str = r#"{
+        "ID": "c_ns_svc_80_10.0.0.1", "Service": "svc", "Tags": ["ns", "http"],
+        "Meta": {"external-k8s-ns": "ns", "kube-consul-cluster": "c"},
+        "Port": 80, "Address": "10.0.0.1",
+        "TaggedAddresses": {
+            "lan_ipv4": {"Address": "10.0.0.1", "Port": 80},
+            "wan_ipv4": {"Address": "10.0.0.1", "Port": 80}
+        },
+        "Weights": {"Passing": 3, "Warning": 1}, "EnableTagOverride": false, "Datacenter": "dc1"
+    }"#;
+
+    /// As Consul 1.20.1 showed it in `/v1/agent/checks`.
+    const AGENT_CHECK: &str = r#"{
+        "Node": "plain", "CheckID": "c_ns_svc_80_10.0.0.1:readiness",
+        "Name": "Kubernetes readiness", "Status": "critical", "Notes": "", "Output": "",
+        "ServiceID": "c_ns_svc_80_10.0.0.1", "ServiceName": "svc", "ServiceTags": ["ns"],
+        "Type": "ttl", "Interval": "", "Timeout": "", "ExposedPort": 0, "Definition": {},
+        "CreateIndex": 0, "ModifyIndex": 0
+    }"#;
+
+    fn registration() -> Registration {
+        Registration {
+            id: "c_ns_svc_80_10.0.0.1".into(),
+            service: "svc".into(),
+            namespace: "ns".into(),
+            address: "10.0.0.1".into(),
+            port: 80,
+            tags: vec!["ns".into(), "http".into()],
+            meta: [(NAMESPACE_META, "ns"), (CLUSTER_META, "c")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            weight: 3,
+            check: Check::Critical,
+        }
+    }
+
+    fn observed(json: &str) -> Registration {
+        let entry: ServiceEntry = decode("a service", json.as_bytes()).unwrap();
+        entry.observed(Check::Critical).registration
+    }
+
+    #[test]
+    fn what_consul_adds_makes_no_difference() {
+        assert_eq!(observed(AGENT_SERVICE), registration());
+    }
+
+    #[test]
+    fn what_others_change_makes_a_difference_that_is_shown() {
+        for (from, to, key) in [
+            (
+                r#""EnableTagOverride": false"#,
+                r#""EnableTagOverride": true"#,
+                "(EnableTagOverride)",
+            ),
+            (r#""Warning": 1"#, r#""Warning": 5"#, "(Weights.Warning)"),
+            (r#""Port": 80, "Address""#, r#""Port": 70000, "Address""#, "(Port)"),
+            (r#""Datacenter""#, r#""Kind": "connect-proxy", "Datacenter""#, "(Kind)"),
+            (
+                r#""wan_ipv4": {"Address": "10.0.0.1""#,
+                r#""wan_ipv4": {"Address": "10.9.9.9""#,
+                "(TaggedAddresses.wan_ipv4)",
+            ),
+        ] {
+            let changed = AGENT_SERVICE.replacen(from, to, 1);
+            assert_ne!(changed, AGENT_SERVICE, "{from} is not there");
+            let found = observed(&changed);
+            assert_ne!(found, registration());
+            assert!(found.meta.contains_key(key), "{key}: {:?}", found.meta);
+        }
+    }
+
+    #[test]
+    fn a_check_is_ours_by_name_and_id() {
+        for (from, to, expected) in [
+            ("", "", Some(Check::Critical)),
+            ("\"critical\"", "\"passing\"", Some(Check::Passing)),
+            ("\"critical\"", "\"warning\"", Some(Check::Passing)),
+            ("Kubernetes readiness", "mine", None),
+            (":readiness", ":mine", None),
+        ] {
+            let json = AGENT_CHECK.replacen(from, to, 1);
+            let entry: CheckEntry = decode("a check", json.as_bytes()).unwrap();
+            assert_eq!(entry.readiness(), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_keys_value_is_text_whatever_is_in_it() {
+        let entry = |value: &str| {
+            let json = format!(
+                r#"{{"LockIndex":0,"Key":"0.x/1","Flags":42,"Value":{value},"CreateIndex":21,"ModifyIndex":22}}"#
+            );
+            decode::<KeyEntry>("a KV entry", json.as_bytes()).and_then(|entry| entry.observed())
+        };
+        let observed = entry("\"aGVsbG8=\"").unwrap();
+        assert_eq!(&*observed.record.value, "hello");
+        assert_eq!((observed.flags, observed.index), (42, 22));
+        assert_eq!(&*entry("null").unwrap().record.value, "");
+        assert_eq!(&*entry("\"/w==\"").unwrap().record.value, "\u{fffd}");
+        assert!(entry("\"?\"").is_err());
     }
 }
