@@ -19,7 +19,7 @@ use kube_consul::domain::record::{
     ReverseRecord, Write,
 };
 use kube_consul_stack::{
-    Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, eventually, install_provider,
+    Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, Port, eventually, install_provider,
 };
 use serde_json::{Value, json};
 
@@ -477,27 +477,31 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
 #[tokio::test]
 async fn tls_checks_the_server_under_the_name_that_is_asked_for() {
     let authority = Authority::new("ours").unwrap();
-    let options = ConsulOptions::dev().tls(&authority, true).unwrap();
-    let consul = Consul::start(options).await;
-    // An agent that wants client certificates may not answer the helper itself.
-    let consul = match consul {
-        Ok(consul) => consul,
-        Err(_) => {
-            Consul::start(ConsulOptions::dev().tls(&authority, false).unwrap()).await.unwrap()
-        }
-    };
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = directory.path().join(name);
         std::fs::write(&path, text).unwrap();
         Some(path)
     };
+    let server = authority.issue(&["localhost", "127.0.0.1"]).unwrap();
+    let port = Port::pick().unwrap();
+    let tls = json!({
+        "ports": { "https": port.number() },
+        "tls": { "https": {
+            "ca_file": write("ca.pem", authority.pem()),
+            "cert_file": write("server.pem", &server.certificate),
+            "key_file": write("server.key", &server.key),
+            "verify_incoming": true,
+        }},
+    });
+    let options = ConsulOptions::dev().configuration(format!("{tls:#}"));
+    let _consul = Consul::start(options).await.unwrap();
     let certificate = authority.issue(&["client"]).unwrap();
     let good = Config {
         ca_file: write("ca.pem", authority.pem()),
         client_certificate: write("client.pem", &certificate.certificate),
         client_key: write("client.key", &certificate.key),
-        ..config(consul.url(), TokenSource::Anonymous)
+        ..config(&format!("https://127.0.0.1:{}", port.number()), TokenSource::Anonymous)
     };
     let leader = async |config: &Config| Client::new(config).unwrap().leader().await;
     assert!(leader(&good).await.unwrap().is_some());
@@ -507,20 +511,18 @@ async fn tls_checks_the_server_under_the_name_that_is_asked_for() {
     let wrong = leader(&named("server.dc1.consul")).await.unwrap_err();
     assert!(matches!(wrong, Error::Unreachable { .. }), "{}", wrong.chain());
 
+    let nobody = Config { client_certificate: None, client_key: None, ..good.clone() };
+    assert!(leader(&nobody).await.is_err(), "the agent wants a client certificate");
     let stranger = Authority::new("stranger").unwrap();
     let other_ca = Config { ca_file: write("other.pem", stranger.pem()), ..good.clone() };
     assert!(matches!(leader(&other_ca).await, Err(Error::Unreachable { .. })));
     let unverified = Config { tls_verify: false, ..other_ca };
     assert!(leader(&unverified).await.unwrap().is_some());
-    let directory_of_cas =
-        Config { ca_file: None, ca_directory: Some(directory_with(authority.pem())), ..good };
-    assert!(leader(&directory_of_cas).await.unwrap().is_some());
-}
-
-fn directory_with(pem: &str) -> std::path::PathBuf {
-    let directory = tempfile::tempdir().unwrap().keep();
-    std::fs::write(directory.join("ca.pem"), pem).unwrap();
-    directory
+    let folder = directory.path().join("cas");
+    std::fs::create_dir(&folder).unwrap();
+    write("cas/ca.pem", authority.pem());
+    let in_folder = Config { ca_file: None, ca_directory: Some(folder), ..good };
+    assert!(leader(&in_folder).await.unwrap().is_some());
 }
 
 #[tokio::test]
