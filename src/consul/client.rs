@@ -56,6 +56,9 @@ const MAX_PEM_FILE: u64 = 4 << 20;
 /// What stays as it is in a path's segment (RFC 3986 "unreserved").
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// The same in a KV key.
+const KEY: &AsciiSet = &SEGMENT.remove(b'/');
+
 /// A Consul client. Clones share connections and token.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -430,6 +433,11 @@ fn basic(auth: &HttpAuth) -> Result<HeaderValue, BuildError> {
 /// One path segment or query value, percent-encoded: a service ID or a key may hold anything.
 pub(super) fn encode(text: &str) -> impl fmt::Display {
     utf8_percent_encode(text, SEGMENT)
+}
+
+/// A KV key as a path: its slashes stay, for the sake of proxies that refuse encoded ones.
+pub(super) fn encode_key(key: &str) -> impl fmt::Display {
+    utf8_percent_encode(key, KEY)
 }
 
 // === impl Request ===

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::client::{Client, Evidence, Reply, Request, encode};
+use super::client::{Client, Evidence, Reply, Request, encode, encode_key};
 use super::error::Error;
 use super::sentinel;
 use super::stream::{Item, Layout};
@@ -205,7 +205,7 @@ impl Client {
         key: &str,
         what: &'static str,
     ) -> Result<Option<ObservedReverse>, Unknown> {
-        let path = format!("/v1/kv/{}", encode(key));
+        let path = format!("/v1/kv/{}", encode_key(key));
         let (reply, evidence) = self.open(&Consistency::Consistent.of_path(path), what).await?;
         let mut found = None;
         if reply.is_found() {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::client::{Client, Request, encode};
+use super::client::{Client, Request, encode, encode_key};
 use super::error::Error;
 
 /// How long a session lasts without renewal: the shortest that Consul allows. Consul may take
@@ -86,7 +86,7 @@ impl Client {
         session: &SessionId,
         value: &str,
     ) -> Result<bool, Error> {
-        let request = Request::put(format!("/v1/kv/{}", encode(key)))
+        let request = Request::put(format!("/v1/kv/{}", encode_key(key)))
             .parameter(verb, session.as_str())
             .text(value);
         self.send(&request).await?.into_found().await?.json().await

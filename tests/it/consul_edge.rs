@@ -177,7 +177,7 @@ async fn reverse_records_are_written_by_check_and_set() {
     let flags = ReverseOwner::flags(&cluster());
     let record = ReverseRecord { key: key.clone(), value: "a".into() };
     let stored = ObservedReverse { record, flags, index };
-    assert_eq!(reverse(&client).await.unwrap(), [stored.clone()]);
+    assert_eq!(reverse(&client).await.unwrap(), std::slice::from_ref(&stored));
     assert_eq!(client.reverse_record(&key).await.unwrap(), Some(stored));
 
     assert_eq!(sink.clone().write(put("b", 0)).await, Answer::Conflict);
@@ -309,6 +309,45 @@ async fn a_login_is_made_again_when_its_token_is_gone_and_ended_by_logout() {
 }
 
 #[tokio::test]
+async fn a_login_that_fails_is_not_tried_by_each_request() {
+    let recorder = HttpRecorder::start("http://127.0.0.1:1").await.unwrap();
+    let refusal = Fault::Answer(StatusCode::FORBIDDEN, "ACL not found: no such method".into());
+    recorder.fault(refusal, path_begins("/v1/acl/login"));
+    let directory = tempfile::tempdir().unwrap();
+    let bearer = directory.path().join("token");
+    std::fs::write(&bearer, "service-account").unwrap();
+    let source = TokenSource::Login { auth_method: "wrong".into(), bearer_token_file: bearer };
+    let client = Client::new(&config(&recorder.url(), source)).unwrap();
+    let error = client.leader().await.unwrap_err().chain();
+    assert!(error.contains("\"wrong\"") && error.contains("no such method"), "{error}");
+    assert!(!error.contains("service-account"), "{error}");
+    for _ in 0..20 {
+        let answer = client.leader().await.unwrap_err().answer(Reach::Agent);
+        assert!(matches!(answer, Answer::Denied(_)), "{answer:?}");
+    }
+    assert_eq!(recorder.requests().len(), 1);
+}
+
+/// The loop that owns the state may move them between threads.
+#[test]
+fn futures_can_be_sent() {
+    fn sent(_: impl Send + 'static) {}
+    let client = client("127.0.0.1:1");
+    let sink = AgentSink::new(client.clone(), &cluster());
+    sent(sink.write(Write::Register(registration("c_x", Check::None))));
+    let reader = client.clone();
+    sent(async move { reader.agent_registrations(&cluster(), drop).await });
+    let reader = client.clone();
+    sent(async move { reader.reverse_records(Consistency::Default, drop).await });
+    let reader = client.clone();
+    sent(async move { reader.service_names_not_ours(|_| true, |_| ()).await });
+    let owner = OwnerKey::new(client.clone(), &cluster());
+    sent(async move { owner.claim("uid", None).await });
+    let sentinel = Sentinel::new(client, cluster());
+    sent(async move { sentinel.ensure().await });
+}
+
+#[tokio::test]
 async fn the_sentinel_tells_a_lost_state_from_an_agent_that_cannot_be_asked() {
     let mut consul = consul().await;
     let recorder = HttpRecorder::start(consul.url()).await.unwrap();
@@ -377,6 +416,8 @@ async fn a_name_belongs_to_one_cluster() {
     assert_eq!(owner.check(loser).await.unwrap(), None);
 }
 
+type Expected = fn(&Answer) -> bool;
+
 #[tokio::test]
 async fn a_fault_tells_whether_the_write_may_have_been_applied() {
     let consul = consul().await;
@@ -390,7 +431,6 @@ async fn a_fault_tells_whether_the_write_may_have_been_applied() {
     let answer = |status: u16, text: &str| {
         Fault::Answer(StatusCode::from_u16(status).unwrap(), text.to_owned())
     };
-    type Expected = fn(&Answer) -> bool;
     let failed: Expected = |answer| matches!(answer, Answer::Failed(_));
     let unanswered: Expected = |answer| matches!(answer, Answer::Unanswered(_));
     for (fault, of_register, of_put) in [
@@ -588,7 +628,7 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
             .unwrap();
         found
     };
-    assert_eq!(catalog().await, [wanted.clone()]);
+    assert_eq!(catalog().await, std::slice::from_ref(&wanted));
 
     // One bad operation rolls the others back and is told by its place.
     let mut bad = wanted.clone();

@@ -43,8 +43,8 @@ fn a_url_carries_prefix_datacenter_and_tenancy_but_an_agent_has_no_datacenter() 
         ..Config::default()
     };
     let transport = transport(&config);
-    let kv = Request::get(format!("/v1/kv/{}", encode("a/b c"))).flag("recurse");
-    assert_eq!(transport.url(&kv), "http://proxy/consul/v1/kv/a%2Fb%20c?recurse&ns=team&dc=dc%201");
+    let kv = Request::get(format!("/v1/kv/{}", encode_key("a/b c"))).flag("recurse");
+    assert_eq!(transport.url(&kv), "http://proxy/consul/v1/kv/a/b%20c?recurse&ns=team&dc=dc%201");
     let agent = Request::get("/v1/agent/self");
     assert_eq!(transport.url(&agent), "http://proxy/consul/v1/agent/self?ns=team");
 }
