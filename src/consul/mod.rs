@@ -1,1 +1,29 @@
 //! The edge to Consul.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`config`] | the variables of Consul's own command |
+//! | [`client`] | requests: deadlines, bounded bodies, token, TLS |
+//! | [`token`] | the token in use: file, login, renewal |
+//! | [`error`] | what a failed request means for a write |
+//! | [`stream`] | cuts a long listing into its items while it arrives |
+//! | [`wire`] | services, checks and keys as JSON has them |
+//! | [`read`] | reads that say how certain they are (invariant 1) |
+//! | [`agent`] | the agent sink |
+//! | [`txn`] | transactions |
+//! | [`session`] | what holds the leader's lock (invariant 9) |
+//! | [`sentinel`] | notices that the agent lost its state |
+//! | [`owner`] | which cluster a name belongs to (invariant 3) |
+
+pub mod agent;
+pub mod client;
+pub mod config;
+pub mod error;
+pub mod owner;
+pub mod read;
+pub mod sentinel;
+pub mod session;
+pub mod stream;
+pub mod token;
+pub mod txn;
+pub mod wire;

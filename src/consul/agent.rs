@@ -1,0 +1,166 @@
+//! The agent sink: one record a request, to the agent beside us.
+//!
+//! The critical check of an instance that is not ready is a TTL check that nobody updates: it
+//! stays critical when its TTL runs out, so it needs no heartbeat.
+
+use serde::Serialize;
+
+use super::client::{Client, Request, encode};
+use super::error::{Error, Reach};
+use super::txn::Operation;
+use super::wire::{Weights, readiness_check_id};
+use crate::domain::names::ClusterName;
+use crate::domain::record::{
+    Answer, Check, READINESS_CHECK, Registration, ReverseOwner, ReverseRecord, Write,
+};
+
+/// TTL of the readiness check: ten years. It never matters, but when it ran out the agent
+/// would change the check's output, which is a catalog write for each instance.
+const CHECK_TTL: &str = "87600h";
+
+/// Writes records to one agent. A clone shares the client.
+#[derive(Clone, Debug)]
+pub struct AgentSink {
+    client: Client,
+    flags: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RegisterBody<'a> {
+    #[serde(rename = "ID")]
+    id: &'a str,
+    name: &'a str,
+    address: &'a str,
+    port: u16,
+    tags: &'a [String],
+    meta: &'a std::collections::BTreeMap<String, String>,
+    weights: Weights<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<RegisterCheck>,
+}
+
+#[derive(Serialize)]
+struct RegisterCheck {
+    #[serde(rename = "CheckID")]
+    check_id: String,
+    #[serde(rename = "Name")]
+    name: &'static str,
+    #[serde(rename = "Status")]
+    status: &'static str,
+    #[serde(rename = "TTL")]
+    ttl: &'static str,
+}
+
+// === impl AgentSink ===
+
+impl AgentSink {
+    /// A sink for the records of this cluster.
+    pub fn new(client: Client, cluster: &ClusterName) -> Self {
+        Self { client, flags: ReverseOwner::flags(cluster) }
+    }
+
+    /// Makes one change and says what became of it. The future owns what it needs.
+    pub async fn write(self, write: Write) -> Answer {
+        match write {
+            Write::Register(registration) => self.register(&registration).await,
+            Write::Deregister { id, .. } => deregister(&self.client, &id).await,
+            Write::PutReverse { record, cas } => self.put(record, cas).await,
+            Write::DeleteReverse { key, cas } => {
+                self.transact(Operation::DeleteKey { key, index: cas }).await
+            }
+        }
+    }
+
+    async fn register(&self, registration: &Registration) -> Answer {
+        let check = match registration.check {
+            Check::None => None,
+            Check::Critical => Some(RegisterCheck {
+                check_id: readiness_check_id(&registration.id),
+                name: READINESS_CHECK,
+                status: "critical",
+                ttl: CHECK_TTL,
+            }),
+            // The command line rules it out. Registered without a check it would be read back
+            // as another than was asked for and be written for ever.
+            Check::Passing => {
+                return Answer::Refused(
+                    "expected no passing check, which an agent would have to be reminded of: \
+                     use --health unready or --sink catalog"
+                        .to_owned(),
+                );
+            }
+        };
+        let body = RegisterBody {
+            id: &registration.id,
+            name: &registration.service,
+            address: &registration.address,
+            port: registration.port,
+            tags: &registration.tags,
+            meta: &registration.meta,
+            weights: Weights::of(registration),
+            check,
+        };
+        let request = register_request(&body);
+        let result = match (done(&self.client, &request).await, &body.check) {
+            (Ok(()), Some(check)) => self.fail_check(&check.check_id).await,
+            (result, _) => result,
+        };
+        applied(result)
+    }
+
+    /// An agent keeps the status of a check that is registered again: if another made it
+    /// passing, only this makes it critical. It changes nothing when it is.
+    async fn fail_check(&self, check_id: &str) -> Result<(), Error> {
+        let path = format!("/v1/agent/check/fail/{}", encode(check_id));
+        done(&self.client, &Request::put(path)).await
+    }
+
+    async fn put(&self, record: ReverseRecord, index: u64) -> Answer {
+        let ReverseRecord { key, value } = record;
+        self.transact(Operation::SetKey { key, value, flags: self.flags, index }).await
+    }
+
+    /// A transaction rather than `PUT /v1/kv`, because its answer tells the new `ModifyIndex`.
+    async fn transact(&self, operation: Operation) -> Answer {
+        match self.client.transaction(&[operation]).await {
+            Ok(written) => {
+                Answer::Applied { index: written.first().map_or(0, |written| written.index) }
+            }
+            Err(error) => error.answer(Reach::Servers),
+        }
+    }
+}
+
+/// Registers anything with the agent. The caller's checks are the only ones afterwards.
+pub(super) fn register_request(body: &impl Serialize) -> Request {
+    Request::put("/v1/agent/service/register")
+        .parameter("replace-existing-checks", "true")
+        .json(body)
+}
+
+/// Removes a service from the agent; one that it does not know is removed already.
+pub(super) async fn deregister(client: &Client, id: &str) -> Answer {
+    let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
+    let result = match client.send(&request).await {
+        Ok(reply) if reply.is_found() => Ok(()),
+        Ok(reply) => Err(reply.into_error().await),
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if error.is_unknown_service() => Answer::Applied { index: 0 },
+        result => applied(result),
+    }
+}
+
+/// Sends a request whose answer has no body that matters.
+pub(super) async fn done(client: &Client, request: &Request) -> Result<(), Error> {
+    client.send(request).await?.into_found().await.map(drop)
+}
+
+fn applied(result: Result<(), Error>) -> Answer {
+    match result {
+        Ok(()) => Answer::Applied { index: 0 },
+        Err(error) => error.answer(Reach::Agent),
+    }
+}

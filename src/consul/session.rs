@@ -1,0 +1,94 @@
+//! Sessions: what holds the leader's lock, and runs out with its process (invariant 9).
+
+use serde::Deserialize;
+
+use super::client::{Client, Request, encode, encode_key};
+use super::error::Error;
+
+/// How long a session lasts without renewal: the shortest that Consul allows. Consul may take
+/// up to twice as long to end it.
+pub const TTL_SECONDS: u64 = 10;
+
+/// A session on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionId(Box<str>);
+
+#[derive(Deserialize)]
+struct Created {
+    #[serde(rename = "ID")]
+    id: Box<str>,
+}
+
+// === impl SessionId ===
+
+impl SessionId {
+    /// The ID as text, for [`super::txn::Operation::CheckSession`].
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Client {
+    /// Creates a session on this node, which must exist. No check can end it, only time: the
+    /// node is ours and no agent runs on it. Without lock delay: every transaction is fenced.
+    pub async fn create_session(&self, node: &str) -> Result<SessionId, Error> {
+        let body = serde_json::json!({
+            "Name": "kube-consul", "Node": node, "NodeChecks": [], "LockDelay": "0s",
+            "TTL": format!("{TTL_SECONDS}s"), "Behavior": "release"
+        });
+        let request = Request::put("/v1/session/create").json(&body);
+        let created: Created = self.send(&request).await?.into_found().await?.json().await?;
+        Ok(SessionId(created.id))
+    }
+
+    /// Renews the session for another TTL; false: it is gone, and the lock with it.
+    pub async fn renew_session(&self, session: &SessionId) -> Result<bool, Error> {
+        let path = format!("/v1/session/renew/{}", encode(session.as_str()));
+        let reply = self.send(&Request::put(path)).await?;
+        if reply.is_found() {
+            return Ok(true);
+        }
+        match reply.into_error().await {
+            Error::Unexpected { status: 404, message, .. } if message.contains("not found") => {
+                Ok(false)
+            }
+            error => Err(error),
+        }
+    }
+
+    /// Ends the session and releases its lock; one that is gone is no failure.
+    pub async fn destroy_session(&self, session: &SessionId) -> Result<(), Error> {
+        let path = format!("/v1/session/destroy/{}", encode(session.as_str()));
+        self.send(&Request::put(path)).await?.into_found().await.map(drop)
+    }
+
+    /// Takes the lock `key` with the session; false: another session holds it. `value` tells
+    /// people who the holder is.
+    pub async fn acquire_lock(
+        &self,
+        key: &str,
+        session: &SessionId,
+        value: &str,
+    ) -> Result<bool, Error> {
+        self.lock(key, "acquire", session, value).await
+    }
+
+    /// Gives the lock back, so that nobody has to wait for the session's end; false: it was not
+    /// this session's.
+    pub async fn release_lock(&self, key: &str, session: &SessionId) -> Result<bool, Error> {
+        self.lock(key, "release", session, "").await
+    }
+
+    async fn lock(
+        &self,
+        key: &str,
+        verb: &str,
+        session: &SessionId,
+        value: &str,
+    ) -> Result<bool, Error> {
+        let request = Request::put(format!("/v1/kv/{}", encode_key(key)))
+            .parameter(verb, session.as_str())
+            .text(value);
+        self.send(&request).await?.into_found().await?.json().await
+    }
+}
