@@ -12,7 +12,7 @@
 
 pub mod client;
 pub mod endpoints;
-//EV pub mod events;
+pub mod events;
 pub mod guard;
 pub mod slim;
 pub mod text;

@@ -52,6 +52,10 @@ pub fn failure(error: &kube::Error) -> String {
             )
         }
         kube::Error::Service(error) => chain(&**error),
+        kube::Error::ReadEvents(error) => {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<kube::Error>());
+            inner.map_or_else(|| chain(error), failure)
+        }
         other => chain(other),
     }
 }
