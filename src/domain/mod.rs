@@ -3,7 +3,17 @@
 //! No I/O, no clock, no randomness, no logging, no async: time and configuration come in as
 //! arguments, and the same input gives the same output whatever the order it arrives in.
 
+pub mod annotations;
+pub mod claims;
+pub mod desired;
 pub mod names;
 pub mod object;
 pub mod problem;
 pub mod record;
+pub mod registration_id;
+pub mod reverse_dns;
+pub mod selector;
+pub mod settings;
+pub mod template;
+#[cfg(test)]
+mod testing;

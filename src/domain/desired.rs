@@ -1,0 +1,526 @@
+//! What ought to be registered for one Service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::annotations::{NameOverride, Overrides, overrides};
+use super::claims::{Class, Rank};
+use super::names::ObjectKey;
+use super::object::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType};
+use super::problem::{Problem, Reason};
+use super::record::{CLUSTER_META, Check, Registration};
+use super::registration_id::registration_id;
+use super::reverse_dns::reverse_key;
+use super::settings::{AddressMode, HealthMode, OnConflict, ReverseScope, Settings};
+
+/// Consul takes at most this many meta pairs.
+const MAX_META_PAIRS: usize = 64;
+/// Consul's weight of a service that asks for none.
+const DEFAULT_WEIGHT: u16 = 1;
+/// The name of Consul's own servers in its catalog.
+const CONSULS_OWN_NAME: &str = "consul";
+/// Services with such a label mirror Consul services (consul-k8s, consul8s): sending them back
+/// would make a loop.
+const IMPORTED: [(&str, &str); 3] =
+    [("consul", "true"), ("consul8s_source", "consul"), ("registration", "consul")];
+
+/// The names that one Service wants, and what else its ports and annotations say.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Its annotations.
+    pub overrides: Overrides,
+    /// The ports to register, the primary one first; empty when it is not to be registered.
+    pub ports: Vec<WantedPort>,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// A port and the name that it wants.
+#[derive(Debug)]
+pub struct WantedPort {
+    /// Its place among the Service's ports.
+    pub index: usize,
+    /// The Consul name.
+    pub name: Box<str>,
+    /// How strong the claim to the name is.
+    pub class: Class,
+    /// The name to take when another has it, and policies allow that.
+    pub fallback: Option<Box<str>>,
+}
+
+/// Whether a Service may use a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// It may.
+    Granted,
+    /// The name is that Service's.
+    Taken(ObjectKey),
+    /// Others than a bridge hold instances under it.
+    Foreign,
+    /// So do they, but this cluster's registrations were there first and stay.
+    ForeignToo,
+    /// Not known yet.
+    Unknown,
+}
+
+/// What ought to be in Consul for one Service.
+#[derive(Debug, Default)]
+pub struct Desired {
+    /// Its instances, by ID.
+    pub registrations: BTreeMap<Box<str>, Registration>,
+    /// Its reverse keys, each with the Consul service name that the record would point to.
+    pub reverse: BTreeMap<Box<str>, Box<str>>,
+    /// What is wrong with it.
+    pub problems: Vec<Problem>,
+}
+
+/// The names that `service` wants.
+pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted {
+    let (overrides, mut problems) = overrides(service);
+    let mut ports = Vec::new();
+    if is_selected(settings, key, service, &overrides) {
+        if overrides.name != NameOverride::Invalid {
+            ports = wanted_ports(settings, key, service, &overrides, &mut problems);
+        }
+    } else {
+        problems.clear();
+    }
+    Wanted { overrides, ports, problems }
+}
+
+impl Wanted {
+    /// The claims to names that follow, for [`super::claims::NameClaims`].
+    pub fn claims(&self, service: &Service) -> BTreeMap<Box<str>, Rank> {
+        let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
+        let mut claims = BTreeMap::new();
+        for port in &self.ports {
+            if let Some(fallback) = &port.fallback {
+                claims.entry(fallback.clone()).or_insert_with(|| rank(Class::Suffixed));
+            }
+        }
+        for port in self.ports.iter().rev() {
+            claims.insert(port.name.clone(), rank(port.class));
+        }
+        claims
+    }
+}
+
+/// What ought to be registered for `service` with these slices; `permit` says which of the
+/// wanted names it may use.
+pub fn desired<'a>(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &'a Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    permit: &impl Fn(&str, bool) -> Permit,
+) -> Desired {
+    let Wanted { overrides, ports, mut problems } = wanted(settings, key, service);
+    let join = overrides.join.unwrap_or(settings.join_existing);
+    let mut builder =
+        Builder { settings, key, service, overrides: &overrides, out: Desired::default() };
+    for wanted in &ports {
+        if let Some(name) = permitted_name(wanted, join, permit, &mut problems) {
+            builder.port(name, &service.ports[wanted.index], slices.clone());
+        }
+    }
+    let mut desired = builder.out;
+    problems.append(&mut desired.problems);
+    problems.sort();
+    problems.dedup();
+    desired.problems = problems;
+    desired
+}
+
+fn is_selected(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+    overrides: &Overrides,
+) -> bool {
+    let has_label =
+        |(name, value): &(&str, &str)| service.labels.get(*name).is_some_and(|v| &**v == *value);
+    service.kind != ServiceType::ExternalName
+        && settings.includes_namespace(&key.namespace)
+        && settings.selector.selects(&service.labels)
+        && !IMPORTED.iter().any(has_label)
+        && overrides.sync.unwrap_or(settings.default_sync)
+}
+
+fn wanted_ports(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+    overrides: &Overrides,
+    problems: &mut Vec<Problem>,
+) -> Vec<WantedPort> {
+    if service.ports.is_empty() {
+        problems.push(Problem::new(
+            Reason::Incomplete,
+            "expected at least one port, found none; the Service is not registered",
+        ));
+        return Vec::new();
+    }
+    let primary = primary_port(service, overrides, problems);
+    let further = (0..service.ports.len()).filter(|index| *index != primary);
+    let mut ports = Vec::new();
+    for index in std::iter::once(primary).chain(further) {
+        let Some((name, class)) = name_of_port(settings, key, service, overrides, index, primary)
+        else {
+            continue;
+        };
+        if name == CONSULS_OWN_NAME && class != Class::Annotated {
+            problems.push(Problem::new(
+                Reason::InvalidName,
+                "the name \"consul\" is that of Consul's own servers; \
+                 set the annotation kube-consul.io/service-name to register the Service",
+            ));
+            continue;
+        }
+        if let Some(problem) = dns_problem(&name) {
+            problems.push(problem);
+        }
+        let fallback = (settings.on_conflict == OnConflict::Suffix)
+            .then(|| format!("{name}-{}", key.namespace).into_boxed_str());
+        ports.push(WantedPort { index, name: name.into(), class, fallback });
+    }
+    ports
+}
+
+/// The place of the port that is the Service itself: the annotated one, else the first.
+fn primary_port(service: &Service, overrides: &Overrides, problems: &mut Vec<Problem>) -> usize {
+    let Some(asked) = &overrides.port else { return 0 };
+    let number = asked.parse::<u16>().ok();
+    let by_name = service.ports.iter().position(|port| port.name.as_ref() == Some(asked));
+    let by_number = || service.ports.iter().position(|port| Some(port.port) == number);
+    by_name.or_else(by_number).unwrap_or_else(|| {
+        let ports: Vec<String> = service.ports.iter().map(port_label).collect();
+        problems.push(Problem::new(
+            Reason::InvalidAnnotation,
+            format!(
+                "annotation service-port: expected one of the Service's ports ({}), found {:?}; \
+                 the first is used",
+                ports.join(", "),
+                super::annotations::excerpt(asked),
+            ),
+        ));
+        0
+    })
+}
+
+fn name_of_port(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+    overrides: &Overrides,
+    index: usize,
+    primary: usize,
+) -> Option<(String, Class)> {
+    let port = &service.ports[index];
+    let is_primary = index == primary;
+    let from_template = |label: &str| settings.name_template.expand(&settings.cluster, key, label);
+    match &overrides.name {
+        NameOverride::Name(name) if is_primary => Some((name.to_string(), Class::Annotated)),
+        NameOverride::Name(name) => {
+            Some((format!("{name}-{}", port.name.as_ref()?), Class::Derived))
+        }
+        _ if is_primary || settings.name_template.tells_ports_apart() => {
+            Some((from_template(&port_label(port)), Class::Own))
+        }
+        _ => {
+            let primary = from_template(&port_label(&service.ports[primary]));
+            Some((format!("{primary}-{}", port.name.as_ref()?), Class::Derived))
+        }
+    }
+}
+
+fn dns_problem(name: &str) -> Option<Problem> {
+    let resolvable =
+        name.len() <= 63 && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+    (!resolvable).then(|| {
+        Problem::new(
+            Reason::InvalidName,
+            format!(
+                "{:?} is registered, but DNS cannot carry it: expected at most 63 of A-Z, a-z, 0-9 and '-'",
+                super::annotations::excerpt(name)
+            ),
+        )
+    })
+}
+
+/// The name under which a wanted port is registered, if under any.
+fn permitted_name<'w>(
+    wanted: &'w WantedPort,
+    join: bool,
+    permit: &impl Fn(&str, bool) -> Permit,
+    problems: &mut Vec<Problem>,
+) -> Option<&'w str> {
+    let foreign = |name: &str, consequence: &str| {
+        Problem::new(
+            Reason::ForeignName,
+            format!(
+                "instances of {name:?} in Consul were not registered from Kubernetes; {consequence}. \
+                 Set the annotation kube-consul.io/join: \"true\" to share the name, or choose another \
+                 with kube-consul.io/service-name",
+            ),
+        )
+    };
+    let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
+    for name in candidates {
+        match permit(name, join) {
+            Permit::Granted => return Some(name),
+            Permit::Unknown => return None,
+            Permit::ForeignToo => {
+                problems.push(foreign(name, "what is registered already stays"));
+                return Some(name);
+            }
+            Permit::Foreign => {
+                problems.push(foreign(name, "it is not registered"));
+                return None;
+            }
+            Permit::Taken(holder) if wanted.fallback.as_ref().is_none_or(|last| last == name) => {
+                problems.push(Problem::new(
+                    Reason::NameConflict,
+                    format!(
+                        "the Consul name {name:?} is registered for Service {holder}; choose another with \
+                         the annotation kube-consul.io/service-name, or see --on-conflict",
+                    ),
+                ));
+            }
+            Permit::Taken(_) => {}
+        }
+    }
+    None
+}
+
+/// The name by which a port is told from its siblings.
+fn port_label(port: &ServicePort) -> String {
+    port.name.as_ref().map_or_else(|| port.port.to_string(), ToString::to_string)
+}
+
+struct Builder<'a> {
+    settings: &'a Settings,
+    key: &'a ObjectKey,
+    service: &'a Service,
+    overrides: &'a Overrides,
+    out: Desired,
+}
+
+/// One address of a port with what is particular to it.
+struct Target<'a> {
+    address: Box<str>,
+    port: u16,
+    ready: bool,
+    endpoint: Option<&'a Endpoint>,
+    /// The address, where it gets a reverse record.
+    reverse: Option<IpAddr>,
+}
+
+// === impl Builder ===
+
+impl Builder<'_> {
+    /// Adds the instances of one port under `name`.
+    fn port<'s>(
+        &mut self,
+        name: &str,
+        port: &ServicePort,
+        slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
+    ) {
+        let mode = match self.overrides.address.unwrap_or(self.settings.address) {
+            AddressMode::Auto if self.service.cluster_ips.is_empty() => AddressMode::Endpoints,
+            AddressMode::Auto => AddressMode::ClusterIp,
+            mode => mode,
+        };
+        let targets = match mode {
+            AddressMode::Endpoints => self.endpoint_targets(port, slices),
+            _ => self.address_targets(mode, port, slices),
+        };
+        for target in targets {
+            self.instance(name, port, target);
+        }
+    }
+
+    fn address_targets<'s>(
+        &mut self,
+        mode: AddressMode,
+        port: &ServicePort,
+        slices: impl Iterator<Item = &'s EndpointSlice>,
+    ) -> Vec<Target<'s>> {
+        let texts = |addresses: &[IpAddr]| addresses.iter().map(|a| a.to_string().into()).collect();
+        let addresses: Vec<Box<str>> = match mode {
+            AddressMode::LoadBalancer => self.service.load_balancer.clone(),
+            AddressMode::ExternalIp => texts(&self.service.external_ips),
+            _ => texts(&self.service.cluster_ips),
+        };
+        if addresses.is_empty() && self.overrides.address.is_some() {
+            self.out.problems.push(Problem::new(
+                Reason::Incomplete,
+                format!(
+                    "annotation address: {mode} asks for an address that the Service does not have"
+                ),
+            ));
+        }
+        let label = port.name.as_deref().unwrap_or_default();
+        let ready = serving(slices, label).any(|(_, endpoint)| self.is_ready(endpoint));
+        addresses
+            .into_iter()
+            .map(|address| Target {
+                reverse: address.parse().ok(),
+                address,
+                port: port.port,
+                ready,
+                endpoint: None,
+            })
+            .collect()
+    }
+
+    fn endpoint_targets<'s>(
+        &mut self,
+        port: &ServicePort,
+        slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
+    ) -> Vec<Target<'s>> {
+        let label = port.name.as_deref().unwrap_or_default();
+        let unnumbered = slices.clone().any(|slice| {
+            slice.ports.iter().any(|port| &*port.name == label && port.port.is_none())
+        });
+        if unnumbered {
+            self.out.problems.push(Problem::new(
+                Reason::Incomplete,
+                format!(
+                    "endpoints of port {} have no port number; they are left out",
+                    port_label(port)
+                ),
+            ));
+        }
+        // An endpoint may stand in two slices while the controller moves it: ready wins.
+        let mut targets: BTreeMap<IpAddr, (bool, std::cmp::Reverse<u16>, &Endpoint)> =
+            BTreeMap::new();
+        for (number, endpoint) in serving(slices, label) {
+            let ready = self.is_ready(endpoint);
+            let found = (ready, std::cmp::Reverse(number), endpoint);
+            let best = targets.entry(endpoint.address).or_insert(found);
+            if (found.0, found.1) > (best.0, best.1) {
+                *best = found;
+            }
+        }
+        let pods_too = self.settings.reverse == ReverseScope::All;
+        targets
+            .into_iter()
+            .map(|(address, (ready, std::cmp::Reverse(port), endpoint))| Target {
+                address: address.to_string().into(),
+                port,
+                ready,
+                endpoint: Some(endpoint),
+                reverse: pods_too.then_some(address),
+            })
+            .collect()
+    }
+
+    fn is_ready(&self, endpoint: &Endpoint) -> bool {
+        endpoint.ready || self.service.publish_not_ready
+    }
+
+    fn instance(&mut self, name: &str, port: &ServicePort, target: Target<'_>) {
+        if let Some(address) = target.reverse
+            && self.settings.reverse != ReverseScope::Off
+        {
+            // The primary port comes first: its name stands in the reverse record.
+            self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
+        }
+        let check = match (self.settings.health, target.ready) {
+            (HealthMode::Never, _) | (HealthMode::Unready, true) => Check::None,
+            (HealthMode::Always, true) => Check::Passing,
+            (_, false) => Check::Critical,
+        };
+        let id =
+            registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
+        let registration = Registration {
+            id: id.clone(),
+            service: name.into(),
+            namespace: self.key.namespace.clone(),
+            address: target.address,
+            port: target.port,
+            tags: self.tags(port),
+            meta: self.meta(target.endpoint),
+            weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
+            check,
+        };
+        self.out.registrations.insert(id, registration);
+    }
+
+    /// Namespace and port name, for nested DNS names, then what the annotation asks for.
+    fn tags(&self, port: &ServicePort) -> Vec<String> {
+        let own = [Some(&self.key.namespace), port.name.as_ref()];
+        let mut seen = BTreeSet::new();
+        own.into_iter()
+            .flatten()
+            .map(|tag| &**tag)
+            .chain(self.overrides.tags.iter().map(String::as_str))
+            .filter(|tag| seen.insert(*tag))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn meta(&mut self, endpoint: Option<&Endpoint>) -> BTreeMap<String, String> {
+        let mut meta: BTreeMap<String, String> = [
+            (CLUSTER_META, self.settings.cluster.as_str()),
+            ("external-source", "kubernetes"),
+            ("external-k8s-ns", &self.key.namespace),
+            ("external-k8s-service", &self.key.name),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        if let Some(endpoint) = endpoint {
+            if let Some(pod) = &endpoint.pod {
+                meta.insert("external-k8s-ref-kind".to_owned(), "Pod".to_owned());
+                meta.insert("external-k8s-ref-name".to_owned(), pod.to_string());
+            }
+            if let Some(node) = &endpoint.node {
+                meta.insert("external-k8s-node-name".to_owned(), node.to_string());
+            }
+            if let Some(zone) = &endpoint.zone {
+                meta.insert("external-k8s-topology-zone".to_owned(), zone.to_string());
+            }
+        }
+        let ports = self.service.ports.iter().filter_map(|port| {
+            Some((format!("port-{}", port.name.as_ref()?), port.port.to_string()))
+        });
+        let asked = self.overrides.meta.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let mut left_out = 0;
+        for (key, value) in asked.chain(ports) {
+            if meta.len() < MAX_META_PAIRS || meta.contains_key(&key) {
+                meta.entry(key).or_insert(value);
+            } else {
+                left_out += 1;
+            }
+        }
+        if left_out > 0 {
+            self.out.problems.push(Problem::new(
+                Reason::InvalidAnnotation,
+                format!(
+                    "Consul takes at most {MAX_META_PAIRS} meta pairs; {left_out} are left out"
+                ),
+            ));
+        }
+        meta
+    }
+}
+
+/// The endpoints that serve the port of this name, with its number there.
+fn serving<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    label: &str,
+) -> impl Iterator<Item = (u16, &'a Endpoint)> {
+    slices.flat_map(move |slice| {
+        let number = |port: &EndpointPort| (&*port.name == label).then_some(port.port).flatten();
+        slice
+            .ports
+            .iter()
+            .find_map(number)
+            .into_iter()
+            .flat_map(|number| slice.endpoints.iter().map(move |endpoint| (number, endpoint)))
+    })
+}
+
+#[cfg(test)]
+#[path = "desired_tests.rs"]
+mod tests;

@@ -1,0 +1,76 @@
+//! Short ways to make the inputs of tests.
+
+use std::net::IpAddr;
+
+use super::object::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType};
+
+/// A ClusterIP Service at 10.0.0.1 with one port `http` 80.
+pub(crate) fn service() -> ServiceBuilder {
+    ServiceBuilder(Service {
+        uid: "uid-1".into(),
+        created: 1,
+        labels: [].into(),
+        annotations: [].into(),
+        kind: ServiceType::ClusterIp,
+        cluster_ips: vec![ip("10.0.0.1")],
+        external_ips: Vec::new(),
+        load_balancer: Vec::new(),
+        ports: vec![port("http", 80)],
+        publish_not_ready: false,
+        external_traffic_local: false,
+    })
+}
+
+pub(crate) struct ServiceBuilder(Service);
+
+impl ServiceBuilder {
+    pub(crate) fn annotations(mut self, pairs: &[(&str, &str)]) -> Self {
+        self.0
+            .annotations
+            .extend(pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())));
+        self
+    }
+
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Service)) -> Self {
+        change(&mut self.0);
+        self
+    }
+
+    pub(crate) fn build(self) -> Service {
+        self.0
+    }
+}
+
+/// A Service port; an empty name is none.
+pub(crate) fn port(name: &str, number: u16) -> ServicePort {
+    ServicePort { name: (!name.is_empty()).then(|| name.into()), port: number, node_port: None }
+}
+
+/// A slice of `service` with these ports and endpoints.
+pub(crate) fn slice(
+    service: &str,
+    ports: &[(&str, u16)],
+    endpoints: &[(&str, bool)],
+) -> EndpointSlice {
+    EndpointSlice {
+        service: service.into(),
+        ports: ports
+            .iter()
+            .map(|(name, number)| EndpointPort { name: (*name).into(), port: Some(*number) })
+            .collect(),
+        endpoints: endpoints
+            .iter()
+            .map(|(address, ready)| Endpoint {
+                address: ip(address),
+                ready: *ready,
+                pod: None,
+                node: None,
+                zone: None,
+            })
+            .collect(),
+    }
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("the test's address is one")
+}
