@@ -112,15 +112,15 @@ async fn a_repetition_is_counted_in_the_same_event() {
     advance(REPEAT_INTERVAL).await;
     server.report("web", "same");
     let asked = server.asked().await;
-    let (method, path, patch) = &asked[2];
+    let (method, path, body) = &asked[2];
     let name = asked[0].2["metadata"]["name"].as_str().unwrap();
     assert_eq!(
         (method.as_str(), path.as_str()),
         ("PATCH", format!("/apis/events.k8s.io/v1/namespaces/shop/events/{name}").as_str())
     );
-    assert_eq!(patch["series"]["count"], 4);
-    assert!(patch["series"]["lastObservedTime"].is_string());
-    assert_eq!(patch.as_object().unwrap().len(), 1);
+    assert_eq!(body["series"]["count"], 4);
+    assert!(body["series"]["lastObservedTime"].is_string());
+    assert_eq!(body.as_object().unwrap().len(), 1);
     advance(SERIES_TIMEOUT).await;
     server.report("web", "same");
     assert_eq!(server.methods().await, ["POST", "POST", "PATCH", "POST"]);

@@ -543,10 +543,10 @@ async fn the_parts_of_endpoints_come_and_go_together() {
     let relist = Relist::default();
     let mut stream = super::endpoints(server.client(), EndpointSource::Endpoints, relist.clone());
     let listed = ["started", "+web", "+web/1", "completed"];
-    let changed =
+    let after =
         ["?web", "?web/1", "+web", "-web/1", "+web", "+web/1", "-web", "-web/1", "+web", "+web/1"];
     let notices = collect(&mut stream, 1).await;
-    assert_eq!(events(&notices), [&listed[..], &changed[..]].concat());
+    assert_eq!(events(&notices), [&listed[..], &after[..]].concat());
     // In a new list an undecodable one keeps the parts that it had before.
     server.set(Lists::Pages(vec![subsets("web", "7")]), Watches::Healthy(Vec::new()));
     relist.request();

@@ -1,0 +1,3 @@
+//! The tests against real Consul agents and a real Kubernetes API server.
+
+mod kubernetes_edge;
