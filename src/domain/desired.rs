@@ -79,6 +79,7 @@ pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted
     let (overrides, mut problems) = overrides(service);
     let mut ports = Vec::new();
     if is_selected(settings, key, service, &overrides) {
+        problems.extend(left_out(&service.left_out));
         if overrides.name != NameOverride::Invalid {
             ports = wanted_ports(settings, key, service, &overrides, &mut problems);
         }
@@ -124,11 +125,19 @@ pub fn desired<'a>(
         }
     }
     let mut desired = builder.out;
+    if !ports.is_empty() {
+        problems.extend(slices.flat_map(|slice| left_out(&slice.left_out)));
+    }
     problems.append(&mut desired.problems);
     problems.sort();
     problems.dedup();
     desired.problems = problems;
     desired
+}
+
+/// What the edge could not take from an object.
+fn left_out(sentences: &[Box<str>]) -> impl Iterator<Item = Problem> {
+    sentences.iter().map(|sentence| Problem::new(Reason::Incomplete, &**sentence))
 }
 
 fn is_selected(

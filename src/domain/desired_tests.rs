@@ -368,6 +368,21 @@ fn an_endpoint_without_a_port_number_is_left_out() {
 }
 
 #[test]
+fn what_the_edge_left_out_is_a_problem_of_a_registered_service() {
+    let service = service().with(|s| s.left_out = ["of the Service".into()].into());
+    let mut slice = ready_slice();
+    slice.left_out = ["of the slice".into()].into();
+    let desired = build(&settings(), &service.build(), &[slice.clone()]);
+    let told = ["of the Service", "of the slice"].map(|it| Problem::new(Reason::Incomplete, it));
+    assert_eq!(desired.problems, told);
+    assert_eq!(desired.registrations.len(), 1);
+    let opted_out = super::super::testing::service()
+        .annotations(&[("kube-consul.io/sync", "false")])
+        .with(|s| s.left_out = ["of the Service".into()].into());
+    assert_eq!(build(&settings(), &opted_out.build(), &[slice]).problems, []);
+}
+
+#[test]
 fn the_name_consul_is_registered_only_by_annotation() {
     let consul = ObjectKey::new("infra", "consul");
     let granted = |_: &str, _: bool| Permit::Granted;

@@ -32,6 +32,9 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.externalTrafficPolicy` is `Local`.
     pub external_traffic_local: bool,
+    /// What the edge left out since its value cannot be, one sentence each: a port 0, an address
+    /// that does not parse. The rest of the object is as if it were not there.
+    pub left_out: Box<[Box<str>]>,
 }
 
 /// `spec.type` of a Service.
@@ -67,6 +70,8 @@ pub struct EndpointSlice {
     pub ports: Box<[EndpointPort]>,
     /// Its endpoints, in their order.
     pub endpoints: Box<[Endpoint]>,
+    /// What the edge left out since its value cannot be, as in [`Service::left_out`].
+    pub left_out: Box<[Box<str>]>,
 }
 
 /// One of an EndpointSlice's `ports`.

@@ -18,6 +18,7 @@ pub(crate) fn service() -> ServiceBuilder {
         ports: vec![port("http", 80)],
         publish_not_ready: false,
         external_traffic_local: false,
+        left_out: [].into(),
     })
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn slice(
                 zone: None,
             })
             .collect(),
+        left_out: [].into(),
     }
 }
 

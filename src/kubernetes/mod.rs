@@ -1,1 +1,27 @@
-//! The edge to the Kubernetes API.
+//! The edge to the Kubernetes API: reads Services and EndpointSlices, writes Events.
+//!
+//! - [`client`] finds the cluster, connects to it and asks what it is.
+//! - [`guard`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
+//! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
+//! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::object::WatchEvent)s.
+//! - [`events`] reports problems on the objects that have them.
+//!
+//! Two invariants are kept here. **Nothing is removed out of ignorance**: `ListCompleted` is said
+//! only of a quorum list whose every page arrived whole. **One bad object harms only itself**: an
+//! object that does not decode is told as such, and the rest of its page arrives.
+
+pub mod client;
+pub mod endpoints;
+pub mod events;
+pub mod guard;
+pub mod slim;
+pub mod text;
+pub mod watch;
+mod wire;
+
+/// What a log filter has to silence: kube logs the whole body of a response that it cannot read
+/// at `warn`, each denied watch at `warn` and each broken connection at `error`. All of it is told
+/// again by [`watch::Trouble`], shortened and at a bounded rate.
+///
+/// The syntax is that of `tracing_subscriber::EnvFilter`.
+pub const LOG_DIRECTIVES: [&str; 2] = ["kube_client::client=off", "kube_runtime::watcher=off"];

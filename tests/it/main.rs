@@ -1,3 +1,4 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
 mod consul_edge;
+mod kubernetes_edge;

@@ -1,0 +1,125 @@
+//! `v1` Endpoints, for API servers without `discovery.k8s.io/v1` (before Kubernetes 1.21).
+//!
+//! An Endpoints object has subsets, each with its own ports, so each subset is an EndpointSlice of
+//! its own: the first under the object's name, the others under `<name>/<index>`, which no object
+//! can have. The object bears its Service's name.
+
+use super::slim::{Identity, LeftOut, Projected, View, endpoint_port, identity, parse_address};
+use super::wire;
+use crate::domain::names::ObjectKey;
+use crate::domain::object::{Endpoint, EndpointSlice, Kind};
+
+/// `v1` Endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoints;
+
+/// Under what key the subset `index` of the object `key` goes.
+pub fn subset_key(key: &ObjectKey, index: usize) -> ObjectKey {
+    if index == 0 {
+        key.clone()
+    } else {
+        ObjectKey::new(key.namespace.clone(), format!("{}/{index}", key.name))
+    }
+}
+
+impl Projected for Endpoints {
+    const KIND: Kind = Kind::EndpointSlice;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Endpoints";
+    const PLURAL: &'static str = "endpoints";
+
+    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+        let object: wire::Endpoints<'_> = serde_json::from_str(json)?;
+        let metadata = object.metadata;
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        let service = &identity.key.name;
+        let subsets = object
+            .subsets
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .map(|(index, subset)| slice(service, index, subset))
+            .collect();
+        Ok((identity, View::Subsets(subsets)))
+    }
+}
+
+fn slice(service: &str, index: usize, subset: wire::Subset<'_>) -> EndpointSlice {
+    let mut left_out = LeftOut::default();
+    let ports = subset
+        .ports
+        .unwrap_or_default()
+        .into_iter()
+        .enumerate()
+        .filter_map(|(port_index, port)| {
+            let field = || format!("subsets[{index}].ports[{port_index}].port");
+            endpoint_port(port.name, port.port, field, &mut left_out)
+        })
+        .collect();
+    let ready = subset.addresses.unwrap_or_default().into_iter().map(|it| (it, true));
+    let unready = subset.not_ready_addresses.unwrap_or_default().into_iter().map(|it| (it, false));
+    let endpoints = ready
+        .chain(unready)
+        .filter_map(|(endpoint, ready)| {
+            let Some(address) = parse_address(&endpoint.ip.0) else {
+                left_out.address(|| format!("an address of subsets[{index}]"), &endpoint.ip.0);
+                return None;
+            };
+            Some(Endpoint {
+                address,
+                ready,
+                pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
+                node: endpoint.node_name.map(|text| text.0.into()),
+                zone: None,
+            })
+        })
+        .collect();
+    EndpointSlice { service: service.into(), ports, endpoints, left_out: left_out.into_box() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_subset_is_a_slice_with_its_own_ports() {
+        let json = r#"{"metadata":{"name":"web","namespace":"shop","resourceVersion":"7"},"subsets":[
+            {"addresses":[{"ip":"10.0.0.1","nodeName":"n1","targetRef":{"kind":"Pod","name":"web-0"}}],
+             "notReadyAddresses":[{"ip":"10.0.0.2"}],
+             "ports":[{"name":"http","port":8080},{"name":"bad","port":0}]},
+            {"addresses":[{"ip":"nonsense"}],"ports":[{"port":9090,"protocol":"UDP"}]}]}"#;
+        let (identity, View::Subsets(slices)) = Endpoints::decode(json).unwrap() else {
+            panic!("not subsets")
+        };
+        assert_eq!(identity.resource_version, "7");
+        assert_eq!(slices.len(), 2);
+        assert_eq!(&*slices[0].service, "web");
+        let seen: Vec<_> = slices[0].endpoints.iter().map(|it| (it.address, it.ready)).collect();
+        assert_eq!(
+            seen,
+            [("10.0.0.1".parse().unwrap(), true), ("10.0.0.2".parse().unwrap(), false)]
+        );
+        assert_eq!(slices[0].endpoints[0].pod.as_deref(), Some("web-0"));
+        assert_eq!(slices[0].ports.len(), 1);
+        assert_eq!(
+            &*slices[0].left_out[0],
+            "subsets[0].ports[1].port: expected 1 to 65535, found 0; it is left out"
+        );
+        assert_eq!((&*slices[1].ports[0].name, slices[1].ports[0].port), ("", Some(9090)));
+        assert!(slices[1].endpoints.is_empty());
+        assert_eq!(slices[1].left_out.len(), 1);
+    }
+
+    #[test]
+    fn keys_of_subsets_cannot_be_those_of_objects() {
+        let key = ObjectKey::new("shop", "web");
+        assert_eq!(subset_key(&key, 0), key);
+        assert_eq!(subset_key(&key, 2).to_string(), "shop/web/2");
+    }
+
+    #[test]
+    fn an_object_without_subsets_has_no_slices() {
+        let json = r#"{"metadata":{"name":"web","namespace":"shop"},"subsets":null}"#;
+        assert_eq!(Endpoints::decode(json).unwrap().1, View::Subsets(Vec::new()));
+    }
+}

@@ -1,0 +1,400 @@
+//! Objects decoded to the fields that can change a registration.
+//!
+//! An object is decoded once, straight from the response's text; `managedFields` and the rest are
+//! skipped without being stored. One that does not decode keeps its identity and becomes
+//! [`View::Undecodable`]: it never fails its page. One without even a name fails the page, since a
+//! list with an unknown object in it is no evidence that another one is gone.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr};
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+use kube::core::ObjectMeta;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use serde_json::value::RawValue;
+
+use super::text::one_line;
+use super::wire::{self, Text};
+use crate::domain::names::ObjectKey;
+use crate::domain::object::{
+    Endpoint, EndpointPort, EndpointSlice, Kind, Service, ServicePort, ServiceType,
+};
+
+/// How many left-out parts of one object are told: the first few show what is wrong, and an
+/// object may have a thousand endpoints.
+const LEFT_OUT_TOLD: usize = 8;
+
+/// Longest quotation of a value that is wrong: more than any address or number needs.
+const QUOTED_BYTES: usize = 64;
+
+/// One kind of object: where it is served and how it is decoded.
+pub trait Projected: fmt::Debug + Clone + Send + Sync + 'static {
+    /// The kind that the events speak of.
+    const KIND: Kind;
+    /// The API group; empty for the core. The version is `v1`.
+    const GROUP: &'static str;
+    /// `kind` of the objects.
+    const NAME: &'static str;
+    /// The resource, as URLs and RBAC rules name it.
+    const PLURAL: &'static str;
+
+    /// Decodes one object.
+    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error>;
+}
+
+/// Who an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// `metadata.resourceVersion`, empty when absent.
+    pub resource_version: String,
+}
+
+/// What is left of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice; `None` without the label that names its Service.
+    Slice(Option<EndpointSlice>),
+    /// The subsets of an Endpoints object, each as a slice.
+    Subsets(Vec<EndpointSlice>),
+    /// Why it could not be decoded.
+    Undecodable(String),
+}
+
+/// An object of the kind `P`, as kube's watcher handles it.
+#[derive(Clone, Debug)]
+pub struct Slim<P> {
+    /// Only the resource version is set: it is all that the watcher asks for.
+    meta: ObjectMeta,
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// Its content.
+    pub view: View,
+    kind: PhantomData<P>,
+}
+
+/// `v1` Services.
+#[derive(Clone, Copy, Debug)]
+pub struct Services;
+
+/// `discovery.k8s.io/v1` EndpointSlices.
+#[derive(Clone, Copy, Debug)]
+pub struct EndpointSlices;
+
+// === impl Slim ===
+
+impl<P: Projected> Resource for Slim<P> {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        P::NAME.into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        P::GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        P::PLURAL.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.meta
+    }
+}
+
+impl<'de, P: Projected> Deserialize<'de> for Slim<P> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        let (identity, view) = match P::decode(raw) {
+            Ok(decoded) => decoded,
+            Err(why) => {
+                let object: wire::Named<'_> = serde_json::from_str(raw).map_err(|_| {
+                    D::Error::custom(format_args!("a {} without a name in the response", P::NAME))
+                })?;
+                let metadata = object.metadata;
+                let identity =
+                    identity(metadata.namespace, metadata.name, metadata.resource_version);
+                (identity, View::Undecodable(undecodable(&why)))
+            }
+        };
+        let meta = ObjectMeta {
+            resource_version: Some(identity.resource_version),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { meta, key: identity.key, view, kind: PhantomData })
+    }
+}
+
+pub(super) fn identity(
+    namespace: Text<'_>,
+    name: Text<'_>,
+    resource_version: Option<Text<'_>>,
+) -> Identity {
+    Identity {
+        key: ObjectKey::new(namespace.into_box(), name.into_box()),
+        resource_version: resource_version.unwrap_or_default().0.into_owned(),
+    }
+}
+
+fn undecodable(why: &serde_json::Error) -> String {
+    one_line(&format!("does not decode: {why}"), 256)
+}
+
+// === impl Projected ===
+
+impl Projected for Services {
+    const KIND: Kind = Kind::Service;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Service";
+    const PLURAL: &'static str = "services";
+
+    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+        let object: wire::Service<'_> = serde_json::from_str(json)?;
+        let kind = service_type(object.spec.r#type.as_ref())?;
+        let (metadata, spec) = (object.metadata, object.spec);
+        let mut left_out = LeftOut::default();
+        let external_ips = spec.external_ips.unwrap_or_default();
+        let service = Service {
+            uid: metadata.uid.unwrap_or_default().into_box(),
+            created: metadata.creation_timestamp.as_ref().map_or(0, unix_seconds),
+            labels: metadata.labels.unwrap_or_default(),
+            annotations: metadata.annotations.unwrap_or_default().0,
+            kind,
+            cluster_ips: cluster_ips(spec.cluster_ips, spec.cluster_ip, &mut left_out),
+            external_ips: addresses(external_ips, "spec.externalIPs", &mut left_out),
+            load_balancer: object.status.unwrap_or_default().addresses(),
+            ports: service_ports(spec.ports.unwrap_or_default(), &mut left_out),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+            external_traffic_local: spec
+                .external_traffic_policy
+                .is_some_and(|policy| policy.0 == "Local"),
+            left_out: left_out.into_box(),
+        };
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        Ok((identity, View::Service(service)))
+    }
+}
+
+impl Projected for EndpointSlices {
+    const KIND: Kind = Kind::EndpointSlice;
+    const GROUP: &'static str = "discovery.k8s.io";
+    const NAME: &'static str = "EndpointSlice";
+    const PLURAL: &'static str = "endpointslices";
+
+    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+        let object: wire::EndpointSlice<'_> = serde_json::from_str(json)?;
+        let metadata = object.metadata;
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        let Some(service) = metadata.labels.unwrap_or_default().0 else {
+            return Ok((identity, View::Slice(None)));
+        };
+        let mut left_out = LeftOut::default();
+        let ports = object
+            .ports
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, port)| {
+                endpoint_port(
+                    port.name,
+                    port.port,
+                    || format!("ports[{index}].port"),
+                    &mut left_out,
+                )
+            })
+            .collect();
+        // An address that is a host name is none: a registration needs an IP address.
+        let usable = object.address_type.is_none_or(|kind| kind.0 != "FQDN");
+        let endpoints = if usable {
+            endpoints(object.endpoints.unwrap_or_default(), &mut left_out)
+        } else {
+            Box::default()
+        };
+        let slice = EndpointSlice { service, ports, endpoints, left_out: left_out.into_box() };
+        Ok((identity, View::Slice(Some(slice))))
+    }
+}
+
+fn service_type(text: Option<&Text<'_>>) -> Result<ServiceType, serde_json::Error> {
+    match text.map_or("ClusterIP", |text| &*text.0) {
+        "ClusterIP" => Ok(ServiceType::ClusterIp),
+        "NodePort" => Ok(ServiceType::NodePort),
+        "LoadBalancer" => Ok(ServiceType::LoadBalancer),
+        "ExternalName" => Ok(ServiceType::ExternalName),
+        other => Err(serde_json::Error::custom(format_args!(
+            "spec.type: expected ClusterIP, NodePort, LoadBalancer or ExternalName, found {:?}",
+            one_line(other, QUOTED_BYTES)
+        ))),
+    }
+}
+
+fn cluster_ips(
+    all: Option<Vec<Text<'_>>>,
+    first: Option<Text<'_>>,
+    left_out: &mut LeftOut,
+) -> Vec<IpAddr> {
+    let mut texts = all.unwrap_or_default();
+    if texts.is_empty() {
+        texts.extend(first);
+    }
+    texts.retain(|text| !matches!(&*text.0, "" | "None"));
+    addresses(texts, "spec.clusterIPs", left_out)
+}
+
+fn addresses(texts: Vec<Text<'_>>, field: &str, left_out: &mut LeftOut) -> Vec<IpAddr> {
+    texts
+        .iter()
+        .enumerate()
+        .filter_map(|(index, text)| {
+            let address = parse_address(&text.0);
+            if address.is_none() {
+                left_out.address(|| format!("{field}[{index}]"), &text.0);
+            }
+            address
+        })
+        .collect()
+}
+
+fn service_ports(ports: Vec<wire::ServicePort<'_>>, left_out: &mut LeftOut) -> Vec<ServicePort> {
+    ports
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, port)| {
+            let Some(number) = port_number(port.port) else {
+                left_out.port(|| format!("spec.ports[{index}].port"), port.port);
+                return None;
+            };
+            // Absent and 0 both mean that none is allocated.
+            let node_port = port.node_port.filter(|number| *number != 0);
+            if let Some(wrong) = node_port.filter(|number| port_number(*number).is_none()) {
+                left_out.port(|| format!("spec.ports[{index}].nodePort"), wrong);
+            }
+            Some(ServicePort {
+                name: port.name.filter(|name| !name.0.is_empty()).map(Text::into_box),
+                port: number,
+                node_port: node_port.and_then(port_number),
+            })
+        })
+        .collect()
+}
+
+/// A port of an endpoint. `None` where its number cannot be; without a number it stays, as the
+/// API means "all ports" by it.
+pub(super) fn endpoint_port(
+    name: Option<Text<'_>>,
+    number: Option<i64>,
+    field: impl FnOnce() -> String,
+    left_out: &mut LeftOut,
+) -> Option<EndpointPort> {
+    let port = match number {
+        None => None,
+        Some(number) => {
+            let port = port_number(number);
+            if port.is_none() {
+                left_out.port(field, number);
+                return None;
+            }
+            port
+        }
+    };
+    Some(EndpointPort { name: name.map(Text::into_box).unwrap_or_default(), port })
+}
+
+fn endpoints(endpoints: Vec<wire::Endpoint<'_>>, left_out: &mut LeftOut) -> Box<[Endpoint]> {
+    endpoints
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, endpoint)| {
+            let text = endpoint.addresses.unwrap_or_default().0.unwrap_or_default();
+            let Some(address) = parse_address(&text.0) else {
+                left_out.address(|| format!("endpoints[{index}].addresses[0]"), &text.0);
+                return None;
+            };
+            Some(Endpoint {
+                address,
+                ready: endpoint.conditions.and_then(|it| it.ready).unwrap_or(true),
+                pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
+                node: endpoint.node_name.map(|text| text.0.into()),
+                zone: endpoint.zone.map(|text| text.0.into()),
+            })
+        })
+        .collect()
+}
+
+fn port_number(number: i64) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+/// Reads an IP address as Kubernetes does, which still takes leading zeros in IPv4 (as decimal).
+pub(super) fn parse_address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| {
+        let mut octets = [0; 4];
+        let mut parts = text.split('.');
+        for octet in &mut octets {
+            let part = parts.next()?;
+            let digits = (1..=8).contains(&part.len()) && part.bytes().all(|c| c.is_ascii_digit());
+            *octet = part.parse().ok().filter(|_| digits)?;
+        }
+        parts.next().is_none().then_some(IpAddr::V4(Ipv4Addr::from(octets)))
+    })
+}
+
+fn unix_seconds(text: &Text<'_>) -> i64 {
+    text.0.parse::<Timestamp>().map_or(0, Timestamp::as_second)
+}
+
+/// Collects what is left out of one object.
+#[derive(Default)]
+pub(super) struct LeftOut {
+    told: Vec<Box<str>>,
+    more: usize,
+}
+
+impl LeftOut {
+    fn tell(&mut self, sentence: impl FnOnce() -> String) {
+        if self.told.len() < LEFT_OUT_TOLD {
+            self.told.push(sentence().into());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn port(&mut self, field: impl FnOnce() -> String, found: i64) {
+        self.tell(|| format!("{}: expected 1 to 65535, found {found}; it is left out", field()));
+    }
+
+    pub(super) fn address(&mut self, field: impl FnOnce() -> String, found: &str) {
+        self.tell(|| {
+            let (field, found) = (field(), one_line(found, QUOTED_BYTES));
+            format!("{field}: expected an IP address, found {found:?}; it is left out")
+        });
+    }
+
+    pub(super) fn into_box(mut self) -> Box<[Box<str>]> {
+        if self.more > 0 {
+            self.told.push(format!("{} more parts are left out", self.more).into());
+        }
+        self.told.into()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+use std::time::Instant;
+
+use kube::core::{ObjectList, WatchEvent};
+
+use super::*;
+
+fn service(json: &str) -> Service {
+    match Services::decode(json).unwrap().1 {
+        View::Service(service) => service,
+        other => panic!("expected a Service, found {other:?}"),
+    }
+}
+
+fn slice(json: &str) -> EndpointSlice {
+    match EndpointSlices::decode(json).unwrap().1 {
+        View::Slice(Some(slice)) => slice,
+        other => panic!("expected a slice, found {other:?}"),
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+const SERVICE: &str = r#"{"apiVersion":"v1","kind":"Service","metadata":{
+    "name":"web","namespace":"shop","uid":"u-1","resourceVersion":"42",
+    "creationTimestamp":"2024-05-01T10:00:00Z",
+    "labels":{"app":"web","quoted":"a\"b"},
+    "annotations":{"kube-consul.io/service-name":"shop-web","kubectl.kubernetes.io/last-applied-configuration":"{}",
+        "consul.hashicorp.com/service-tags":"a,b"},
+    "managedFields":[{"manager":"kubectl","fieldsV1":{"f:spec":{}}}]},
+  "spec":{"type":"LoadBalancer","clusterIP":"10.0.0.7","clusterIPs":["10.0.0.7","fd00::7"],
+    "externalIPs":["192.0.2.9"],"publishNotReadyAddresses":true,"externalTrafficPolicy":"Local",
+    "ports":[{"name":"http","port":80,"nodePort":30080,"protocol":"TCP"},{"name":"dns","port":53,"protocol":"UDP"}]},
+  "status":{"loadBalancer":{"ingress":[{"ip":"192.0.2.1"},{"hostname":"lb.example.com"},{}]}}}"#;
+
+#[test]
+fn a_service_keeps_what_can_change_a_registration() {
+    let service = service(SERVICE);
+    assert_eq!((&*service.uid, service.created), ("u-1", 1_714_557_600));
+    assert_eq!(service.labels.get("quoted").map(|text| &**text), Some("a\"b"));
+    let annotations: Vec<_> = service.annotations.keys().map(|key| &**key).collect();
+    assert_eq!(annotations, ["consul.hashicorp.com/service-tags", "kube-consul.io/service-name"]);
+    assert_eq!(service.kind, ServiceType::LoadBalancer);
+    assert_eq!(service.cluster_ips, [ip("10.0.0.7"), ip("fd00::7")]);
+    assert_eq!(service.external_ips, [ip("192.0.2.9")]);
+    assert_eq!(service.load_balancer, ["192.0.2.1".into(), "lb.example.com".into()]);
+    let ports: Vec<_> =
+        service.ports.iter().map(|it| (it.name.as_deref(), it.port, it.node_port)).collect();
+    assert_eq!(ports, [(Some("http"), 80, Some(30080)), (Some("dns"), 53, None)]);
+    assert!(service.publish_not_ready && service.external_traffic_local);
+    assert!(service.left_out.is_empty());
+}
+
+#[test]
+fn a_headless_service_has_no_cluster_address() {
+    for spec in [r#"{"clusterIP":"None"}"#, r#"{"clusterIP":"None","clusterIPs":["None"]}"#, "{}"] {
+        let json = format!(r#"{{"metadata":{{"name":"a","namespace":"b"}},"spec":{spec}}}"#);
+        let service = service(&json);
+        assert_eq!((service.cluster_ips.len(), service.left_out.len()), (0, 0), "{spec}");
+    }
+    let old = r#"{"metadata":{"name":"a","namespace":"b"},"spec":{"clusterIP":"10.0.0.1"}}"#;
+    assert_eq!(service(old).cluster_ips, [ip("10.0.0.1")]);
+}
+
+#[test]
+fn values_that_cannot_be_are_left_out_and_told() {
+    let service = service(
+        r#"{"metadata":{"name":"a","namespace":"b"},"spec":{"clusterIPs":["10.0.0.1","x\ny"],
+            "ports":[{"port":0},{"port":70000},{"port":-1},{"port":80,"nodePort":99999},{"port":81,"nodePort":0}]}}"#,
+    );
+    assert_eq!(service.cluster_ips, [ip("10.0.0.1")]);
+    let ports: Vec<_> = service.ports.iter().map(|it| (it.port, it.node_port)).collect();
+    assert_eq!(ports, [(80, None), (81, None)]);
+    assert_eq!(
+        &*service.left_out[0],
+        "spec.clusterIPs[1]: expected an IP address, found \"x y\"; it is left out"
+    );
+    assert_eq!(
+        &*service.left_out[1],
+        "spec.ports[0].port: expected 1 to 65535, found 0; it is left out"
+    );
+    assert_eq!(service.left_out.len(), 5);
+}
+
+#[test]
+fn what_is_left_out_is_told_for_the_first_few_only() {
+    let ports: Vec<_> = (0..20).map(|_| r#"{"port":0}"#).collect();
+    let json = format!(
+        r#"{{"metadata":{{"name":"a","namespace":"b"}},"spec":{{"ports":[{}]}}}}"#,
+        ports.join(",")
+    );
+    let service = service(&json);
+    assert_eq!(service.left_out.len(), LEFT_OUT_TOLD + 1);
+    assert_eq!(service.left_out.last().map(|it| &**it), Some("12 more parts are left out"));
+}
+
+#[test]
+fn an_endpoint_is_ready_unless_it_says_otherwise() {
+    let slice = slice(
+        r#"{"metadata":{"name":"web-x","namespace":"shop","labels":{"a":"b","kubernetes.io/service-name":"web"}},
+        "addressType":"IPv4","ports":[{"name":"http","port":8080},{"name":null,"port":null},{"port":0}],
+        "endpoints":[
+          {"addresses":["10.0.0.1","10.0.0.9"],"conditions":{"ready":true},"nodeName":"n1","zone":"z1",
+           "targetRef":{"kind":"Pod","name":"web-0"}},
+          {"addresses":["10.0.0.2"],"conditions":{"ready":false,"serving":true},"targetRef":{"kind":"Node","name":"x"}},
+          {"addresses":["10.0.0.3"],"conditions":{"ready":null}},
+          {"addresses":["10.0.0.4"],"conditions":{}},
+          {"addresses":["10.0.0.5"]},
+          {"addresses":[]},{"addresses":null},{"addresses":["web.example.com"]}]}"#,
+    );
+    assert_eq!(&*slice.service, "web");
+    let seen: Vec<_> =
+        slice.endpoints.iter().map(|it| (it.address.to_string(), it.ready)).collect();
+    let expected = [("1", true), ("2", false), ("3", true), ("4", true), ("5", true)];
+    assert_eq!(seen, expected.map(|(last, ready)| (format!("10.0.0.{last}"), ready)));
+    let first = &slice.endpoints[0];
+    assert_eq!(
+        (first.pod.as_deref(), first.node.as_deref(), first.zone.as_deref()),
+        (Some("web-0"), Some("n1"), Some("z1"))
+    );
+    assert_eq!(slice.endpoints[1].pod, None);
+    let ports: Vec<_> = slice.ports.iter().map(|it| (&*it.name, it.port)).collect();
+    assert_eq!(ports, [("http", Some(8080)), ("", None)]);
+    assert_eq!(slice.left_out.len(), 4);
+}
+
+#[test]
+fn a_slice_of_host_names_has_no_endpoints() {
+    let slice = slice(
+        r#"{"metadata":{"name":"a","namespace":"b","labels":{"kubernetes.io/service-name":"s"}},
+        "addressType":"FQDN","endpoints":[{"addresses":["web.example.com"]}],"ports":null}"#,
+    );
+    assert_eq!((slice.endpoints.len(), slice.left_out.len()), (0, 0));
+}
+
+#[test]
+fn a_slice_without_its_label_belongs_to_no_service() {
+    for labels in ["null", "{}", r#"{"kubernetes.io/service-name":""}"#, r#"{"a":"b"}"#] {
+        let json = format!(
+            r#"{{"metadata":{{"name":"a","namespace":"b","labels":{labels}}},"endpoints":null}}"#
+        );
+        assert_eq!(EndpointSlices::decode(&json).unwrap().1, View::Slice(None), "{labels}");
+    }
+}
+
+#[test]
+fn addresses_are_read_as_kubernetes_reads_them() {
+    assert_eq!(parse_address("010.001.0.08"), Some(ip("10.1.0.8")));
+    assert_eq!(parse_address("fd00::1"), Some(ip("fd00::1")));
+    for bad in ["", "None", "1.2.3", "1.2.3.4.5", "1.2.3.256", "1.2.3.+4", "1.2.3.", "a.b.c.d"] {
+        assert_eq!(parse_address(bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn an_object_that_does_not_decode_keeps_its_page_and_its_name() {
+    let page = format!(
+        r#"{{"kind":"ServiceList","apiVersion":"v1","metadata":{{"resourceVersion":"9"}},"items":[
+        {SERVICE},
+        {{"metadata":{{"name":"odd","namespace":"shop","resourceVersion":"8"}},"spec":{{"ports":"none"}}}},
+        {{"metadata":{{"name":"new","namespace":"shop"}},"spec":{{"type":"Teleport"}}}}]}}"#
+    );
+    let list: ObjectList<Slim<Services>> = serde_json::from_str(&page).unwrap();
+    assert_eq!(list.items.len(), 3);
+    assert!(matches!(list.items[0].view, View::Service(_)));
+    assert_eq!(list.items[1].key, ObjectKey::new("shop", "odd"));
+    assert_eq!(list.items[1].meta().resource_version.as_deref(), Some("8"));
+    let View::Undecodable(why) = &list.items[1].view else { panic!("it was decoded") };
+    assert!(why.contains("invalid type: string \"none\""), "{why}");
+    let View::Undecodable(why) = &list.items[2].view else { panic!("it was decoded") };
+    assert!(why.contains("spec.type: expected ClusterIP"), "{why}");
+}
+
+#[test]
+fn an_object_without_a_name_fails_its_page() {
+    let page =
+        r#"{"metadata":{"resourceVersion":"9"},"items":[{"metadata":{"namespace":"shop"}}]}"#;
+    let error = serde_json::from_str::<ObjectList<Slim<Services>>>(page).unwrap_err();
+    assert!(error.to_string().starts_with("a Service without a name"), "{error}");
+    assert!(!error.is_eof());
+}
+
+/// By hand: `cargo test --release --lib -- --ignored --nocapture decoding_speed`.
+#[test]
+#[ignore = "a measurement"]
+fn decoding_speed() {
+    let filler = "x".repeat(1_700);
+    let object = SERVICE.replace("\"fieldsV1\":{\"f:spec\":{}}", &format!("\"f\":\"{filler}\""));
+    let line = format!(r#"{{"type":"MODIFIED","object":{}}}"#, object.replace('\n', ""));
+    let rounds = 200_000;
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let event: WatchEvent<Slim<Services>> = serde_json::from_str(&line).unwrap();
+        assert!(matches!(event, WatchEvent::Modified(_)));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{} bytes: {:.0} events a second", line.len(), f64::from(rounds) / seconds);
+}

@@ -1,0 +1,612 @@
+//! Each fault that kube's client and watcher do not survive by themselves, against a scripted API
+//! server under a paused clock. Every test counts requests and sees the stream recover.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use kube::client::Body;
+use tokio::time::{Sleep, timeout};
+
+use super::super::guard::guard;
+use super::*;
+
+/// How the server answers a list.
+#[derive(Clone)]
+enum Lists {
+    /// These pages, one after the other.
+    Pages(Vec<String>),
+    NeverAnswered,
+    Status(u16),
+    /// The first page, and 500 for the second.
+    BrokenOff(String),
+    /// Headers and half of a page.
+    Stalled,
+    /// A page with a next one, for ever, each after this time.
+    Endless(Duration),
+}
+
+/// How the server answers a watch.
+#[derive(Clone)]
+enum Watches {
+    /// These events, then silence until the time that was asked for.
+    Healthy(Vec<String>),
+    NoHeaders,
+    /// Headers, these events, and never anything more.
+    Silent(Vec<String>),
+    Status(u16),
+    /// These events, then the end.
+    Ended(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    List,
+    Watch,
+}
+
+struct Script {
+    lists: Lists,
+    watches: Watches,
+    requests: Vec<(Instant, Asked)>,
+}
+
+#[derive(Clone)]
+struct Server(Arc<Mutex<Script>>);
+
+struct ScriptBody {
+    chunks: VecDeque<Bytes>,
+    end: End,
+}
+
+enum End {
+    Now,
+    At(Pin<Box<Sleep>>),
+    Never,
+}
+
+impl http_body::Body for ScriptBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        if let Some(chunk) = self.chunks.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        match &mut self.end {
+            End::Now => Poll::Ready(None),
+            End::At(sleep) => sleep.as_mut().poll(cx).map(|()| None),
+            End::Never => Poll::Pending,
+        }
+    }
+}
+
+fn body(code: u16, chunks: &[String], end: End) -> Response<ScriptBody> {
+    let chunks = chunks.iter().map(|chunk| Bytes::from(chunk.clone())).collect();
+    let mut response = Response::new(ScriptBody { chunks, end });
+    *response.status_mut() = code.try_into().unwrap();
+    response
+}
+
+fn status(code: u16) -> Response<ScriptBody> {
+    let text = format!(
+        r#"{{"kind":"Status","status":"Failure","reason":"Scripted","message":"scripted {code}","code":{code}}}"#
+    );
+    body(code, &[text], End::Now)
+}
+
+impl Server {
+    fn new(lists: Lists, watches: Watches) -> Self {
+        Self(Arc::new(Mutex::new(Script { lists, watches, requests: Vec::new() })))
+    }
+
+    fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, std::io::Error>(server.answer(request.uri().query()).await) }
+        });
+        guard(Client::new(service, "default"))
+    }
+
+    async fn answer(&self, query: Option<&str>) -> Response<ScriptBody> {
+        let query = query.unwrap_or_default();
+        let watch = query.contains("watch=true");
+        let (lists, watches) = {
+            let mut script = self.0.lock().unwrap();
+            let asked = if watch { Asked::Watch } else { Asked::List };
+            script.requests.push((Instant::now(), asked));
+            (script.lists.clone(), script.watches.clone())
+        };
+        if watch {
+            assert!(query.contains("timeoutSeconds=190"), "{query}");
+            return answer_watch(watches).await;
+        }
+        assert!(query.contains("limit=500"), "{query}");
+        assert!(!query.contains("resourceVersion"), "not a quorum read: {query}");
+        let page = query.split("continue=").nth(1).map_or(0, |token| token.parse().unwrap());
+        answer_list(lists, page).await
+    }
+
+    fn set(&self, lists: Lists, watches: Watches) {
+        let mut script = self.0.lock().unwrap();
+        (script.lists, script.watches) = (lists, watches);
+    }
+
+    fn count(&self, asked: Asked) -> usize {
+        self.0.lock().unwrap().requests.iter().filter(|(_, it)| *it == asked).count()
+    }
+
+    /// The seconds between requests of this sort.
+    fn gaps(&self, asked: Asked) -> Vec<u64> {
+        let script = self.0.lock().unwrap();
+        let times: Vec<_> =
+            script.requests.iter().filter(|(_, it)| *it == asked).map(|(at, _)| *at).collect();
+        times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect()
+    }
+}
+
+async fn answer_list(lists: Lists, page: usize) -> Response<ScriptBody> {
+    match lists {
+        Lists::Pages(pages) if page >= pages.len() => status(410),
+        Lists::Pages(pages) => {
+            let next = if page + 1 < pages.len() { (page + 1).to_string() } else { String::new() };
+            body(200, &[list_page(&pages[page], &next)], End::Now)
+        }
+        Lists::NeverAnswered => std::future::pending().await,
+        Lists::Status(code) => status(code),
+        Lists::BrokenOff(items) if page == 0 => body(200, &[list_page(&items, "1")], End::Now),
+        Lists::BrokenOff(_) => status(500),
+        Lists::Stalled => body(200, &[r#"{"kind":"#.to_owned()], End::Never),
+        Lists::Endless(delay) => {
+            tokio::time::sleep(delay).await;
+            body(200, &[list_page("", "1")], End::Now)
+        }
+    }
+}
+
+async fn answer_watch(watches: Watches) -> Response<ScriptBody> {
+    match watches {
+        Watches::Healthy(events) => {
+            let asked_for = Duration::from_secs(u64::from(WATCH_SECONDS));
+            body(200, &events, End::At(Box::pin(tokio::time::sleep(asked_for))))
+        }
+        Watches::NoHeaders => std::future::pending().await,
+        Watches::Silent(events) => body(200, &events, End::Never),
+        Watches::Status(code) => status(code),
+        Watches::Ended(events) => body(200, &events, End::Now),
+    }
+}
+
+fn list_page(items: &str, next: &str) -> String {
+    format!(
+        r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"10","continue":"{next}"}},"items":[{items}]}}"#
+    )
+}
+
+fn service(name: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"name":"{name}","namespace":"shop","resourceVersion":"11"}},"spec":{{"clusterIP":"10.0.0.1"}}}}"#
+    )
+}
+
+fn event(kind: &str, object: &str) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+fn gone() -> String {
+    event("ERROR", r#"{"kind":"Status","status":"Failure","message":"too old","code":410}"#)
+}
+
+fn one_page() -> Lists {
+    Lists::Pages(vec![service("web")])
+}
+
+/// What the stream says within `seconds`.
+async fn collect(stream: &mut BoxStream<'static, Notice>, seconds: u64) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while let Ok(notice) = tokio::time::timeout_at(end, stream.next()).await {
+        notices.push(notice.expect("the stream ended"));
+    }
+    notices
+}
+
+fn troubles(notices: &[Notice]) -> Vec<&Trouble> {
+    notices
+        .iter()
+        .filter_map(|notice| match notice {
+            Notice::Trouble(trouble) => Some(trouble),
+            Notice::Event(_) | Notice::Recovered(_) => None,
+        })
+        .collect()
+}
+
+fn completed(notices: &[Notice]) -> usize {
+    let done = Notice::Event(WatchEvent::ListCompleted(Kind::Service));
+    notices.iter().filter(|notice| **notice == done).count()
+}
+
+/// The events, as `started`, `+name`, `?name` (undecodable), `completed`, `-name`.
+fn events(notices: &[Notice]) -> Vec<String> {
+    notices
+        .iter()
+        .filter_map(|notice| match notice {
+            Notice::Event(event) => Some(event),
+            Notice::Trouble(_) | Notice::Recovered(_) => None,
+        })
+        .map(|event| match event {
+            WatchEvent::ListStarted(_) => "started".to_owned(),
+            WatchEvent::ListCompleted(_) => "completed".to_owned(),
+            WatchEvent::Deleted(_, key) => format!("-{}", key.name),
+            WatchEvent::Seen(SeenObject::Service(key, _) | SeenObject::EndpointSlice(key, _)) => {
+                format!("+{}", key.name)
+            }
+            WatchEvent::Seen(SeenObject::Undecodable(_, key, _)) => format!("?{}", key.name),
+        })
+        .collect()
+}
+
+fn sees(notices: &[Notice], name: &str) -> bool {
+    events(notices).contains(&format!("+{name}"))
+}
+
+fn start(server: &Server) -> BoxStream<'static, Notice> {
+    services(server.client(), Relist::default())
+}
+
+/// Makes the server well and asserts that a change is seen within the longest delay and what the
+/// fault may take to be noticed.
+async fn recovers(server: &Server, stream: &mut BoxStream<'static, Notice>, seconds: u64) {
+    let change = event("ADDED", &service("new"));
+    server.set(one_page(), Watches::Healthy(vec![change]));
+    let notices = collect(stream, seconds).await;
+    assert!(sees(&notices, "new"), "{notices:?}");
+}
+
+fn assert_within(what: &str, found: usize, expected: std::ops::RangeInclusive<usize>) {
+    assert!(expected.contains(&found), "{what}: expected {expected:?}, found {found}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_healthy_watch_lists_once_and_is_silent() {
+    let pages = vec![service("a"), format!("{},{}", service("b"), service("c"))];
+    let server =
+        Server::new(Lists::Pages(pages), Watches::Healthy(vec![event("DELETED", &service("b"))]));
+    let mut stream = start(&server);
+    let first = collect(&mut stream, 1).await;
+    assert_eq!(events(&first), ["started", "+a", "+b", "+c", "completed", "-b"]);
+    server.set(Lists::Status(500), Watches::Healthy(Vec::new()));
+    let later = collect(&mut stream, 3600).await;
+    assert_eq!(later, []);
+    assert_eq!(server.count(Asked::List), 2);
+    assert_within("watches in an hour", server.count(Asked::Watch), 18..=20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_never_answered() {
+    let server = Server::new(Lists::NeverAnswered, Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 120).await;
+    assert_within("lists in 120 s", server.count(Asked::List), 5..=7);
+    assert_eq!(completed(&notices), 0);
+    let first = troubles(&notices)[0];
+    assert_eq!(
+        first.error.to_string(),
+        "cannot list services: expected an answer within 10s, found none; is the Kubernetes API reachable and well?"
+    );
+    recovers(&server, &mut stream, 55).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_whose_body_stops() {
+    let server = Server::new(Lists::Stalled, Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 120).await;
+    assert_within("lists in 120 s", server.count(Asked::List), 3..=4);
+    let first = troubles(&notices)[0].error.to_string();
+    assert!(first.contains("found it stopped after 8 bytes"), "{first}");
+    recovers(&server, &mut stream, 75).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_without_end() {
+    let server = Server::new(Lists::Endless(Duration::from_secs(9)), Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    assert_eq!(troubles(&collect(&mut stream, 299).await).len(), 0);
+    let notices = collect(&mut stream, 5).await;
+    assert_eq!(troubles(&notices)[0].error, Error::ListTimeout("services"));
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_sends_no_headers() {
+    let server = Server::new(one_page(), Watches::NoHeaders);
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 120).await;
+    assert_within("watches in 120 s", server.count(Asked::Watch), 5..=7);
+    // One at the start, one after the fifth failure.
+    assert_within("lists in 120 s", server.count(Asked::List), 1..=2);
+    let first = troubles(&notices)[0].error.to_string();
+    assert!(first.starts_with("cannot watch services: expected an answer within 10s"), "{first}");
+    recovers(&server, &mut stream, 55).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_goes_silent() {
+    let server = Server::new(one_page(), Watches::Silent(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 600).await;
+    assert_within("watches in 600 s", server.count(Asked::Watch), 4..=4);
+    assert_eq!(server.count(Asked::List), 1);
+    assert_eq!(
+        troubles(&notices)[0].error.to_string(),
+        "the watch of services broke off: the watch was silent for \
+         194s and was not ended in time: its connection is broken"
+    );
+    recovers(&server, &mut stream, 200).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_refused_as_too_old_is_listed_anew() {
+    let server = Server::new(one_page(), Watches::Status(410));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 60).await;
+    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=7);
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    assert!(completed(&notices) >= 5, "{notices:?}");
+    assert!(server.gaps(Asked::List).windows(2).all(|gap| gap[0] < gap[1] || gap[0] >= 30));
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_told_again_and_again_that_it_is_too_old() {
+    let server = Server::new(one_page(), Watches::Ended(vec![gone()]));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 60).await;
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=7);
+    assert!(completed(&notices) >= 5, "{notices:?}");
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_always_refused_as_too_many() {
+    let server = Server::new(Lists::Status(429), Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 60).await;
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    let first = troubles(&notices)[0];
+    assert_eq!(first.error.to_string(), "cannot list services: HTTP 429 Scripted: scripted 429");
+    assert_eq!((first.failures, first.retry_in.as_secs()), (1, 1));
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_always_ends_at_once() {
+    let server = Server::new(one_page(), Watches::Ended(Vec::new()));
+    let mut stream = start(&server);
+    collect(&mut stream, 60).await;
+    assert_within("watches in 60 s", server.count(Asked::Watch), 59..=61);
+    assert_eq!(server.count(Asked::List), 1);
+    recovers(&server, &mut stream, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_breaks_off_is_not_completed() {
+    let server = Server::new(Lists::BrokenOff(service("web")), Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 20).await;
+    assert_eq!(events(&notices)[..4], ["started", "+web", "started", "+web"]);
+    assert_eq!(completed(&notices), 0);
+    assert_within("lists in 20 s", server.count(Asked::List), 8..=10);
+    server.set(Lists::Pages(vec![service("a"), service("b")]), Watches::Healthy(Vec::new()));
+    let notices = collect(&mut stream, 31).await;
+    assert_eq!(events(&notices), ["started", "+a", "+b", "completed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_right_that_is_missing_is_named() {
+    let server = Server::new(Lists::Status(403), Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 1).await;
+    assert_eq!(
+        troubles(&notices)[0].error.to_string(),
+        "expected the right to list and watch services, found none (HTTP 403 Scripted: scripted \
+         403); manifests/base/rbac.yaml grants it"
+    );
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_is_told_at_a_bounded_rate_and_its_end_once() {
+    let server = Server::new(Lists::Status(500), Watches::Healthy(Vec::new()));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 600).await;
+    // Delays of 30 to 37 s after the first minute, each failure told but for the first few.
+    assert_within("told in 600 s", troubles(&notices).len(), 15..=22);
+    let failures: Vec<_> = troubles(&notices).iter().map(|it| it.failures).collect();
+    assert!(failures[0] == 1 && failures[1] > 3, "{failures:?}");
+    server.set(one_page(), Watches::Healthy(Vec::new()));
+    let notices = collect(&mut stream, 600).await;
+    assert_eq!(notices.last(), Some(&Notice::Recovered(Kind::Service)));
+    assert_eq!(notices.iter().filter(|it| matches!(it, Notice::Recovered(_))).count(), 1);
+    // Healed: the next fault is told at once and tried again after a second.
+    server.set(one_page(), Watches::Status(500));
+    let notices = collect(&mut stream, 200).await;
+    assert_eq!((troubles(&notices)[0].failures, troubles(&notices)[0].retry_in.as_secs()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undecodable_object_harms_no_other() {
+    let odd = |name: &str| {
+        format!(
+            r#"{{"metadata":{{"name":"{name}","namespace":"shop","resourceVersion":"12"}},"spec":{{"ports":7}}}}"#
+        )
+    };
+    let items = [service("a"), odd("b"), service("c")].join(",");
+    let changes = vec![event("MODIFIED", &odd("d")), event("ADDED", &service("e"))];
+    let server = Server::new(Lists::Pages(vec![items]), Watches::Healthy(changes));
+    let notices = collect(&mut start(&server), 1).await;
+    let expected = ["started", "+a", "?b", "+c", "completed", "?d", "+e"];
+    assert_eq!(events(&notices), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_read_is_made_good_by_a_list() {
+    let nameless = event("ADDED", r#"{"metadata":{"resourceVersion":"12"}}"#);
+    let server = Server::new(one_page(), Watches::Silent(vec![nameless]));
+    let mut stream = start(&server);
+    let notices = collect(&mut stream, 10).await;
+    assert!(completed(&notices) >= 3, "{notices:?}");
+    assert_within("lists in 10 s", server.count(Asked::List), 3..=4);
+    recovers(&server, &mut stream, 45).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_asked_for_begins_after_that() {
+    let server = Server::new(one_page(), Watches::Healthy(Vec::new()));
+    let relist = Relist::default();
+    let mut stream = services(server.client(), relist.clone());
+    collect(&mut stream, 20).await;
+    relist.request();
+    relist.request();
+    assert_eq!(events(&collect(&mut stream, 20).await), ["started", "+web", "completed"]);
+    assert_eq!(server.count(Asked::List), 2);
+
+    // In the middle of a list: what is left of it is not told.
+    relist.request();
+    assert_eq!(events(&[stream.next().await.unwrap()]), ["started"]);
+    assert_eq!(events(&[stream.next().await.unwrap()]), ["+web"]);
+    relist.request();
+    assert_eq!(events(&collect(&mut stream, 20).await), ["started", "+web", "completed"]);
+    assert_eq!(server.count(Asked::List), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_for_a_list_does_not_pass_the_back_off() {
+    let server = Server::new(Lists::Status(500), Watches::Healthy(Vec::new()));
+    let relist = Relist::default();
+    let mut stream = services(server.client(), relist.clone());
+    for _ in 0..600 {
+        relist.request();
+        let wait = async { while stream.next().await.is_some() {} };
+        let _ = timeout(Duration::from_millis(100), wait).await;
+    }
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+}
+
+fn slice(name: &str, labels: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"name":"{name}","namespace":"shop","resourceVersion":"12","labels":{labels}}},
+        "endpoints":[{{"addresses":["10.0.0.1"],"nodeName":"node-1","zone":"zone-1"}}]}}"#
+    )
+    .replace('\n', "")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slice_that_loses_its_label_is_gone() {
+    let labelled = r#"{"kubernetes.io/service-name":"web"}"#;
+    let items = [slice("a", labelled), slice("b", "{}")].join(",");
+    let changes = vec![event("MODIFIED", &slice("a", "{}"))];
+    let server = Server::new(Lists::Pages(vec![items]), Watches::Healthy(changes));
+    let source = EndpointSource::EndpointSlices;
+    let mut stream = super::endpoints(server.client(), source, Relist::default());
+    let notices = collect(&mut stream, 1).await;
+    assert_eq!(events(&notices), ["started", "+a", "completed", "-a"]);
+}
+
+fn subsets(name: &str, subsets: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"name":"{name}","namespace":"shop","resourceVersion":"12"}},"subsets":{subsets}}}"#
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_parts_of_endpoints_come_and_go_together() {
+    let two = subsets("web", r#"[{"addresses":[{"ip":"10.0.0.1"}]},{"addresses":[]}]"#);
+    let changes = vec![
+        event("MODIFIED", &subsets("web", "7")),
+        event("MODIFIED", &subsets("web", "[{}]")),
+        event("MODIFIED", &two),
+        event("DELETED", &two),
+        event("ADDED", &two),
+    ];
+    let server = Server::new(Lists::Pages(vec![two.clone()]), Watches::Healthy(changes));
+    let relist = Relist::default();
+    let mut stream = super::endpoints(server.client(), EndpointSource::Endpoints, relist.clone());
+    let listed = ["started", "+web", "+web/1", "completed"];
+    let after =
+        ["?web", "?web/1", "+web", "-web/1", "+web", "+web/1", "-web", "-web/1", "+web", "+web/1"];
+    let notices = collect(&mut stream, 1).await;
+    assert_eq!(events(&notices), [&listed[..], &after[..]].concat());
+    // In a new list an undecodable one keeps the parts that it had before.
+    server.set(Lists::Pages(vec![subsets("web", "7")]), Watches::Healthy(Vec::new()));
+    relist.request();
+    let notices = collect(&mut stream, 2).await;
+    assert_eq!(events(&notices), ["started", "?web", "?web/1", "completed"]);
+    server.set(Lists::Pages(vec![String::new()]), Watches::Healthy(Vec::new()));
+    relist.request();
+    assert_eq!(events(&collect(&mut stream, 2).await), ["started", "completed"]);
+}
+
+#[test]
+fn equal_names_are_one_text_and_unused_ones_are_dropped() {
+    let named = |number: usize| {
+        let endpoint = crate::domain::object::Endpoint {
+            address: "10.0.0.1".parse().unwrap(),
+            ready: true,
+            pod: None,
+            node: Some(format!("node-{number}").into()),
+            zone: Some("zone".into()),
+        };
+        EndpointSlice {
+            service: "web".into(),
+            ports: Box::default(),
+            endpoints: Box::from([endpoint]),
+            left_out: Box::default(),
+        }
+    };
+    let mut pool = Pool::default();
+    let (mut a, mut b) = (named(0), named(0));
+    pool.share(&mut a);
+    pool.share(&mut b);
+    let node = |slice: &EndpointSlice| slice.endpoints[0].node.clone().unwrap();
+    assert!(Arc::ptr_eq(&node(&a), &node(&b)));
+    for number in 1..10_000 {
+        pool.share(&mut named(number));
+    }
+    assert!(pool.names.len() <= POOL_MIN, "{}", pool.names.len());
+    assert!(pool.names.contains(&node(&a)));
+}
+
+#[test]
+fn the_back_off_grows_and_only_quiet_time_heals_it() {
+    let now = Instant::now();
+    let mut backoff = Backoff::new(now);
+    let mut at = now;
+    let mut delays = Vec::new();
+    for _ in 0..8 {
+        let delay = backoff.fail(at, 0.0);
+        delays.push(delay.as_secs());
+        at += delay + BACKOFF_HEAL / 2;
+        assert!(!backoff.heal(at));
+    }
+    assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30, 30]);
+    assert!(backoff.heal(at + BACKOFF_HEAL / 2));
+    assert_eq!(backoff.fail(at + BACKOFF_HEAL / 2, 1.0), Duration::from_millis(1250));
+}
+
+#[test]
+fn jitter_is_within_its_bounds_and_varies() {
+    let values: Vec<_> = (0..100).map(|_| jitter()).collect();
+    assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
+    assert!(values.iter().any(|value| (value - values[0]).abs() > 0.01));
+}
