@@ -1,0 +1,111 @@
+//! What `/status` and `/readyz` say.
+
+use serde::Serialize;
+
+use crate::domain::problem::Problem;
+
+/// Most Services and most problems on one page: bounds what one request costs the loop.
+pub const PAGE: usize = 200;
+
+/// Whether the work is being done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It is.
+    Ready,
+    /// It is not, and why.
+    NotReady(String),
+}
+
+/// One page of `/status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Page {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Its identity, once it is known.
+    pub cluster_uid: Option<String>,
+    /// Version of this program.
+    pub version: &'static str,
+    /// Whether `/readyz` says 200.
+    pub ready: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// The Kubernetes API.
+    pub kubernetes: Peer,
+    /// The Consul agent.
+    pub consul: Peer,
+    /// How many of what there are.
+    pub counts: Counts,
+    /// Whether removals are held back until they are confirmed.
+    pub holding: bool,
+    /// The first [`PAGE`] problems.
+    pub problems: Vec<ObjectProblem>,
+    /// At most [`PAGE`] Services, by namespace and name.
+    pub services: Vec<ServiceStatus>,
+    /// What `?after=` has to be for the next page; none: this is the last.
+    pub next: Option<String>,
+}
+
+/// One of the two sides.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Peer {
+    /// Where it is.
+    pub url: String,
+    /// Its version, once it is known.
+    pub version: Option<String>,
+    /// Consul's datacenter, once it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datacenter: Option<String>,
+    /// The newest failure, while it fails.
+    pub trouble: Option<String>,
+}
+
+/// How many of what there are.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Counts {
+    /// Services in the cluster.
+    pub services: usize,
+    /// Our registrations in Consul.
+    pub registrations: usize,
+    /// Our reverse records in Consul.
+    pub reverse_records: usize,
+    /// Services that are being brought in step.
+    pub backlog: usize,
+    /// Problems.
+    pub problems: usize,
+}
+
+/// A problem and the object that has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ObjectProblem {
+    /// Kind of the object.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    #[serde(flatten)]
+    pub problem: Problem,
+}
+
+/// A Service and what is registered for it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its instances in Consul.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// One instance in Consul.
+#[derive(Clone, Debug, Serialize)]
+pub struct InstanceStatus {
+    /// The service ID.
+    pub id: String,
+    /// The Consul service name.
+    pub service: String,
+    /// Whether it has a critical check.
+    pub critical: bool,
+}

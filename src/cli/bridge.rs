@@ -1,0 +1,167 @@
+//! The flags of `bridge`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use super::{ConsulArgs, KubernetesArgs, duration};
+use crate::domain::names::{ClusterName, is_label};
+use crate::domain::selector::Selector;
+use crate::domain::settings::{AddressMode, HealthMode, OnConflict, ReverseScope, Settings};
+use crate::domain::template::NameTemplate;
+use crate::kubernetes::client::Environment;
+use crate::run::bridge::Options;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  # beside a kubectl proxy and a Consul agent, as in the pod
+  kube-consul bridge --kube-url http://127.0.0.1:8001
+
+  # one namespace, names such as web-shop, once, from a workstation
+  kube-consul bridge --namespace shop --name-template '{service}-{namespace}' --once
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused for safety,
+130 interrupted.";
+
+/// `bridge`.
+#[derive(Clone, Debug, Args)]
+pub struct BridgeArgs {
+    /// Name of this cluster: marks its records in Consul
+    #[arg(long, env = "KUBE_CONSUL_CLUSTER", default_value = "kubernetes", value_name = "NAME")]
+    cluster: ClusterName,
+    /// Identity of the cluster, where the namespace kube-system may not be read
+    #[arg(long, env = "KUBE_CONSUL_CLUSTER_UID", value_name = "UID")]
+    cluster_uid: Option<String>,
+    /// Take over the records of the cluster of this uid (and of no other)
+    #[arg(long, env = "KUBE_CONSUL_ADOPT", value_name = "UID")]
+    adopt: Option<String>,
+    /// Where registrations are kept
+    #[arg(long, env = "KUBE_CONSUL_SINK", default_value = "agent", value_enum)]
+    sink: SinkKind,
+
+    /// Which addresses are registered: auto, cluster-ip, endpoints, load-balancer or external-ip
+    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
+    address: AddressMode,
+    /// How names are made; of {service}, {namespace}, {cluster} and {port}
+    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE", help_heading = "What is registered")]
+    name_template: NameTemplate,
+    /// Checks: unready (critical while not ready) or never
+    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE", help_heading = "What is registered")]
+    health: HealthMode,
+    /// Whether Services without an annotation are registered
+    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL", help_heading = "What is registered")]
+    default_sync: bool,
+    /// Only this namespace (repeatable) [default: all]
+    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
+    namespace: Vec<Box<str>>,
+    /// Not this namespace (repeatable, wins)
+    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
+    deny_namespace: Vec<Box<str>>,
+    /// Only Services with these labels, for example 'app=web,tier in (front,back)'
+    #[arg(long, env = "KUBE_CONSUL_SELECTOR", default_value = "", hide_default_value = true, value_name = "SELECTOR", help_heading = "What is registered")]
+    selector: Selector,
+    /// When two Services want one name: first, merge or suffix
+    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY", help_heading = "What is registered")]
+    on_conflict: OnConflict,
+    /// Register under names that others hold, too
+    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING", help_heading = "What is registered")]
+    join_existing: bool,
+    /// Reverse-DNS records: services, all (pods' too) or off
+    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE", help_heading = "What is registered")]
+    reverse_dns: ReverseScope,
+    /// Datacenter in reverse records [default: the agent's]
+    #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME", help_heading = "What is registered")]
+    datacenter: Option<String>,
+    /// DNS domain in reverse records [default: the agent's]
+    #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN", help_heading = "What is registered")]
+    dns_domain: Option<String>,
+
+    /// Make removals at the start that options ask for, however many
+    #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
+    allow_removals: bool,
+    /// Least time between two readings of Consul that look for drift
+    #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    resync: Duration,
+    /// Synchronize once and exit: 0 when all is in step, 1 when not
+    #[arg(long, env = "KUBE_CONSUL_ONCE")]
+    once: bool,
+    /// With --once: how long each side may take to be reached
+    #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    timeout: Duration,
+    /// Where /livez, /readyz, /metrics and /status are served
+    /// [default: [::]:9655, or 0.0.0.0:9655 without IPv6]
+    #[arg(long, env = "KUBE_CONSUL_ADMIN_ADDR", value_name = "ADDRESS")]
+    admin_addr: Option<SocketAddr>,
+
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
+    #[command(flatten)]
+    consul: ConsulArgs,
+}
+
+/// Where registrations are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SinkKind {
+    /// In the co-located Consul agent: they live as long as it
+    Agent,
+}
+
+/// Options that do not go together.
+#[derive(Debug, thiserror::Error)]
+enum Conflict {
+    #[error("--health always: expected unready or never with --sink agent, where a passing check would have to be refreshed for ever")]
+    PassingCheckInAgent,
+    #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]
+    Domain(String),
+}
+
+// === impl BridgeArgs ===
+
+impl BridgeArgs {
+    /// What the bridge needs to know.
+    pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
+        if self.health == HealthMode::Always && self.sink == SinkKind::Agent {
+            return Err(Conflict::PassingCheckInAgent.into());
+        }
+        if let Some(domain) = &self.dns_domain
+            && !domain.split('.').all(is_label)
+        {
+            return Err(Conflict::Domain(domain.clone()).into());
+        }
+        let consul = self.consul.config()?;
+        Ok(Options {
+            settings: Settings {
+                cluster: self.cluster,
+                name_template: self.name_template,
+                address: self.address,
+                health: self.health,
+                default_sync: self.default_sync,
+                namespaces: self.namespace.into_iter().collect(),
+                deny_namespaces: self.deny_namespace.into_iter().collect(),
+                selector: self.selector,
+                on_conflict: self.on_conflict,
+                reverse: self.reverse_dns,
+                join_existing: self.join_existing,
+                allow_removals: self.allow_removals,
+            },
+            access: self.kubernetes.access(),
+            environment: Environment::read(),
+            consul,
+            cluster_uid: self.cluster_uid,
+            adopt: self.adopt,
+            datacenter: self.datacenter,
+            dns_domain: self.dns_domain,
+            resync: self.resync,
+            once: self.once.then_some(self.timeout),
+            admin_addr: self.admin_addr,
+        })
+    }
+}
+
+fn namespace(text: &str) -> Result<Box<str>, String> {
+    if is_label(text) {
+        Ok(text.into())
+    } else {
+        Err(format!("expected the name of a namespace, found {text:?}"))
+    }
+}

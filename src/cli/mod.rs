@@ -1,0 +1,130 @@
+//! Every flag of every subcommand, with its environment variable.
+//!
+//! A flag `--some-flag` has the variable `KUBE_CONSUL_SOME_FLAG`; Consul's own variables are read
+//! by [`crate::consul::config::Config::from_env`].
+
+mod bridge;
+mod connections;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use self::bridge::BridgeArgs;
+pub use self::connections::{ConsulArgs, KubernetesArgs};
+use crate::logging::{self, LogFormat};
+use crate::run;
+
+/// Done.
+pub const EXIT_DONE: u8 = 0;
+/// Something failed.
+pub const EXIT_FAILED: u8 = 1;
+/// Wrong usage or configuration.
+pub const EXIT_USAGE: u8 = 2;
+/// Refused for safety.
+pub const EXIT_REFUSED: u8 = 3;
+/// Interrupted by the user.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Keeps Kubernetes and Consul in step, both ways, event by event.
+#[derive(Debug, Parser)]
+#[command(name = "kube-consul", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Which log lines are written: a level, or a filter such as info,kube_consul=debug
+    #[arg(long, env = "KUBE_CONSUL_LOG_LEVEL", default_value = "info", global = true, value_name = "FILTER")]
+    log_level: String,
+    /// How they look
+    #[arg(long, env = "KUBE_CONSUL_LOG_FORMAT", default_value = "auto", global = true, value_enum)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep Consul in step with the Services of the cluster
+    #[command(after_help = bridge::EXAMPLES)]
+    Bridge(Box<BridgeArgs>),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+/// Parses the command line, runs it, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    ExitCode::from(cli.run())
+}
+
+// === impl Cli ===
+
+impl Cli {
+    fn run(self) -> u8 {
+        if let Err(error) = logging::start(&self.log_level, self.log_format) {
+            return usage(&error);
+        }
+        match self.command {
+            Command::Bridge(args) => match args.options() {
+                Err(error) => usage(&*error),
+                Ok(options) => finish(run::bridge::main(options)),
+            },
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "kube-consul", &mut std::io::stdout());
+                EXIT_DONE
+            }
+            Command::Man => match clap_mangen::Man::new(Self::command()).render(&mut std::io::stdout()) {
+                Ok(()) => EXIT_DONE,
+                Err(error) => failed(&error),
+            },
+        }
+    }
+}
+
+/// The exit code of a subcommand, its error told on standard error.
+fn finish(result: Result<(), run::Error>) -> u8 {
+    let Err(error) = result else { return EXIT_DONE };
+    match &error {
+        run::Error::Usage(_) => usage(&error),
+        run::Error::Refused(_) => {
+            failed(&error);
+            EXIT_REFUSED
+        }
+        run::Error::Failed(_) => failed(&error),
+    }
+}
+
+fn usage(error: &dyn std::error::Error) -> u8 {
+    failed(error);
+    EXIT_USAGE
+}
+
+fn failed(error: &dyn std::error::Error) -> u8 {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message.push_str(": ");
+        message.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    eprintln!("error: {message}");
+    EXIT_FAILED
+}
+
+/// A duration as people write it: `500ms`, `10s`, `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let found = || format!("expected a duration such as 500ms, 10s or 1m30s, found {text:?}");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| found())?;
+    signed.try_into().map_err(|_| found())
+}
+
+#[cfg(test)]
+mod tests;

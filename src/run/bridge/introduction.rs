@@ -1,0 +1,157 @@
+//! The handshake with both sides before the first write: who they are, and whose records these
+//! may be (invariant 3).
+
+use kube::Client as KubeClient;
+
+use super::Options;
+use crate::consul::client::Client as ConsulClient;
+use crate::consul::error::Error as ConsulError;
+use crate::consul::owner::{Owner, OwnerKey};
+use crate::consul::read::AgentInfo;
+use crate::consul::sentinel::{ContentHash, Sentinel};
+use crate::domain::names::ClusterName;
+use crate::domain::reverse_dns::ReverseZone;
+use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
+use crate::run::Error;
+use crate::run::patience::patiently;
+
+/// What the handshake found.
+#[derive(Debug)]
+pub(super) struct Introduced {
+    /// The cluster's identity.
+    pub(super) uid: String,
+    /// Version of the Kubernetes API.
+    pub(super) kubernetes_version: String,
+    /// What the agent says of itself; none where the token may not ask.
+    pub(super) agent: Option<AgentInfo>,
+    /// What reverse records end with, if that is known.
+    pub(super) zone: Option<ReverseZone>,
+    /// The sentinel as the agent has it.
+    pub(super) sentinel: ContentHash,
+}
+
+/// Everything that the handshake needs.
+pub(super) struct Introduction {
+    pub(super) kubernetes: KubeClient,
+    pub(super) kubernetes_url: String,
+    pub(super) consul: ConsulClient,
+    pub(super) owner: OwnerKey,
+    pub(super) sentinel: Sentinel,
+    pub(super) cluster: ClusterName,
+    pub(super) cluster_uid: Option<String>,
+    pub(super) adopt: Option<String>,
+    pub(super) datacenter: Option<String>,
+    pub(super) dns_domain: Option<String>,
+}
+
+// === impl Introduction ===
+
+impl Introduction {
+    pub(super) fn new(
+        options: &Options,
+        kubernetes: (KubeClient, String),
+        consul: ConsulClient,
+        owner: OwnerKey,
+        sentinel: Sentinel,
+    ) -> Self {
+        Self {
+            kubernetes: kubernetes.0,
+            kubernetes_url: kubernetes.1,
+            consul,
+            owner,
+            sentinel,
+            cluster: options.settings.cluster.clone(),
+            cluster_uid: options.cluster_uid.clone(),
+            adopt: options.adopt.clone(),
+            datacenter: options.datacenter.clone(),
+            dns_domain: options.dns_domain.clone(),
+        }
+    }
+
+    /// Waits for both sides as long as it takes. An error is final.
+    pub(super) async fn run(self) -> Result<Introduced, Error> {
+        let ((kubernetes_version, uid), agent) = tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
+        self.claim(&uid).await?;
+        let sentinel = patiently("for the agent to take the sentinel", || self.sentinel.ensure(), |_| false)
+            .await
+            .map_err(|error| Error::Failed(error.chain()))?;
+        let zone = self.zone(agent.as_ref());
+        Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
+    }
+
+    async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
+        let failed = |error: crate::kubernetes::client::Error| Error::Failed(error.to_string());
+        let version =
+            patiently("for the Kubernetes API", || server_version(&self.kubernetes), |_| false).await.map_err(failed)?;
+        tracing::info!(url = self.kubernetes_url, version, "Kubernetes API");
+        let found = patiently("for the cluster's identity", || kube_system_uid(&self.kubernetes), |_| false)
+            .await
+            .map_err(failed)?;
+        let uid = match (&self.cluster_uid, found) {
+            (Some(given), ClusterUid::Known(uid)) if *given != uid => {
+                return Err(Error::Refused(format!(
+                    "--cluster-uid: expected {given}, found a cluster whose kube-system has the uid {uid}"
+                )));
+            }
+            (Some(given), _) => given.clone(),
+            (None, ClusterUid::Known(uid)) => uid,
+            (None, ClusterUid::Denied(why)) => {
+                return Err(Error::Usage(format!(
+                    "the namespace kube-system may not be read ({why}): allow it, or give its uid with --cluster-uid"
+                )));
+            }
+        };
+        Ok((version, uid))
+    }
+
+    async fn meet_consul(&self) -> Result<Option<AgentInfo>, Error> {
+        let ask = || async {
+            match self.consul.agent_self().await {
+                Ok(info) => Ok(Some(info)),
+                // The right to ask may be missing, but an agent that answers so is there.
+                Err(ConsulError::Denied { message, .. }) => {
+                    self.consul.leader().await?;
+                    tracing::warn!(
+                        "the token may not read the agent itself ({message}): \
+                         give it agent read, or set --datacenter and --dns-domain"
+                    );
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let described = || async { ask().await.map_err(|error| error.chain()) };
+        let agent = patiently("for the Consul agent", described, |_| false).await.map_err(Error::Failed)?;
+        let (version, datacenter) = agent.as_ref().map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
+        tracing::info!(url = self.consul.url(), version, datacenter, "Consul agent");
+        Ok(agent)
+    }
+
+    /// Makes sure that the records of this name are this cluster's.
+    async fn claim(&self, uid: &str) -> Result<(), Error> {
+        let claim = || async {
+            self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| super::jobs::chain(&error))
+        };
+        match patiently("for Consul to take the owner key", claim, |_| false).await.map_err(Error::Failed)? {
+            Owner::Ours => Ok(()),
+            Owner::Other(other) => Err(other_owner(&self.owner, &self.cluster, uid, &other)),
+        }
+    }
+
+    fn zone(&self, agent: Option<&AgentInfo>) -> Option<ReverseZone> {
+        let of_agent = |field: fn(&AgentInfo) -> &String| agent.map(|agent| field(agent).clone());
+        let datacenter = self.datacenter.clone().or_else(|| of_agent(|agent| &agent.datacenter))?;
+        let domain = self.dns_domain.clone().or_else(|| of_agent(|agent| &agent.dns_domain))?;
+        Some(ReverseZone { datacenter: datacenter.into(), domain: domain.into() })
+    }
+}
+
+/// The refusal to touch the records of another cluster.
+pub(super) fn other_owner(key: &OwnerKey, cluster: &ClusterName, ours: &str, other: &str) -> Error {
+    Error::Refused(format!(
+        "the records of cluster {cluster:?} belong to the cluster with uid {other} (KV key {}), and this one has uid {ours}: \
+         choose another --cluster, or take them over with --adopt {other}",
+        key.key(),
+        cluster = cluster.as_str(),
+    ))
+}

@@ -1,0 +1,199 @@
+//! What is under way beside the loop: each job ends with what it found out.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::introduction::Introduced;
+use crate::consul::agent::AgentSink;
+use crate::consul::client::Client;
+use crate::consul::owner::{ClaimError, Owner, OwnerKey};
+use crate::consul::read::{Consistency, Unknown};
+use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
+use crate::domain::names::ClusterName;
+use crate::domain::record::{Answer, ObservedRegistration, ObservedReverse, RecordKey, Write};
+use crate::run::Error;
+
+/// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
+/// restart takes.
+const SENTINEL_RETRY: Duration = Duration::from_secs(1);
+
+/// A job under way.
+pub(super) type Job = BoxFuture<'static, Done>;
+
+/// What a job found out.
+pub(super) enum Done {
+    /// The handshake is over.
+    Introduced(Result<Introduced, Error>),
+    /// Writes were answered.
+    Wrote(Vec<(RecordKey, Answer, Duration)>),
+    /// A reverse key was read.
+    ReverseRead(Box<str>, Result<Option<ObservedReverse>, String>),
+    /// Consul was read back.
+    ReadBack(Result<Owner, String>),
+    /// The names that others hold were read.
+    ForeignNames(Result<HashSet<Box<str>>, String>),
+    /// The IDs that the catalog shows on the agent's node were read.
+    Catalog(Result<HashSet<Box<str>>, String>),
+    /// The agent lost the sentinel, or somebody changed it.
+    SentinelLost(Lost),
+    /// The sentinel was written again.
+    SentinelBack(Result<ContentHash, String>),
+    /// Consul was asked for a sign of life.
+    Heartbeat(Result<(), String>),
+    /// The cluster's identity was read again.
+    Identity(Result<Option<String>, String>),
+}
+
+/// What a reading shows, while it goes on.
+pub(super) enum Observation {
+    Registration(ObservedRegistration),
+    Reverse(ObservedReverse),
+}
+
+/// Sends writes that belong together, one after the other.
+pub(super) async fn send(sink: AgentSink, writes: Vec<Write>) -> Done {
+    let mut answers = Vec::with_capacity(writes.len());
+    let mut failed = false;
+    for write in writes {
+        let key = write.key();
+        let began = Instant::now();
+        let answer = if failed { Answer::NotSent } else { sink.clone().write(write).await };
+        failed |= !matches!(answer, Answer::Applied { .. });
+        answers.push((key, answer, began.elapsed()));
+    }
+    Done::Wrote(answers)
+}
+
+/// Reads one reverse key.
+pub(super) async fn read_reverse(client: Client, key: Box<str>) -> Done {
+    let found = client.reverse_record(&key).await.map_err(|error| chain(&error));
+    Done::ReverseRead(key, found)
+}
+
+/// Everything that a reading needs.
+#[derive(Clone)]
+pub(super) struct ReadBack {
+    pub(super) client: Client,
+    pub(super) cluster: ClusterName,
+    pub(super) sentinel: Sentinel,
+    pub(super) owner: OwnerKey,
+    pub(super) uid: String,
+    pub(super) seen: mpsc::UnboundedSender<Observation>,
+}
+
+// === impl ReadBack ===
+
+impl ReadBack {
+    /// Reads all that is ours. What it shows goes to `seen` before it ends.
+    pub(super) async fn run(self) -> Done {
+        Done::ReadBack(self.read().await)
+    }
+
+    async fn read(&self) -> Result<Owner, String> {
+        let owner = self.owner.claim(&self.uid, None).await.map_err(|error: ClaimError| chain(&error))?;
+        if owner != Owner::Ours {
+            return Ok(owner);
+        }
+        if self.registrations().await.map_err(|error| chain(&error))?.is_err() {
+            // The agent lost its state. Once the marker is written and shows again, the rest of
+            // that reading is true (invariant 1).
+            self.sentinel.ensure().await.map_err(|error| error.chain())?;
+            self.registrations()
+                .await
+                .map_err(|error| chain(&error))?
+                .map_err(|marker_missing| chain(&marker_missing))?;
+        }
+        let seen = self.seen.clone();
+        let each = move |observed| drop(seen.send(Observation::Reverse(observed)));
+        self.client.reverse_records(Consistency::Default, each).await.map_err(|error| chain(&error))?;
+        Ok(owner)
+    }
+
+    /// The inner error: our marker is not there.
+    async fn registrations(&self) -> Result<Result<usize, Unknown>, Unknown> {
+        let seen = self.seen.clone();
+        let each = move |observed| drop(seen.send(Observation::Registration(observed)));
+        Ok(self.client.agent_registrations(&self.cluster, each).await?.marked())
+    }
+}
+
+/// Reads the names under which others hold instances.
+pub(super) async fn foreign_names(client: Client, held: HashSet<Arc<str>>) -> Done {
+    let mut names = HashSet::new();
+    let result = client
+        .service_names_not_ours(
+            |name| held.contains(name),
+            |name| {
+                names.insert(name.into());
+            },
+        )
+        .await;
+    Done::ForeignNames(result.map(|()| names).map_err(|error| chain(&error)))
+}
+
+/// Reads which of our service IDs the catalog shows on the agent's node.
+pub(super) async fn catalog(client: Client, cluster: ClusterName, node: String) -> Done {
+    let mut ids = HashSet::new();
+    let each = |observed: ObservedRegistration| {
+        ids.insert(observed.registration.id);
+    };
+    let result = client.catalog_registrations(&node, &cluster, Consistency::Default, each).await;
+    Done::Catalog(result.map(|_| ids).map_err(|error| chain(&error)))
+}
+
+/// Waits until the agent's sentinel is not that of `hash`.
+pub(super) async fn watch_sentinel(sentinel: Sentinel, hash: ContentHash) -> Done {
+    loop {
+        match sentinel.watch(&hash).await {
+            Ok(lost) => return Done::SentinelLost(lost),
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "the sentinel cannot be asked for");
+                sleep(SENTINEL_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Writes the sentinel again, with the token in use now.
+pub(super) async fn restore_sentinel(sentinel: Sentinel) -> Done {
+    Done::SentinelBack(sentinel.register().await.map_err(|error| error.chain()))
+}
+
+/// Asks Consul for a sign of life after `delay`.
+pub(super) async fn heartbeat(client: Client, delay: Duration) -> Done {
+    sleep(delay).await;
+    let alive = match client.leader().await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err("Consul has no leader".to_owned()),
+        Err(error) => Err(error.chain()),
+    };
+    Done::Heartbeat(alive)
+}
+
+/// Reads the cluster's identity after `delay`; `None`: it may not be read.
+pub(super) async fn identity(client: kube::Client, delay: Duration) -> Done {
+    use crate::kubernetes::client::{ClusterUid, kube_system_uid};
+    sleep(delay).await;
+    Done::Identity(match kube_system_uid(&client).await {
+        Ok(ClusterUid::Known(uid)) => Ok(Some(uid)),
+        Ok(ClusterUid::Denied(_)) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
