@@ -45,10 +45,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Least time between two writes of one repeated Event; repetitions in between are counted by the
 /// next.
-const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
+const REPEAT_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Quiet time after which a repetition is a new Event: what client-go takes.
-const SERIES_TIMEOUT: Duration = Duration::from_secs(360);
+const SERIES_TIMEOUT: Duration = Duration::from_mins(6);
 
 /// Repeated Events that are remembered: more than can be new within [`SERIES_TIMEOUT`].
 const SERIES: usize = 512;

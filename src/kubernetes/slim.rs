@@ -179,7 +179,7 @@ impl Projected for Services {
             annotations: metadata.annotations.unwrap_or_default().0,
             kind,
             cluster_ips: cluster_ips(spec.cluster_ips, spec.cluster_ip, &mut left_out),
-            external_ips: addresses(external_ips, "spec.externalIPs", &mut left_out),
+            external_ips: addresses(&external_ips, "spec.externalIPs", &mut left_out),
             load_balancer: object.status.unwrap_or_default().addresses(),
             ports: service_ports(spec.ports.unwrap_or_default(), &mut left_out),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -256,10 +256,10 @@ fn cluster_ips(
         texts.extend(first);
     }
     texts.retain(|text| !matches!(&*text.0, "" | "None"));
-    addresses(texts, "spec.clusterIPs", left_out)
+    addresses(&texts, "spec.clusterIPs", left_out)
 }
 
-fn addresses(texts: Vec<Text<'_>>, field: &str, left_out: &mut LeftOut) -> Vec<IpAddr> {
+fn addresses(texts: &[Text<'_>], field: &str, left_out: &mut LeftOut) -> Vec<IpAddr> {
     texts
         .iter()
         .enumerate()

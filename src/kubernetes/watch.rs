@@ -39,7 +39,7 @@ const PAGE_SIZE: u32 = 500;
 
 /// Time that a whole list may wait for the server: etcd compacts every five minutes, after which
 /// a list's later pages cannot be had anyway.
-const LIST_TIMEOUT: Duration = Duration::from_secs(300);
+const LIST_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Delay after the first failure; each further one doubles it.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Quiet time after which the back-off begins again at its least: twice its longest delay, and
 /// more than six times what it takes to notice that no headers come.
-const BACKOFF_HEAL: Duration = Duration::from_secs(60);
+const BACKOFF_HEAL: Duration = Duration::from_mins(1);
 
 /// Failures without a quiet time in between after which everything is listed anew, whatever they
 /// were: by then half a minute has passed, so this costs at most one list in that time. It heals
@@ -181,6 +181,10 @@ struct Watch<P: Projected> {
 }
 
 /// What happens next.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the stack; a box would cost each event"
+)]
 enum Step<P> {
     Relist,
     Item(Option<watcher::Result<Event<Slim<P>>>>),
@@ -265,7 +269,8 @@ impl<P: Projected> Watch<P> {
                 self.objects = Self::start(&self.api);
             }
             match self.step().await {
-                Step::Relist => self.list_due = true,
+                // kube's watcher does not end; should it, a new one takes its place.
+                Step::Relist | Step::Item(None) => self.list_due = true,
                 Step::Resume => self.paused_until = None,
                 Step::ListTimeout => {
                     self.list_due = true;
@@ -281,8 +286,6 @@ impl<P: Projected> Watch<P> {
                     self.list_due |= must_list(&error);
                     self.fail(describe(P::PLURAL, &error));
                 }
-                // kube's watcher does not end; should it, a new one takes its place.
-                Step::Item(None) => self.list_due = true,
             }
         }
     }
@@ -415,13 +418,14 @@ impl<P: Projected> Watch<P> {
 /// Whether only a new list helps. A list that failed is begun anew by kube's watcher itself.
 fn must_list(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(_) | watcher::Error::NoResourceVersion => false,
         // The server answered, and not that it is busy or that we may not: 410 above all, and
         // what else it says of a version that it cannot serve (400, 504).
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
             !matches!(status.code, 401 | 403 | 408 | 429 | 500 | 502 | 503)
         }
-        watcher::Error::WatchStartFailed(_) => false,
+        watcher::Error::WatchStartFailed(_)
+        | watcher::Error::InitialListFailed(_)
+        | watcher::Error::NoResourceVersion => false,
         watcher::Error::WatchError(_) => true,
         // A broken connection is taken up where it broke; an event that cannot be read is lost.
         watcher::Error::WatchFailed(error) => !matches!(error, kube::Error::ReadEvents(_)),

@@ -18,12 +18,12 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 #[derive(Deserialize)]
 pub struct Named<'a> {
     #[serde(borrow)]
-    pub metadata: Name<'a>,
+    pub metadata: Identified<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Name<'a> {
+pub struct Identified<'a> {
     #[serde(borrow)]
     pub name: Text<'a>,
     #[serde(borrow)]
@@ -189,7 +189,7 @@ impl TargetRef<'_> {
 #[derive(Deserialize)]
 pub struct Endpoints<'a> {
     #[serde(borrow)]
-    pub metadata: Name<'a>,
+    pub metadata: Identified<'a>,
     #[serde(borrow)]
     pub subsets: Option<Vec<Subset<'a>>>,
 }

@@ -274,16 +274,16 @@ async fn problems_are_shown_by_kubectl_describe() -> Result<()> {
 /// A client with the shipped rights but for one verb on one resource.
 async fn without(cluster: &Kubernetes, resource: &str, verb: &str) -> Result<Client> {
     shipped_token(cluster).await?;
-    let roles: Api<ClusterRole> = Api::all(cluster.client()?);
-    let shipped = serde_json::to_value(roles.get("kube-consul-bridge").await?.rules)?;
+    let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
+    let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
     let mut rules: Vec<Value> = serde_json::from_value(shipped)?;
     let mut removed = 0;
     for rule in &mut rules {
         if rule["resources"] == json!([resource]) {
-            let verbs = rule["verbs"].as_array_mut().context("no verbs")?;
-            let before = verbs.len();
-            verbs.retain(|it| it != verb);
-            removed += before - verbs.len();
+            let allowed = rule["verbs"].as_array_mut().context("no verbs")?;
+            let before = allowed.len();
+            allowed.retain(|it| it != verb);
+            removed += before - allowed.len();
         }
     }
     ensure!(removed == 1, "the shipped role has {verb} {resource} {removed} times");

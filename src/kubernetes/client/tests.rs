@@ -13,6 +13,10 @@ fn access(url: Option<&str>, kubeconfig: Option<&str>, context: Option<&str>) ->
     }
 }
 
+fn way(access: &Access, environment: &Environment) -> Way {
+    choose(access, environment).unwrap()
+}
+
 fn environment(in_cluster: bool, variable: bool, home: bool) -> Environment {
     Environment {
         in_cluster,
@@ -25,9 +29,6 @@ fn environment(in_cluster: bool, variable: bool, home: bool) -> Environment {
 fn the_ways_are_tried_in_their_order() {
     let all = environment(true, true, true);
     let none = Environment::default();
-    fn way(access: &Access, environment: &Environment) -> Way {
-        choose(access, environment).unwrap()
-    }
     let url = access(Some("http://127.0.0.1:8001"), None, None);
     assert!(matches!(way(&url, &all), Way::Url(_)));
     let file = access(None, Some("/f.yaml"), Some("ctx"));
