@@ -20,7 +20,9 @@ pub enum LogFormat {
 
 /// A filter that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("--log-level: expected a level (error, warn, info, debug, trace) or a filter such as info,kube_consul=debug, found {0:?}")]
+#[error(
+    "--log-level: expected a level (error, warn, info, debug, trace) or a filter such as info,kube_consul=debug, found {0:?}"
+)]
 pub struct InvalidFilter(String);
 
 /// Starts logging to standard error.
@@ -32,8 +34,10 @@ pub fn start(level: &str, format: LogFormat) -> Result<(), InvalidFilter> {
         }
     }
     let terminal = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal);
     let text = format == LogFormat::Text || (format == LogFormat::Auto && terminal);
     if text {
         builder.with_timer(SystemTime).with_target(false).init();

@@ -80,7 +80,11 @@ impl Metrics {
         let r = &mut self.registry;
         r.register("writes", "Writes to Consul by record and result", self.writes.clone());
         r.register("write_seconds", "Seconds that a write took", self.write_seconds.clone());
-        r.register("watch_events", "Objects that watches showed, by kind", self.watch_events.clone());
+        r.register(
+            "watch_events",
+            "Objects that watches showed, by kind",
+            self.watch_events.clone(),
+        );
         r.register("watch_failures", "Failures of watches, by kind", self.watch_failures.clone());
         r.register("read_backs", "Readings of Consul by result", self.read_backs.clone());
         r.register(
@@ -88,10 +92,18 @@ impl Metrics {
             "Seconds that the last reading took",
             self.read_back_seconds.clone(),
         );
-        r.register("repaired", "Records that were not as they had been left", self.repaired.clone());
+        r.register(
+            "repaired",
+            "Records that were not as they had been left",
+            self.repaired.clone(),
+        );
         r.register("services", "Services in the cluster", self.services.clone());
         r.register("registrations", "Our registrations in Consul", self.registrations.clone());
-        r.register("reverse_records", "Our reverse records in Consul", self.reverse_records.clone());
+        r.register(
+            "reverse_records",
+            "Our reverse records in Consul",
+            self.reverse_records.clone(),
+        );
         r.register("backlog", "Services that are being brought in step", self.backlog.clone());
         r.register("problems", "Problems of objects, by reason", self.problems.clone());
         r.register("holding", "1 while removals are held back", self.holding.clone());

@@ -93,7 +93,9 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     let readiness = admin.readiness.borrow().clone();
     match readiness {
         Readiness::Ready => "ok\n".into_response(),
-        Readiness::NotReady(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+        Readiness::NotReady(why) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
+        }
     }
 }
 

@@ -58,7 +58,14 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
     deny_namespace: Vec<Box<str>>,
     /// Only Services with these labels, for example 'app=web,tier in (front,back)'
-    #[arg(long, env = "KUBE_CONSUL_SELECTOR", default_value = "", hide_default_value = true, value_name = "SELECTOR", help_heading = "What is registered")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_SELECTOR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "SELECTOR",
+        help_heading = "What is registered"
+    )]
     selector: Selector,
     /// When two Services want one name: first, merge or suffix
     #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY", help_heading = "What is registered")]
@@ -70,10 +77,20 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE", help_heading = "What is registered")]
     reverse_dns: ReverseScope,
     /// Datacenter in reverse records [default: the agent's]
-    #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME", help_heading = "What is registered")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_DATACENTER",
+        value_name = "NAME",
+        help_heading = "What is registered"
+    )]
     datacenter: Option<String>,
     /// DNS domain in reverse records [default: the agent's]
-    #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN", help_heading = "What is registered")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_DNS_DOMAIN",
+        value_name = "DOMAIN",
+        help_heading = "What is registered"
+    )]
     dns_domain: Option<String>,
 
     /// Make removals at the start that options ask for, however many
@@ -109,7 +126,9 @@ pub enum SinkKind {
 /// Options that do not go together.
 #[derive(Debug, thiserror::Error)]
 enum Conflict {
-    #[error("--health always: expected unready or never with --sink agent, where a passing check would have to be refreshed for ever")]
+    #[error(
+        "--health always: expected unready or never with --sink agent, where a passing check would have to be refreshed for ever"
+    )]
     PassingCheckInAgent,
     #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]
     Domain(String),

@@ -25,13 +25,20 @@ pub struct KubernetesArgs {
 
 /// How Consul is reached, where it differs from the `CONSUL_*` variables.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Consul (every CONSUL_* variable of Consul's own command is honoured)")]
+#[command(
+    next_help_heading = "Consul (every CONSUL_* variable of Consul's own command is honoured)"
+)]
 pub struct ConsulArgs {
     /// Address of Consul's HTTP API [default: $CONSUL_HTTP_ADDR, then 127.0.0.1:8500]
     #[arg(long, env = "KUBE_CONSUL_CONSUL_ADDR", value_name = "ADDRESS")]
     consul_addr: Option<Address>,
     /// File with the ACL token [default: $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN]
-    #[arg(long, env = "KUBE_CONSUL_CONSUL_TOKEN_FILE", value_name = "FILE", conflicts_with = "consul_auth_method")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_CONSUL_TOKEN_FILE",
+        value_name = "FILE",
+        conflicts_with = "consul_auth_method"
+    )]
     consul_token_file: Option<PathBuf>,
     /// Auth method to log in to with a Kubernetes service account's token
     #[arg(long, env = "KUBE_CONSUL_CONSUL_AUTH_METHOD", value_name = "NAME")]
@@ -48,10 +55,20 @@ pub struct ConsulArgs {
     #[arg(long, env = "KUBE_CONSUL_CONSUL_CA_FILE", value_name = "FILE")]
     consul_ca_file: Option<PathBuf>,
     /// Client certificate, PEM [default: $CONSUL_CLIENT_CERT]
-    #[arg(long, env = "KUBE_CONSUL_CONSUL_CLIENT_CERT", value_name = "FILE", requires = "consul_client_key")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_CONSUL_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "consul_client_key"
+    )]
     consul_client_cert: Option<PathBuf>,
     /// Its key, PEM [default: $CONSUL_CLIENT_KEY]
-    #[arg(long, env = "KUBE_CONSUL_CONSUL_CLIENT_KEY", value_name = "FILE", requires = "consul_client_cert")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_CONSUL_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "consul_client_cert"
+    )]
     consul_client_key: Option<PathBuf>,
     /// Name in the server's certificate [default: $CONSUL_TLS_SERVER_NAME, then the address]
     #[arg(long, env = "KUBE_CONSUL_CONSUL_TLS_SERVER_NAME", value_name = "NAME")]

@@ -14,6 +14,7 @@ use clap_complete::Shell;
 
 pub use self::bridge::BridgeArgs;
 pub use self::connections::{ConsulArgs, KubernetesArgs};
+use crate::kubernetes::text::chain;
 use crate::logging::{self, LogFormat};
 use crate::run;
 
@@ -35,7 +36,13 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Which log lines are written: a level, or a filter such as info,kube_consul=debug
-    #[arg(long, env = "KUBE_CONSUL_LOG_LEVEL", default_value = "info", global = true, value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_LOG_LEVEL",
+        default_value = "info",
+        global = true,
+        value_name = "FILTER"
+    )]
     log_level: String,
     /// How they look
     #[arg(long, env = "KUBE_CONSUL_LOG_FORMAT", default_value = "auto", global = true, value_enum)]
@@ -75,13 +82,20 @@ impl Cli {
                 Ok(options) => finish(run::bridge::main(options)),
             },
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "kube-consul", &mut std::io::stdout());
+                clap_complete::generate(
+                    shell,
+                    &mut Self::command(),
+                    "kube-consul",
+                    &mut std::io::stdout(),
+                );
                 EXIT_DONE
             }
-            Command::Man => match clap_mangen::Man::new(Self::command()).render(&mut std::io::stdout()) {
-                Ok(()) => EXIT_DONE,
-                Err(error) => failed(&error),
-            },
+            Command::Man => {
+                match clap_mangen::Man::new(Self::command()).render(&mut std::io::stdout()) {
+                    Ok(()) => EXIT_DONE,
+                    Err(error) => failed(&error),
+                }
+            }
         }
     }
 }
@@ -96,23 +110,17 @@ fn finish(result: Result<(), run::Error>) -> u8 {
             EXIT_REFUSED
         }
         run::Error::Failed(_) => failed(&error),
+        run::Error::Interrupted => EXIT_INTERRUPTED,
     }
 }
 
-fn usage(error: &dyn std::error::Error) -> u8 {
+fn usage(error: &(dyn std::error::Error + 'static)) -> u8 {
     failed(error);
     EXIT_USAGE
 }
 
-fn failed(error: &dyn std::error::Error) -> u8 {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message.push_str(": ");
-        message.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    eprintln!("error: {message}");
+fn failed(error: &(dyn std::error::Error + 'static)) -> u8 {
+    eprintln!("error: {}", chain(error));
     EXIT_FAILED
 }
 

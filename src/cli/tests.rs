@@ -59,7 +59,9 @@ fn every_flag_has_its_variable() {
 
 #[test]
 fn durations_are_read_as_people_write_them() {
-    for (text, expected) in [("500ms", 500), ("10s", 10_000), ("1m30s", 90_000), ("0", 0), ("0s", 0)] {
+    for (text, expected) in
+        [("500ms", 500), ("10s", 10_000), ("1m30s", 90_000), ("0", 0), ("0s", 0)]
+    {
         assert_eq!(duration(text), Ok(Duration::from_millis(expected)), "{text}");
     }
     for text in ["", "10", "-1s", "soon"] {
@@ -88,19 +90,25 @@ fn flag_table(subcommand: &str) -> String {
     let cli = Cli::command();
     let command = cli.find_subcommand(subcommand).unwrap();
     for arg in command.get_arguments() {
-        let Some(long) = arg.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
+        let Some(long) = arg.get_long().filter(|long| !["help", "version"].contains(long)) else {
+            continue;
+        };
         let value = match arg.get_value_names() {
             Some([name]) if arg.get_action().takes_values() => format!(" {name}"),
             _ => String::new(),
         };
-        let default: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+        let default: Vec<_> =
+            arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
         let default = if default.concat().is_empty() || value.is_empty() {
             String::new()
         } else {
             format!("`{}`", default.join(","))
         };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        table.push_str(&format!("| `--{long}{value}` | {default} | {} |\n", help.replace('\n', " ")));
+        table.push_str(&format!(
+            "| `--{long}{value}` | {default} | {} |\n",
+            help.replace('\n', " ")
+        ));
     }
     table
 }

@@ -15,6 +15,9 @@ pub struct Ledger {
     reverse: HashMap<Box<str>, KnownReverse>,
     /// Registrations under each Consul name.
     names: HashMap<Arc<str>, usize>,
+    registration_count: usize,
+    /// How many of the reverse keys are ours.
+    reverse_count: usize,
     /// Number of the read-back that is under way or was the last.
     pub(super) read_back: u32,
 }
@@ -56,6 +59,14 @@ pub enum ReverseState {
     Foreign(Box<str>),
     /// It has to be read before it can be written.
     Unknown,
+}
+
+// === impl KnownReverse ===
+
+impl KnownReverse {
+    fn is_ours(&self) -> bool {
+        matches!(self.state, ReverseState::Ours(_))
+    }
 }
 
 // === impl Ledger ===
@@ -131,12 +142,15 @@ impl Ledger {
     /// Notes the reverse key's state.
     pub fn put_reverse(&mut self, key: &str, state: ReverseState, index: u64) {
         let known = KnownReverse { state, index, read_back: self.read_back };
-        self.reverse.insert(key.into(), known);
+        self.reverse_count += usize::from(known.is_ours());
+        let before = self.reverse.insert(key.into(), known);
+        self.reverse_count -= usize::from(before.is_some_and(|before| before.is_ours()));
     }
 
     /// Notes that the reverse key does not exist, or is nothing to us.
     pub fn forget_reverse(&mut self, key: &str) {
-        self.reverse.remove(key);
+        let before = self.reverse.remove(key);
+        self.reverse_count -= usize::from(before.is_some_and(|before| before.is_ours()));
     }
 
     /// Every Service that has registrations, with them.
@@ -151,12 +165,17 @@ impl Ledger {
 
     /// How many registrations there are.
     pub fn registration_count(&self) -> usize {
-        self.names.values().sum()
+        self.registration_count
     }
 
     /// How many reverse records are ours.
     pub fn reverse_count(&self) -> usize {
-        self.reverse.values().filter(|known| matches!(known.state, ReverseState::Ours(_))).count()
+        self.reverse_count
+    }
+
+    /// The Consul names that registrations are under.
+    pub fn names(&self) -> impl Iterator<Item = Arc<str>> {
+        self.names.keys().cloned()
     }
 
     /// Whether any registration is under this Consul name.
@@ -175,12 +194,14 @@ impl Ledger {
         let shared =
             self.names.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
         *self.names.entry(Arc::clone(&shared)).or_default() += 1;
+        self.registration_count += 1;
         shared
     }
 
     fn uncount_name(&mut self, name: &str) {
         if let Some(count) = self.names.get_mut(name) {
             *count -= 1;
+            self.registration_count -= 1;
             if *count == 0 {
                 self.names.remove(name);
             }

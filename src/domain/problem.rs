@@ -34,12 +34,28 @@ pub enum Reason {
     Refused,
     /// Consul denied the write: the token lacks a right.
     Denied,
-    /// Removals that are held until they are confirmed.
-    Held,
-    /// No reverse record can be written, because the datacenter or domain is not known.
-    NoReverseDomain,
     /// The agent has the record and the catalog does not.
     NotInCatalog,
+}
+
+// === impl Reason ===
+
+impl Reason {
+    /// The word by which Events and metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::InvalidAnnotation => "InvalidAnnotation",
+            Reason::InvalidName => "InvalidName",
+            Reason::Incomplete => "Incomplete",
+            Reason::NameConflict => "NameConflict",
+            Reason::ForeignName => "ForeignName",
+            Reason::ForeignReverseRecord => "ForeignReverseRecord",
+            Reason::Undecodable => "Undecodable",
+            Reason::Refused => "Refused",
+            Reason::Denied => "Denied",
+            Reason::NotInCatalog => "NotInCatalog",
+        }
+    }
 }
 
 // === impl Problem ===
@@ -59,6 +75,6 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.write_str(self.as_str())
     }
 }

@@ -125,7 +125,10 @@ struct Writer {
 
 /// A reporter and the work behind it, which the caller polls until all reporters are dropped (or
 /// drops, with what is still queued). `instance` is the name of the pod or host.
-pub fn reporter(client: Client, instance: &str) -> (Reporter, impl Future<Output = ()> + Send) {
+pub fn reporter(
+    client: Client,
+    instance: &str,
+) -> (Reporter, impl Future<Output = ()> + Send + use<>) {
     let (queue, mut reports) = mpsc::channel(QUEUE);
     let counts = Arc::new(Counts::default());
     let reporter = Reporter { queue, counts: Arc::clone(&counts) };

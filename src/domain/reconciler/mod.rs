@@ -36,6 +36,7 @@ use super::names::ObjectKey;
 use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
 use super::record::{Fingerprint, RecordKey, Write};
+use super::registration_id::service_of_id;
 use super::reverse_dns::ReverseZone;
 use super::settings::{OnConflict, Settings};
 use super::world::World;
@@ -79,6 +80,7 @@ pub struct Reconciler {
     /// Records that the read-back under way found changed.
     drift: usize,
     uncertain_until: Option<Moment>,
+    missing_in_catalog: HashSet<Box<str>>,
     problems: Problems,
     reports: Vec<Report>,
 }
@@ -211,6 +213,7 @@ impl Reconciler {
             read_back_began: Moment::ZERO,
             drift: 0,
             uncertain_until: None,
+            missing_in_catalog: HashSet::new(),
             problems: Problems::default(),
             reports: Vec::new(),
         }
@@ -300,6 +303,19 @@ impl Reconciler {
             for claimant in self.names.claimants(&name) {
                 self.dirty.push(claimant);
             }
+        }
+    }
+
+    /// Sets the service IDs that the agent has and the catalog lacks, for longer than the agent
+    /// needs to pass them on.
+    pub fn set_missing_in_catalog(&mut self, missing: HashSet<Box<str>>) {
+        let before = std::mem::replace(&mut self.missing_in_catalog, missing);
+        let changed: Vec<ObjectKey> = before
+            .symmetric_difference(&self.missing_in_catalog)
+            .filter_map(|id| service_of_id(&self.settings.cluster, id))
+            .collect();
+        for service in changed {
+            self.mark_dirty(service);
         }
     }
 

@@ -208,6 +208,7 @@ impl Reconciler {
         let mut problems: BTreeSet<Problem> = desired.problems.into_iter().collect();
         problems.append(&mut draft.problems.into_iter().collect());
         problems.extend(self.troubles(key));
+        problems.extend(self.missing_in_catalog(key));
         if let Some(why) = self.world.undecodable(Kind::Service, key) {
             problems.insert(Problem::new(Reason::Undecodable, why));
         }
@@ -447,6 +448,22 @@ impl Reconciler {
         if let Some(track) = self.tracks.get_mut(record) {
             track.trouble = None;
         }
+    }
+
+    /// Records that the agent could not pass on.
+    fn missing_in_catalog(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
+        let missing =
+            self.ledger.of(key).iter().filter(|known| self.missing_in_catalog.contains(&known.id));
+        missing.map(|known| {
+            Problem::new(
+                Reason::NotInCatalog,
+                format!(
+                    "the agent has service ID {} and the catalog does not: its servers refused it; \
+                     look at the agent's log, most often its token lacks service write",
+                    known.id
+                ),
+            )
+        })
     }
 
     /// What Consul said against records of the Service.

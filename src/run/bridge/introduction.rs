@@ -12,6 +12,7 @@ use crate::consul::sentinel::{ContentHash, Sentinel};
 use crate::domain::names::ClusterName;
 use crate::domain::reverse_dns::ReverseZone;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
+use crate::kubernetes::text::chain;
 use crate::run::Error;
 use crate::run::patience::patiently;
 
@@ -70,11 +71,13 @@ impl Introduction {
 
     /// Waits for both sides as long as it takes. An error is final.
     pub(super) async fn run(self) -> Result<Introduced, Error> {
-        let ((kubernetes_version, uid), agent) = tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
+        let ((kubernetes_version, uid), agent) =
+            tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
         self.claim(&uid).await?;
-        let sentinel = patiently("for the agent to take the sentinel", || self.sentinel.ensure(), |_| false)
-            .await
-            .map_err(|error| Error::Failed(error.chain()))?;
+        let sentinel =
+            patiently("for the agent to take the sentinel", || self.sentinel.ensure(), |_| false)
+                .await
+                .map_err(|error| Error::Failed(error.chain()))?;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
     }
@@ -82,11 +85,17 @@ impl Introduction {
     async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
         let failed = |error: crate::kubernetes::client::Error| Error::Failed(error.to_string());
         let version =
-            patiently("for the Kubernetes API", || server_version(&self.kubernetes), |_| false).await.map_err(failed)?;
+            patiently("for the Kubernetes API", || server_version(&self.kubernetes), |_| false)
+                .await
+                .map_err(failed)?;
         tracing::info!(url = self.kubernetes_url, version, "Kubernetes API");
-        let found = patiently("for the cluster's identity", || kube_system_uid(&self.kubernetes), |_| false)
-            .await
-            .map_err(failed)?;
+        let found = patiently(
+            "for the cluster's identity",
+            || kube_system_uid(&self.kubernetes),
+            |_| false,
+        )
+        .await
+        .map_err(failed)?;
         let uid = match (&self.cluster_uid, found) {
             (Some(given), ClusterUid::Known(uid)) if *given != uid => {
                 return Err(Error::Refused(format!(
@@ -121,8 +130,11 @@ impl Introduction {
             }
         };
         let described = || async { ask().await.map_err(|error| error.chain()) };
-        let agent = patiently("for the Consul agent", described, |_| false).await.map_err(Error::Failed)?;
-        let (version, datacenter) = agent.as_ref().map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
+        let agent =
+            patiently("for the Consul agent", described, |_| false).await.map_err(Error::Failed)?;
+        let (version, datacenter) = agent
+            .as_ref()
+            .map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
         tracing::info!(url = self.consul.url(), version, datacenter, "Consul agent");
         Ok(agent)
     }
@@ -130,9 +142,12 @@ impl Introduction {
     /// Makes sure that the records of this name are this cluster's.
     async fn claim(&self, uid: &str) -> Result<(), Error> {
         let claim = || async {
-            self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| super::jobs::chain(&error))
+            self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| chain(&error))
         };
-        match patiently("for Consul to take the owner key", claim, |_| false).await.map_err(Error::Failed)? {
+        match patiently("for Consul to take the owner key", claim, |_| false)
+            .await
+            .map_err(Error::Failed)?
+        {
             Owner::Ours => Ok(()),
             Owner::Other(other) => Err(other_owner(&self.owner, &self.cluster, uid, &other)),
         }

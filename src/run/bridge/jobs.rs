@@ -16,6 +16,7 @@ use crate::consul::read::{Consistency, Unknown};
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
 use crate::domain::names::ClusterName;
 use crate::domain::record::{Answer, ObservedRegistration, ObservedReverse, RecordKey, Write};
+use crate::kubernetes::text::chain;
 use crate::run::Error;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
@@ -95,7 +96,8 @@ impl ReadBack {
     }
 
     async fn read(&self) -> Result<Owner, String> {
-        let owner = self.owner.claim(&self.uid, None).await.map_err(|error: ClaimError| chain(&error))?;
+        let owner =
+            self.owner.claim(&self.uid, None).await.map_err(|error: ClaimError| chain(&error))?;
         if owner != Owner::Ours {
             return Ok(owner);
         }
@@ -110,7 +112,10 @@ impl ReadBack {
         }
         let seen = self.seen.clone();
         let each = move |observed| drop(seen.send(Observation::Reverse(observed)));
-        self.client.reverse_records(Consistency::Default, each).await.map_err(|error| chain(&error))?;
+        self.client
+            .reverse_records(Consistency::Default, each)
+            .await
+            .map_err(|error| chain(&error))?;
         Ok(owner)
     }
 
@@ -184,16 +189,4 @@ pub(super) async fn identity(client: kube::Client, delay: Duration) -> Done {
         Ok(ClusterUid::Denied(_)) => Ok(None),
         Err(error) => Err(error.to_string()),
     })
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

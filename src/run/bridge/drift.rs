@@ -1,0 +1,356 @@
+//! Noticing that Consul is not as it was left: readings, the sentinel, signs of life, and what
+//! the catalog shows of the agent's records.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use super::introduction::other_owner;
+use super::jobs::{self, ReadBack};
+use super::{Bridge, Observation};
+use crate::consul::owner::Owner;
+use crate::consul::sentinel::{ContentHash, Lost};
+use crate::domain::reconciler::Moment;
+use crate::run::Error;
+use crate::run::patience::Hush;
+
+/// Between two signs of life: three fit into the minute after which the bridge is not ready.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(20);
+/// Consul that has not answered for this long makes the bridge unready.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// The next reading starts this many times the last one's duration later at the earliest, so
+/// that reading takes one hundredth of Consul's time at most.
+const READ_BACK_SHARE: u32 = 100;
+/// A reading that failed is tried again after this: long enough not to load a Consul in trouble.
+const READ_BACK_RETRY: Duration = Duration::from_secs(5);
+/// While the catalog lacks records, it is asked again after this.
+const CATALOG_RETRY: Duration = Duration::from_millis(250);
+/// What the catalog lacks for this long, the agent was refused: its own anti-entropy runs every
+/// minute in a small cluster, and a failed write is repeated within half a minute.
+const CATALOG_DELAY: Duration = Duration::from_secs(90);
+/// Between two tries to read the cluster's identity for a confirmation.
+const IDENTITY_RETRY: Duration = Duration::from_secs(2);
+
+/// When Consul was heard and when it is looked at again.
+pub(super) struct Drift {
+    resync: Duration,
+    /// When the reading under way began.
+    reading: Option<Instant>,
+    next_reading: Instant,
+    /// Whether the first reading succeeded.
+    pub(super) read: bool,
+    last_heard: Option<Instant>,
+    token_generation: u64,
+    /// Whether the names that others hold are known.
+    pub(super) foreign_known: bool,
+    reading_foreign: bool,
+    next_foreign: Instant,
+    /// Whether the catalog has shown all our records since the start.
+    pub(super) shown: bool,
+    reading_catalog: bool,
+    next_catalog: Instant,
+    /// What the catalog lacks, since when.
+    lacking: HashMap<Box<str>, Instant>,
+    /// Newest failure, while it fails.
+    pub(super) trouble: Option<String>,
+    hush: Hush,
+}
+
+// === impl Drift ===
+
+impl Drift {
+    pub(super) fn new(resync: Duration, token_generation: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            resync,
+            reading: None,
+            next_reading: now,
+            read: false,
+            last_heard: None,
+            token_generation,
+            foreign_known: false,
+            reading_foreign: false,
+            next_foreign: now,
+            shown: false,
+            reading_catalog: false,
+            next_catalog: now,
+            lacking: HashMap::new(),
+            trouble: None,
+            hush: Hush::default(),
+        }
+    }
+
+    /// Consul answered.
+    pub(super) fn heard(&mut self) {
+        self.last_heard = Some(Instant::now());
+        self.trouble = None;
+    }
+
+    /// Whether Consul answered lately.
+    pub(super) fn is_heard(&self) -> bool {
+        self.last_heard.is_some_and(|last| last.elapsed() < SILENCE)
+    }
+
+    fn failed(&mut self, what: &str, why: String) {
+        if self.hush.may_say() {
+            tracing::warn!("{what}: {why}");
+        }
+        self.trouble = Some(why);
+    }
+
+    /// The next moment at which something is due.
+    pub(super) fn next(&self) -> Instant {
+        let heard_until = self.last_heard.map(|last| last + SILENCE);
+        [
+            self.reading.is_none().then_some(self.next_reading),
+            (!self.reading_foreign).then_some(self.next_foreign),
+            (!self.reading_catalog).then_some(self.next_catalog),
+            heard_until.filter(|until| *until > Instant::now()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or_else(|| Instant::now() + HEARTBEAT)
+    }
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    /// Starts what is due.
+    pub(super) fn keep_up(&mut self, now: Moment) {
+        let Some(met) = &self.introduced else { return };
+        let uid_known = met.agent.is_some();
+        if self.state.begin_confirmation(now) {
+            tracing::info!("looking a second time at what is missing");
+            self.relists.iter().for_each(crate::kubernetes::watch::Relist::request);
+            self.jobs.push(jobs::identity(self.kubernetes.client.clone(), Duration::ZERO).boxed());
+        }
+        let generation = self.consul.token_generation();
+        if generation != self.drift.token_generation {
+            self.drift.token_generation = generation;
+            tracing::info!("another token is in use: registrations are sent once more");
+            self.state.token_changed();
+            self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+        }
+        let time = Instant::now();
+        let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
+        if self.drift.reading.is_none() && (time >= self.drift.next_reading || uncertain) {
+            self.begin_read_back();
+        }
+        if self.drift.read && !self.drift.reading_foreign && time >= self.drift.next_foreign {
+            self.drift.reading_foreign = true;
+            let held = self.state.ledger().names().collect();
+            self.jobs.push(jobs::foreign_names(self.consul.clone(), held).boxed());
+        }
+        let may_ask_catalog = uid_known && self.drift.foreign_known && self.state.is_settled();
+        if may_ask_catalog && !self.drift.reading_catalog && time >= self.drift.next_catalog {
+            self.ask_catalog();
+        }
+    }
+
+    /// When something is due at the latest.
+    pub(super) fn next_turn(&self, deadline: Option<Instant>) -> Instant {
+        let state = [
+            self.state.next_timer(),
+            self.state.confirmation_due(),
+            self.state.uncertain_until().filter(|_| self.drift.reading.is_none()),
+        ];
+        let state = state.into_iter().flatten().map(|moment| self.began + moment);
+        let drift = self.introduced.is_some().then(|| self.drift.next());
+        // What is due and may not start yet must not make the loop spin.
+        let soonest = Instant::now() + Duration::from_millis(1);
+        let idle = drift.map(|next| next.max(soonest + Duration::from_millis(49)));
+        state
+            .map(|at| at.max(soonest))
+            .chain(idle)
+            .chain(deadline)
+            .min()
+            .unwrap_or_else(|| soonest + HEARTBEAT)
+    }
+
+    pub(super) fn begin_read_back(&mut self) {
+        let Some(met) = &self.introduced else { return };
+        let reading = ReadBack {
+            client: self.consul.clone(),
+            cluster: self.options.settings.cluster.clone(),
+            sentinel: self.sentinel.clone(),
+            owner: self.owner.clone(),
+            uid: met.uid.clone(),
+            seen: self.observe.clone(),
+        };
+        let now = self.now();
+        self.state.begin_read_back(now);
+        self.drift.reading = Some(Instant::now());
+        self.jobs.push(reading.run().boxed());
+    }
+
+    pub(super) fn was_read_back(&mut self, result: Result<Owner, String>) -> Result<(), Error> {
+        // What was seen last may still be waiting.
+        while let Ok(seen) = self.observations.try_recv() {
+            let seen: Observation = seen;
+            self.observe(seen);
+        }
+        let took = self.drift.reading.take().map_or(Duration::ZERO, |began| began.elapsed());
+        self.tally.read_back(&self.told.metrics, result.is_ok(), took);
+        match result {
+            Ok(Owner::Ours) => {
+                let now = self.now();
+                self.state.finish_read_back(now);
+                self.drift.heard();
+                self.drift.read = true;
+                self.drift.next_foreign = Instant::now();
+                self.drift.next_catalog = Instant::now();
+                let pause = self.drift.resync.max(took * READ_BACK_SHARE);
+                self.drift.next_reading = Instant::now() + pause.mul_f64(1.0 + jitter());
+                Ok(())
+            }
+            Ok(Owner::Other(other)) => {
+                let ours = self.introduced.as_ref().map_or("", |met| &met.uid);
+                Err(other_owner(&self.owner, &self.options.settings.cluster, ours, &other))
+            }
+            Err(why) => {
+                self.state.abort_read_back();
+                self.drift.failed("Consul cannot be read back", why);
+                self.drift.next_reading = Instant::now() + READ_BACK_RETRY;
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn foreign_names(&mut self, result: Result<HashSet<Box<str>>, String>) {
+        self.drift.reading_foreign = false;
+        // The next reading of all asks for them again; a failure asks sooner.
+        self.drift.next_foreign = self.drift.next_reading + READ_BACK_RETRY;
+        match result {
+            Ok(names) => {
+                self.state.set_foreign_names(names);
+                self.drift.foreign_known = true;
+                self.drift.heard();
+            }
+            Err(why) => {
+                self.drift.next_foreign = Instant::now() + READ_BACK_RETRY;
+                self.drift.failed(
+                    "the names that others hold cannot be read; no new name is registered",
+                    why,
+                );
+            }
+        }
+    }
+
+    fn ask_catalog(&mut self) {
+        let Some(agent) = self.introduced.as_ref().and_then(|met| met.agent.as_ref()) else {
+            return;
+        };
+        let cluster = self.options.settings.cluster.clone();
+        self.drift.reading_catalog = true;
+        self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
+    }
+
+    pub(super) fn catalog_shows(&mut self, result: Result<HashSet<Box<str>>, String>) {
+        let now = Instant::now();
+        self.drift.reading_catalog = false;
+        self.drift.next_catalog = now + CATALOG_RETRY;
+        let shown = match result {
+            Ok(shown) => shown,
+            Err(why) => {
+                self.drift.next_catalog = now + READ_BACK_RETRY;
+                return self.drift.failed("the catalog cannot be read", why);
+            }
+        };
+        self.drift.heard();
+        let before = std::mem::take(&mut self.drift.lacking);
+        for (_, known) in self.state.ledger().services() {
+            for known in known.iter().filter(|known| !shown.contains(&known.id)) {
+                let since = before.get(&known.id).copied().unwrap_or(now);
+                self.drift.lacking.insert(known.id.clone(), since);
+            }
+        }
+        let refused = |since: &Instant| now.duration_since(*since) >= CATALOG_DELAY;
+        let missing = self.drift.lacking.iter().filter(|(_, since)| refused(since));
+        self.state.set_missing_in_catalog(missing.map(|(id, _)| id.clone()).collect());
+        if self.drift.lacking.values().all(refused) {
+            self.drift.shown |= self.state.is_settled();
+            self.drift.next_catalog = self.drift.next_reading + READ_BACK_RETRY;
+        }
+    }
+
+    pub(super) fn sentinel_lost(&mut self, lost: Lost) {
+        match lost {
+            Lost::Vanished => {
+                tracing::warn!("the agent lost what was registered: filling it again")
+            }
+            Lost::Changed => {
+                tracing::warn!("somebody changed the sentinel: looking at everything again")
+            }
+        }
+        self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+        if self.drift.reading.is_some() {
+            // What that reading began with may be what was lost.
+            self.drift.next_reading = Instant::now();
+        } else {
+            self.begin_read_back();
+        }
+    }
+
+    pub(super) fn sentinel_back(&mut self, result: Result<ContentHash, String>) {
+        match result {
+            Ok(hash) => {
+                self.drift.heard();
+                self.jobs.push(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
+            }
+            Err(why) => {
+                self.drift.failed("the sentinel cannot be written", why);
+                let sentinel = self.sentinel.clone();
+                let later = async move {
+                    tokio::time::sleep(READ_BACK_RETRY).await;
+                    jobs::restore_sentinel(sentinel).await
+                };
+                self.jobs.push(later.boxed());
+            }
+        }
+    }
+
+    pub(super) fn heard(&mut self, alive: Result<(), String>) {
+        match alive {
+            Ok(()) => self.drift.heard(),
+            Err(why) => self.drift.failed("no sign of life from Consul", why),
+        }
+        self.jobs.push(jobs::heartbeat(self.consul.clone(), HEARTBEAT).boxed());
+    }
+
+    pub(super) fn identified(
+        &mut self,
+        result: Result<Option<String>, String>,
+    ) -> Result<(), Error> {
+        let ours = self.introduced.as_ref().map_or("", |met| &met.uid).to_owned();
+        match result {
+            // Where it may not be read, the operator vouches for it (`--cluster-uid`).
+            Ok(None) => self.state.cluster_confirmed(),
+            Ok(Some(uid)) if uid == ours => self.state.cluster_confirmed(),
+            Ok(Some(uid)) => {
+                return Err(Error::Refused(format!(
+                    "expected the cluster with uid {ours}, found one with uid {uid}: the Kubernetes API's address \
+                     leads to another cluster; nothing was removed"
+                )));
+            }
+            Err(why) => {
+                tracing::warn!("the cluster's identity cannot be read, removals wait: {why}");
+                self.jobs
+                    .push(jobs::identity(self.kubernetes.client.clone(), IDENTITY_RETRY).boxed());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Between 0 and a quarter, by the clock's finest digits: readings of several replicas drift
+/// apart.
+fn jitter() -> f64 {
+    let nanoseconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.subsec_nanos());
+    f64::from(nanoseconds % 1000) / 4000.0
+}

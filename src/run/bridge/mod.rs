@@ -1,0 +1,467 @@
+//! `bridge`: keeps Consul in step with the Services of the cluster.
+//!
+//! One task owns the whole state and runs one loop over what the watches say, what Consul
+//! answers, timers and the admin server's questions. Writes and readings are futures that the
+//! same loop polls: there is no lock around the state and no queue of work.
+
+mod drift;
+mod introduction;
+mod jobs;
+mod telling;
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
+use futures::{FutureExt, StreamExt};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::drift::Drift;
+use self::introduction::{Introduced, Introduction};
+use self::jobs::{Done, Job, Observation};
+use crate::admin::metrics::Metrics;
+use crate::admin::status::Readiness;
+use crate::admin::{self, Admin, PAGE_QUEUE, PageRequest};
+use crate::consul::agent::AgentSink;
+use crate::consul::client::Client as ConsulClient;
+use crate::consul::config::Config;
+use crate::consul::owner::OwnerKey;
+use crate::consul::read::AgentInfo;
+use crate::consul::sentinel::Sentinel;
+use crate::domain::reconciler::{Action, Moment, Reconciler};
+use crate::domain::record::{Answer, RecordKey};
+use crate::domain::settings::Settings;
+use crate::kubernetes::client::{
+    Access, Connected, EndpointSource, Environment, connect, endpoint_source,
+};
+use crate::kubernetes::events::{Reporter, reporter};
+use crate::kubernetes::watch::{Notice, Relist};
+use crate::run::Error;
+use crate::run::patience::patiently;
+
+/// Writes to the agent under way at a time: measured at three to four times the rate of one,
+/// and far below the 200 connections that an agent allows a client.
+const WRITES_IN_FLIGHT: usize = 16;
+/// How long writes in flight may take to finish at the end (invariant 10).
+const FINISH: Duration = Duration::from_secs(5);
+/// Watch events taken in one turn before writes are looked at again: a long list must not keep
+/// writes waiting, nor each event cost a turn.
+const EVENTS_A_TURN: usize = 256;
+/// How long the last Events may take to be written at the end.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
+
+/// What the bridge needs to know.
+#[derive(Debug)]
+pub struct Options {
+    /// What is registered.
+    pub settings: Settings,
+    /// How Kubernetes is reached.
+    pub access: Access,
+    /// What the process found around itself.
+    pub environment: Environment,
+    /// How Consul is reached.
+    pub consul: Config,
+    /// The cluster's identity, where it may not be read.
+    pub cluster_uid: Option<String>,
+    /// The cluster whose records are taken over.
+    pub adopt: Option<String>,
+    /// Datacenter in reverse records, if not the agent's.
+    pub datacenter: Option<String>,
+    /// Domain in reverse records, if not the agent's.
+    pub dns_domain: Option<String>,
+    /// Least time between two readings of Consul.
+    pub resync: Duration,
+    /// Synchronize once, and reach each side within this time.
+    pub once: Option<Duration>,
+    /// Where the admin server listens.
+    pub admin_addr: Option<SocketAddr>,
+}
+
+/// Why the loop ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// SIGTERM: done.
+    Terminated,
+    /// SIGINT: interrupted.
+    Interrupted,
+}
+
+/// Runs until a signal, or until all is in step with `--once`.
+pub fn main(options: Options) -> Result<(), Error> {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("another TLS provider is installed already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One for the loop, one for the admin server and name resolution.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Failed(format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        let listener = match options.once {
+            Some(_) => None,
+            None => Some(admin::listen(options.admin_addr).await.map_err(|error| {
+                Error::Usage(format!(
+                    "--admin-addr: cannot listen: {error}; choose another address"
+                ))
+            })?),
+        };
+        run(options, listener, signals()?).await
+    })
+}
+
+fn signals() -> Result<impl Future<Output = Stop>, Error> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))
+    };
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => Stop::Terminated,
+            _ = interrupt.recv() => Stop::Interrupted,
+        }
+    })
+}
+
+/// Connects both sides and runs the loop beside the admin server and the writer of Events.
+async fn run(
+    options: Options,
+    listener: Option<TcpListener>,
+    stop: impl Future<Output = Stop>,
+) -> Result<(), Error> {
+    let kubernetes = connect(&options.access, &options.environment).await.map_err(|error| {
+        if error.is_configuration() {
+            Error::Usage(error.to_string())
+        } else {
+            Error::Failed(error.to_string())
+        }
+    })?;
+    let consul = ConsulClient::new(&options.consul)
+        .map_err(|error| Error::Usage(crate::kubernetes::text::chain(&error)))?;
+    let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
+    let (pages_in, pages) = mpsc::channel(PAGE_QUEUE);
+    let metrics = Arc::new(Metrics::default());
+    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, pages: pages_in };
+    let (quit_admin, admin_quits) = tokio::sync::oneshot::channel::<()>();
+    let served = listener.map(|listener| {
+        tokio::spawn(admin::serve(listener, admin, async { admin_quits.await.unwrap_or_default() }))
+    });
+    let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
+    let events = tokio::spawn(events);
+
+    let bridge = Bridge::new(options, kubernetes, consul, Told { metrics, readiness, reporter });
+    let result = bridge.run(pages, stop).await;
+
+    drop(quit_admin);
+    if let Some(served) = served
+        && let Ok(Err(error)) = served.await
+    {
+        tracing::warn!(%error, "the admin server failed");
+    }
+    // The reporter went with the bridge: the writer ends once its queue is empty.
+    let mut events = events;
+    if timeout(LAST_EVENTS, &mut events).await.is_err() {
+        events.abort();
+    }
+    result
+}
+
+/// The name of the pod or host, for Events.
+fn instance() -> String {
+    let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    named("POD_NAME").or_else(|| named("HOSTNAME")).unwrap_or_else(|| "kube-consul".to_owned())
+}
+
+/// Where the bridge tells what it does.
+struct Told {
+    metrics: Arc<Metrics>,
+    readiness: watch::Sender<Readiness>,
+    reporter: Reporter,
+}
+
+/// The owner of the state.
+struct Bridge {
+    options: Options,
+    began: Instant,
+    state: Reconciler,
+    jobs: FuturesUnordered<Job>,
+    watches: SelectAll<BoxStream<'static, Notice>>,
+    relists: Vec<Relist>,
+    kubernetes: Connected,
+    consul: ConsulClient,
+    sink: AgentSink,
+    sentinel: Sentinel,
+    owner: OwnerKey,
+    introduced: Option<Met>,
+    observations: mpsc::UnboundedReceiver<Observation>,
+    observe: mpsc::UnboundedSender<Observation>,
+    writing: usize,
+    drift: Drift,
+    told: Told,
+    tally: telling::Tally,
+}
+
+/// What is known of both sides since the handshake.
+struct Met {
+    uid: String,
+    kubernetes_version: String,
+    agent: Option<AgentInfo>,
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    fn new(options: Options, kubernetes: Connected, consul: ConsulClient, told: Told) -> Self {
+        let cluster = options.settings.cluster.clone();
+        // Observations are taken in the turn after the poll that produced them, by the task that
+        // polls the reading: what waits is at most what one poll can parse.
+        let (observe, observations) = mpsc::unbounded_channel();
+        let resync = options.resync;
+        Self {
+            state: Reconciler::new(options.settings.clone()),
+            options,
+            began: Instant::now(),
+            jobs: FuturesUnordered::new(),
+            watches: SelectAll::new(),
+            relists: Vec::new(),
+            kubernetes,
+            sink: AgentSink::new(consul.clone(), &cluster),
+            sentinel: Sentinel::new(consul.clone(), cluster.clone()),
+            owner: OwnerKey::new(consul.clone(), &cluster),
+            drift: Drift::new(resync, consul.token_generation()),
+            consul,
+            introduced: None,
+            observations,
+            observe,
+            writing: 0,
+            told,
+            tally: telling::Tally::default(),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    async fn run(
+        mut self,
+        mut pages: mpsc::Receiver<PageRequest>,
+        stop: impl Future<Output = Stop>,
+    ) -> Result<(), Error> {
+        let mut stop = pin!(stop);
+        self.introduce();
+        let source = self.find_endpoints();
+        let mut source = pin!(source);
+        let mut finding = true;
+        let deadline = self.options.once.map(|limit| self.began + limit);
+        loop {
+            self.dispatch();
+            self.tell();
+            if let Some(ended) = self.ended_once(deadline) {
+                self.finish().await;
+                return ended;
+            }
+            let wake = self.next_turn(deadline);
+            tokio::select! {
+                stopped = &mut stop => {
+                    tracing::info!("stopping; what is registered stays");
+                    self.finish().await;
+                    return match stopped {
+                        Stop::Terminated => Ok(()),
+                        Stop::Interrupted => Err(Error::Interrupted),
+                    };
+                }
+                source = &mut source, if finding => {
+                    finding = false;
+                    self.start_watches(source?);
+                }
+                Some(notice) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
+                Some(seen) = self.observations.recv() => self.observe(seen),
+                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                Some(request) = pages.recv() => self.answer_page(request),
+                () = sleep_until(wake) => {}
+            }
+            let now = self.now();
+            self.state.wake(now);
+            self.keep_up(now);
+        }
+    }
+
+    fn introduce(&mut self) {
+        let kubernetes = (self.kubernetes.client.clone(), self.kubernetes.url.clone());
+        let introduction = Introduction::new(
+            &self.options,
+            kubernetes,
+            self.consul.clone(),
+            self.owner.clone(),
+            self.sentinel.clone(),
+        );
+        self.jobs.push(introduction.run().map(Done::Introduced).boxed());
+    }
+
+    /// Finds out which kind tells the endpoints.
+    fn find_endpoints(&self) -> impl Future<Output = Result<EndpointSource, Error>> + use<> {
+        let client = self.kubernetes.client.clone();
+        async move {
+            patiently(
+                "for the Kubernetes API to say what it has",
+                || endpoint_source(&client),
+                |_| false,
+            )
+            .await
+            .map_err(|error| Error::Failed(error.to_string()))
+        }
+    }
+
+    fn start_watches(&mut self, source: EndpointSource) {
+        use crate::kubernetes::watch::{endpoints, services};
+        let client = &self.kubernetes.client;
+        let relists = [Relist::default(), Relist::default()];
+        self.watches.push(services(client.clone(), relists[0].clone()));
+        self.watches.push(endpoints(client.clone(), source, relists[1].clone()));
+        self.relists.extend(relists);
+    }
+
+    /// Takes a notice, and the others that are there already.
+    fn take_notices(&mut self, first: Notice) {
+        self.take_notice(first);
+        for _ in 1..EVENTS_A_TURN {
+            match self.watches.next().now_or_never() {
+                Some(Some(notice)) => self.take_notice(notice),
+                _ => return,
+            }
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Event(event) => {
+                self.tally.watched(&self.told.metrics, &event);
+                let now = self.now();
+                self.state.watch(event, now);
+            }
+            Notice::Trouble(trouble) => self.tally.watch_failed(&self.told.metrics, &trouble),
+            Notice::Recovered(kind) => self.tally.watch_recovered(kind),
+        }
+    }
+
+    fn observe(&mut self, seen: Observation) {
+        match seen {
+            Observation::Registration(observed) => self.state.observed_registration(&observed),
+            Observation::Reverse(observed) => self.state.observed_reverse(&observed),
+        }
+    }
+
+    /// Sends what can be sent.
+    fn dispatch(&mut self) {
+        if self.introduced.is_none() {
+            return;
+        }
+        let free = WRITES_IN_FLIGHT.saturating_sub(self.writing);
+        for action in self.state.next_actions(self.began.elapsed(), free) {
+            self.writing += 1;
+            self.jobs.push(match action {
+                Action::Write(writes) => jobs::send(self.sink.clone(), writes).boxed(),
+                Action::ReadReverse(key) => jobs::read_reverse(self.consul.clone(), key).boxed(),
+            });
+        }
+    }
+
+    /// Takes what a job found out. An error ends the process.
+    fn take(&mut self, done: Done) -> Result<(), Error> {
+        match done {
+            Done::Introduced(introduced) => self.met(introduced?),
+            Done::Wrote(answers) => self.wrote(answers),
+            Done::ReverseRead(key, found) => {
+                self.writing = self.writing.saturating_sub(1);
+                let now = self.now();
+                self.state.reverse_read(&key, found, now);
+            }
+            Done::ReadBack(result) => return self.was_read_back(result),
+            Done::ForeignNames(result) => self.foreign_names(result),
+            Done::Catalog(result) => self.catalog_shows(result),
+            Done::SentinelLost(lost) => self.sentinel_lost(lost),
+            Done::SentinelBack(result) => self.sentinel_back(result),
+            Done::Heartbeat(alive) => self.heard(alive),
+            Done::Identity(result) => return self.identified(result),
+        }
+        Ok(())
+    }
+
+    fn met(&mut self, introduced: Introduced) {
+        let Introduced { uid, kubernetes_version, agent, zone, sentinel } = introduced;
+        if zone.is_none() {
+            tracing::warn!(
+                "no reverse record can be written: the datacenter or the DNS domain is not known; \
+                 set --datacenter and --dns-domain"
+            );
+        }
+        self.state.set_reverse_zone(zone);
+        self.introduced = Some(Met { uid, kubernetes_version, agent });
+        self.jobs.push(jobs::watch_sentinel(self.sentinel.clone(), sentinel).boxed());
+        self.drift.heard();
+        self.jobs.push(jobs::heartbeat(self.consul.clone(), drift::HEARTBEAT).boxed());
+        self.begin_read_back();
+    }
+
+    fn wrote(&mut self, answers: Vec<(RecordKey, Answer, Duration)>) {
+        self.writing = self.writing.saturating_sub(1);
+        let now = self.now();
+        for (record, answer, took) in answers {
+            if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
+                self.drift.heard();
+            }
+            self.tally.wrote(&self.told.metrics, &record, &answer, took);
+            self.state.answered(&record, answer, now);
+        }
+    }
+
+    /// Whether `--once` is over, and how.
+    fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
+        let deadline = deadline?;
+        if self.in_step() {
+            let problems = self.state.problems().count();
+            return Some(if problems == 0 && !self.state.is_holding() {
+                Ok(())
+            } else {
+                Err(Error::Failed(format!(
+                    "in step but for {problems} problems{}",
+                    if self.state.is_holding() { " and removals that are held back" } else { "" }
+                )))
+            });
+        }
+        (Instant::now() >= deadline && !self.is_connected()).then(|| {
+            Err(Error::Failed(format!("not reached within --timeout: {}", self.not_ready_reason())))
+        })
+    }
+
+    /// Lets the writes in flight finish.
+    async fn finish(&mut self) {
+        let state = &mut self.state;
+        let (jobs, writing, began) = (&mut self.jobs, &mut self.writing, self.began);
+        let finished = timeout(FINISH, async {
+            while *writing > 0 {
+                match jobs.next().await {
+                    Some(Done::Wrote(answers)) => {
+                        *writing -= 1;
+                        for (record, answer, _) in answers {
+                            state.answered(&record, answer, began.elapsed());
+                        }
+                    }
+                    Some(Done::ReverseRead(..)) => *writing -= 1,
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        });
+        if finished.await.is_err() {
+            tracing::warn!("{} writes were not answered in time", self.writing);
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What the bridge tells people: logs, Events, metrics, readiness, `/status`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Bridge;
+use crate::admin::PageRequest;
+use crate::admin::metrics::Metrics;
+use crate::admin::status::{
+    Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
+};
+use crate::domain::names::ObjectKey;
+use crate::domain::object::{Kind, SeenObject, WatchEvent};
+use crate::domain::problem::Problem;
+use crate::domain::reconciler::{Cause, Report};
+use crate::domain::record::{Answer, RecordKey};
+use crate::kubernetes::events::Regarding;
+use crate::kubernetes::watch::Trouble;
+
+/// What is remembered only to be told.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Watches that fail, with the newest failure.
+    watch_troubles: BTreeMap<Kind, String>,
+    /// Whether the first reconciliation was ever done.
+    was_in_step: bool,
+}
+
+// === impl Tally ===
+
+impl Tally {
+    pub(super) fn watched(&mut self, metrics: &Metrics, event: &WatchEvent) {
+        let kind = match event {
+            WatchEvent::Seen(
+                SeenObject::Service(..) | SeenObject::Undecodable(Kind::Service, ..),
+            )
+            | WatchEvent::Deleted(Kind::Service, _) => Kind::Service,
+            WatchEvent::Seen(_) | WatchEvent::Deleted(..) => Kind::EndpointSlice,
+            WatchEvent::ListStarted(_) => return,
+            WatchEvent::ListCompleted(kind) => {
+                tracing::debug!(kind = kind.as_str(), "listed completely");
+                self.watch_troubles.remove(kind);
+                return;
+            }
+        };
+        metrics.watch_events.get_or_create(&[("kind", kind.as_str())]).inc();
+    }
+
+    pub(super) fn watch_failed(&mut self, metrics: &Metrics, trouble: &Trouble) {
+        let kind = trouble.kind.as_str();
+        metrics.watch_failures.get_or_create(&[("kind", kind)]).inc();
+        tracing::warn!(
+            kind,
+            failures = trouble.failures,
+            "waiting for the Kubernetes API: {}",
+            trouble.error
+        );
+        self.watch_troubles.insert(trouble.kind, trouble.error.to_string());
+    }
+
+    pub(super) fn watch_recovered(&mut self, kind: Kind) {
+        if self.watch_troubles.remove(&kind).is_some() {
+            tracing::info!(kind = kind.as_str(), "the watch works again");
+        }
+    }
+
+    pub(super) fn wrote(
+        &self,
+        metrics: &Metrics,
+        record: &RecordKey,
+        answer: &Answer,
+        took: Duration,
+    ) {
+        let kind = match record {
+            RecordKey::Registration(_) => "registration",
+            RecordKey::Reverse(_) => "reverse",
+        };
+        let (result, why) = match answer {
+            Answer::NotSent => return,
+            Answer::Applied { .. } => ("applied", ""),
+            Answer::Conflict => ("conflict", "somebody else changed the key"),
+            Answer::Refused(why) => ("refused", why.as_str()),
+            Answer::Denied(why) => ("denied", why.as_str()),
+            Answer::Failed(why) => ("failed", why.as_str()),
+            Answer::Unanswered(why) => ("unanswered", why.as_str()),
+            Answer::Fenced => ("fenced", "the lock is lost"),
+        };
+        tracing::debug!(%record, result, why, "write");
+        metrics.wrote(kind, result, took);
+    }
+
+    pub(super) fn read_back(&self, metrics: &Metrics, complete: bool, took: Duration) {
+        let result = if complete { "complete" } else { "failed" };
+        metrics.read_backs.get_or_create(&[("result", result)]).inc();
+        metrics.read_back_seconds.set(took.as_secs_f64());
+    }
+
+    fn watch_trouble(&self) -> Option<String> {
+        self.watch_troubles.iter().next().map(|(kind, why)| format!("{}: {why}", kind.as_str()))
+    }
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    /// Tells what happened since the last turn.
+    pub(super) fn tell(&mut self) {
+        for report in self.state.take_reports() {
+            self.tell_report(report);
+        }
+        let metrics = &self.told.metrics;
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.services.set(gauge(self.state.world().service_count()));
+        metrics.registrations.set(gauge(self.state.ledger().registration_count()));
+        metrics.reverse_records.set(gauge(self.state.ledger().reverse_count()));
+        metrics.backlog.set(gauge(self.state.backlog()));
+        metrics.holding.set(i64::from(self.state.is_holding()));
+        let readiness = if self.is_ready() {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady(self.not_ready_reason())
+        };
+        let changed = self.told.readiness.send_if_modified(|told| {
+            let changes = *told != readiness;
+            *told = readiness;
+            changes
+        });
+        if changed && *self.told.readiness.borrow() == Readiness::Ready {
+            tracing::info!(
+                services = self.state.world().service_count(),
+                registrations = self.state.ledger().registration_count(),
+                problems = self.state.problems().count(),
+                "in step"
+            );
+        }
+    }
+
+    fn tell_report(&mut self, report: Report) {
+        match report {
+            Report::InStep { service, written, removed, instances } => {
+                let ObjectKey { namespace, name } = &service;
+                tracing::info!(%namespace, service = %name, instances, written, removed, "registered");
+            }
+            Report::Problem(kind, key, problem) => self.tell_problem(kind, key, problem),
+            Report::Solved(kind, key, problem) => {
+                self.problem_gauge(&problem, -1);
+                let ObjectKey { namespace, name } = &key;
+                tracing::info!(kind = kind.as_str(), %namespace, %name, "solved: {problem}");
+            }
+            Report::Held { cause, lost, total } => tracing::warn!(
+                "{lost} of {total} records would be removed or turn critical: held back, {}",
+                match cause {
+                    Cause::Absence => "until a second list agrees",
+                    Cause::Selection =>
+                        "because their objects still exist; --allow-removals lets it happen",
+                }
+            ),
+            Report::Released => tracing::info!("what was held back is confirmed"),
+            Report::Repaired(records) => {
+                self.told.metrics.repaired.inc_by(records as u64);
+                tracing::warn!(records, "others changed our records in Consul: repairing them");
+            }
+        }
+    }
+
+    fn tell_problem(&mut self, kind: Kind, key: ObjectKey, problem: Problem) {
+        self.problem_gauge(&problem, 1);
+        tracing::warn!(kind = kind.as_str(), namespace = %key.namespace, name = %key.name, "{problem}");
+        let uid = match kind {
+            Kind::Service => self.state.world().service(&key).map(|service| service.uid.clone()),
+            Kind::EndpointSlice => None,
+        };
+        self.told.reporter.report(Regarding { kind, key, uid }, problem);
+    }
+
+    fn problem_gauge(&self, problem: &Problem, by: i64) {
+        self.told.metrics.problems.get_or_create(&[("reason", problem.reason.as_str())]).inc_by(by);
+    }
+
+    /// Whether both sides were reached and read.
+    pub(super) fn is_connected(&self) -> bool {
+        self.introduced.is_some() && self.state.world().is_complete() && self.drift.read
+    }
+
+    /// Whether all that can be is registered, as far as the agent goes.
+    pub(super) fn in_step(&self) -> bool {
+        self.is_connected()
+            && self.drift.foreign_known
+            && self.state.is_settled()
+            && self.is_shown()
+    }
+
+    /// Whether the catalog has shown our records; where the agent's name may not be read, nobody
+    /// can tell.
+    fn is_shown(&self) -> bool {
+        self.drift.shown || self.introduced.as_ref().is_some_and(|met| met.agent.is_none())
+    }
+
+    fn is_ready(&mut self) -> bool {
+        self.tally.was_in_step |= self.in_step();
+        self.tally.was_in_step && self.drift.is_heard()
+    }
+
+    pub(super) fn not_ready_reason(&self) -> String {
+        if self.introduced.is_none() {
+            return "waiting for Kubernetes and Consul".to_owned();
+        }
+        if !self.state.world().is_complete() {
+            let trouble =
+                self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
+            return format!("waiting for the lists of the Kubernetes API{trouble}");
+        }
+        if !self.drift.read || !self.drift.foreign_known || !self.drift.is_heard() {
+            let trouble =
+                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            return format!("waiting for Consul{trouble}");
+        }
+        if !self.state.is_settled() {
+            return format!("{} Services are being brought in step", self.state.backlog());
+        }
+        "waiting for the catalog to show all records".to_owned()
+    }
+
+    pub(super) fn answer_page(&self, request: PageRequest) {
+        // Whoever asked may have gone.
+        let _ = request.reply.send(self.page(request.after.as_ref()));
+    }
+
+    fn page(&self, after: Option<&ObjectKey>) -> Page {
+        let readiness = self.told.readiness.borrow().clone();
+        let mut rest = self.state.world().services_after(after);
+        let services: Vec<ServiceStatus> =
+            rest.by_ref().take(PAGE).map(|(key, _)| self.service(key)).collect();
+        let last = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
+        let next = rest.next().and(last);
+        let met = self.introduced.as_ref();
+        let agent = met.and_then(|met| met.agent.as_ref());
+        Page {
+            cluster: self.options.settings.cluster.to_string(),
+            cluster_uid: met.map(|met| met.uid.clone()),
+            version: env!("CARGO_PKG_VERSION"),
+            ready: readiness == Readiness::Ready,
+            reason: match readiness {
+                Readiness::Ready => None,
+                Readiness::NotReady(why) => Some(why),
+            },
+            kubernetes: Peer {
+                url: self.kubernetes.url.clone(),
+                version: met.map(|met| met.kubernetes_version.clone()),
+                datacenter: None,
+                trouble: self.tally.watch_trouble(),
+            },
+            consul: Peer {
+                url: self.consul.url().to_owned(),
+                version: agent.map(|agent| agent.version.clone()),
+                datacenter: agent.map(|agent| agent.datacenter.clone()),
+                trouble: self.drift.trouble.clone(),
+            },
+            counts: Counts {
+                services: self.state.world().service_count(),
+                registrations: self.state.ledger().registration_count(),
+                reverse_records: self.state.ledger().reverse_count(),
+                backlog: self.state.backlog(),
+                problems: self.state.problems().count(),
+            },
+            holding: self.state.is_holding(),
+            problems: self.state.problems().iter().take(PAGE).map(object_problem).collect(),
+            services,
+            next,
+        }
+    }
+
+    fn service(&self, key: &ObjectKey) -> ServiceStatus {
+        let instances = self.state.ledger().of(key).iter().take(PAGE).map(|known| InstanceStatus {
+            id: known.id.to_string(),
+            service: known.service.to_string(),
+            critical: known.critical,
+        });
+        ServiceStatus {
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
+            instances: instances.collect(),
+        }
+    }
+}
+
+fn object_problem((kind, key, problem): (Kind, &ObjectKey, &Problem)) -> ObjectProblem {
+    ObjectProblem {
+        kind: kind.as_str(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        problem: problem.clone(),
+    }
+}
