@@ -63,6 +63,8 @@ pub(super) struct ServiceEntry {
     pub service: Box<str>,
     tags: Option<Vec<String>>,
     meta: Option<BTreeMap<String, String>>,
+    // Left out by the catalog where it is 0.
+    #[serde(default)]
     port: i64,
     #[serde(default)]
     address: Box<str>,
