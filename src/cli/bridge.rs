@@ -25,6 +25,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused for safe
 
 /// `bridge`.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct BridgeArgs {
     /// Name of this cluster: marks its records in Consul
     #[arg(long, env = "KUBE_CONSUL_CLUSTER", default_value = "kubernetes", value_name = "NAME")]

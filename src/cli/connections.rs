@@ -28,6 +28,7 @@ pub struct KubernetesArgs {
 #[command(
     next_help_heading = "Consul (every CONSUL_* variable of Consul's own command is honoured)"
 )]
+#[expect(clippy::struct_field_names, reason = "the names are those of the flags")]
 pub struct ConsulArgs {
     /// Address of Consul's HTTP API [default: $CONSUL_HTTP_ADDR, then 127.0.0.1:8500]
     #[arg(long, env = "KUBE_CONSUL_CONSUL_ADDR", value_name = "ADDRESS")]

@@ -3,6 +3,8 @@
 //! A flag `--some-flag` has the variable `KUBE_CONSUL_SOME_FLAG`; Consul's own variables are read
 //! by [`crate::consul::config::Config::from_env`].
 
+#![allow(clippy::doc_markdown, reason = "doc comments are help texts here")]
+
 mod bridge;
 mod connections;
 

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use clap::CommandFactory;
 
 use super::*;
@@ -39,7 +41,7 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
 fn the_defaults_are_those_of_the_documentation() {
     let options = options(&[]).unwrap();
     assert_eq!(options.settings.cluster.as_str(), "kubernetes");
-    assert_eq!(options.resync, Duration::from_secs(60));
+    assert_eq!(options.resync, Duration::from_mins(1));
     assert!(options.settings.default_sync && options.once.is_none());
 }
 
@@ -105,10 +107,8 @@ fn flag_table(subcommand: &str) -> String {
             format!("`{}`", default.join(","))
         };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        table.push_str(&format!(
-            "| `--{long}{value}` | {default} | {} |\n",
-            help.replace('\n', " ")
-        ));
+        let help = help.replace('\n', " ");
+        writeln!(table, "| `--{long}{value}` | {default} | {help} |").unwrap();
     }
     table
 }

@@ -66,7 +66,7 @@ pub fn overrides(service: &Service) -> (Overrides, Vec<Problem>) {
         tags: reader.get(&["service-tags"]).map_or_else(Vec::new, |(_, value)| split_tags(value)),
         meta: reader.meta(),
         weight: reader.weight(),
-        address: reader.parsed("address"),
+        address: reader.address(),
         join: reader.flag(&["join"]),
     };
     reader.unknown_keys();
@@ -131,17 +131,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn parsed(&mut self, name: &str) -> Option<AddressMode> {
-        let (key, value) = self.get(&[name])?;
-        match value.trim().parse() {
-            Ok(mode) => Some(mode),
-            Err(_) => {
-                let expected =
-                    format!("one of {}; the default applies", AddressMode::WORDS.join(", "));
-                self.problem(key, &expected, value);
-                None
-            }
+    fn address(&mut self) -> Option<AddressMode> {
+        let (key, value) = self.get(&["address"])?;
+        let mode = value.trim().parse().ok();
+        if mode.is_none() {
+            let expected = format!("one of {}; the default applies", AddressMode::WORDS.join(", "));
+            self.problem(key, &expected, value);
         }
+        mode
     }
 
     fn meta(&mut self) -> BTreeMap<String, String> {

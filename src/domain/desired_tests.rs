@@ -60,11 +60,15 @@ fn an_ordinary_service_with_all_its_fields() {
 type Change = fn(&mut Service);
 type Choice = fn(&mut Settings);
 
-/// Each row: what differs from the ordinary Service, the options and the slices; its instances.
+/// What is told of a row, how it differs from the ordinary Service and options, its slices, and
+/// its instances.
+type Row = (&'static str, Change, Choice, Vec<EndpointSlice>, Vec<&'static str>);
+
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn services_and_options_give_these_instances() {
     let two_ports: Change = |s| s.ports = vec![port("http", 80), port("metrics", 9100)];
-    let rows: Vec<(&str, Change, Choice, Vec<EndpointSlice>, Vec<&str>)> = vec![
+    let rows: Vec<Row> = vec![
         ("ready", |_| {}, |_| {}, vec![ready_slice()], vec!["web 10.0.0.1:80 [shop,http] None"]),
         ("no slices", |_| {}, |_| {}, vec![], vec!["web 10.0.0.1:80 [shop,http] Critical"]),
         (

@@ -54,7 +54,7 @@ impl fmt::Display for Selector {
             let separator = if index == 0 { "" } else { "," };
             match requirement {
                 Requirement::In(key, values) => {
-                    write!(f, "{separator}{key} in ({})", values.join(","))?
+                    write!(f, "{separator}{key} in ({})", values.join(","))?;
                 }
                 Requirement::NotIn(key, values) => {
                     write!(f, "{separator}{key} notin ({})", values.join(","))?;

@@ -30,7 +30,7 @@ impl Reconciler {
                 // The first conflict is settled by reading; whoever goes on writing is not
                 // outpaced by writing faster.
                 track.trouble =
-                    (track.attempt > 0).then(|| self.later(&track, record, now, "conflict"));
+                    (track.attempt > 0).then(|| Self::later(&track, record, now, "conflict"));
                 track.attempt = track.attempt.saturating_add(1);
             }
             Answer::Refused(why) => {
@@ -51,20 +51,20 @@ impl Reconciler {
             }
             Answer::Failed(why) => {
                 self.outage.failed(now);
-                track.trouble = Some(self.later(&track, record, now, &why));
+                track.trouble = Some(Self::later(&track, record, now, &why));
                 track.attempt = track.attempt.saturating_add(1);
             }
             Answer::Unanswered(why) => {
                 self.doubt(&track, record, sent);
                 self.uncertain_until = Some(now + MAY_STILL_APPLY);
                 self.outage.failed(now);
-                track.trouble = Some(self.later(&track, record, now, &why));
+                track.trouble = Some(Self::later(&track, record, now, &why));
                 track.attempt = track.attempt.saturating_add(1);
             }
             // The write that it belongs to failed; the Service is planned again because of that.
             Answer::NotSent => {}
             Answer::Fenced => {
-                track.trouble = Some(self.later(&track, record, now, "the lock is lost"));
+                track.trouble = Some(Self::later(&track, record, now, "the lock is lost"));
                 track.attempt = track.attempt.saturating_add(1);
             }
         }
@@ -90,7 +90,7 @@ impl Reconciler {
                 }
             }
             Err(why) => {
-                track.trouble = Some(self.later(&track, &record, now, &why));
+                track.trouble = Some(Self::later(&track, &record, now, &why));
                 track.attempt = track.attempt.saturating_add(1);
             }
         }
@@ -113,7 +113,7 @@ impl Reconciler {
         self.ledger.put_reverse(key, state, found.index);
     }
 
-    fn later(&self, track: &Track, record: &RecordKey, now: Moment, why: &str) -> Trouble {
+    fn later(track: &Track, record: &RecordKey, now: Moment, why: &str) -> Trouble {
         Trouble::Failed(now + retry_delay(track.attempt, record), why.to_owned())
     }
 

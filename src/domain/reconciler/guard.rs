@@ -281,16 +281,16 @@ impl Reconciler {
     }
 
     fn hold_first_losses(&mut self, losses: HashMap<ObjectKey, (Cause, usize)>, now: Moment) {
-        let mut loss = Loss::default();
+        let mut losses_by_cause = Loss::default();
         for (cause, lost) in losses.values() {
             match cause {
-                Cause::Absence => loss.absence += lost,
+                Cause::Absence => losses_by_cause.absence += lost,
                 Cause::Selection if self.settings.allow_removals => {}
-                Cause::Selection => loss.selection += lost,
+                Cause::Selection => losses_by_cause.selection += lost,
             }
         }
         let total = self.ledger.registration_count();
-        if is_most(loss.absence + loss.selection, total) {
+        if is_most(losses_by_cause.absence + losses_by_cause.selection, total) {
             for (key, (cause, _)) in losses {
                 if cause == Cause::Absence || !self.settings.allow_removals {
                     self.guard.held.insert(key, cause);
@@ -307,8 +307,8 @@ impl Reconciler {
         let causes: BTreeSet<Cause> = self.guard.held.values().copied().collect();
         for cause in causes {
             let lost = match cause {
-                Cause::Absence => loss.absence,
-                Cause::Selection => loss.selection,
+                Cause::Absence => losses_by_cause.absence,
+                Cause::Selection => losses_by_cause.selection,
             };
             let (lost, total) =
                 if lost > 0 { (lost, total) } else { (orphans, self.ledger.reverse_count()) };

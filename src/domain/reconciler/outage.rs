@@ -12,7 +12,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// Delays when a right is missing: people mend that, not time.
 const FIRST_DENIED_RETRY: Duration = Duration::from_secs(5);
-const LONGEST_DENIED_RETRY: Duration = Duration::from_secs(60);
+const LONGEST_DENIED_RETRY: Duration = Duration::from_mins(1);
 /// Longest delay between two probes of a Consul that does not answer: what recovery costs at
 /// most beyond Consul's own.
 const LONGEST_PROBE: Duration = Duration::from_secs(5);

@@ -19,7 +19,7 @@ use crate::run::patience::Hush;
 /// Between two signs of life: three fit into the minute after which the bridge is not ready.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Consul that has not answered for this long makes the bridge unready.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_mins(1);
 /// The next reading starts this many times the last one's duration later at the earliest, so
 /// that reading takes one hundredth of Consul's time at most.
 const READ_BACK_SHARE: u32 = 100;
@@ -36,21 +36,15 @@ const IDENTITY_RETRY: Duration = Duration::from_secs(2);
 /// When Consul was heard and when it is looked at again.
 pub(super) struct Drift {
     resync: Duration,
-    /// When the reading under way began.
-    reading: Option<Instant>,
-    next_reading: Instant,
-    /// Whether the first reading succeeded.
-    pub(super) read: bool,
+    /// Reading of all that is ours.
+    reading: Periodic,
+    /// Reading of the names that others hold.
+    foreign: Periodic,
+    /// Reading of what the catalog shows.
+    catalog: Periodic,
     last_heard: Option<Instant>,
     token_generation: u64,
-    /// Whether the names that others hold are known.
-    pub(super) foreign_known: bool,
-    reading_foreign: bool,
-    next_foreign: Instant,
-    /// Whether the catalog has shown all our records since the start.
-    pub(super) shown: bool,
-    reading_catalog: bool,
-    next_catalog: Instant,
+    progress: Progress,
     /// What the catalog lacks, since when.
     lacking: HashMap<Box<str>, Instant>,
     /// Newest failure, while it fails.
@@ -58,28 +52,95 @@ pub(super) struct Drift {
     hush: Hush,
 }
 
+/// What has succeeded since the start, each needing the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    /// Nothing yet.
+    Begun,
+    /// Consul was read back.
+    Read,
+    /// The names that others hold are known.
+    NamesKnown,
+    /// The catalog has shown all our records.
+    Shown,
+}
+
+/// Something that is done again and again, once at a time.
+struct Periodic {
+    began: Option<Instant>,
+    next: Instant,
+    /// Whether it has to be done at once again when it ends.
+    again: bool,
+}
+
+// === impl Periodic ===
+
+impl Periodic {
+    fn new() -> Self {
+        Self { began: None, next: Instant::now(), again: false }
+    }
+
+    fn is_due(&self) -> bool {
+        self.began.is_none() && Instant::now() >= self.next
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.began.is_some()
+    }
+
+    fn begin(&mut self) {
+        self.began = Some(Instant::now());
+    }
+
+    /// How long it has been under way.
+    fn took(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
+    /// Ends it.
+    fn end(&mut self, pause: Duration) {
+        let pause = if std::mem::take(&mut self.again) { Duration::ZERO } else { pause };
+        self.next = Instant::now() + pause;
+        self.began = None;
+    }
+
+    /// Makes it due now, or again when the one under way has ended.
+    fn hurry(&mut self) {
+        self.again = self.is_under_way();
+        self.next = Instant::now();
+    }
+
+    /// When it is due, unless it is under way.
+    fn due(&self) -> Option<Instant> {
+        self.began.is_none().then_some(self.next)
+    }
+}
+
 // === impl Drift ===
 
 impl Drift {
     pub(super) fn new(resync: Duration, token_generation: u64) -> Self {
-        let now = Instant::now();
         Self {
             resync,
-            reading: None,
-            next_reading: now,
-            read: false,
+            reading: Periodic::new(),
+            foreign: Periodic::new(),
+            catalog: Periodic::new(),
             last_heard: None,
             token_generation,
-            foreign_known: false,
-            reading_foreign: false,
-            next_foreign: now,
-            shown: false,
-            reading_catalog: false,
-            next_catalog: now,
+            progress: Progress::Begun,
             lacking: HashMap::new(),
             trouble: None,
             hush: Hush::default(),
         }
+    }
+
+    /// What has succeeded since the start.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    fn reached(&mut self, progress: Progress) {
+        self.progress = self.progress.max(progress);
     }
 
     /// Consul answered.
@@ -101,18 +162,13 @@ impl Drift {
     }
 
     /// The next moment at which something is due.
-    pub(super) fn next(&self) -> Instant {
+    fn next(&self) -> Instant {
         let heard_until = self.last_heard.map(|last| last + SILENCE);
-        [
-            self.reading.is_none().then_some(self.next_reading),
-            (!self.reading_foreign).then_some(self.next_foreign),
-            (!self.reading_catalog).then_some(self.next_catalog),
-            heard_until.filter(|until| *until > Instant::now()),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-        .unwrap_or_else(|| Instant::now() + HEARTBEAT)
+        let foreign = self.foreign.due().filter(|_| self.progress >= Progress::Read);
+        let catalog = self.catalog.due().filter(|_| self.progress >= Progress::NamesKnown);
+        let silence = heard_until.filter(|until| *until > Instant::now());
+        let due = [self.reading.due(), foreign, catalog, silence];
+        due.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + HEARTBEAT)
     }
 }
 
@@ -122,7 +178,7 @@ impl Bridge {
     /// Starts what is due.
     pub(super) fn keep_up(&mut self, now: Moment) {
         let Some(met) = &self.introduced else { return };
-        let uid_known = met.agent.is_some();
+        let agent_known = met.agent.is_some();
         if self.state.begin_confirmation(now) {
             tracing::info!("looking a second time at what is missing");
             self.relists.iter().for_each(crate::kubernetes::watch::Relist::request);
@@ -135,18 +191,17 @@ impl Bridge {
             self.state.token_changed();
             self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
         }
-        let time = Instant::now();
         let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
-        if self.drift.reading.is_none() && (time >= self.drift.next_reading || uncertain) {
+        if self.drift.reading.is_due() || (uncertain && !self.drift.reading.is_under_way()) {
             self.begin_read_back();
         }
-        if self.drift.read && !self.drift.reading_foreign && time >= self.drift.next_foreign {
-            self.drift.reading_foreign = true;
+        if self.drift.progress >= Progress::Read && self.drift.foreign.is_due() {
+            self.drift.foreign.begin();
             let held = self.state.ledger().names().collect();
             self.jobs.push(jobs::foreign_names(self.consul.clone(), held).boxed());
         }
-        let may_ask_catalog = uid_known && self.drift.foreign_known && self.state.is_settled();
-        if may_ask_catalog && !self.drift.reading_catalog && time >= self.drift.next_catalog {
+        let may_ask = agent_known && self.drift.progress >= Progress::NamesKnown;
+        if may_ask && self.state.is_settled() && self.drift.catalog.is_due() {
             self.ask_catalog();
         }
     }
@@ -156,7 +211,7 @@ impl Bridge {
         let state = [
             self.state.next_timer(),
             self.state.confirmation_due(),
-            self.state.uncertain_until().filter(|_| self.drift.reading.is_none()),
+            self.state.uncertain_until().filter(|_| !self.drift.reading.is_under_way()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
         let drift = self.introduced.is_some().then(|| self.drift.next());
@@ -183,7 +238,7 @@ impl Bridge {
         };
         let now = self.now();
         self.state.begin_read_back(now);
-        self.drift.reading = Some(Instant::now());
+        self.drift.reading.begin();
         self.jobs.push(reading.run().boxed());
     }
 
@@ -193,18 +248,18 @@ impl Bridge {
             let seen: Observation = seen;
             self.observe(seen);
         }
-        let took = self.drift.reading.take().map_or(Duration::ZERO, |began| began.elapsed());
-        self.tally.read_back(&self.told.metrics, result.is_ok(), took);
+        let took = self.drift.reading.took();
+        self.tell_read_back(result.is_ok(), took);
         match result {
             Ok(Owner::Ours) => {
                 let now = self.now();
                 self.state.finish_read_back(now);
                 self.drift.heard();
-                self.drift.read = true;
-                self.drift.next_foreign = Instant::now();
-                self.drift.next_catalog = Instant::now();
+                self.drift.reached(Progress::Read);
+                self.drift.foreign.hurry();
+                self.drift.catalog.hurry();
                 let pause = self.drift.resync.max(took * READ_BACK_SHARE);
-                self.drift.next_reading = Instant::now() + pause.mul_f64(1.0 + jitter());
+                self.drift.reading.end(pause.mul_f64(1.0 + jitter()));
                 Ok(())
             }
             Ok(Owner::Other(other)) => {
@@ -214,24 +269,24 @@ impl Bridge {
             Err(why) => {
                 self.state.abort_read_back();
                 self.drift.failed("Consul cannot be read back", why);
-                self.drift.next_reading = Instant::now() + READ_BACK_RETRY;
+                self.drift.reading.end(READ_BACK_RETRY);
                 Ok(())
             }
         }
     }
 
     pub(super) fn foreign_names(&mut self, result: Result<HashSet<Box<str>>, String>) {
-        self.drift.reading_foreign = false;
-        // The next reading of all asks for them again; a failure asks sooner.
-        self.drift.next_foreign = self.drift.next_reading + READ_BACK_RETRY;
+        // The next reading of all hurries the next one of names.
+        let until_reading = self.drift.reading.next.saturating_duration_since(Instant::now());
+        let pause = if result.is_ok() { until_reading + READ_BACK_RETRY } else { READ_BACK_RETRY };
+        self.drift.foreign.end(pause);
         match result {
             Ok(names) => {
                 self.state.set_foreign_names(names);
-                self.drift.foreign_known = true;
+                self.drift.reached(Progress::NamesKnown);
                 self.drift.heard();
             }
             Err(why) => {
-                self.drift.next_foreign = Instant::now() + READ_BACK_RETRY;
                 self.drift.failed(
                     "the names that others hold cannot be read; no new name is registered",
                     why,
@@ -245,18 +300,17 @@ impl Bridge {
             return;
         };
         let cluster = self.options.settings.cluster.clone();
-        self.drift.reading_catalog = true;
+        self.drift.catalog.begin();
         self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
     }
 
     pub(super) fn catalog_shows(&mut self, result: Result<HashSet<Box<str>>, String>) {
         let now = Instant::now();
-        self.drift.reading_catalog = false;
-        self.drift.next_catalog = now + CATALOG_RETRY;
+        self.drift.catalog.end(CATALOG_RETRY);
         let shown = match result {
             Ok(shown) => shown,
             Err(why) => {
-                self.drift.next_catalog = now + READ_BACK_RETRY;
+                self.drift.catalog.next = now + READ_BACK_RETRY;
                 return self.drift.failed("the catalog cannot be read", why);
             }
         };
@@ -272,27 +326,25 @@ impl Bridge {
         let missing = self.drift.lacking.iter().filter(|(_, since)| refused(since));
         self.state.set_missing_in_catalog(missing.map(|(id, _)| id.clone()).collect());
         if self.drift.lacking.values().all(refused) {
-            self.drift.shown |= self.state.is_settled();
-            self.drift.next_catalog = self.drift.next_reading + READ_BACK_RETRY;
+            if self.state.is_settled() {
+                self.drift.reached(Progress::Shown);
+            }
+            self.drift.catalog.next = self.drift.reading.next + READ_BACK_RETRY;
         }
     }
 
     pub(super) fn sentinel_lost(&mut self, lost: Lost) {
         match lost {
             Lost::Vanished => {
-                tracing::warn!("the agent lost what was registered: filling it again")
+                tracing::warn!("the agent lost what was registered: filling it again");
             }
             Lost::Changed => {
-                tracing::warn!("somebody changed the sentinel: looking at everything again")
+                tracing::warn!("somebody changed the sentinel: looking at everything again");
             }
         }
         self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
-        if self.drift.reading.is_some() {
-            // What that reading began with may be what was lost.
-            self.drift.next_reading = Instant::now();
-        } else {
-            self.begin_read_back();
-        }
+        // What a reading under way began with may be what was lost.
+        self.drift.reading.hurry();
     }
 
     pub(super) fn sentinel_back(&mut self, result: Result<ContentHash, String>) {

@@ -417,7 +417,7 @@ impl Bridge {
             if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
                 self.drift.heard();
             }
-            self.tally.wrote(&self.told.metrics, &record, &answer, took);
+            self.tell_write(&record, &answer, took);
             self.state.answered(&record, answer, now);
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Bridge;
+use super::drift::Progress;
 use crate::admin::PageRequest;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::{
@@ -62,37 +63,6 @@ impl Tally {
         if self.watch_troubles.remove(&kind).is_some() {
             tracing::info!(kind = kind.as_str(), "the watch works again");
         }
-    }
-
-    pub(super) fn wrote(
-        &self,
-        metrics: &Metrics,
-        record: &RecordKey,
-        answer: &Answer,
-        took: Duration,
-    ) {
-        let kind = match record {
-            RecordKey::Registration(_) => "registration",
-            RecordKey::Reverse(_) => "reverse",
-        };
-        let (result, why) = match answer {
-            Answer::NotSent => return,
-            Answer::Applied { .. } => ("applied", ""),
-            Answer::Conflict => ("conflict", "somebody else changed the key"),
-            Answer::Refused(why) => ("refused", why.as_str()),
-            Answer::Denied(why) => ("denied", why.as_str()),
-            Answer::Failed(why) => ("failed", why.as_str()),
-            Answer::Unanswered(why) => ("unanswered", why.as_str()),
-            Answer::Fenced => ("fenced", "the lock is lost"),
-        };
-        tracing::debug!(%record, result, why, "write");
-        metrics.wrote(kind, result, took);
-    }
-
-    pub(super) fn read_back(&self, metrics: &Metrics, complete: bool, took: Duration) {
-        let result = if complete { "complete" } else { "failed" };
-        metrics.read_backs.get_or_create(&[("result", result)]).inc();
-        metrics.read_back_seconds.set(took.as_secs_f64());
     }
 
     fn watch_trouble(&self) -> Option<String> {
@@ -173,19 +143,46 @@ impl Bridge {
         self.told.reporter.report(Regarding { kind, key, uid }, problem);
     }
 
+    pub(super) fn tell_write(&self, record: &RecordKey, answer: &Answer, took: Duration) {
+        let kind = match record {
+            RecordKey::Registration(_) => "registration",
+            RecordKey::Reverse(_) => "reverse",
+        };
+        let (result, why) = match answer {
+            Answer::NotSent => return,
+            Answer::Applied { .. } => ("applied", ""),
+            Answer::Conflict => ("conflict", "somebody else changed the key"),
+            Answer::Refused(why) => ("refused", why.as_str()),
+            Answer::Denied(why) => ("denied", why.as_str()),
+            Answer::Failed(why) => ("failed", why.as_str()),
+            Answer::Unanswered(why) => ("unanswered", why.as_str()),
+            Answer::Fenced => ("fenced", "the lock is lost"),
+        };
+        tracing::debug!(%record, result, why, "write");
+        self.told.metrics.wrote(kind, result, took);
+    }
+
+    pub(super) fn tell_read_back(&self, complete: bool, took: Duration) {
+        let result = if complete { "complete" } else { "failed" };
+        self.told.metrics.read_backs.get_or_create(&[("result", result)]).inc();
+        self.told.metrics.read_back_seconds.set(took.as_secs_f64());
+    }
+
     fn problem_gauge(&self, problem: &Problem, by: i64) {
         self.told.metrics.problems.get_or_create(&[("reason", problem.reason.as_str())]).inc_by(by);
     }
 
     /// Whether both sides were reached and read.
     pub(super) fn is_connected(&self) -> bool {
-        self.introduced.is_some() && self.state.world().is_complete() && self.drift.read
+        self.introduced.is_some()
+            && self.state.world().is_complete()
+            && self.drift.progress() >= Progress::Read
     }
 
     /// Whether all that can be is registered, as far as the agent goes.
     pub(super) fn in_step(&self) -> bool {
         self.is_connected()
-            && self.drift.foreign_known
+            && self.drift.progress() >= Progress::NamesKnown
             && self.state.is_settled()
             && self.is_shown()
     }
@@ -193,7 +190,8 @@ impl Bridge {
     /// Whether the catalog has shown our records; where the agent's name may not be read, nobody
     /// can tell.
     fn is_shown(&self) -> bool {
-        self.drift.shown || self.introduced.as_ref().is_some_and(|met| met.agent.is_none())
+        self.drift.progress() >= Progress::Shown
+            || self.introduced.as_ref().is_some_and(|met| met.agent.is_none())
     }
 
     fn is_ready(&mut self) -> bool {
@@ -210,7 +208,7 @@ impl Bridge {
                 self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for the lists of the Kubernetes API{trouble}");
         }
-        if !self.drift.read || !self.drift.foreign_known || !self.drift.is_heard() {
+        if self.drift.progress() < Progress::NamesKnown || !self.drift.is_heard() {
             let trouble =
                 self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for Consul{trouble}");
