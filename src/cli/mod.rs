@@ -8,6 +8,7 @@
 mod bridge;
 mod connections;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,6 +57,12 @@ enum Command {
     /// Keep Consul in step with the Services of the cluster
     #[command(after_help = bridge::EXAMPLES)]
     Bridge(Box<BridgeArgs>),
+    /// Copy this program into a directory, for init containers
+    Install {
+        /// The directory, a volume that the application's container shares
+        #[arg(long, env = "KUBE_CONSUL_TO", value_name = "DIR")]
+        to: PathBuf,
+    },
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -83,6 +90,7 @@ impl Cli {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::bridge::main(options)),
             },
+            Command::Install { to } => finish(run::install::main(&to)),
             Command::Completions { shell } => {
                 clap_complete::generate(
                     shell,

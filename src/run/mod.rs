@@ -1,6 +1,7 @@
 //! One subcommand each: the loop that joins the core and the edges.
 
 pub mod bridge;
+pub mod install;
 mod patience;
 
 use thiserror::Error;

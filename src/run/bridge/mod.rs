@@ -14,12 +14,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::StreamMap;
 
 use self::drift::Drift;
 use self::introduction::{Introduced, Introduction};
@@ -33,6 +34,7 @@ use crate::consul::config::Config;
 use crate::consul::owner::OwnerKey;
 use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::Sentinel;
+use crate::domain::object::Kind;
 use crate::domain::reconciler::{Action, Moment, Reconciler};
 use crate::domain::record::{Answer, RecordKey};
 use crate::domain::settings::Settings;
@@ -191,7 +193,7 @@ struct Bridge {
     began: Instant,
     state: Reconciler,
     jobs: FuturesUnordered<Job>,
-    watches: SelectAll<BoxStream<'static, Notice>>,
+    watches: StreamMap<Kind, BoxStream<'static, Notice>>,
     relists: Vec<Relist>,
     kubernetes: Connected,
     consul: ConsulClient,
@@ -228,7 +230,7 @@ impl Bridge {
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
-            watches: SelectAll::new(),
+            watches: StreamMap::new(),
             relists: Vec::new(),
             kubernetes,
             sink: AgentSink::new(consul.clone(), &cluster),
@@ -281,7 +283,7 @@ impl Bridge {
                     finding = false;
                     self.start_watches(source?);
                 }
-                Some(notice) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
+                Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
                 Some(request) = pages.recv() => self.answer_page(request),
@@ -323,8 +325,9 @@ impl Bridge {
         use crate::kubernetes::watch::{endpoints, services};
         let client = &self.kubernetes.client;
         let relists = [Relist::default(), Relist::default()];
-        self.watches.push(services(client.clone(), relists[0].clone()));
-        self.watches.push(endpoints(client.clone(), source, relists[1].clone()));
+        self.watches.insert(Kind::Service, services(client.clone(), relists[0].clone()));
+        self.watches
+            .insert(Kind::EndpointSlice, endpoints(client.clone(), source, relists[1].clone()));
         self.relists.extend(relists);
     }
 
@@ -333,7 +336,7 @@ impl Bridge {
         self.take_notice(first);
         for _ in 1..EVENTS_A_TURN {
             match self.watches.next().now_or_never() {
-                Some(Some(notice)) => self.take_notice(notice),
+                Some(Some((_, notice))) => self.take_notice(notice),
                 _ => return,
             }
         }
