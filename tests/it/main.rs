@@ -1,4 +1,7 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
 mod consul_edge;
+mod health;
 mod kubernetes_edge;
+mod registration;
+mod support;
