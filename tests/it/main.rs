@@ -3,5 +3,7 @@
 mod consul_edge;
 mod health;
 mod kubernetes_edge;
+mod problems;
 mod registration;
+mod reverse;
 mod support;
