@@ -67,7 +67,7 @@ async fn each_pod_of_a_headless_service_resolves_while_it_is_ready() -> Result<(
     Ok(())
 }
 
-fn sorted<'a>(addresses: [&'a String; 2]) -> [&'a str; 2] {
+fn sorted(addresses: [&String; 2]) -> [&str; 2] {
     let mut addresses = addresses.map(String::as_str);
     addresses.sort_unstable();
     addresses

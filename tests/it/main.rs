@@ -7,3 +7,4 @@ mod problems;
 mod registration;
 mod reverse;
 mod support;
+mod usage;

@@ -13,6 +13,7 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul_stack::{
     Consul, ConsulOptions, Endpoint, Kubernetes, Port, Program, ProgramOptions, ServiceKind,
@@ -44,6 +45,44 @@ pub async fn shipped_kubeconfig() -> Result<&'static Path> {
         cluster.kubeconfig_for(&shipped_token(cluster).await?)
     });
     Ok(path.await?)
+}
+
+/// A kubeconfig with the shipped rights but for one verb on one resource.
+pub async fn kubeconfig_without(
+    cluster: &Kubernetes,
+    resource: &str,
+    verb: &str,
+) -> Result<PathBuf> {
+    shipped_token(cluster).await?;
+    let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
+    let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
+    let mut rules: Vec<Value> = serde_json::from_value(shipped)?;
+    let mut removed = 0;
+    for rule in &mut rules {
+        if rule["resources"] == json!([resource]) {
+            let allowed = rule["verbs"].as_array_mut().context("no verbs")?;
+            let before = allowed.len();
+            allowed.retain(|it| it != verb);
+            removed += before - allowed.len();
+        }
+    }
+    ensure!(removed == 1, "the shipped role has {verb} {resource} {removed} times");
+    rules.retain(|rule| rule["verbs"] != json!([]));
+    let namespace = cluster.namespace("without").await?;
+    let subject = json!([{"kind": "ServiceAccount", "name": "limited", "namespace": namespace}]);
+    let group = "rbac.authorization.k8s.io";
+    for object in [
+        json!({"apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "limited", "namespace": namespace}}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole",
+            "metadata": {"name": namespace}, "rules": rules}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding",
+            "metadata": {"name": namespace}, "subjects": subject,
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": namespace}}),
+    ] {
+        cluster.apply_yaml(&object.to_string()).await?;
+    }
+    cluster.kubeconfig_for(&cluster.service_account_token(&namespace, "limited").await?)
 }
 
 /// The command line's beginning.
