@@ -18,6 +18,7 @@ use crate::support::{
 
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 const UNKNOWN: &str = "99999999-9999-9999-9999-999999999999";
+const POWERLESS: &str = "22222222-2222-2222-2222-222222222222";
 const OWNER: &str = "kube-consul/kubernetes/owner";
 const OTHER_UID: &str = "00000000-0000-0000-0000-00000000abcd";
 
@@ -211,22 +212,36 @@ async fn three_processes_as_in_the_pod() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_told_and_a_right_one_is_taken_up() -> Result<()> {
-    let options = ConsulOptions::dev().acl(MANAGEMENT);
-    let place = Place::with_consul("token", options).await?;
+async fn a_token_that_consul_does_not_know_is_told_and_the_right_one_taken_up() -> Result<()> {
+    let place = Place::with_consul("token", ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    takes_up_the_right_token(&place, UNKNOWN, "ACL not found").await?;
+    let once = place.command().await?.args(["--once", "--timeout=2s"]);
+    let said = ends_with(1, once.env("CONSUL_HTTP_TOKEN", UNKNOWN)).await?;
+    contains(&said, &["ACL not found"])
+}
+
+#[tokio::test]
+async fn a_token_without_rights_is_told_and_the_right_one_taken_up() -> Result<()> {
+    let place = Place::with_consul("rights", ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    let token = json!({"SecretID": POWERLESS});
+    place.consul.api().put("/v1/acl/token", &token).await?;
+    takes_up_the_right_token(&place, POWERLESS, "Permission denied").await
+}
+
+/// Starts a bridge with a wrong token in its file, and writes the right one there.
+async fn takes_up_the_right_token(place: &Place, wrong: &str, why: &str) -> Result<()> {
     place.web("web", &[("http", 80)]).await?;
     let file = data_folder("token")?.join("token");
-    fs::write(&file, format!("{UNKNOWN}\n"))?;
+    fs::write(&file, format!("{wrong}\n"))?;
     let command = place.command().await?.env("CONSUL_HTTP_TOKEN_FILE", &file);
-    let bridge = Bridge::start(command.clone()).await?;
+    let bridge = Bridge::start(command).await?;
     eventually(DEADLINE, || async {
         let (status, text) = bridge.get("/readyz").await?;
-        ensure!(status == 503 && text.contains("ACL not found"), "{status}: {text}");
+        ensure!(status == 503 && text.contains(why), "{status}: {text}");
         Ok(())
     })
     .await?;
     ensure!(bridge.get("/livez").await?.0 == 200);
-    ensure!(bridge.program.exit_status().is_none(), "it ended");
     fs::write(&file, format!("{MANAGEMENT}\n"))?;
     bridge.wait_ready().await?;
     place.wait_for_instances("web", 1).await?;
@@ -234,13 +249,12 @@ async fn a_wrong_token_is_told_and_a_right_one_is_taken_up() -> Result<()> {
     let status = bridge.status().await?;
     ensure!(status["consul"]["datacenter"] == "dc1", "{status}");
     ensure!(status["counts"]["reverse_records"] == 1, "{status}");
-
     let log = bridge.program.stderr();
-    ensure!(!log.contains(MANAGEMENT) && !log.contains(UNKNOWN), "a token is in the log: {log}");
-    ensure!(!status.to_string().contains(MANAGEMENT), "the token is in {status}");
-    let once = command.arg("--once").arg("--timeout=2s").env("CONSUL_HTTP_TOKEN", UNKNOWN);
-    let said = ends_with(1, once.env("CONSUL_HTTP_TOKEN_FILE", "")).await?;
-    contains(&said, &["ACL not found"])
+    for secret in [MANAGEMENT, wrong] {
+        ensure!(!log.contains(secret), "a token is in the log: {log}");
+        ensure!(!status.to_string().contains(secret), "a token is in {status}");
+    }
+    Ok(())
 }
 
 #[tokio::test]
