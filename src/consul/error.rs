@@ -232,7 +232,7 @@ impl Error {
     }
 
     /// Whether Consul does not know the token at all: it ran out or was deleted.
-    pub(super) fn is_unknown_token(&self) -> bool {
+    pub fn is_unknown_token(&self) -> bool {
         matches!(self, Error::Denied { message, .. } if message.contains("ACL not found"))
     }
 

@@ -1,9 +1,11 @@
 //! Waiting for a side that cannot be reached yet.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Delay before the first retry.
@@ -13,11 +15,15 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// What is waited for is said no more often than this.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Tries until it works or the error is one that `hopeless` calls final. Says what it waits for.
+/// What is waited for, each with the newest failure.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waits(watch::Sender<BTreeMap<&'static str, String>>);
+
+/// Tries until it works. Says what it waits for, in the log and in `waits`.
 pub(super) async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
+    what: &'static str,
+    waits: &Waits,
     attempt: impl FnMut() -> F,
-    hopeless: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
     let backoff = ExponentialBuilder::default()
         .with_min_delay(FIRST_DELAY)
@@ -25,15 +31,38 @@ pub(super) async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
         .with_jitter()
         .without_max_times();
     let mut hush = Hush::default();
-    attempt
+    let result = attempt
         .retry(backoff)
-        .when(|error| !hopeless(error))
         .notify(|error, _| {
             if hush.may_say() {
                 tracing::warn!(%error, "waiting: {what}");
             }
+            waits.failed(what, error);
         })
-        .await
+        .await;
+    waits.over(what);
+    result
+}
+
+// === impl Waits ===
+
+impl Waits {
+    fn failed(&self, what: &'static str, error: &impl Display) {
+        let why = error.to_string();
+        self.0.send_modify(|waits| drop(waits.insert(what, why)));
+    }
+
+    fn over(&self, what: &'static str) {
+        self.0.send_modify(|waits| drop(waits.remove(what)));
+    }
+
+    /// All that is waited for and why; none: nothing has failed yet.
+    pub(super) fn reason(&self) -> Option<String> {
+        let waits = self.0.borrow();
+        let reasons: Vec<String> =
+            waits.iter().map(|(what, why)| format!("waiting {what}: {why}")).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
 }
 
 /// Lets something be said once in a while.

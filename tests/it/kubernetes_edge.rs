@@ -1,6 +1,6 @@
 //! The edge to Kubernetes against a real API server, with the rights that are shipped.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Namespace, Service};
-use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul::domain::names::ObjectKey;
@@ -26,18 +25,9 @@ use kube_consul_stack::{
 };
 use serde_json::{Value, json};
 
+use crate::support::{kubeconfig_without, manifest, shipped_token};
+
 const DEADLINE: Duration = Duration::from_secs(20);
-
-fn manifest(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(path)
-}
-
-/// The token of the shipped service account, after `kubectl apply` of what is shipped.
-async fn shipped_token(cluster: &Kubernetes) -> Result<String> {
-    cluster.apply_file(&manifest("base/namespace.yaml")).await?;
-    cluster.apply_file(&manifest("base/rbac.yaml")).await?;
-    cluster.service_account_token("kube-consul", "kube-consul").await
-}
 
 async fn connect_with(kubeconfig: PathBuf) -> Result<Connected> {
     install_provider();
@@ -273,36 +263,7 @@ async fn problems_are_shown_by_kubectl_describe() -> Result<()> {
 
 /// A client with the shipped rights but for one verb on one resource.
 async fn without(cluster: &Kubernetes, resource: &str, verb: &str) -> Result<Client> {
-    shipped_token(cluster).await?;
-    let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
-    let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
-    let mut rules: Vec<Value> = serde_json::from_value(shipped)?;
-    let mut removed = 0;
-    for rule in &mut rules {
-        if rule["resources"] == json!([resource]) {
-            let allowed = rule["verbs"].as_array_mut().context("no verbs")?;
-            let before = allowed.len();
-            allowed.retain(|it| it != verb);
-            removed += before - allowed.len();
-        }
-    }
-    ensure!(removed == 1, "the shipped role has {verb} {resource} {removed} times");
-    rules.retain(|rule| rule["verbs"] != json!([]));
-    let namespace = cluster.namespace("without").await?;
-    let subject = json!([{"kind": "ServiceAccount", "name": "limited", "namespace": namespace}]);
-    let group = "rbac.authorization.k8s.io";
-    for object in [
-        json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": "limited", "namespace": namespace}}),
-        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole",
-            "metadata": {"name": namespace}, "rules": rules}),
-        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding",
-            "metadata": {"name": namespace}, "subjects": subject,
-            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": namespace}}),
-    ] {
-        cluster.apply_yaml(&object.to_string()).await?;
-    }
-    connect_as(cluster, &cluster.service_account_token(&namespace, "limited").await?).await
+    Ok(connect_with(kubeconfig_without(cluster, resource, verb).await?).await?.client)
 }
 
 #[tokio::test]

@@ -1,4 +1,10 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
 mod consul_edge;
+mod health;
 mod kubernetes_edge;
+mod problems;
+mod registration;
+mod reverse;
+mod support;
+mod usage;

@@ -221,7 +221,7 @@ impl Bridge {
         state
             .map(|at| at.max(soonest))
             .chain(idle)
-            .chain(deadline)
+            .chain(deadline.filter(|_| !self.is_connected()).map(|at| at.max(soonest)))
             .min()
             .unwrap_or_else(|| soonest + HEARTBEAT)
     }

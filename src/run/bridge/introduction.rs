@@ -14,7 +14,7 @@ use crate::domain::reverse_dns::ReverseZone;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
 use crate::kubernetes::text::chain;
 use crate::run::Error;
-use crate::run::patience::patiently;
+use crate::run::patience::{Waits, patiently};
 
 /// What the handshake found.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub(super) struct Introduction {
     pub(super) adopt: Option<String>,
     pub(super) datacenter: Option<String>,
     pub(super) dns_domain: Option<String>,
+    pub(super) waits: Waits,
 }
 
 // === impl Introduction ===
@@ -54,6 +55,7 @@ impl Introduction {
         consul: ConsulClient,
         owner: OwnerKey,
         sentinel: Sentinel,
+        waits: Waits,
     ) -> Self {
         Self {
             kubernetes: kubernetes.0,
@@ -66,18 +68,24 @@ impl Introduction {
             adopt: options.adopt.clone(),
             datacenter: options.datacenter.clone(),
             dns_domain: options.dns_domain.clone(),
+            waits,
         }
     }
 
     /// Waits for both sides as long as it takes. An error is final.
     pub(super) async fn run(self) -> Result<Introduced, Error> {
-        let ((kubernetes_version, uid), agent) =
+        let token = self.consul.token_generation();
+        let ((kubernetes_version, uid), mut agent) =
             tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
         self.claim(&uid).await?;
-        let sentinel =
-            patiently("for the agent to take the sentinel", || self.sentinel.ensure(), |_| false)
-                .await
-                .map_err(|error| Error::Failed(error.chain()))?;
+        if agent.is_none() && self.consul.token_generation() != token {
+            // The right to ask may have come with the other token.
+            agent = self.meet_consul().await?;
+        }
+        let ensure = || async { self.sentinel.ensure().await.map_err(|error| error.chain()) };
+        let sentinel = patiently("for the agent to take the sentinel", &self.waits, ensure)
+            .await
+            .map_err(Error::Failed)?;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
     }
@@ -85,15 +93,13 @@ impl Introduction {
     async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
         let failed = |error: crate::kubernetes::client::Error| Error::Failed(error.to_string());
         let version =
-            patiently("for the Kubernetes API", || server_version(&self.kubernetes), |_| false)
+            patiently("for the Kubernetes API", &self.waits, || server_version(&self.kubernetes))
                 .await
                 .map_err(failed)?;
         tracing::info!(url = self.kubernetes_url, version, "Kubernetes API");
-        let found = patiently(
-            "for the cluster's identity",
-            || kube_system_uid(&self.kubernetes),
-            |_| false,
-        )
+        let found = patiently("for the cluster's identity", &self.waits, || {
+            kube_system_uid(&self.kubernetes)
+        })
         .await
         .map_err(failed)?;
         let uid = match (&self.cluster_uid, found) {
@@ -117,6 +123,8 @@ impl Introduction {
         let ask = || async {
             match self.consul.agent_self().await {
                 Ok(info) => Ok(Some(info)),
+                // A token that Consul does not know lets nothing be done: another has to come.
+                Err(error) if error.is_unknown_token() => Err(error),
                 // The right to ask may be missing, but an agent that answers so is there.
                 Err(ConsulError::Denied { message, .. }) => {
                     self.consul.leader().await?;
@@ -130,8 +138,9 @@ impl Introduction {
             }
         };
         let described = || async { ask().await.map_err(|error| error.chain()) };
-        let agent =
-            patiently("for the Consul agent", described, |_| false).await.map_err(Error::Failed)?;
+        let agent = patiently("for the Consul agent", &self.waits, described)
+            .await
+            .map_err(Error::Failed)?;
         let (version, datacenter) = agent
             .as_ref()
             .map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
@@ -144,7 +153,7 @@ impl Introduction {
         let claim = || async {
             self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| chain(&error))
         };
-        match patiently("for Consul to take the owner key", claim, |_| false)
+        match patiently("for Consul to take the owner key", &self.waits, claim)
             .await
             .map_err(Error::Failed)?
         {

@@ -44,7 +44,7 @@ use crate::kubernetes::client::{
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Notice, Relist};
 use crate::run::Error;
-use crate::run::patience::patiently;
+use crate::run::patience::{Waits, patiently};
 
 /// Writes to the agent under way at a time: measured at three to four times the rate of one,
 /// and far below the 200 connections that an agent allows a client.
@@ -201,6 +201,7 @@ struct Bridge {
     sentinel: Sentinel,
     owner: OwnerKey,
     introduced: Option<Met>,
+    waits: Waits,
     observations: mpsc::UnboundedReceiver<Observation>,
     observe: mpsc::UnboundedSender<Observation>,
     writing: usize,
@@ -239,6 +240,7 @@ impl Bridge {
             drift: Drift::new(resync, consul.token_generation()),
             consul,
             introduced: None,
+            waits: Waits::default(),
             observations,
             observe,
             writing: 0,
@@ -303,21 +305,19 @@ impl Bridge {
             self.consul.clone(),
             self.owner.clone(),
             self.sentinel.clone(),
+            self.waits.clone(),
         );
         self.jobs.push(introduction.run().map(Done::Introduced).boxed());
     }
 
     /// Finds out which kind tells the endpoints.
     fn find_endpoints(&self) -> impl Future<Output = Result<EndpointSource, Error>> + use<> {
-        let client = self.kubernetes.client.clone();
+        let (client, waits) = (self.kubernetes.client.clone(), self.waits.clone());
         async move {
-            patiently(
-                "for the Kubernetes API to say what it has",
-                || endpoint_source(&client),
-                |_| false,
-            )
-            .await
-            .map_err(|error| Error::Failed(error.to_string()))
+            let ask = || endpoint_source(&client);
+            patiently("for the Kubernetes API to say what it has", &waits, ask)
+                .await
+                .map_err(|error| Error::Failed(error.to_string()))
         }
     }
 
@@ -439,7 +439,8 @@ impl Bridge {
                 )))
             });
         }
-        (Instant::now() >= deadline && !self.is_connected()).then(|| {
+        let reached = self.is_connected() && self.drift.is_heard();
+        (Instant::now() >= deadline && !reached).then(|| {
             Err(Error::Failed(format!("not reached within --timeout: {}", self.not_ready_reason())))
         })
     }

@@ -201,7 +201,8 @@ impl Bridge {
 
     pub(super) fn not_ready_reason(&self) -> String {
         if self.introduced.is_none() {
-            return "waiting for Kubernetes and Consul".to_owned();
+            let waits = self.waits.reason();
+            return waits.unwrap_or_else(|| "waiting for Kubernetes and Consul".to_owned());
         }
         if !self.state.world().is_complete() {
             let trouble =

@@ -1,0 +1,163 @@
+//! Problems of one object: shown to people, and harmless to all others.
+
+use anyhow::{Result, ensure};
+use hickory_resolver::proto::rr::RecordType::{A, SRV};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams};
+use kube_consul_stack::eventually;
+use serde_json::{Value, json};
+
+use crate::support::{Bridge, DEADLINE, Place};
+
+/// Annotations that cannot be meant, and a word of what was expected.
+const INVALID: [(&str, &str, &str); 4] = [
+    ("service-name", " ", "1 to 255 characters"),
+    ("service-port", "nonsense", "http, metrics"),
+    ("service-weight", "-3", "from 2 to 65535"),
+    ("address", "moon", "cluster-ip"),
+];
+
+const GAUGE: &str = "kube_consul_problems{reason=\"InvalidAnnotation\"}";
+
+async fn problems_of(bridge: &Bridge, namespace: &str, name: &str) -> Result<Vec<Value>> {
+    let status = bridge.status().await?;
+    let all = status["problems"].as_array().cloned().unwrap_or_default();
+    let is_of = |it: &Value| it["namespace"] == namespace && it["name"] == name;
+    Ok(all.into_iter().filter(is_of).collect())
+}
+
+#[tokio::test]
+async fn invalid_annotations_are_told_and_harm_only_their_service() -> Result<()> {
+    let place = Place::new("invalid").await?;
+    let bridge = place.bridge().await?;
+    for (annotation, value, _) in INVALID {
+        let name = format!("bad-{annotation}");
+        place.web(&name, &[("http", 80), ("metrics", 9090)]).await?;
+        place.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
+    }
+    place.web("good", &[("http", 80)]).await?;
+    place.wait_for_instances("good", 1).await?;
+    for (annotation, _, expected) in INVALID {
+        let name = format!("bad-{annotation}");
+        eventually(DEADLINE, || async {
+            let problems = problems_of(&bridge, &place.namespace, &name).await?;
+            ensure!(problems.len() == 1, "{name} has the problems {problems:?}");
+            let problem = &problems[0];
+            ensure!(problem["kind"] == "Service" && problem["reason"] == "InvalidAnnotation");
+            let message = problem["message"].as_str().unwrap_or_default();
+            ensure!(message.contains(annotation) && message.contains(expected), "{message}");
+            Ok(())
+        })
+        .await?;
+        shown_as_event(&place, &name, expected).await?;
+    }
+    ensure!(bridge.metric(GAUGE).await? == Some(4.0), "{:?}", bridge.metric(GAUGE).await?);
+    let (dns, address) = (place.dns()?, place.cluster_ip("bad-service-port").await?);
+    // What was invalid has no effect; without a name there is nothing to register.
+    dns.wait_for("bad-service-port.service.consul", A, &[&address]).await?;
+    dns.wait_for("bad-service-weight.service.consul", SRV, &["port 80 weight 1"]).await?;
+    place.wait_for_instances("bad-address", 1).await?;
+    place.wait_for_instances("bad-service-name", 0).await?;
+
+    said_once(&place, &bridge).await?;
+    healed(&place, &bridge).await
+}
+
+/// The Event is on the Service.
+async fn shown_as_event(place: &Place, name: &str, expected: &str) -> Result<()> {
+    let events: Api<Event> = Api::namespaced(place.kubernetes.client()?, &place.namespace);
+    let uid = place.services()?.get(name).await?.metadata.uid;
+    eventually(DEADLINE, || async {
+        let list = events.list(&ListParams::default()).await?.items;
+        let about = |event: &&Event| {
+            let regarding = event.regarding.clone().unwrap_or_default();
+            regarding.kind.as_deref() == Some("Service")
+                && regarding.name.as_deref() == Some(name)
+                && regarding.uid == uid
+        };
+        let event = list.iter().find(about).ok_or_else(|| anyhow::anyhow!("no Event on {name}"))?;
+        let note = event.note.clone().unwrap_or_default();
+        ensure!(note.contains(expected), "{note}");
+        ensure!(event.reason.as_deref() == Some("InvalidAnnotation"), "{event:?}");
+        ensure!(event.type_.as_deref() == Some("Warning"), "{event:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// However often the Service is looked at, the log says it once.
+async fn said_once(place: &Place, bridge: &Bridge) -> Result<()> {
+    let name = "bad-service-weight";
+    for round in ["a", "b"] {
+        place.annotate(name, json!({"kube-consul.io/service-tags": round})).await?;
+        let tagged = format!("{round}.{name}.service.consul");
+        place.dns()?.wait_for(&tagged, SRV, &["port 80 weight 1"]).await?;
+    }
+    let log = bridge.program.stderr();
+    let told = |line: &&str| line.contains("InvalidAnnotation") && line.contains(name);
+    let told: Vec<_> = log.lines().filter(told).collect();
+    ensure!(told.len() == 1 && told[0].contains(&place.namespace), "{told:?}");
+    Ok(())
+}
+
+async fn healed(place: &Place, bridge: &Bridge) -> Result<()> {
+    for ((annotation, ..), value) in INVALID.into_iter().zip(["fixed", "metrics", "5", "auto"]) {
+        let name = format!("bad-{annotation}");
+        place.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
+        eventually(DEADLINE, || async {
+            let problems = problems_of(bridge, &place.namespace, &name).await?;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    ensure!(bridge.metric(GAUGE).await? == Some(0.0), "{:?}", bridge.metric(GAUGE).await?);
+    let dns = place.dns()?;
+    let address = place.cluster_ip("bad-service-name").await?;
+    dns.wait_for("fixed.service.consul", A, &[&address]).await?;
+    dns.wait_for("bad-service-port.service.consul", SRV, &["port 9090 weight 1"]).await?;
+    dns.wait_for("bad-service-weight.service.consul", SRV, &["port 80 weight 5"]).await
+}
+
+#[tokio::test]
+async fn a_name_that_two_services_want_goes_to_the_first() -> Result<()> {
+    let place = Place::new("conflict").await?;
+    let bridge = place.bridge().await?;
+    place.web("api", &[("http", 80)]).await?;
+    let address = place.cluster_ip("api").await?;
+    let dns = place.dns()?;
+    dns.wait_for("api.service.consul", A, &[&address]).await?;
+    place.web("late", &[("http", 80)]).await?;
+    place.annotate("late", json!({"kube-consul.io/service-name": "api"})).await?;
+    eventually(DEADLINE, || async {
+        let problems = problems_of(&bridge, &place.namespace, "late").await?;
+        let [problem] = problems.as_slice() else { anyhow::bail!("{problems:?}") };
+        ensure!(problem["reason"] == "NameConflict", "{problem}");
+        Ok(())
+    })
+    .await?;
+    ensure!(dns.ask("api.service.consul", A).await? == [address.as_str()]);
+    place.delete("api").await?;
+    let heir = place.cluster_ip("late").await?;
+    dns.wait_for("api.service.consul", A, &[&heir]).await?;
+    ensure!(bridge.status().await?["problems"] == json!([]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_others_hold_is_not_joined_unasked() -> Result<()> {
+    let place = Place::new("postgres").await?;
+    let machine = json!({"Name": "postgres", "ID": "machine", "Address": "192.0.2.7", "Port": 1});
+    place.consul.api().put("/v1/agent/service/register", &machine).await?;
+    place.wait_for_instances("postgres", 1).await?;
+    place.web("postgres", &[("sql", 5432)]).await?;
+    let bridge = place.bridge().await?;
+    let problems = problems_of(&bridge, &place.namespace, "postgres").await?;
+    ensure!(problems.len() == 1 && problems[0]["reason"] == "ForeignName", "{problems:?}");
+    let dns = place.dns()?;
+    ensure!(dns.ask("postgres.service.consul", A).await? == ["192.0.2.7"]);
+    place.annotate("postgres", json!({"kube-consul.io/join": "true"})).await?;
+    place.wait_for_instances("postgres", 2).await?;
+    ensure!(problems_of(&bridge, &place.namespace, "postgres").await?.is_empty());
+    Ok(())
+}
