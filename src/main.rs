@@ -1,3 +1,7 @@
 //! Arguments, logging, exit codes: nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kube_consul::cli::main()
+}
