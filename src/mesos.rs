@@ -1,5 +1,6 @@
 //! The edge to a Mesos agent: its state.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::domain::annotations::excerpt;
@@ -55,6 +56,10 @@ pub enum Error {
     },
 }
 
+/// The URL of a Mesos agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentUrl(String);
+
 /// A Mesos agent.
 #[derive(Clone, Debug)]
 pub struct Agent {
@@ -75,14 +80,19 @@ impl Error {
     }
 }
 
-// === impl Agent ===
+// === impl AgentUrl ===
 
-impl Agent {
-    /// The agent at this URL. Mesos gives its executors `host:port` alone.
-    pub fn new(url: &str) -> Result<Self, Error> {
-        let invalid = || match url.contains('@') {
-            true => Error::Url("one with credentials, which would show in logs".to_owned()),
-            false => Error::Url(format!("{:?}", excerpt(url))),
+impl FromStr for AgentUrl {
+    type Err = Error;
+
+    /// Mesos gives its executors `host:port` alone.
+    fn from_str(url: &str) -> Result<Self, Error> {
+        let invalid = || {
+            Error::Url(if url.contains('@') {
+                "one with credentials, which would show in logs".to_owned()
+            } else {
+                format!("{:?}", excerpt(url))
+            })
         };
         let text = url.trim().trim_end_matches('/');
         let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -91,21 +101,26 @@ impl Agent {
             && parsed.has_host()
             && parsed.query().is_none()
             && parsed.fragment().is_none()
-            && parsed.username().is_empty()
-            && parsed.password().is_none();
-        if !usable {
-            return Err(invalid());
-        }
+            && !url.contains('@');
+        if usable { Ok(Self(text)) } else { Err(invalid()) }
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// The agent at this URL. Connects to nothing yet.
+    pub fn new(AgentUrl(url): &AgentUrl) -> Result<Self, Error> {
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
-        if parsed.scheme() == "http" {
+        if url.starts_with("http:") {
             // A host without CA certificates must do for plain HTTP.
             http = http.tls_certs_only([]);
         }
         let http = http.build().map_err(Error::Client)?;
-        Ok(Self { http, url: format!("{text}/state") })
+        Ok(Self { http, url: format!("{url}/state") })
     }
 
     /// Its state now. The caller bounds the time.
@@ -135,16 +150,15 @@ mod tests {
 
     #[test]
     fn an_agents_url_may_lack_its_scheme() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         for (text, expected) in [
-            ("http://localhost:5050", "http://localhost:5050/state"),
-            ("10.0.0.1:5051", "http://10.0.0.1:5051/state"),
-            ("http://proxy/agent/", "http://proxy/agent/state"),
+            ("http://localhost:5050", "http://localhost:5050"),
+            ("10.0.0.1:5051", "http://10.0.0.1:5051"),
+            ("https://proxy/agent/", "https://proxy/agent"),
         ] {
-            assert_eq!(Agent::new(text).unwrap().url, expected);
+            assert_eq!(text.parse::<AgentUrl>().unwrap().0, expected);
         }
         for bad in ["", "ftp://x", "http://", "http://a:b", "http://me:secret@x", "x?y=z"] {
-            let error = Agent::new(bad).unwrap_err();
+            let error = bad.parse::<AgentUrl>().unwrap_err();
             assert!(matches!(error, Error::Url(_)), "{bad}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -121,18 +121,19 @@ struct PodArgs {
 
 #[derive(Clone, Debug, Args)]
 struct RegisterPodArgs {
-    #[command(flatten)]
-    pod: PodArgs,
+    // First: what is flattened ends in a help heading of its own.
     /// How long its startup or readiness probe is tried
     #[arg(long, env = "KUBERNETES_HEALTH_CHECK_TIMEOUT", default_value = HEALTH_CHECK_TIMEOUT, value_parser = |text: &str| duration_or(text, HEALTH_CHECK_TIMEOUT), value_name = "DURATION")]
     health_check_timeout: Duration,
+    #[command(flatten)]
+    pod: PodArgs,
 }
 
 #[derive(Clone, Debug, Args)]
 struct TaskArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// The Mesos agent
+    /// The Mesos agent: a URL, or host:port
     #[arg(
         long,
         env = "MESOS_AGENT_ENDPOINT",
@@ -318,7 +319,7 @@ impl TaskArgs {
                 framework: get("MESOS_FRAMEWORK_ID", "the framework's ID")?,
                 host: get("HOST", "the host's address")?,
             },
-            agent: mesos::Agent::new(&self.mesos_agent_url)?,
+            agent: self.mesos_agent_url.parse()?,
         })
     }
 }

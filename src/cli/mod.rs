@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-pub use self::connections::KubernetesArgs;
+pub use self::connections::{ConsulArgs, KubernetesArgs};
 use self::hook::{AclFileArgs, DeregisterArgs, RegisterArgs};
 
 /// Keeps Kubernetes and Consul in step, both ways, event by event.

@@ -64,7 +64,7 @@ pub enum Job {
 #[derive(Clone, Debug)]
 pub struct TaskOptions {
     /// The Mesos agent.
-    pub agent: mesos::Agent,
+    pub agent: mesos::AgentUrl,
     /// Which task, on which host.
     pub place: Place,
 }
@@ -84,6 +84,9 @@ pub enum Error {
     /// No client for probes can be made.
     #[error("cannot try the probe of the pod")]
     ProbeConfiguration(#[source] probe::BuildError),
+    /// No client for the Mesos agent can be made.
+    #[error("cannot ask the Mesos agent")]
+    MesosConfiguration(#[source] mesos::Error),
     /// No runtime can be made.
     #[error("cannot start")]
     Runtime(#[source] std::io::Error),
@@ -159,6 +162,7 @@ impl Error {
                 source.error().is_some_and(is_unusable_token)
             }
             Self::ProbeConfiguration(_)
+            | Self::MesosConfiguration(_)
             | Self::Runtime(_)
             | Self::ReadPod(_)
             | Self::NoAddress { .. }
@@ -213,7 +217,8 @@ async fn run(options: Options) -> Result<(), Error> {
 impl TaskOptions {
     async fn registrations(&self, timeout: Duration) -> Result<Vec<HookRegistration>, Error> {
         let deadline = Instant::now() + timeout;
-        let state = retry(deadline, || self.agent.state(), mesos::Error::is_transient)
+        let agent = mesos::Agent::new(&self.agent).map_err(Error::MesosConfiguration)?;
+        let state = retry(deadline, || agent.state(), mesos::Error::is_transient)
             .await
             .map_err(Error::ReadTask)?;
         let decision = decide(&state, &self.place)?;
