@@ -8,6 +8,8 @@
 //! | [`domain`] | the pure core: what ought to be in Consul, and which writes bring it there |
 //! | [`kubernetes`] | the edge to the Kubernetes API |
 //! | [`consul`] | the edge to Consul |
+//! | [`mesos`] | the edge to a Mesos agent |
+//! | [`probe`] | tries the probe of a pod, as the kubelet does |
 //! | [`run`] | one subcommand each: the loop that joins the core and the edges |
 //! | [`admin`] | HTTP: probes, metrics, status |
 //!
@@ -20,4 +22,6 @@ pub mod consul;
 pub mod domain;
 pub mod kubernetes;
 pub mod logging;
+pub mod mesos;
+pub mod probe;
 pub mod run;

@@ -7,6 +7,7 @@
 
 mod bridge;
 mod connections;
+mod hook;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use clap_complete::Shell;
 
 pub use self::bridge::BridgeArgs;
 pub use self::connections::{ConsulArgs, KubernetesArgs};
+use self::hook::{AclFileArgs, DeregisterArgs, HookCli, RegisterArgs, is_invoked_as_hook};
 use crate::kubernetes::text::chain;
 use crate::logging::{self, LogFormat};
 use crate::run;
@@ -50,6 +52,8 @@ pub struct Cli {
     /// How they look
     #[arg(long, env = "KUBE_CONSUL_LOG_FORMAT", default_value = "auto", global = true, value_enum)]
     log_format: LogFormat,
+    #[command(flatten)]
+    acl_file: AclFileArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +61,10 @@ enum Command {
     /// Keep Consul in step with the Services of the cluster
     #[command(after_help = bridge::EXAMPLES)]
     Bridge(Box<BridgeArgs>),
+    /// Register an instance with Consul's agent, from a lifecycle hook
+    Register(RegisterArgs),
+    /// Remove an instance from Consul's agent, from a lifecycle hook
+    Deregister(DeregisterArgs),
     /// Copy this program into a directory, for init containers
     Install {
         /// The directory, a volume that the application's container shares
@@ -74,8 +82,14 @@ enum Command {
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    ExitCode::from(cli.run())
+    if is_invoked_as_hook() {
+        let hook = HookCli::parse();
+        return ExitCode::from(match logging::start("info", LogFormat::Auto) {
+            Ok(()) => hook.run(),
+            Err(error) => usage(&error),
+        });
+    }
+    ExitCode::from(Cli::parse().run())
 }
 
 // === impl Cli ===
@@ -90,6 +104,8 @@ impl Cli {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::bridge::main(options)),
             },
+            Command::Register(args) => args.run(&self.acl_file),
+            Command::Deregister(args) => args.run(&self.acl_file),
             Command::Install { to } => finish(run::install::main(&to)),
             Command::Completions { shell } => {
                 clap_complete::generate(

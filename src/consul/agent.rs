@@ -141,15 +141,19 @@ pub(super) fn register_request(body: &impl Serialize) -> Request {
 
 /// Removes a service from the agent; one that it does not know is removed already.
 pub(super) async fn deregister(client: &Client, id: &str) -> Answer {
+    applied(remove(client, id).await)
+}
+
+/// As [`deregister`], with what went wrong.
+pub(super) async fn remove(client: &Client, id: &str) -> Result<(), Error> {
     let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
-    let result = match client.send(&request).await {
-        Ok(reply) if reply.is_found() => Ok(()),
-        Ok(reply) => Err(reply.into_error().await),
-        Err(error) => Err(error),
-    };
-    match result {
-        Err(error) if error.is_unknown_service() => Answer::Applied { index: 0 },
-        result => applied(result),
+    let reply = client.send(&request).await?;
+    if reply.is_found() {
+        return Ok(());
+    }
+    match reply.into_error().await {
+        error if error.is_unknown_service() => Ok(()),
+        error => Err(error),
     }
 }
 

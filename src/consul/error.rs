@@ -257,6 +257,17 @@ impl Error {
         }
     }
 
+    /// Whether the same request to the agent may succeed in a while.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Token(token::Error::Login { source, .. }) => source.is_transient(),
+            Error::Token(token::Error::TooSoon) => true,
+            other => {
+                matches!(other.answer(Reach::Agent), Answer::Failed(_) | Answer::Unanswered(_))
+            }
+        }
+    }
+
     /// The message with those of its sources, for where only text can go.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -376,6 +387,24 @@ mod tests {
         ] {
             assert_eq!(classify(status, body), class, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn what_lies_in_the_other_side_is_transient() {
+        for (status, body, transient) in [
+            (500, "No cluster leader", true),
+            (429, "busy", true),
+            (404, "not Consul", true),
+            (400, "bad", false),
+            (403, "ACL not found", false),
+            (500, "Invalid service address", false),
+        ] {
+            let error = || Error::of_answer("GET /".into(), status, body.as_bytes());
+            assert_eq!(error().is_transient(), transient, "{status} {body}");
+            let login = token::Error::Login { auth_method: "m".into(), source: error().into() };
+            assert_eq!(Error::Token(login).is_transient(), transient, "{status} {body}");
+        }
+        assert!(Error::Token(token::Error::TooSoon).is_transient());
     }
 
     #[test]

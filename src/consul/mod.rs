@@ -10,6 +10,7 @@
 //! | [`wire`] | services, checks and keys as JSON has them |
 //! | [`read`] | reads that say how certain they are (invariant 1) |
 //! | [`agent`] | the agent sink |
+//! | [`hook`] | what the registration hook asks of the agent and the catalog |
 //! | [`txn`] | transactions |
 //! | [`session`] | what holds the leader's lock (invariant 9) |
 //! | [`sentinel`] | notices that the agent lost its state |
@@ -19,6 +20,7 @@ pub mod agent;
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod hook;
 pub mod owner;
 pub mod read;
 pub mod sentinel;

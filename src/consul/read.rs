@@ -127,7 +127,7 @@ impl Listing {
 }
 
 const AGENT_SERVICES: &str = "the agent's services";
-const CATALOG_SERVICES: &str = "the catalog's services";
+pub(super) const CATALOG_SERVICES: &str = "the catalog's services";
 const CHECKS: &str = "the readiness checks";
 const REVERSE_RECORDS: &str = "the reverse records";
 
@@ -333,7 +333,7 @@ impl Client {
     }
 
     /// Sends a read and takes what its headers say. A filtered answer ends here.
-    async fn open(
+    pub(super) async fn open(
         &self,
         request: &Request,
         what: &'static str,
@@ -400,7 +400,7 @@ fn foreign_filter() -> String {
 }
 
 /// Invariant 1 for an answer that came whole.
-fn certain(evidence: Evidence, empty: bool, what: &'static str) -> Result<(), Unknown> {
+pub(super) fn certain(evidence: Evidence, empty: bool, what: &'static str) -> Result<(), Unknown> {
     if empty && !evidence.empty_is_true() {
         Err(Unknown::NotAuthoritative { what })
     } else {
@@ -408,6 +408,6 @@ fn certain(evidence: Evidence, empty: bool, what: &'static str) -> Result<(), Un
     }
 }
 
-fn failed(what: &'static str) -> impl Fn(Error) -> Unknown {
+pub(super) fn failed(what: &'static str) -> impl Fn(Error) -> Unknown {
     move |source| Unknown::Failed { what, source }
 }

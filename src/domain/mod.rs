@@ -6,6 +6,7 @@
 pub mod annotations;
 pub mod claims;
 pub mod desired;
+pub mod hook;
 pub mod ledger;
 pub mod names;
 pub mod object;

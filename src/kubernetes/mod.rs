@@ -4,6 +4,7 @@
 //! - [`guard`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
 //! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
 //! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::object::WatchEvent)s.
+//! - [`pods`] gets one pod and its node, for the registration hook.
 //! - [`events`] reports problems on the objects that have them.
 //!
 //! Two invariants are kept here. **Nothing is removed out of ignorance**: `ListCompleted` is said
@@ -14,6 +15,7 @@ pub mod client;
 pub mod endpoints;
 pub mod events;
 pub mod guard;
+pub mod pods;
 pub mod slim;
 pub mod text;
 pub mod watch;

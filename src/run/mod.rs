@@ -1,6 +1,7 @@
 //! One subcommand each: the loop that joins the core and the edges.
 
 pub mod bridge;
+pub mod hook;
 pub mod install;
 mod patience;
 

@@ -2,6 +2,7 @@
 
 mod consul_edge;
 mod health;
+mod hook;
 mod kubernetes_edge;
 mod problems;
 mod registration;

@@ -1,0 +1,380 @@
+use super::*;
+
+const IP: &str = "10.0.0.1";
+
+fn container(name: &str, ports: &[(&str, u16)]) -> Container {
+    let ports = ports.iter().map(|(name, port)| ContainerPort {
+        name: (!name.is_empty()).then(|| (*name).to_owned()),
+        port: *port,
+    });
+    Container { name: name.to_owned(), ports: ports.collect(), ..Container::default() }
+}
+
+fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// `ns/pod` with the label `consul: web` and these containers.
+fn pod(containers: Vec<Container>) -> Pod {
+    Pod {
+        namespace: "ns".to_owned(),
+        name: "pod".to_owned(),
+        labels: texts(&[("consul", "web")]),
+        containers,
+        ..Pod::default()
+    }
+}
+
+fn one_port() -> Pod {
+    pod(vec![container("app", &[("http", 80)])])
+}
+
+fn variables(definitions: &str, port_service: &str) -> Variables {
+    let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Variables {
+        port_definitions: set(definitions).map(|text| PortDefinitions::parse(&text).unwrap()),
+        port_service: set(port_service),
+    }
+}
+
+fn decide_with(pod: &Pod, node: &[(&str, &str)], variables: &Variables) -> Decision {
+    decide(pod, IP.parse().unwrap(), &texts(node), variables).unwrap()
+}
+
+fn decided(pod: &Pod) -> Decision {
+    decide_with(pod, &[], &Variables::default())
+}
+
+/// Each registration as `name@id:port`.
+fn shown(decision: &Decision) -> Vec<String> {
+    decision
+        .registrations
+        .iter()
+        .map(|it| {
+            assert_eq!(it.address, IP);
+            format!("{}@{}:{}", it.name, it.id, it.port)
+        })
+        .collect()
+}
+
+#[test]
+fn the_container_is_the_one_that_is_named_or_the_first_with_ports() {
+    let none = || container("none", &[]);
+    let app = || container("app", &[("http", 80), ("admin", 81)]);
+    let side = || container("side", &[("", 90)]);
+    for (containers, named, expected) in [
+        (vec![app()], None, "web@10.0.0.1_80:80"),
+        (vec![app(), side()], None, "web@10.0.0.1_80:80"),
+        (vec![none(), side(), app()], None, "web@10.0.0.1_90:90"),
+        (vec![app(), side()], Some("side"), "web@10.0.0.1_90:90"),
+        (vec![none(), side(), app()], Some("app"), "web@10.0.0.1_80:80"),
+    ] {
+        let mut pod = pod(containers);
+        pod.labels.extend(named.map(|name| ("consulContainer".to_owned(), name.to_owned())));
+        assert_eq!(shown(&decided(&pod)), [expected], "{pod:?}");
+    }
+}
+
+#[test]
+fn a_pod_without_the_label_is_not_registered() {
+    let mut pod = one_port();
+    pod.labels = texts(&[("app", "web")]);
+    assert_eq!(decided(&pod), Decision::default());
+}
+
+#[test]
+fn what_cannot_be_registered_says_why() {
+    for (labels, containers, expected) in [
+        (vec![("consul", "")], vec![], "label consul of pod ns/pod: expected a service name"),
+        (vec![("consul", "web")], vec![], "pod ns/pod: expected a container with a port"),
+        (vec![("consul", "web")], vec![container("app", &[])], "expected a container with a port"),
+        (
+            vec![("consul", "web"), ("consulContainer", "side")],
+            vec![container("app", &[("", 80)]), container("side", &[])],
+            "expected a container with a port",
+        ),
+        (
+            vec![("consul", "web"), ("consulContainer", "nope")],
+            vec![container("app", &[("", 80)]), container("side", &[])],
+            "label consulContainer of pod ns/pod: expected one of its containers (app, side), \
+             found \"nope\"",
+        ),
+    ] {
+        let mut pod = pod(containers);
+        pod.labels = texts(&labels);
+        let result = decide(&pod, IP.parse().unwrap(), &BTreeMap::new(), &Variables::default());
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn tags_are_in_the_order_that_users_know() {
+    const NAMES: [&str; 2] = ["k8sPodName: pod", "k8sPodNamespace: ns"];
+    let old_zone = ("failure-domain.beta.kubernetes.io/zone", "old-z");
+    let old_region = ("failure-domain.beta.kubernetes.io/region", "old-r");
+    let zone = ("topology.kubernetes.io/zone", "z");
+    let region = ("topology.kubernetes.io/region", "r");
+    for (node, annotations, port_service, expected) in [
+        (vec![], vec![], "", vec!["instance:pod_80"]),
+        (vec![old_zone], vec![], "", vec!["zone:old-z", "instance:pod_80"]),
+        (vec![region], vec![], "", vec!["region:r", "instance:pod_80"]),
+        (
+            vec![old_region, old_zone],
+            vec![],
+            "",
+            vec!["zone:old-z", "region:old-r", "instance:pod_80"],
+        ),
+        // Old and new: the new one, once.
+        (
+            vec![old_region, old_zone, region, zone, ("other", "x")],
+            vec![],
+            "",
+            vec!["zone:z", "region:r", "instance:pod_80"],
+        ),
+        (
+            vec![],
+            vec![
+                ("CONSUL_TAG_1", "b: 2"),
+                ("CONSUL_TAG_0", "a"),
+                ("CONSUL_TAG_2", ""),
+                ("CONSUL_TAG_", "a"),
+                ("OTHER", "x"),
+            ],
+            "",
+            vec!["a", "a", "b: 2", "instance:pod_80"],
+        ),
+        (vec![], vec![], "31000", vec!["service-port:31000", "instance:pod_80"]),
+        (
+            vec![zone],
+            vec![("CONSUL_TAG_0", "a")],
+            "31000",
+            vec!["zone:z", "a", "service-port:31000", "instance:pod_80"],
+        ),
+    ] {
+        let mut pod = one_port();
+        pod.annotations = texts(&annotations);
+        let decision = decide_with(&pod, &node, &variables("", port_service));
+        assert_eq!(decision.registrations[0].tags, [&NAMES[..], &expected].concat());
+    }
+}
+
+#[test]
+fn defined_ports_have_ids_names_and_tags_of_their_own() {
+    const NAMES: [&str; 2] = ["k8sPodName: pod", "k8sPodNamespace: ns"];
+    for (definitions, port_service, expected) in [
+        (r#"[{"port": 1}]"#, "", vec![("web@10.0.0.1_1:1", vec!["lbaas:x", "instance:pod_1"])]),
+        (
+            r#"[{"port": 1, "labels": {"b": "tag", "a": "tag"}}]"#,
+            "7",
+            vec![(
+                "web@10.0.0.1_1:1",
+                vec!["lbaas:x", "b", "a", "instance:pod_1", "service-port:7"],
+            )],
+        ),
+        (
+            r#"[{"port": 1, "labels": {"service-port:9": "tag"}}]"#,
+            "7",
+            vec![("web@10.0.0.1_1:1", vec!["lbaas:x", "service-port:9", "instance:pod_1"])],
+        ),
+        (
+            r#"[{"port": 1, "labels": {"consul": "web-secured", "lbaas:own": "tag"}}]"#,
+            "",
+            vec![("web-secured@10.0.0.1_1-secured:1", vec!["lbaas:own", "instance:pod_1"])],
+        ),
+        (
+            r#"'[{"port": 1, "labels": {"service": "true"}}, {"port": 2, "labels": {"consul": "web-secured-x"}}]'"#,
+            "",
+            vec![
+                ("web@10.0.0.1_1:1", vec!["lbaas:x", "instance:pod_1"]),
+                ("web-secured-x@10.0.0.1_2-secured:2", vec!["instance:pod_2"]),
+            ],
+        ),
+        ("[]", "7", vec![]),
+    ] {
+        let mut pod = one_port();
+        pod.annotations = texts(&[("CONSUL_TAG_0", "lbaas:x")]);
+        let decision = decide_with(&pod, &[], &variables(definitions, port_service));
+        let (ids, tags): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
+        assert_eq!(shown(&decision), ids, "{definitions}");
+        for (registration, tags) in decision.registrations.iter().zip(tags) {
+            assert_eq!(registration.tags, [&NAMES[..], &tags].concat(), "{definitions}");
+        }
+        assert_eq!(decision.warnings.is_empty(), definitions != "[]", "{:?}", decision.warnings);
+    }
+}
+
+#[test]
+fn defined_ports_need_no_container_port() {
+    let pod = pod(vec![]);
+    let decision = decide_with(&pod, &[], &variables(r#"[{"port": 5}]"#, ""));
+    assert_eq!(shown(&decision), ["web@10.0.0.1_5:5"]);
+}
+
+#[test]
+fn secured_twins_are_stale_unless_they_are_registered() {
+    for (definitions, stale) in [
+        ("", vec!["10.0.0.1_80-secured"]),
+        (r#"[{"port": 1}]"#, vec!["10.0.0.1_1-secured"]),
+        (r#"[{"port": 1, "labels": {"consul": "a-secured"}}]"#, vec![]),
+        (
+            r#"[{"port": 1}, {"port": 2, "labels": {"consul": "a-secured"}}]"#,
+            vec!["10.0.0.1_1-secured"],
+        ),
+        (r#"[{"port": 1}, {"port": 1, "labels": {"consul": "a-secured"}}]"#, vec![]),
+    ] {
+        let decision = decide_with(&one_port(), &[], &variables(definitions, ""));
+        assert_eq!(decision.stale, stale, "{definitions}");
+    }
+}
+
+#[test]
+fn a_port_defined_twice_is_registered_once_and_told() {
+    let definitions = r#"[{"port": 1}, {"port": 1, "labels": {"consul": "b"}}]"#;
+    let decision = decide_with(&one_port(), &[], &variables(definitions, ""));
+    assert_eq!(shown(&decision), ["b@10.0.0.1_1:1"]);
+    assert!(decision.warnings[0].contains("found \"web\" and \"b\""), "{:?}", decision.warnings);
+}
+
+fn probe(action: Action) -> Probe {
+    let [initial_delay, period, timeout] = [1, 10, 3].map(Duration::from_secs);
+    Probe { action, initial_delay, period, timeout }
+}
+
+fn http(port: Port, path: &str) -> Action {
+    Action::Http { https: false, host: None, port, path: path.to_owned(), headers: Vec::new() }
+}
+
+fn tcp(port: u16) -> Action {
+    Action::Tcp { host: None, port: Port::Number(port) }
+}
+
+fn to_url(url: &str) -> Target {
+    Target::Http { url: url.to_owned(), headers: Vec::new() }
+}
+
+/// The readiness probe as Consul's check and as what is tried before.
+#[test]
+fn each_kind_of_probe_becomes_a_check_and_is_tried() {
+    let name = |name: &str| Port::Name(name.to_owned());
+    let host = || Some("localhost".to_owned());
+    let header = || vec![("Host".to_owned(), "a.example".to_owned())];
+    let grpc =
+        |service: Option<&str>| Action::Grpc { port: 9, service: service.map(str::to_owned) };
+    let to_grpc = |service: Option<&str>| Target::Grpc {
+        address: "10.0.0.1:9".to_owned(),
+        service: service.map(str::to_owned),
+    };
+    for (action, check, tried) in [
+        (http(Port::Number(8080), "/ping"), to_url("http://10.0.0.1:8080/ping"), None),
+        (http(name("http"), "/ping?a=b"), to_url("http://10.0.0.1:80/ping?a=b"), None),
+        (http(name("admin"), ""), to_url("http://10.0.0.1:81/"), None),
+        (
+            Action::Http {
+                https: true,
+                host: host(),
+                port: name("http"),
+                path: "/".to_owned(),
+                headers: header(),
+            },
+            Target::Http { url: "https://10.0.0.1:80/".to_owned(), headers: header() },
+            Some(Target::Http { url: "https://localhost:80/".to_owned(), headers: header() }),
+        ),
+        (tcp(90), Target::Tcp("10.0.0.1:90".to_owned()), None),
+        (
+            Action::Tcp { host: host(), port: name("admin") },
+            Target::Tcp("10.0.0.1:81".to_owned()),
+            Some(Target::Tcp("localhost:81".to_owned())),
+        ),
+        (grpc(None), to_grpc(None), None),
+        (grpc(Some("")), to_grpc(None), None),
+        (grpc(Some("x.Y")), to_grpc(Some("x.Y")), None),
+    ] {
+        let mut pod = pod(vec![container("app", &[("http", 80), ("admin", 81)])]);
+        pod.containers[0].readiness = Some(probe(action));
+        let decision = decided(&pod);
+        let [interval, timeout] = [10, 3].map(Duration::from_secs);
+        let target = check.clone();
+        let expected = HookCheck { target, interval, timeout };
+        assert_eq!(decision.registrations[0].check, Some(expected));
+        let target = tried.unwrap_or(check);
+        let attempt = Attempt { target, initial_delay: Duration::from_secs(1), period: interval };
+        assert_eq!(decision.probe, Some(attempt));
+        assert_eq!(decision.warnings, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn probes_that_nobody_can_ask_are_told() {
+    for (action, expected) in [
+        (Action::Exec, "found a command"),
+        (Action::Unknown, "found another"),
+        (
+            http(Port::Name("nope".to_owned()), "/"),
+            "expected a port of the container, found \"nope\"",
+        ),
+    ] {
+        let mut pod = one_port();
+        pod.containers[0].readiness = Some(probe(action));
+        let decision = decided(&pod);
+        assert_eq!(decision.registrations[0].check, None);
+        assert_eq!(decision.probe, None);
+        let [check, tried] = &decision.warnings[..] else { panic!("{:?}", decision.warnings) };
+        assert!(
+            check.starts_with("readiness probe of container \"app\"") && check.contains(expected)
+        );
+        assert!(tried.contains(expected) && tried.ends_with("without waiting for it"), "{tried}");
+    }
+}
+
+#[test]
+fn the_check_is_of_readiness_and_what_is_tried_of_startup() {
+    let [startup, readiness, liveness] = [1, 2, 3].map(|port| Some(probe(tcp(port))));
+    for (probes, check, tried) in [
+        ([&startup, &readiness, &liveness], Some(2), Some(1)),
+        ([&startup, &None, &liveness], Some(3), Some(1)),
+        ([&startup, &None, &None], None, Some(1)),
+        ([&None, &readiness, &liveness], Some(2), Some(2)),
+        ([&None, &None, &liveness], Some(3), None),
+        ([&None, &None, &None], None, None),
+    ] {
+        let mut pod = one_port();
+        let [startup, readiness, liveness] = probes.map(Clone::clone);
+        let app = &mut pod.containers[0];
+        (app.startup, app.readiness, app.liveness) = (startup, readiness, liveness);
+        let decision = decided(&pod);
+        let to = |port: u16| Target::Tcp(format!("10.0.0.1:{port}"));
+        let checked = decision.registrations[0].check.as_ref().map(|check| check.target.clone());
+        assert_eq!(checked, check.map(to));
+        assert_eq!(decision.probe.map(|probe| probe.target), tried.map(to));
+    }
+}
+
+#[test]
+fn the_check_is_of_the_registered_container_or_with_definitions_of_the_first() {
+    let mut pod = pod(vec![container("app", &[("", 80)]), container("side", &[("", 90)])]);
+    pod.labels.insert("consulContainer".to_owned(), "side".to_owned());
+    for (index, port) in [(0, 1), (1, 2)] {
+        pod.containers[index].readiness = Some(probe(tcp(port)));
+    }
+    for (definitions, expected) in [("", "10.0.0.1:2"), (r#"[{"port": 5}]"#, "10.0.0.1:1")] {
+        let decision = decide_with(&pod, &[], &variables(definitions, ""));
+        let check = decision.registrations[0].check.as_ref().unwrap();
+        assert_eq!(check.target, Target::Tcp(expected.to_owned()));
+        assert_eq!(decision.probe.unwrap().target, Target::Tcp("10.0.0.1:1".to_owned()));
+    }
+}
+
+#[test]
+fn an_ipv6_pod_has_brackets_in_urls_only() {
+    let mut pod = one_port();
+    pod.containers[0].readiness = Some(probe(http(Port::Number(8080), "/")));
+    let ip = "fd00::1".parse().unwrap();
+    let decision = decide(&pod, ip, &BTreeMap::new(), &Variables::default()).unwrap();
+    let registration = &decision.registrations[0];
+    assert_eq!(
+        (registration.id.as_str(), registration.address.as_str()),
+        ("fd00::1_80", "fd00::1")
+    );
+    assert_eq!(registration.check.as_ref().unwrap().target, to_url("http://[fd00::1]:8080/"));
+}

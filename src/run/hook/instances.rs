@@ -1,0 +1,217 @@
+//! The agent and the catalog: instances are written to the one and waited for in the other.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Error;
+use super::retry::{Unsettled, retry};
+use crate::consul::client::Client;
+use crate::consul::config::Config;
+use crate::consul::{error, hook};
+use crate::domain::hook::HookRegistration;
+
+/// Time between two looks at the catalog, at first: an agent's write is there within some
+/// milliseconds.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+
+/// The same later on: what waiting costs at most beyond the catalog's own time.
+const LATER_LOOKS: Duration = Duration::from_millis(250);
+
+/// An instance by what finds it in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Instance {
+    pub id: String,
+    /// The service's name; none: the agent has to be asked.
+    pub name: Option<String>,
+}
+
+/// Where a wait for the catalog leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Present,
+    Absent,
+}
+
+/// The agent's instances and what the catalog shows of them.
+pub(super) struct Instances {
+    client: Client,
+    timeout: Duration,
+    wait_catalog: Duration,
+}
+
+// === impl Instance ===
+
+impl Instance {
+    pub(super) fn of(registration: &HookRegistration) -> Self {
+        Self { id: registration.id.clone(), name: Some(registration.name.clone()) }
+    }
+}
+
+// === impl Instances ===
+
+impl Instances {
+    pub(super) fn new(
+        config: &Config,
+        timeout: Duration,
+        wait_catalog: Duration,
+    ) -> Result<Self, Error> {
+        let client = Client::new(config).map_err(Error::ConsulConfiguration)?;
+        Ok(Self { client, timeout, wait_catalog })
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    /// Registers all, and waits until the catalog shows them.
+    pub(super) async fn register(&self, registrations: &[HookRegistration]) -> Result<(), Error> {
+        if registrations.is_empty() {
+            tracing::info!("nothing to register");
+        }
+        let deadline = self.deadline();
+        for registration in registrations {
+            let HookRegistration { id, name, address, port, .. } = registration;
+            let attempt = || hook::register(&self.client, registration);
+            retry(deadline, attempt, error::Error::is_transient)
+                .await
+                .map_err(|source| Error::Register { id: id.clone(), source })?;
+            tracing::info!(service = name, id, address, port, "registered");
+        }
+        self.wait(registrations.iter().map(Instance::of).collect(), Wanted::Present).await;
+        Ok(())
+    }
+
+    /// Removes all, tries each whatever becomes of the others, and waits until the catalog no
+    /// longer shows those that are removed.
+    pub(super) async fn deregister(&self, mut instances: Vec<Instance>) -> Result<(), Error> {
+        if instances.is_empty() {
+            tracing::info!("nothing to deregister");
+        }
+        let deadline = self.deadline();
+        if self.wait_catalog > Duration::ZERO {
+            for instance in instances.iter_mut().filter(|instance| instance.name.is_none()) {
+                instance.name = self.ask_name(&instance.id, deadline).await;
+            }
+        }
+        let count = instances.len();
+        let mut removed = Vec::with_capacity(count);
+        let mut failures = Vec::new();
+        for instance in instances {
+            match self.remove(&instance.id, deadline).await {
+                Ok(()) => {
+                    tracing::info!(service = instance.name, id = instance.id, "deregistered");
+                    removed.push(instance);
+                }
+                Err(source) => failures.push((instance.id, source)),
+            }
+        }
+        self.wait(removed, Wanted::Absent).await;
+        match failures.pop() {
+            None => Ok(()),
+            Some((id, source)) if failures.is_empty() => Err(Error::Deregister { id, source }),
+            Some(last) => {
+                failures.push(last);
+                Err(several(&failures, count))
+            }
+        }
+    }
+
+    /// Removes instances that may not be there, without waiting for the catalog.
+    pub(super) async fn remove_stale(&self, ids: &[String]) -> Result<(), Error> {
+        let deadline = self.deadline();
+        for id in ids {
+            self.remove(id, deadline)
+                .await
+                .map_err(|source| Error::Deregister { id: id.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, id: &str, deadline: Instant) -> Result<(), Unsettled<error::Error>> {
+        retry(deadline, || hook::deregister(&self.client, id), error::Error::is_transient).await
+    }
+
+    /// Only for the wait: that it cannot be told stops nothing.
+    async fn ask_name(&self, id: &str, deadline: Instant) -> Option<String> {
+        let attempt = || hook::service_name(&self.client, id);
+        match retry(deadline, attempt, error::Error::is_transient).await {
+            Ok(Some(name)) => Some(name),
+            Ok(None) => {
+                tracing::info!(id, "the agent has no instance of this ID");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(id, %error, "cannot tell when the catalog no longer has it");
+                None
+            }
+        }
+    }
+
+    /// Waits until the catalog shows all of `instances`, or none. That it does not in time is
+    /// only told: the agent has done what was asked, and goes on trying.
+    async fn wait(&self, instances: Vec<Instance>, wanted: Wanted) {
+        if self.wait_catalog == Duration::ZERO || instances.is_empty() {
+            return;
+        }
+        let deadline = Instant::now() + self.wait_catalog;
+        // Without the right to ask, instances of this ID on any node count.
+        let node = match timeout_at(deadline, self.client.agent_self()).await {
+            Ok(Ok(agent)) => Some(agent.node),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        for Instance { id, name } in &instances {
+            let Some(name) = name else { continue };
+            if let Err(found) = self.wait_for(name, id, node.as_deref(), wanted, deadline).await {
+                let wait = self.wait_catalog;
+                tracing::warn!(
+                    service = name,
+                    id,
+                    "expected the catalog {} it within {wait:?}, found: {found}; clients may see \
+                     the change later (--wait-catalog waits longer)",
+                    match wanted {
+                        Wanted::Present => "to show",
+                        Wanted::Absent => "to no longer show",
+                    },
+                );
+            }
+        }
+    }
+
+    async fn wait_for(
+        &self,
+        name: &str,
+        id: &str,
+        node: Option<&str>,
+        wanted: Wanted,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        let mut found = "no answer".to_owned();
+        let mut delay = FIRST_LOOK;
+        loop {
+            let look = hook::is_in_catalog(&self.client, name, id, node);
+            match timeout_at(deadline, look).await {
+                Ok(Ok(present)) if present == (wanted == Wanted::Present) => return Ok(()),
+                Ok(Ok(true)) => "it is there".clone_into(&mut found),
+                Ok(Ok(false)) => "it is not there".clone_into(&mut found),
+                Ok(Err(unknown)) => found = crate::kubernetes::text::chain(&unknown),
+                Err(_) => return Err(found),
+            }
+            if Instant::now() + delay >= deadline {
+                return Err(found);
+            }
+            sleep(delay).await;
+            delay = (delay * 2).min(LATER_LOOKS);
+        }
+    }
+}
+
+/// Each is told, the error counts them.
+fn several(failures: &[(String, Unsettled<error::Error>)], of: usize) -> Error {
+    let mut ids = Vec::with_capacity(failures.len());
+    for (id, error) in failures {
+        tracing::error!(id, error = crate::kubernetes::text::chain(error), "cannot deregister");
+        ids.push(id.as_str());
+    }
+    Error::DeregisterSome { count: failures.len(), of, ids: ids.join(", ") }
+}

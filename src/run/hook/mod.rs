@@ -1,0 +1,230 @@
+//! `register` and `deregister`: the registration hook.
+//!
+//! A hook is run by whoever starts and ends the instance, which waits for it: so `register` ends
+//! when clients can see the instance, `deregister` when they no longer can. Every phase has a
+//! deadline that holds over all of it, name lookups and connecting included; within it,
+//! transient failures are tried again.
+//!
+//! | file | phase |
+//! |---|---|
+//! | [`pod`] | what Kubernetes says, and the probe before registering |
+//! | [`instances`] | the agent and the catalog |
+//! | [`retry`] | trying again until a deadline |
+
+mod instances;
+mod pod;
+mod retry;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::instances::{Instance, Instances};
+pub use self::pod::PodOptions;
+use self::retry::{Unsettled, retry};
+use crate::consul::client::BuildError;
+use crate::consul::config::Config;
+use crate::consul::{error as consul, token};
+use crate::domain::hook::mesos::{Place, decide};
+use crate::domain::hook::{HookRegistration, Invalid};
+use crate::kubernetes::{client, pods};
+use crate::{mesos, probe};
+
+/// What a hook needs to know.
+#[derive(Debug)]
+pub struct Options {
+    /// How the agent is reached.
+    pub consul: Config,
+    /// How long the agent, and with Mesos its agent too, is tried.
+    pub timeout: Duration,
+    /// How long the catalog is waited for; zero: not at all.
+    pub wait_catalog: Duration,
+    /// What to do.
+    pub job: Job,
+}
+
+/// What to do, from which source.
+#[derive(Debug)]
+pub enum Job {
+    /// Register what a pod's labels say.
+    RegisterPod(Box<PodOptions>),
+    /// Remove it.
+    DeregisterPod(Box<PodOptions>),
+    /// Register what a Mesos task's labels say.
+    RegisterTask(TaskOptions),
+    /// Remove it.
+    DeregisterTask(TaskOptions),
+    /// Register this.
+    Register(HookRegistration),
+    /// Remove the instance of this ID.
+    Deregister(String),
+}
+
+/// A Mesos task.
+#[derive(Clone, Debug)]
+pub struct TaskOptions {
+    /// The Mesos agent.
+    pub agent: mesos::AgentUrl,
+    /// Which task, on which host.
+    pub place: Place,
+}
+
+/// Why a hook did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What is to be registered cannot be.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// No client for Consul can be made.
+    #[error("cannot use the configuration of Consul")]
+    ConsulConfiguration(#[source] BuildError),
+    /// No client for Kubernetes can be made.
+    #[error("cannot use the configuration of Kubernetes")]
+    KubernetesConfiguration(#[source] client::Error),
+    /// No client for probes can be made.
+    #[error("cannot try the probe of the pod")]
+    ProbeConfiguration(#[source] probe::BuildError),
+    /// No client for the Mesos agent can be made.
+    #[error("cannot ask the Mesos agent")]
+    MesosConfiguration(#[source] mesos::Error),
+    /// No runtime can be made.
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
+    /// The pod could not be read.
+    #[error("the pod could not be read")]
+    ReadPod(#[source] Unsettled<pods::Error>),
+    /// The pod got no address.
+    #[error(
+        "pod {pod}: expected an IP address within {timeout:?}, found none; \
+         --get-pod-timeout (KUBERNETES_GET_POD_TIMEOUT) waits longer"
+    )]
+    NoAddress {
+        /// The pod.
+        pod: String,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// The probe did not succeed.
+    #[error(
+        "expected the pod's probe to succeed within {timeout:?}, found: {last}; nothing is \
+         registered; --health-check-timeout (KUBERNETES_HEALTH_CHECK_TIMEOUT) waits longer"
+    )]
+    Unhealthy {
+        /// How long was tried.
+        timeout: Duration,
+        /// Of the last try.
+        last: String,
+    },
+    /// The Mesos agent's state could not be read.
+    #[error("the task could not be read")]
+    ReadTask(#[source] Unsettled<mesos::Error>),
+    /// The agent did not take an instance.
+    #[error("cannot register {id}")]
+    Register {
+        /// The instance's ID.
+        id: String,
+        /// Why.
+        source: Unsettled<consul::Error>,
+    },
+    /// The agent did not remove an instance.
+    #[error("cannot deregister {id}")]
+    Deregister {
+        /// The instance's ID.
+        id: String,
+        /// Why.
+        source: Unsettled<consul::Error>,
+    },
+    /// The agent did not remove several; each was told.
+    #[error("cannot deregister {count} of {of} instances: {ids}")]
+    DeregisterSome {
+        /// How many are left.
+        count: usize,
+        /// Of how many.
+        of: usize,
+        /// Their IDs.
+        ids: String,
+    },
+}
+
+// === impl Error ===
+
+impl Error {
+    /// 2 for what the user has to correct, 1 for what failed.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_configuration() { 2 } else { 1 }
+    }
+
+    fn is_configuration(&self) -> bool {
+        match self {
+            Self::Invalid(error) => !matches!(error, Invalid::NoTask { .. }),
+            Self::ConsulConfiguration(_) | Self::KubernetesConfiguration(_) => true,
+            Self::Register { source, .. } | Self::Deregister { source, .. } => {
+                source.error().is_some_and(is_unusable_token)
+            }
+            Self::ProbeConfiguration(_)
+            | Self::MesosConfiguration(_)
+            | Self::Runtime(_)
+            | Self::ReadPod(_)
+            | Self::NoAddress { .. }
+            | Self::Unhealthy { .. }
+            | Self::ReadTask(_)
+            | Self::DeregisterSome { .. } => false,
+        }
+    }
+}
+
+/// A token file that cannot be read or holds no token.
+fn is_unusable_token(error: &consul::Error) -> bool {
+    use token::Error::{Content, Read};
+    matches!(error, consul::Error::Token(Read { .. } | Content { .. }))
+}
+
+/// Runs one hook to its end, on a runtime of its own: one thread is enough and starts fastest.
+pub fn main(options: Options) -> Result<(), Error> {
+    // An error means that one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    let result = runtime.block_on(run(options));
+    // A name lookup that hangs must not hold up an end by deadline.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(options: Options) -> Result<(), Error> {
+    let Options { consul, timeout, wait_catalog, job } = options;
+    let instances = Instances::new(&consul, timeout, wait_catalog)?;
+    match job {
+        Job::RegisterPod(pod) => pod::register(&instances, &pod).await,
+        Job::DeregisterPod(pod) => pod::deregister(&instances, &pod).await,
+        Job::RegisterTask(task) => {
+            let registrations = task.registrations(timeout).await?;
+            instances.register(&registrations).await
+        }
+        Job::DeregisterTask(task) => {
+            let registrations = task.registrations(timeout).await?;
+            instances.deregister(registrations.iter().map(Instance::of).collect()).await
+        }
+        Job::Register(registration) => instances.register(&[registration]).await,
+        Job::Deregister(id) => instances.deregister(vec![Instance { id, name: None }]).await,
+    }
+}
+
+// === impl TaskOptions ===
+
+impl TaskOptions {
+    async fn registrations(&self, timeout: Duration) -> Result<Vec<HookRegistration>, Error> {
+        let deadline = Instant::now() + timeout;
+        let agent = mesos::Agent::new(&self.agent).map_err(Error::MesosConfiguration)?;
+        let state = retry(deadline, || agent.state(), mesos::Error::is_transient)
+            .await
+            .map_err(Error::ReadTask)?;
+        let decision = decide(&state, &self.place)?;
+        for warning in &decision.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(decision.registrations)
+    }
+}

@@ -1,0 +1,164 @@
+//! What Kubernetes says about the pod, and the probe before registering.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::instances::{Instance, Instances};
+use super::retry::retry;
+use super::{Error, Unsettled};
+use crate::domain::hook::k8s::{Attempt, Decision, Pod, Variables, decide};
+use crate::domain::names::ObjectKey;
+use crate::kubernetes::client::{Access, Environment, connect};
+use crate::kubernetes::pods;
+use crate::probe::Prober;
+
+/// Time between two looks at a pod without an address: its sandbox takes some tenths of a
+/// second.
+const ADDRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A pod, and how its cluster is reached.
+#[derive(Debug)]
+pub struct PodOptions {
+    /// How Kubernetes is reached.
+    pub access: Access,
+    /// What the process found around itself.
+    pub environment: Environment,
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// What the environment adds to its tags and ports.
+    pub variables: Variables,
+    /// How long the pod is tried to be read, until it has an address.
+    pub get_pod_timeout: Duration,
+    /// How long its probe is tried.
+    pub health_check_timeout: Duration,
+}
+
+/// Waits for the pod's address and its probe, and registers it. One that is not to be registered,
+/// or no longer, is a success.
+pub(super) async fn register(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
+    let client = options.connect().await?;
+    let deadline = Instant::now() + options.get_pod_timeout;
+    let Some((pod, ip)) = options.find(&client, deadline).await? else { return Ok(()) };
+    let node_labels = node_labels(&client, &pod, deadline).await;
+    let decision = decide(&pod, ip, &node_labels, &options.variables)?;
+    let Decision { registrations, stale, probe, warnings } = decision;
+    for warning in &warnings {
+        tracing::warn!(pod = %options.key, "{warning}");
+    }
+    instances.remove_stale(&stale).await?;
+    let mut terminating = pod.terminating;
+    if let Some(probe) = probe.filter(|_| !terminating) {
+        options.wait_healthy(&probe).await?;
+        // It may have taken minutes.
+        let deadline = Instant::now() + options.get_pod_timeout;
+        terminating = match options.read(&client, deadline).await {
+            Ok(pod) => pod.terminating,
+            Err(Unsettled::Failed(error)) if error.is_absent() => true,
+            Err(error) => return Err(Error::ReadPod(error)),
+        };
+    }
+    if terminating {
+        tracing::info!(pod = %options.key, "the pod is terminating: nothing is registered");
+        return Ok(());
+    }
+    instances.register(&registrations).await
+}
+
+/// Removes what [`register`] registers.
+pub(super) async fn deregister(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
+    let client = options.connect().await?;
+    let deadline = Instant::now() + options.get_pod_timeout;
+    let Some((pod, ip)) = options.find(&client, deadline).await? else { return Ok(()) };
+    // Neither tags nor warnings matter now.
+    let decision = decide(&pod, ip, &BTreeMap::new(), &options.variables)?;
+    instances.deregister(decision.registrations.iter().map(Instance::of).collect()).await
+}
+
+// === impl PodOptions ===
+
+impl PodOptions {
+    async fn connect(&self) -> Result<Client, Error> {
+        let connected = connect(&self.access, &self.environment)
+            .await
+            .map_err(Error::KubernetesConfiguration)?;
+        tracing::debug!(url = connected.url, source = connected.source, "Kubernetes");
+        Ok(connected.client)
+    }
+
+    /// The pod with its address; none if it is not to be registered, or goes without having
+    /// had an address.
+    async fn find(
+        &self,
+        client: &Client,
+        deadline: Instant,
+    ) -> Result<Option<(Pod, IpAddr)>, Error> {
+        loop {
+            let pod = self.read(client, deadline).await.map_err(Error::ReadPod)?;
+            if pod.service_name()?.is_none() {
+                tracing::info!(pod = %self.key, "no label consul: nothing to do");
+                return Ok(None);
+            }
+            if let Some(ip) = pod.ip {
+                return Ok(Some((pod, ip)));
+            }
+            if pod.terminating {
+                tracing::info!(pod = %self.key, "terminating without an address: nothing to do");
+                return Ok(None);
+            }
+            if Instant::now() + ADDRESS_INTERVAL >= deadline {
+                let pod = self.key.to_string();
+                return Err(Error::NoAddress { pod, timeout: self.get_pod_timeout });
+            }
+            sleep(ADDRESS_INTERVAL).await;
+        }
+    }
+
+    async fn read(
+        &self,
+        client: &Client,
+        deadline: Instant,
+    ) -> Result<Pod, Unsettled<pods::Error>> {
+        // A missing right too: roles that were made with the pod may take a moment.
+        retry(deadline, || pods::pod(client, &self.key), |error| !error.is_absent()).await
+    }
+
+    /// Tries the probe each period until it succeeds.
+    async fn wait_healthy(&self, probe: &Attempt) -> Result<(), Error> {
+        let timeout = self.health_check_timeout;
+        let deadline = Instant::now() + timeout;
+        let prober = Prober::new().map_err(Error::ProbeConfiguration)?;
+        let mut next = Instant::now() + probe.initial_delay;
+        let mut last = "no try: the initial delay is longer".to_owned();
+        loop {
+            if next >= deadline {
+                sleep_until(deadline).await;
+                return Err(Error::Unhealthy { timeout, last });
+            }
+            sleep_until(next).await;
+            match timeout_at(deadline, prober.attempt(&probe.target)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(failed)) => {
+                    tracing::debug!(pod = %self.key, %failed, "the probe is tried again");
+                    last = failed.to_string();
+                }
+                Err(_) => return Err(Error::Unhealthy { timeout, last }),
+            }
+            next = (next + probe.period).max(Instant::now());
+        }
+    }
+}
+
+/// For the tags of zone and region: that they cannot be read stops nothing.
+async fn node_labels(client: &Client, pod: &Pod, deadline: Instant) -> BTreeMap<String, String> {
+    let Some(node) = &pod.node else { return BTreeMap::new() };
+    let attempt = || pods::node_labels(client, node);
+    let is_transient = |error: &pods::Error| !error.is_denied() && !error.is_absent();
+    retry(deadline, attempt, is_transient).await.unwrap_or_else(|error| {
+        tracing::warn!(node, %error, "no tags of zone and region");
+        BTreeMap::new()
+    })
+}

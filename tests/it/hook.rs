@@ -1,0 +1,596 @@
+//! The registration hook against a real API server, with the rights that are shipped, and real
+//! Consul agents.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube_consul_stack::{
+    Consul, ConsulOptions, Data, Kubernetes, Port, Program, ProgramOptions, eventually,
+};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
+const LIMITED: &str = "22222222-2222-2222-2222-222222222222";
+const UNKNOWN: &str = "33333333-3333-3333-3333-333333333333";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_kube-consul")
+}
+
+fn manifest(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/hook").join(name)
+}
+
+/// The hook with the variables that a pod's container has.
+fn hook(consul: &str, arguments: &str) -> ProgramOptions {
+    ProgramOptions::new(binary()).args(arguments.split_whitespace()).env("CONSUL_HTTP_ADDR", consul)
+}
+
+async fn ended(options: ProgramOptions, code: i32) -> Result<Program> {
+    let program = Program::start("hook", options).await?;
+    program.wait_for_code(code, PATIENCE).await?;
+    Ok(program)
+}
+
+async fn services(consul: &Consul) -> Result<Vec<String>> {
+    let services = consul.api().get("/v1/agent/services").await?;
+    Ok(services.as_object().context("no object")?.keys().cloned().collect())
+}
+
+/// The instances of a service in the catalog, by ID.
+async fn catalog(consul: &Consul, name: &str) -> Result<Vec<Value>> {
+    let instances = consul.api().get(&format!("/v1/catalog/service/{name}")).await?;
+    Ok(instances.as_array().context("no array")?.clone())
+}
+
+/// A namespace with the shipped Role, and a kubeconfig with its service account's token.
+struct Shop {
+    cluster: &'static Kubernetes,
+    namespace: String,
+    kubeconfig: PathBuf,
+}
+
+impl Shop {
+    async fn open() -> Result<Self> {
+        let cluster = Kubernetes::shared().await?;
+        let namespace = cluster.namespace("hook").await?;
+        let shop = Self { cluster, namespace, kubeconfig: PathBuf::new() };
+        shop.apply("rbac.yaml").await?;
+        let token = cluster.service_account_token(&shop.namespace, "web").await?;
+        Ok(Self { kubeconfig: cluster.kubeconfig_for(&token)?, ..shop })
+    }
+
+    async fn apply(&self, name: &str) -> Result<()> {
+        let text = std::fs::read_to_string(manifest(name))?;
+        let ours = text.replace("namespace: shop", &format!("namespace: {}", self.namespace));
+        self.cluster.apply_yaml(&ours).await.map(drop)
+    }
+
+    /// The hook as the pod `web` has it.
+    fn hook(&self, consul: &str, arguments: &str) -> ProgramOptions {
+        self.in_pod(hook(consul, arguments))
+    }
+
+    fn in_pod(&self, options: ProgramOptions) -> ProgramOptions {
+        options
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBERNETES_POD_NAME", "web")
+            .env("KUBERNETES_POD_NAMESPACE", &self.namespace)
+    }
+
+    fn pods(&self) -> Result<Api<Pod>> {
+        Ok(Api::namespaced(self.cluster.client()?, &self.namespace))
+    }
+
+    /// The pod `web` with a port and a probe, on a node (empty: on none).
+    async fn pod(&self, port: u16, node: &str, probe: bool) -> Result<()> {
+        let mut container = json!({
+            "name": "app", "image": "example.invalid/app",
+            "ports": [{"name": "http", "containerPort": port}],
+        });
+        if probe {
+            container["readinessProbe"] =
+                json!({"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 1});
+        }
+        let mut spec = json!({
+            "serviceAccountName": "web", "containers": [container],
+            // Nobody's: it stays without a node unless it has one.
+            "schedulerName": "none",
+        });
+        if !node.is_empty() {
+            spec["nodeName"] = json!(node);
+        }
+        let pod = json!({
+            "metadata": {
+                "name": "web", "labels": {"consul": "web"},
+                "annotations": {"CONSUL_TAG_0": "team: shop"},
+            },
+            "spec": spec,
+        });
+        self.cluster.create::<Pod>(&self.namespace, pod).await.map(drop)
+    }
+
+    /// Gives the pod its address, as its kubelet would.
+    async fn address(&self, ip: &str) -> Result<()> {
+        let patch = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
+        let patch = Patch::Merge(patch);
+        self.pods()?.patch_status("web", &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Deletes the pod, which a finalizer keeps there.
+    async fn terminate(&self) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/kept"]}}));
+        self.pods()?.patch("web", &PatchParams::default(), &patch).await?;
+        self.pods()?.delete("web", &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+async fn consul() -> Result<Consul> {
+    Consul::start(ConsulOptions::dev()).await
+}
+
+/// Answers each request with this status and body, from now on.
+async fn serve(address: SocketAddr, status: u16, body: String) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    Ok(address)
+}
+
+#[tokio::test]
+async fn a_pod_registers_and_deregisters_itself_with_the_shipped_role() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    let node = format!("zoned-{}", shop.namespace);
+    shop.cluster.node(&node).await?;
+    let labels = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "z1"}}});
+    Api::<Node>::all(shop.cluster.client()?)
+        .patch(&node, &PatchParams::default(), &Patch::Merge(labels))
+        .await?;
+    shop.pod(8080, &node, false).await?;
+    let pods = shop.pods()?;
+    let ip = eventually(PATIENCE, || async {
+        let pod = pods.get("web").await?;
+        pod.status.and_then(|status| status.pod_ip).context("no address yet")
+    })
+    .await?;
+    let id = format!("{ip}_8080");
+    for zone in [false, true] {
+        if zone {
+            shop.apply("node-rbac.yaml").await?;
+        }
+        let program = ended(shop.hook(consul.url(), "register k8s"), 0).await?;
+        // It is there once the hook has ended, without waiting.
+        let [instance] = &catalog(&consul, "web").await?[..] else { panic!("not one") };
+        ensure!(instance["ServiceID"] == json!(id), "{instance:#}");
+        ensure!(instance["ServiceAddress"] == json!(ip) && instance["ServicePort"] == 8080);
+        let mut tags = vec![
+            "k8sPodName: web".to_owned(),
+            format!("k8sPodNamespace: {}", shop.namespace),
+            "zone:z1".to_owned(),
+            "team: shop".to_owned(),
+            "instance:web_8080".to_owned(),
+        ];
+        if !zone {
+            tags.remove(2);
+        }
+        ensure!(instance["ServiceTags"] == json!(tags), "{instance:#}");
+        let told = program.stderr();
+        ensure!(told.contains("expected the right to get nodes, found none") != zone, "{told}");
+    }
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+    ensure!(catalog(&consul, "web").await?.is_empty(), "it is still in the catalog");
+    // Again: there is nothing, and nothing fails.
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_without_the_label_or_the_right_is_not_registered() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    shop.pod(8080, "", false).await?;
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"consul": null}}}));
+    shop.pods()?.patch("web", &PatchParams::default(), &patch).await?;
+    // Not even an address is waited for.
+    ended(shop.hook(consul.url(), "register k8s"), 0).await?;
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+
+    let other = shop.cluster.service_account_token(&shop.namespace, "default").await?;
+    let kubeconfig = shop.cluster.kubeconfig_for(&other)?;
+    let denied = shop.hook(consul.url(), "register k8s --get-pod-timeout 1s");
+    let told = ended(denied.env("KUBECONFIG", kubeconfig), 1).await?.stderr();
+    ensure!(told.contains("expected the right to get pods, found none"), "{told}");
+    let absent = shop.hook(consul.url(), "register k8s").env("KUBERNETES_POD_NAME", "nope");
+    let told = ended(absent, 1).await?.stderr();
+    ensure!(told.contains("HTTP 404"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_late_address_is_waited_for() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    shop.pod(8080, "", false).await?;
+    let start = Instant::now();
+    let timeout = shop.hook(consul.url(), "register k8s").env("KUBERNETES_GET_POD_TIMEOUT", "1s");
+    let told = ended(timeout, 1).await?.stderr();
+    ensure!(told.contains("expected an IP address within 1s, found none"), "{told}");
+    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+
+    let program = Program::start("hook", shop.hook(consul.url(), "register k8s")).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ensure!(program.exit_status().is_none());
+    shop.address("10.9.9.9").await?;
+    program.wait_for_code(0, PATIENCE).await?;
+    ensure!(services(&consul).await? == ["10.9.9.9_8080"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminating_pod_is_not_registered() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    let port = Port::pick()?;
+    shop.pod(port.number(), "", true).await?;
+    shop.address("127.0.0.1").await?;
+    // It was not yet when the hook began to wait for its probe.
+    let program = Program::start("hook", shop.hook(consul.url(), "register k8s")).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    shop.terminate().await?;
+    serve(([127, 0, 0, 1], port.number()).into(), 200, String::new()).await?;
+    program.wait_for_code(0, PATIENCE).await?;
+    // It is from the beginning.
+    let told = ended(shop.hook(consul.url(), "register k8s"), 0).await?.stderr();
+    ensure!(told.contains("the pod is terminating"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+    // The end still deregisters.
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    let port = Port::pick()?;
+    shop.pod(port.number(), "", true).await?;
+    shop.address("127.0.0.1").await?;
+    let id = format!("127.0.0.1_{}", port.number());
+    for stale in [format!("{id}-secured"), "127.0.0.1_1-secured".to_owned()] {
+        let body = json!({"ID": stale, "Name": "old-secured"});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+    }
+
+    let start = Instant::now();
+    let never =
+        shop.hook(consul.url(), "register k8s").env("KUBERNETES_HEALTH_CHECK_TIMEOUT", "1s500ms");
+    let told = ended(never, 1).await?.stderr();
+    ensure!(told.contains("expected the pod's probe to succeed within 1.5s"), "{told}");
+    ensure!(told.contains("refused"), "{told}");
+    ensure!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    ensure!(services(&consul).await? == ["127.0.0.1_1-secured"], "another's was touched");
+
+    let program = Program::start("hook", shop.hook(consul.url(), "register k8s")).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(program.exit_status().is_none() && services(&consul).await?.len() == 1);
+    serve(([127, 0, 0, 1], port.number()).into(), 200, String::new()).await?;
+    program.wait_for_code(0, PATIENCE).await?;
+    ensure!(services(&consul).await?.contains(&id));
+    let definition = consul.api().get("/v1/health/checks/web").await?[0].clone();
+    ensure!(definition["Type"] == "http", "{definition:#}");
+    // Consul itself asks the probe's path.
+    let path = format!("/v1/health/service/web?passing&filter=Service.ID==\"{id}\"");
+    eventually(PATIENCE, || async {
+        let passing = consul.api().get(&path).await?;
+        ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+        anyhow::Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
+    let mut consul = consul().await?;
+    consul.kill().await?;
+    let flags = "--service-name web --pod-ip 10.0.0.1 --container-port 80";
+    let start = Instant::now();
+    let short = hook(consul.url(), &format!("register cli {flags} --timeout 1s"));
+    let told = ended(short, 1).await?.stderr();
+    ensure!(told.contains("given up at the deadline") && told.contains("refused"), "{told}");
+    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+
+    let program =
+        Program::start("hook", hook(consul.url(), &format!("register cli {flags}"))).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ensure!(program.exit_status().is_none());
+    consul.restart(Data::Lost).await?;
+    program.wait_for_code(0, PATIENCE).await?;
+    consul.wait_ready().await?;
+    ensure!(services(&consul).await? == ["10.0.0.1_80"]);
+
+    // One that takes the connection and says nothing.
+    consul.pause().await;
+    let start = Instant::now();
+    let hung = hook(consul.url(), "deregister cli --service-id 10.0.0.1_80 --timeout 1s");
+    ended(hung, 1).await?;
+    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    consul.resume().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Result<()> {
+    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    // What the example asks for.
+    let rules = "service \"web\" { policy = \"write\" } agent_prefix \"\" { policy = \"read\" } \
+                 node_prefix \"\" { policy = \"read\" }";
+    let policy = json!({"Name": "hook", "Rules": rules});
+    consul.api().put("/v1/acl/policy", &policy).await?;
+    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
+    consul.api().put("/v1/acl/token", &token).await?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let [good, wrong] =
+        [file("good", &format!("{LIMITED}\n"))?, file("wrong", &format!("{UNKNOWN}\n"))?];
+    let flags = "--pod-ip 10.0.0.1 --container-port 80 --service-name";
+    let register = |file: &str, name: &str| {
+        hook(consul.url(), &format!("--consul-acl-file {file} register cli {flags} {name}"))
+    };
+
+    let told = ended(register(&wrong, "web"), 1).await?.stderr();
+    ensure!(told.contains("ACL not found") && !told.contains(UNKNOWN), "{told}");
+    let told = ended(register(&good, "other"), 1).await?.stderr();
+    ensure!(told.contains("service:write"), "{told}");
+    let told = ended(register("/nope/token", "web"), 2).await?.stderr();
+    ensure!(told.contains("/nope/token"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+
+    // The file wins over the variable.
+    let told = ended(register(&good, "web").env("CONSUL_HTTP_TOKEN", UNKNOWN), 0).await?.stderr();
+    ensure!(!told.contains("WARN"), "{told}");
+    ensure!(catalog(&consul, "web").await?.len() == 1);
+    let deregister = hook(consul.url(), "deregister cli --service-id 10.0.0.1_80");
+    ended(deregister.clone().env("CONSUL_HTTP_TOKEN", UNKNOWN), 1).await?;
+    let told = ended(deregister.env("CONSUL_HTTP_TOKEN", LIMITED), 0).await?.stderr();
+    ensure!(!told.contains("WARN"), "{told}");
+    ensure!(catalog(&consul, "web").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_right_to_look_the_catalog_is_not_known() -> Result<()> {
+    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    let policy = json!({"Name": "hook", "Rules": "service \"web\" { policy = \"write\" }"});
+    consul.api().put("/v1/acl/policy", &policy).await?;
+    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
+    consul.api().put("/v1/acl/token", &token).await?;
+    let hook = |arguments| hook(consul.url(), arguments).env("CONSUL_HTTP_TOKEN", LIMITED);
+    let register =
+        "register cli --pod-ip 10.0.0.1 --container-port 80 --service-name web --wait-catalog 1s";
+    let told = ended(hook(register), 0).await?.stderr();
+    ensure!(told.contains("WARN") && told.contains("hide a part"), "{told}");
+    // Once it is gone nothing is hidden any more.
+    ended(hook("deregister cli --service-id 10.0.0.1_80"), 0).await?;
+    ensure!(catalog(&consul, "web").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_usage_names_its_variable_and_registers_nothing() -> Result<()> {
+    let consul = consul().await?;
+    let pod = [("KUBERNETES_POD_NAME", "web"), ("KUBERNETES_POD_NAMESPACE", "ns")];
+    let with = |name, value| [&pod[..], &[(name, value)]].concat();
+    let task = [("MESOS_EXECUTOR_ID", "e"), ("MESOS_FRAMEWORK_ID", "f"), ("HOST", "h")];
+    let flags = [
+        ("KUBERNETES_SERVICE_NAME", "web"),
+        ("KUBERNETES_POD_IP", "10.0.0.1"),
+        ("KUBERNETES_CONTAINER_PORT", "80"),
+    ];
+    let without = |all: &[(&'static str, &'static str)], name: &str| {
+        all.iter().copied().filter(|(it, _)| *it != name).collect::<Vec<_>>()
+    };
+    let changed = |name: &'static str, value| [without(&flags, name), vec![(name, value)]].concat();
+    for (arguments, variables, named) in [
+        ("register k8s", without(&pod, "KUBERNETES_POD_NAME"), "KUBERNETES_POD_NAME"),
+        ("deregister k8s", without(&pod, "KUBERNETES_POD_NAMESPACE"), "KUBERNETES_POD_NAMESPACE"),
+        ("register k8s", with("PORT_DEFINITIONS", "[{]"), "PORT_DEFINITIONS"),
+        ("deregister k8s", with("PORT_DEFINITIONS", "{}"), "PORT_DEFINITIONS"),
+        ("register k8s", with("PORT_DEFINITIONS", r#"[{"port": 65536}]"#), "PORT_DEFINITIONS"),
+        (
+            "register k8s",
+            with("PORT_DEFINITIONS", r#"[{"port": 1, "labels": {"consul": ""}}]"#),
+            "PORT_DEFINITIONS",
+        ),
+        ("register k8s", with("KUBERNETES_GET_POD_TIMEOUT", "soon"), "--get-pod-timeout"),
+        ("register k8s", with("HOME", "/nowhere"), "KUBECONFIG"),
+        ("register k8s", with("CONSUL_HTTP_ADDR", "ftp://x"), "CONSUL_HTTP_ADDR"),
+        ("register mesos", without(&task, "MESOS_EXECUTOR_ID"), "MESOS_EXECUTOR_ID"),
+        ("register mesos", without(&task, "MESOS_FRAMEWORK_ID"), "MESOS_FRAMEWORK_ID"),
+        ("deregister mesos", without(&task, "HOST"), "HOST"),
+        ("register cli", without(&flags, "KUBERNETES_SERVICE_NAME"), "KUBERNETES_SERVICE_NAME"),
+        ("register cli", without(&flags, "KUBERNETES_POD_IP"), "KUBERNETES_POD_IP"),
+        ("register cli", without(&flags, "KUBERNETES_CONTAINER_PORT"), "KUBERNETES_CONTAINER_PORT"),
+        ("register cli", changed("KUBERNETES_SERVICE_NAME", ""), "KUBERNETES_SERVICE_NAME"),
+        (
+            "register cli",
+            changed("KUBERNETES_CONTAINER_PORT", "65536"),
+            "KUBERNETES_CONTAINER_PORT",
+        ),
+        ("register cli", changed("KUBERNETES_CONTAINER_PORT", "0"), "KUBERNETES_CONTAINER_PORT"),
+        ("deregister cli", vec![], "KUBERNETES_SERVICE_ID"),
+        ("register", vec![], "k8s"),
+    ] {
+        let mut options = hook(consul.url(), arguments);
+        for (name, value) in variables {
+            options = options.env(name, value);
+        }
+        let told = ended(options, 2).await?.stderr();
+        ensure!(told.contains(named), "{arguments}: {told}");
+    }
+    ensure!(services(&consul).await?.is_empty());
+    Ok(())
+}
+
+/// The lines that are in manifests today, `sh -c` included, with the program under its old name.
+#[tokio::test]
+async fn the_old_command_lines_work_word_for_word() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink(binary(), folder.path().join("consul-registration-hook"))?;
+    std::fs::write(folder.path().join("token"), "")?;
+    let state = json!({"frameworks": [{"id": "f", "executors": [{"id": "e", "tasks": [
+        {"id": "t", "labels": [{"key": "consul", "value": "job"}],
+         "discovery": {"ports": {"ports": [{"number": 31_000}]}}},
+    ]}]}]});
+    let mesos = serve(([127, 0, 0, 1], 0).into(), 200, state.to_string()).await?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    let line = |line: &str| {
+        let line = line.replace("/hooks/", &format!("{}/", folder.path().display()));
+        let line = line.replace("/consul-acl/", &format!("{}/", folder.path().display()));
+        let shell = ProgramOptions::new("/bin/sh").args(["-c", &line]);
+        shop.in_pod(shell)
+            .env("CONSUL_HTTP_ADDR", consul.url().trim_start_matches("http://"))
+            .env("MESOS_AGENT_ENDPOINT", mesos.to_string())
+            .env("MESOS_EXECUTOR_ID", "e")
+            .env("MESOS_FRAMEWORK_ID", "f")
+            .env("HOST", "10.8.8.8")
+            .env("KUBERNETES_SERVICE_TAGS", "a,b")
+            .env("KUBERNETES_CHECK_PATH", "/ping")
+            // Set and empty is unset.
+            .env("KUBERNETES_GET_POD_TIMEOUT", "")
+            .env("PORT_DEFINITIONS", "")
+    };
+    for (register, deregister, id) in [
+        (
+            "/hooks/consul-registration-hook register k8s",
+            "/hooks/consul-registration-hook deregister k8s",
+            "10.9.9.9_8080",
+        ),
+        (
+            "/hooks/consul-registration-hook --consul-acl-file /consul-acl/token register k8s",
+            "/hooks/consul-registration-hook --consul-acl-file /consul-acl/token deregister k8s",
+            "10.9.9.9_8080",
+        ),
+        (
+            "/hooks/consul-registration-hook register k8s --get-pod-timeout 20s --health-check-timeout 5m0s",
+            "/hooks/consul-registration-hook deregister k8s --get-pod-timeout=20s",
+            "10.9.9.9_8080",
+        ),
+        (
+            "/hooks/consul-registration-hook register mesos",
+            "/hooks/consul-registration-hook deregister mesos",
+            "10.8.8.8_31000",
+        ),
+        (
+            "/hooks/consul-registration-hook register cli --service-name web --pod-ip 10.7.7.7 --container-port 80",
+            "/hooks/consul-registration-hook deregister cli --service-id 10.7.7.7_80",
+            "10.7.7.7_80",
+        ),
+    ] {
+        ended(line(register), 0).await?;
+        ensure!(services(&consul).await? == [id], "{register}");
+        ended(line(deregister), 0).await?;
+        ensure!(services(&consul).await?.is_empty(), "{deregister}");
+    }
+    // Under this name it is the hook and nothing else.
+    ended(line("/hooks/consul-registration-hook bridge"), 2).await?;
+    Ok(())
+}
+
+/// A state as Mesos 1.11 writes it.
+fn mesos_state() -> Value {
+    let label = |key: &str, value: &str| json!({"key": key, "value": value});
+    let task = |id: &str, discovery: Value| {
+        json!({
+            "id": id, "name": "web.shop", "framework_id": "f-0001", "executor_id": "web.1",
+            "slave_id": "s-1", "state": "TASK_RUNNING",
+            "resources": {"disk": 0.0, "mem": 256.0, "gpus": 0.0, "cpus": 0.5, "ports": "[31000-31001]"},
+            "role": "*", "statuses": [{"state": "TASK_RUNNING", "timestamp": 1_600_000_000.123_45}],
+            "labels": [label("team:shop", "tag"), label("owner", "shop")],
+            "discovery": discovery,
+        })
+    };
+    let discovery = json!({
+        "visibility": "FRAMEWORK", "name": "web.shop",
+        "ports": {"ports": [
+            {"number": 31000, "name": "http", "protocol": "tcp", "labels": {"labels": [
+                label("consul", "web"), label("admin-port:{port:admin}", "tag"), label("VIP_0", "/web:80"),
+            ]}},
+            {"number": 31001, "name": "admin", "protocol": "tcp"},
+        ]},
+    });
+    let executor = |id: &str, tasks: Value| {
+        json!({"id": id, "name": "", "source": "", "container": "c", "directory": "/d",
+            "resources": {"cpus": 0.1}, "tasks": tasks, "queued_tasks": [],
+            "completed_tasks": [task("old", json!({}))]})
+    };
+    json!({
+        "version": "1.11.0", "id": "s-1", "hostname": "10.1.1.1", "flags": {"port": "5051"},
+        "frameworks": [
+            {"id": "f-0000", "name": "chronos", "executors": [executor("web.1", json!([task("x", json!({}))]))],
+             "completed_executors": []},
+            {"id": "f-0001", "name": "marathon", "executors": [
+                executor("web.0", json!([])), executor("web.1", json!([task("web.1", discovery)])),
+             ], "completed_executors": [executor("web.1", json!([]))]},
+        ],
+        "completed_frameworks": [],
+    })
+}
+
+#[tokio::test]
+async fn a_mesos_task_registers_and_deregisters_itself() -> Result<()> {
+    let consul = consul().await?;
+    let mesos = serve(([127, 0, 0, 1], 0).into(), 200, mesos_state().to_string()).await?;
+    let hook = |arguments: &str| {
+        hook(consul.url(), &format!("{arguments} --mesos-agent-url http://{mesos}"))
+            .env("MESOS_EXECUTOR_ID", "web.1")
+            .env("MESOS_FRAMEWORK_ID", "f-0001")
+            .env("HOST", "10.1.1.1")
+    };
+    ended(hook("register mesos"), 0).await?;
+    let [instance] = &catalog(&consul, "web").await?[..] else { panic!("not one") };
+    ensure!(instance["ServiceID"] == "10.1.1.1_31000", "{instance:#}");
+    let tags = json!(["admin-port:31001", "team:shop", "marathon-task:web.1"]);
+    ensure!(instance["ServiceTags"] == tags, "{instance:#}");
+    ended(hook("deregister mesos"), 0).await?;
+    ensure!(services(&consul).await?.is_empty());
+
+    let told = ended(hook("register mesos").env("MESOS_EXECUTOR_ID", "web.0"), 1).await?.stderr();
+    ensure!(told.contains("the executor without a task"), "{told}");
+    for (status, body, named) in
+        [(200, "[]", "expected the JSON"), (403, "", "HTTP 403"), (503, "", "HTTP 503")]
+    {
+        let other = serve(([127, 0, 0, 1], 0).into(), status, body.to_owned()).await?;
+        let options = self::hook(consul.url(), "register mesos --timeout 1s")
+            .env("MESOS_AGENT_ENDPOINT", other.to_string())
+            .env("MESOS_EXECUTOR_ID", "web.1")
+            .env("MESOS_FRAMEWORK_ID", "f-0001")
+            .env("HOST", "10.1.1.1");
+        let told = ended(options, 1).await?.stderr();
+        ensure!(told.contains(named), "{told}");
+    }
+    ensure!(services(&consul).await?.is_empty());
+    Ok(())
+}
