@@ -33,7 +33,7 @@ fn manifest(path: &str) -> PathBuf {
 }
 
 /// The token of the shipped service account, after `kubectl apply` of what is shipped.
-async fn shipped_token(cluster: &Kubernetes) -> Result<String> {
+pub(crate) async fn shipped_token(cluster: &Kubernetes) -> Result<String> {
     cluster.apply_file(&manifest("base/namespace.yaml")).await?;
     cluster.apply_file(&manifest("base/rbac.yaml")).await?;
     cluster.service_account_token("kube-consul", "kube-consul").await

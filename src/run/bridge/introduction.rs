@@ -14,7 +14,7 @@ use crate::domain::reverse_dns::ReverseZone;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
 use crate::kubernetes::text::chain;
 use crate::run::Error;
-use crate::run::patience::patiently;
+use crate::run::patience::{Side, Waits, patiently};
 
 /// What the handshake found.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub(super) struct Introduction {
     pub(super) adopt: Option<String>,
     pub(super) datacenter: Option<String>,
     pub(super) dns_domain: Option<String>,
+    pub(super) waits: Waits,
 }
 
 // === impl Introduction ===
@@ -54,6 +55,7 @@ impl Introduction {
         consul: ConsulClient,
         owner: OwnerKey,
         sentinel: Sentinel,
+        waits: Waits,
     ) -> Self {
         Self {
             kubernetes: kubernetes.0,
@@ -66,6 +68,7 @@ impl Introduction {
             adopt: options.adopt.clone(),
             datacenter: options.datacenter.clone(),
             dns_domain: options.dns_domain.clone(),
+            waits,
         }
     }
 
@@ -74,22 +77,34 @@ impl Introduction {
         let ((kubernetes_version, uid), agent) =
             tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
         self.claim(&uid).await?;
-        let sentinel =
-            patiently("for the agent to take the sentinel", || self.sentinel.ensure(), |_| false)
-                .await
-                .map_err(|error| Error::Failed(error.chain()))?;
+        let sentinel = patiently(
+            &self.waits,
+            Side::Consul,
+            "for the agent to take the sentinel",
+            || self.sentinel.ensure(),
+            |_| false,
+        )
+        .await
+        .map_err(|error| Error::Failed(error.chain()))?;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
     }
 
     async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
         let failed = |error: crate::kubernetes::client::Error| Error::Failed(error.to_string());
-        let version =
-            patiently("for the Kubernetes API", || server_version(&self.kubernetes), |_| false)
-                .await
-                .map_err(failed)?;
+        let version = patiently(
+            &self.waits,
+            Side::Kubernetes,
+            "for the Kubernetes API",
+            || server_version(&self.kubernetes),
+            |_| false,
+        )
+        .await
+        .map_err(failed)?;
         tracing::info!(url = self.kubernetes_url, version, "Kubernetes API");
         let found = patiently(
+            &self.waits,
+            Side::Kubernetes,
             "for the cluster's identity",
             || kube_system_uid(&self.kubernetes),
             |_| false,
@@ -131,7 +146,9 @@ impl Introduction {
         };
         let described = || async { ask().await.map_err(|error| error.chain()) };
         let agent =
-            patiently("for the Consul agent", described, |_| false).await.map_err(Error::Failed)?;
+            patiently(&self.waits, Side::Consul, "for the Consul agent", described, |_| false)
+                .await
+                .map_err(Error::Failed)?;
         let (version, datacenter) = agent
             .as_ref()
             .map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
@@ -144,9 +161,15 @@ impl Introduction {
         let claim = || async {
             self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| chain(&error))
         };
-        match patiently("for Consul to take the owner key", claim, |_| false)
-            .await
-            .map_err(Error::Failed)?
+        match patiently(
+            &self.waits,
+            Side::Consul,
+            "for Consul to take the owner key",
+            claim,
+            |_| false,
+        )
+        .await
+        .map_err(Error::Failed)?
         {
             Owner::Ours => Ok(()),
             Owner::Other(other) => Err(other_owner(&self.owner, &self.cluster, uid, &other)),

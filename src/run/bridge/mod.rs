@@ -42,7 +42,7 @@ use crate::kubernetes::client::{
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Notice, Relist};
 use crate::run::Error;
-use crate::run::patience::patiently;
+use crate::run::patience::{Side, Waits, patiently};
 
 /// Writes to the agent under way at a time: measured at three to four times the rate of one,
 /// and far below the 200 connections that an agent allows a client.
@@ -203,6 +203,7 @@ struct Bridge {
     observe: mpsc::UnboundedSender<Observation>,
     writing: usize,
     drift: Drift,
+    waits: Waits,
     told: Told,
     tally: telling::Tally,
 }
@@ -240,6 +241,7 @@ impl Bridge {
             observations,
             observe,
             writing: 0,
+            waits: Waits::default(),
             told,
             tally: telling::Tally::default(),
         }
@@ -259,6 +261,7 @@ impl Bridge {
         let source = self.find_endpoints();
         let mut source = pin!(source);
         let mut finding = true;
+        let mut waits = self.waits.subscribe();
         let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
             self.dispatch();
@@ -284,6 +287,8 @@ impl Bridge {
                 Some(notice) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                // Only to tell it: the sender is this bridge's.
+                Ok(()) = waits.changed() => {}
                 Some(request) = pages.recv() => self.answer_page(request),
                 () = sleep_until(wake) => {}
             }
@@ -301,6 +306,7 @@ impl Bridge {
             self.consul.clone(),
             self.owner.clone(),
             self.sentinel.clone(),
+            self.waits.clone(),
         );
         self.jobs.push(introduction.run().map(Done::Introduced).boxed());
     }
@@ -308,8 +314,11 @@ impl Bridge {
     /// Finds out which kind tells the endpoints.
     fn find_endpoints(&self) -> impl Future<Output = Result<EndpointSource, Error>> + use<> {
         let client = self.kubernetes.client.clone();
+        let waits = self.waits.clone();
         async move {
             patiently(
+                &waits,
+                Side::Kubernetes,
                 "for the Kubernetes API to say what it has",
                 || endpoint_source(&client),
                 |_| false,

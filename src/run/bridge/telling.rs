@@ -17,6 +17,7 @@ use crate::domain::reconciler::{Cause, Report};
 use crate::domain::record::{Answer, RecordKey};
 use crate::kubernetes::events::Regarding;
 use crate::kubernetes::watch::Trouble;
+use crate::run::patience::Side;
 
 /// What is remembered only to be told.
 #[derive(Debug, Default)]
@@ -201,7 +202,13 @@ impl Bridge {
 
     pub(super) fn not_ready_reason(&self) -> String {
         if self.introduced.is_none() {
-            return "waiting for Kubernetes and Consul".to_owned();
+            let waits = [Side::Kubernetes, Side::Consul].map(|side| self.waits.on(side));
+            let waits: Vec<String> = waits.into_iter().flatten().collect();
+            return if waits.is_empty() {
+                "waiting for Kubernetes and Consul".to_owned()
+            } else {
+                format!("waiting {}", waits.join("; "))
+            };
         }
         if !self.state.world().is_complete() {
             let trouble =
@@ -246,13 +253,13 @@ impl Bridge {
                 url: self.kubernetes.url.clone(),
                 version: met.map(|met| met.kubernetes_version.clone()),
                 datacenter: None,
-                trouble: self.tally.watch_trouble(),
+                trouble: self.waits.on(Side::Kubernetes).or_else(|| self.tally.watch_trouble()),
             },
             consul: Peer {
                 url: self.consul.url().to_owned(),
                 version: agent.map(|agent| agent.version.clone()),
                 datacenter: agent.map(|agent| agent.datacenter.clone()),
-                trouble: self.drift.trouble.clone(),
+                trouble: self.waits.on(Side::Consul).or_else(|| self.drift.trouble.clone()),
             },
             counts: Counts {
                 services: self.state.world().service_count(),
