@@ -271,8 +271,12 @@ async fn problems_are_shown_by_kubectl_describe() -> Result<()> {
     Ok(())
 }
 
-/// A client with the shipped rights but for one verb on one resource.
-async fn without(cluster: &Kubernetes, resource: &str, verb: &str) -> Result<Client> {
+/// A token with the shipped rights but for one verb on one resource.
+pub(crate) async fn token_without(
+    cluster: &Kubernetes,
+    resource: &str,
+    verb: &str,
+) -> Result<String> {
     shipped_token(cluster).await?;
     let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
     let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
@@ -302,7 +306,11 @@ async fn without(cluster: &Kubernetes, resource: &str, verb: &str) -> Result<Cli
     ] {
         cluster.apply_yaml(&object.to_string()).await?;
     }
-    connect_as(cluster, &cluster.service_account_token(&namespace, "limited").await?).await
+    cluster.service_account_token(&namespace, "limited").await
+}
+
+async fn without(cluster: &Kubernetes, resource: &str, verb: &str) -> Result<Client> {
+    connect_as(cluster, &token_without(cluster, resource, verb).await?).await
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
 //! Faults and safety: what the bridge does when processes die, links break, answers lie, rights
 //! are missing. The built program runs with the shipped rights beside a Consul of the test's own.
 
+mod api_server;
+mod burst;
+mod guard;
 mod outage;
 mod restart;
+mod rights;
+mod signals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -82,13 +87,17 @@ impl Site {
         })
     }
 
-    /// The bridge for this namespace, with the shipped rights.
-    async fn command(&self) -> Result<ProgramOptions> {
+    /// The bridge with the shipped rights.
+    async fn command_of(&self, namespace: &str) -> Result<ProgramOptions> {
         let kubeconfig = shipped_kubeconfig(self.kubernetes).await?;
         Ok(bridge_command(&self.recorder.url())
-            .args(["--namespace", &self.namespace])
-            .arg("--kubeconfig")
+            .args(["--namespace", namespace, "--kubeconfig"])
             .arg(kubeconfig))
+    }
+
+    /// The bridge of this site's namespace.
+    async fn command(&self) -> Result<ProgramOptions> {
+        self.command_of(&self.namespace).await
     }
 
     /// A bridge that is ready.

@@ -62,7 +62,7 @@ async fn survives(prefix: &str, blackhole: bool) -> Result<()> {
     bridge
         .program
         .wait_for_line("that the watch fails", DEADLINE, |line| {
-            let silent = line.contains("expected an answer within");
+            let silent = line.contains("deadline has elapsed");
             line.contains("waiting for the Kubernetes API") && (silent || !blackhole)
         })
         .await?;
