@@ -83,6 +83,24 @@ impl Scripted {
         script.slices = all_of(slice, &self.names);
     }
 
+    /// Waits until it is held, lists all again, and waits until it is released: nothing may have
+    /// happened.
+    async fn expect_nothing(
+        &self,
+        bridge: &Bridge,
+        before: &Shown,
+        lookout: Lookout,
+    ) -> Result<()> {
+        bridge.wait_holding(true).await?;
+        self.list_all();
+        bridge.wait_holding(false).await?;
+        bridge.wait_ready().await?;
+        lookout.finish().await?;
+        ensure!(shown(&self.consul).await? == *before, "something changed");
+        ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
+        Ok(())
+    }
+
     /// Waits until the second lists are asked for, while nothing is removed; they wait for
     /// [`ApiServer::answer_lists`].
     async fn wait_for_the_second_lists(&self, bridge: &Bridge, lookout: Lookout) -> Result<()> {
@@ -109,39 +127,49 @@ async fn stop(bridge: &Bridge) -> Result<()> {
     bridge.program.wait_for_code(0, DEADLINE).await
 }
 
-#[tokio::test]
-async fn what_a_second_list_contradicts_never_happened() -> Result<()> {
+/// All Services are missing at the start, beside full EndpointSlices; then they are back.
+async fn contradicted_at_the_start() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
     stop(&bridge).await?;
-
-    // At the start, beside full EndpointSlices.
     scripted.api.script().services = Vec::new();
     let lookout = scripted.lookout();
     let bridge = Bridge::start(scripted.command()).await?;
-    bridge.wait_holding(true).await?;
-    scripted.list_all();
-    bridge.wait_holding(false).await?;
+    scripted.expect_nothing(&bridge, &before, lookout).await
+}
 
-    // Later, beside full Services.
+/// All EndpointSlices are missing from a new list, beside full Services; then they are back.
+async fn contradicted_later() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
     scripted.api.script().slices = Vec::new();
+    let lookout = scripted.lookout();
     scripted.api.end_watches(End::Closed);
-    bridge.wait_holding(true).await?;
-    scripted.list_all();
-    bridge.wait_holding(false).await?;
-
-    bridge.wait_ready().await?;
-    lookout.finish().await?;
-    ensure!(shown(&scripted.consul).await? == before, "something changed");
-    ensure!(scripted.recorder.writes().is_empty(), "{:#?}", scripted.recorder.writes());
-    Ok(())
+    scripted.expect_nothing(&bridge, &before, lookout).await
 }
 
 #[tokio::test]
-async fn what_a_second_list_confirms_is_done_but_in_the_same_cluster_only() -> Result<()> {
+async fn what_a_second_list_contradicts_never_happened() -> Result<()> {
+    // Each of them waits for most of its time.
+    tokio::try_join!(contradicted_at_the_start(), contradicted_later()).map(drop)
+}
+
+async fn confirmed_at_the_start() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, _) = scripted.bridge().await?;
+    stop(&bridge).await?;
+    scripted.api.script().services = Vec::new();
+    let lookout = scripted.lookout();
+    let bridge = Bridge::start(scripted.command()).await?;
+    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
+    scripted.api.answer_lists();
+    wait_for_names(&scripted.consul, &BTreeSet::new()).await?;
+    bridge.wait_holding(false).await
+}
+
+async fn confirmed_later() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
-
     scripted.api.script().slices = Vec::new();
     let lookout = scripted.lookout();
     scripted.api.end_watches(End::Expired);
@@ -155,15 +183,25 @@ async fn what_a_second_list_confirms_is_done_but_in_the_same_cluster_only() -> R
         Ok(())
     })
     .await?;
-
+    // And back again.
     scripted.list_all();
     scripted.api.end_watches(End::Expired);
     eventually(DEADLINE, || async {
         ensure!(shown(&scripted.consul).await? == before, "not as before");
         Ok(())
     })
-    .await?;
-    scripted.recorder.clear();
+    .await
+}
+
+#[tokio::test]
+async fn what_a_second_list_confirms_is_done() -> Result<()> {
+    tokio::try_join!(confirmed_at_the_start(), confirmed_later()).map(drop)
+}
+
+#[tokio::test]
+async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
     scripted.api.script().services = Vec::new();
     let lookout = scripted.lookout();
     scripted.api.end_watches(End::Expired);
@@ -177,20 +215,6 @@ async fn what_a_second_list_confirms_is_done_but_in_the_same_cluster_only() -> R
     lookout.finish().await?;
     ensure!(shown(&scripted.consul).await? == before, "something changed");
     Ok(())
-}
-
-#[tokio::test]
-async fn what_is_missing_at_the_start_is_removed_when_a_second_list_agrees() -> Result<()> {
-    let scripted = Scripted::new().await?;
-    let (bridge, _) = scripted.bridge().await?;
-    stop(&bridge).await?;
-    scripted.api.script().services = Vec::new();
-    let lookout = scripted.lookout();
-    let bridge = Bridge::start(scripted.command()).await?;
-    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
-    scripted.api.answer_lists();
-    wait_for_names(&scripted.consul, &BTreeSet::new()).await?;
-    bridge.wait_holding(false).await
 }
 
 #[tokio::test]

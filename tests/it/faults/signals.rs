@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::{Fault, eventually};
+use kube_consul_stack::{Fault, Recorded, eventually};
 
 use super::{Bridge, DEADLINE, Site, numbered, shown};
 
@@ -26,7 +26,7 @@ async fn sigterm_lets_writes_in_flight_finish_and_keeps_what_is_registered() -> 
     site.wait_for_names(&numbered("svc", 0..3)).await?;
     site.recorder.clear();
     // Of a registration and its reverse record: two seconds in all.
-    site.recorder.fault(Fault::Delay(Duration::from_secs(1)), |request| request.is_write());
+    site.recorder.fault(Fault::Delay(Duration::from_secs(1)), Recorded::is_write);
     site.create(numbered("svc", 3..4)).await?;
     wait_for_a_write(&site).await?;
     bridge.program.terminate().await;
@@ -42,7 +42,7 @@ async fn sigterm_does_not_wait_for_an_answer_that_does_not_come() -> Result<()> 
     let bridge = site.bridge().await?;
     let before = site.wait_for_names(&numbered("svc", 0..3)).await?;
     site.recorder.clear();
-    site.recorder.fault(Fault::Delay(2 * END), |request| request.is_write());
+    site.recorder.fault(Fault::Delay(2 * END), Recorded::is_write);
     site.create(numbered("svc", 3..4)).await?;
     wait_for_a_write(&site).await?;
     bridge.program.terminate().await;
