@@ -46,7 +46,7 @@ pub struct BridgeArgs {
     /// How names are made; of {service}, {namespace}, {cluster} and {port}
     #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE", help_heading = "What is registered")]
     name_template: NameTemplate,
-    /// Checks: unready (critical while not ready) or never
+    /// Checks: unready (critical while not ready) or none
     #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE", help_heading = "What is registered")]
     health: HealthMode,
     /// Whether Services without an annotation are registered
@@ -128,7 +128,7 @@ pub enum SinkKind {
 #[derive(Debug, thiserror::Error)]
 enum Conflict {
     #[error(
-        "--health always: expected unready or never with --sink agent, where a passing check would have to be refreshed for ever"
+        "--health always: expected unready or none with --sink agent, where a passing check would have to be refreshed for ever"
     )]
     PassingCheckInAgent,
     #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]

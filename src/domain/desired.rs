@@ -436,7 +436,7 @@ impl Builder<'_> {
             self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
         }
         let check = match (self.settings.health, target.ready) {
-            (HealthMode::Never, _) | (HealthMode::Unready, true) => Check::None,
+            (HealthMode::None, _) | (HealthMode::Unready, true) => Check::None,
             (HealthMode::Always, true) => Check::Passing,
             (_, false) => Check::Critical,
         };

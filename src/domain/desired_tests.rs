@@ -231,9 +231,9 @@ fn services_and_options_give_these_instances() {
             ],
         ),
         (
-            "health never",
+            "health none",
             |_| {},
-            |o| o.health = HealthMode::Never,
+            |o| o.health = HealthMode::None,
             vec![],
             vec!["web 10.0.0.1:80 [shop,http] None"],
         ),

@@ -60,7 +60,7 @@ pub enum HealthMode {
     /// A check always, passing while ready.
     Always,
     /// Never a check.
-    Never,
+    None,
 }
 
 /// What to do when two Services want one Consul name.
@@ -127,7 +127,7 @@ words!(AddressMode {
     "load-balancer" => LoadBalancer,
     "external-ip" => ExternalIp,
 });
-words!(HealthMode { "unready" => Unready, "always" => Always, "never" => Never });
+words!(HealthMode { "unready" => Unready, "always" => Always, "none" => None });
 words!(OnConflict { "first" => First, "merge" => Merge, "suffix" => Suffix });
 words!(ReverseScope { "services" => Services, "all" => All, "off" => Off });
 

@@ -47,6 +47,11 @@ pub(super) async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
 // === impl Waits ===
 
 impl Waits {
+    /// Wakes up whenever a wait fails or ends.
+    pub(super) fn subscribe(&self) -> watch::Receiver<BTreeMap<&'static str, String>> {
+        self.0.subscribe()
+    }
+
     fn failed(&self, what: &'static str, error: &impl Display) {
         let why = error.to_string();
         self.0.send_modify(|waits| drop(waits.insert(what, why)));

@@ -1,6 +1,7 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
 mod consul_edge;
+mod faults;
 mod health;
 mod hook;
 mod kubernetes_edge;

@@ -263,6 +263,7 @@ impl Bridge {
         let source = self.find_endpoints();
         let mut source = pin!(source);
         let mut finding = true;
+        let mut waits = self.waits.subscribe();
         let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
             self.dispatch();
@@ -288,6 +289,8 @@ impl Bridge {
                 Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                // Only to tell it: the sender is this bridge's.
+                Ok(()) = waits.changed() => {}
                 Some(request) = pages.recv() => self.answer_page(request),
                 () = sleep_until(wake) => {}
             }

@@ -1,0 +1,41 @@
+//! Much at once, then nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kube_consul_stack::eventually;
+
+use super::{Bridge, Site, numbered};
+
+/// A reading comes every hundred times its duration at most: for 500 Services, half a minute on
+/// a machine that is busy with other tests.
+const READINGS: Duration = Duration::from_mins(3);
+
+#[tokio::test]
+async fn five_hundred_services_at_once_appear_and_then_cost_nothing() -> Result<()> {
+    let site = Site::new("burst").await?;
+    let bridge = Bridge::start(site.command().await?.args(["--resync", "1s"])).await?;
+    bridge.wait_ready().await?;
+    let names = numbered("svc", 0..500);
+    let began = Instant::now();
+    site.create(names.clone()).await?;
+    println!("created after {:?}", began.elapsed());
+    let shown = site.wait_for_names(&names).await?;
+    println!("in the catalog after {:?}", began.elapsed());
+    ensure!(shown.instances.values().all(|instance| !instance.critical), "{shown:?}");
+    bridge.wait_ready().await?;
+
+    site.recorder.clear();
+    let readings = || bridge.metric("kube_consul_read_backs_total{result=\"complete\"}");
+    let before = readings().await?;
+    eventually(READINGS, || async {
+        let more = readings().await? - before;
+        ensure!(more >= 2.0, "{more} readings");
+        Ok(())
+    })
+    .await?;
+    println!("two readings after {:?}", began.elapsed());
+    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
+    ensure!(bridge.metric("kube_consul_repaired_total").await? < 1.0, "something was repaired");
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! What is merely missing from a list is not removed on one list's word.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kube_consul_stack::{Consul, ConsulOptions, HttpRecorder, ProgramOptions, eventually};
+use serde_json::{Value, json};
+
+use super::api_server::{ApiServer, End, Script};
+use super::{
+    Bridge, DEADLINE, Lookout, Shown, Site, bridge_command, numbered, service, shown, slice,
+    wait_for_names,
+};
+
+const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
+
+/// The second look comes no sooner, and so does what it allows.
+const CONFIRM_AFTER: Duration = Duration::from_secs(10);
+
+/// A scripted API server with 30 Services, and a Consul.
+struct Scripted {
+    api: ApiServer,
+    consul: Consul,
+    recorder: HttpRecorder,
+    names: BTreeSet<String>,
+}
+
+fn placed(mut object: Value, number: usize) -> Value {
+    object["metadata"]["namespace"] = json!("shop");
+    object["metadata"]["resourceVersion"] = json!("1");
+    object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+    object["metadata"]["uid"] = json!(format!("2e8c5a1e-0000-4000-9000-{number:012}"));
+    if object["spec"].is_object() {
+        let address = format!("10.96.1.{}", number + 1);
+        object["spec"]["type"] = json!("ClusterIP");
+        object["spec"]["clusterIP"] = json!(address);
+        object["spec"]["clusterIPs"] = json!([address]);
+    }
+    object
+}
+
+fn all_of(make: fn(&str) -> Value, names: &BTreeSet<String>) -> Vec<Value> {
+    names.iter().enumerate().map(|(number, name)| placed(make(name), number)).collect()
+}
+
+// === impl Scripted ===
+
+impl Scripted {
+    async fn new() -> Result<Self> {
+        let names = numbered("svc", 0..30);
+        let script = Script {
+            uid: UID.to_owned(),
+            services: all_of(service, &names),
+            slices: all_of(slice, &names),
+        };
+        let consul = Consul::start(ConsulOptions::dev()).await?;
+        let recorder = HttpRecorder::start(consul.url()).await?;
+        Ok(Self { api: ApiServer::start(script).await?, consul, recorder, names })
+    }
+
+    fn command(&self) -> ProgramOptions {
+        bridge_command(&self.recorder.url()).args(["--kube-url", self.api.url()])
+    }
+
+    /// A bridge that has registered all.
+    async fn bridge(&self) -> Result<(Bridge, Shown)> {
+        let bridge = Bridge::start(self.command()).await?;
+        bridge.wait_ready().await?;
+        let shown = wait_for_names(&self.consul, &self.names).await?;
+        ensure!(shown.instances.values().all(|it| !it.critical), "{shown:?}");
+        self.recorder.clear();
+        Ok((bridge, shown))
+    }
+
+    fn lookout(&self) -> Lookout {
+        Lookout::start(&self.consul, self.names.clone())
+    }
+
+    fn list_all(&self) {
+        let mut script = self.api.script();
+        script.services = all_of(service, &self.names);
+        script.slices = all_of(slice, &self.names);
+    }
+
+    /// Waits until it is held, lists all again, and waits until it is released: nothing may have
+    /// happened.
+    async fn expect_nothing(
+        &self,
+        bridge: &Bridge,
+        before: &Shown,
+        lookout: Lookout,
+    ) -> Result<()> {
+        bridge.wait_holding(true).await?;
+        self.list_all();
+        bridge.wait_holding(false).await?;
+        bridge.wait_ready().await?;
+        lookout.finish().await?;
+        ensure!(shown(&self.consul).await? == *before, "something changed");
+        ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
+        Ok(())
+    }
+
+    /// Waits until the second lists are asked for, while nothing is removed; they wait for
+    /// [`ApiServer::answer_lists`].
+    async fn wait_for_the_second_lists(&self, bridge: &Bridge, lookout: Lookout) -> Result<()> {
+        bridge.wait_holding(true).await?;
+        let held = Instant::now();
+        self.api.hold_lists();
+        let before = self.api.lists_asked();
+        eventually(DEADLINE, || async {
+            let more = self.api.lists_asked() - before;
+            ensure!(more >= 2, "{more} lists were asked for");
+            Ok(())
+        })
+        .await?;
+        // The test saw it held a little later than it was.
+        let waited = held.elapsed() + Duration::from_secs(1);
+        ensure!(waited >= CONFIRM_AFTER, "the second lists came {waited:?} after the first");
+        ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
+        lookout.finish().await
+    }
+}
+
+async fn stop(bridge: &Bridge) -> Result<()> {
+    bridge.program.terminate().await;
+    bridge.program.wait_for_code(0, DEADLINE).await
+}
+
+/// All Services are missing at the start, beside full EndpointSlices; then they are back.
+async fn contradicted_at_the_start() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
+    stop(&bridge).await?;
+    scripted.api.script().services = Vec::new();
+    let lookout = scripted.lookout();
+    let bridge = Bridge::start(scripted.command()).await?;
+    scripted.expect_nothing(&bridge, &before, lookout).await
+}
+
+/// All EndpointSlices are missing from a new list, beside full Services; then they are back.
+async fn contradicted_later() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
+    scripted.api.script().slices = Vec::new();
+    let lookout = scripted.lookout();
+    scripted.api.end_watches(End::Closed);
+    scripted.expect_nothing(&bridge, &before, lookout).await
+}
+
+#[tokio::test]
+async fn what_a_second_list_contradicts_never_happened() -> Result<()> {
+    // Each of them waits for most of its time.
+    tokio::try_join!(contradicted_at_the_start(), contradicted_later()).map(drop)
+}
+
+async fn confirmed_at_the_start() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, _) = scripted.bridge().await?;
+    stop(&bridge).await?;
+    scripted.api.script().services = Vec::new();
+    let lookout = scripted.lookout();
+    let bridge = Bridge::start(scripted.command()).await?;
+    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
+    scripted.api.answer_lists();
+    wait_for_names(&scripted.consul, &BTreeSet::new()).await?;
+    bridge.wait_holding(false).await
+}
+
+async fn confirmed_later() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
+    scripted.api.script().slices = Vec::new();
+    let lookout = scripted.lookout();
+    scripted.api.end_watches(End::Expired);
+    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
+    scripted.api.answer_lists();
+    bridge.wait_holding(false).await?;
+    eventually(DEADLINE, || async {
+        let shown = wait_for_names(&scripted.consul, &scripted.names).await?;
+        let passing = shown.instances.iter().find(|(_, instance)| !instance.critical);
+        ensure!(passing.is_none(), "not critical: {passing:?}");
+        Ok(())
+    })
+    .await?;
+    // And back again.
+    scripted.list_all();
+    scripted.api.end_watches(End::Expired);
+    eventually(DEADLINE, || async {
+        ensure!(shown(&scripted.consul).await? == before, "not as before");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_a_second_list_confirms_is_done() -> Result<()> {
+    tokio::try_join!(confirmed_at_the_start(), confirmed_later()).map(drop)
+}
+
+#[tokio::test]
+async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
+    scripted.api.script().services = Vec::new();
+    let lookout = scripted.lookout();
+    scripted.api.end_watches(End::Expired);
+    bridge.wait_holding(true).await?;
+    scripted.api.script().uid = "another".to_owned();
+    bridge.program.wait_for_code(3, DEADLINE).await?;
+    let told = bridge.program.stderr();
+    ensure!(told.contains(&format!("expected the cluster with uid {UID}")), "{told}");
+    ensure!(told.contains("found one with uid another"), "{told}");
+    ensure!(scripted.recorder.writes().is_empty(), "{:#?}", scripted.recorder.writes());
+    lookout.finish().await?;
+    ensure!(shown(&scripted.consul).await? == before, "something changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<()> {
+    let site = Site::new("selected").await?;
+    let names = numbered("svc", 0..30);
+    site.create(names.clone()).await?;
+    let bridge = site.bridge().await?;
+    let before = site.wait_for_names(&names).await?;
+    stop(&bridge).await?;
+    site.recorder.clear();
+
+    let unselected = site.command().await?.args(["--selector", "app=none"]);
+    let elsewhere = site.command_of("elsewhere").await?;
+    let lookout = Lookout::start(&site.consul, names);
+    for command in [&unselected, &elsewhere] {
+        let bridge = Bridge::start(command.clone()).await?;
+        bridge.wait_holding(true).await?;
+        bridge.wait_ready().await?;
+        let said = "30 of 30 records would be removed or turn critical: held back";
+        ensure!(bridge.program.has_written(said), "it is not in the log");
+        ensure!(bridge.program.has_written("--allow-removals"), "what helps is not in the log");
+        ensure!(bridge.metric("kube_consul_holding").await? > 0.0, "it is not in the metrics");
+        stop(&bridge).await?;
+    }
+    lookout.finish().await?;
+    ensure!(shown(&site.consul).await? == before, "something changed");
+    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
+
+    let bridge = Bridge::start(elsewhere.arg("--allow-removals")).await?;
+    bridge.wait_ready().await?;
+    site.wait_for_names(&BTreeSet::new()).await?;
+    bridge.wait_holding(false).await
+}

@@ -1,0 +1,115 @@
+//! The shipped rights are what every test runs with; here, one of them is missing.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::Api;
+use kube_consul_stack::{ProgramOptions, eventually};
+use serde_json::json;
+
+use super::{Bridge, DEADLINE, Lookout, Shown, Site, bridge_command, numbered, shown};
+use crate::support::kubeconfig_without;
+
+/// The site's bridge with the shipped rights but for one verb on one resource.
+async fn command_without(site: &Site, resource: &str, verb: &str) -> Result<ProgramOptions> {
+    Ok(bridge_command(&site.recorder.url())
+        .args(["--namespace", &site.namespace, "--kubeconfig"])
+        .arg(kubeconfig_without(site.kubernetes, resource, verb).await?))
+}
+
+#[tokio::test]
+async fn what_may_not_be_listed_is_not_taken_for_empty() -> Result<()> {
+    let site = Site::new("no-list").await?;
+    let names = numbered("svc", 0..5);
+    site.create(names.clone()).await?;
+    let bridge = site.bridge().await?;
+    site.wait_for_names(&names).await?;
+    bridge.program.terminate().await;
+    bridge.program.wait_for_code(0, DEADLINE).await?;
+    site.recorder.clear();
+    let lookout = Lookout::start(&site.consul, names);
+    for resource in ["services", "endpointslices"] {
+        let bridge = Bridge::start(command_without(&site, resource, "list").await?).await?;
+        let why = format!("expected the right to list and watch {resource}, found none");
+        bridge.wait_unready(&why).await?;
+        bridge.wait_unready(&format!("cannot list resource \"{resource}\"")).await?;
+        bridge.wait_unready("manifests/base/rbac.yaml grants it").await?;
+    }
+    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
+    lookout.finish().await
+}
+
+#[tokio::test]
+async fn what_may_not_be_watched_is_shown() -> Result<()> {
+    let site = Site::new("no-watch").await?;
+    site.create(numbered("svc", 0..1)).await?;
+    for resource in ["services", "endpointslices"] {
+        let bridge = Bridge::start(command_without(&site, resource, "watch").await?).await?;
+        let why = format!("expected the right to list and watch {resource}, found none");
+        eventually(DEADLINE, || async {
+            let status = bridge.status().await?;
+            let trouble = status["kubernetes"]["trouble"].as_str().unwrap_or_default();
+            ensure!(trouble.contains(&why), "the trouble is {trouble:?}, want {why:?}");
+            Ok(())
+        })
+        .await?;
+        ensure!(bridge.program.has_written(&why), "it is not in the log");
+        // What was listed is registered all the same.
+        site.wait_for_names(&numbered("svc", 0..1)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_clusters_identity_nothing_is_written() -> Result<()> {
+    let site = Site::new("no-uid").await?;
+    site.create(numbered("svc", 0..1)).await?;
+    let command = command_without(&site, "namespaces", "get").await?;
+    let bridge = Bridge::start(command.clone()).await?;
+    bridge.program.wait_for_code(2, DEADLINE).await?;
+    let told = bridge.program.stderr();
+    ensure!(told.contains("--cluster-uid") && told.contains("kube-system"), "{told}");
+    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
+    ensure!(shown(&site.consul).await? == Shown::default(), "something is registered");
+
+    let namespaces: Api<Namespace> = Api::all(site.client.clone());
+    let uid = namespaces.get("kube-system").await?.metadata.uid.context("no uid")?;
+    let bridge = Bridge::start(command.args(["--cluster-uid", &uid])).await?;
+    bridge.wait_ready().await?;
+    site.wait_for_names(&numbered("svc", 0..1)).await.map(drop)
+}
+
+#[tokio::test]
+async fn without_events_everything_else_goes_on() -> Result<()> {
+    let site = Site::new("no-events").await?;
+    let names = numbered("svc", 0..3);
+    site.create(names.clone()).await?;
+    let bridge = Bridge::start(command_without(&site, "events", "create").await?).await?;
+    bridge.wait_ready().await?;
+    for name in &names {
+        let weight = json!({"metadata": {"annotations": {"kube-consul.io/service-weight": "x"}}});
+        site.patch(name, weight).await?;
+    }
+    eventually(DEADLINE, || async {
+        let status = bridge.status().await?;
+        ensure!(status["counts"]["problems"] == names.len(), "{status}");
+        Ok(())
+    })
+    .await?;
+    let denial = "expected the right to create and patch events";
+    bridge
+        .program
+        .wait_for_line("that Events are denied", DEADLINE, |it| it.contains(denial))
+        .await?;
+    bridge
+        .program
+        .wait_for_line("two more Events that are denied", DEADLINE, |line| {
+            line.contains("no Event written")
+                && line.contains(names.last().map_or("", String::as_str))
+        })
+        .await?;
+    let log = bridge.program.stderr();
+    ensure!(log.matches(denial).count() == 1, "it is said more than once: {log}");
+    bridge.wait_ready().await?;
+    site.create(numbered("new", 0..1)).await?;
+    site.wait_for_names(&names.union(&numbered("new", 0..1)).cloned().collect()).await.map(drop)
+}
