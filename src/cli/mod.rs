@@ -1,5 +1,7 @@
 //! Every flag of every subcommand, with its environment variable.
 
+#![allow(clippy::doc_markdown, reason = "doc comments are help texts here")]
+
 mod connections;
 pub mod hook;
 

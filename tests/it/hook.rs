@@ -580,7 +580,7 @@ async fn a_mesos_task_registers_and_deregisters_itself() -> Result<()> {
     let told = ended(hook("register mesos").env("MESOS_EXECUTOR_ID", "web.0"), 1).await?.stderr();
     ensure!(told.contains("the executor without a task"), "{told}");
     for (status, body, named) in
-        [(200, "[]", "expected the JSON"), (403, "", "HTTP 403"), (503, "", "HTTP 503")]
+        [(200, "<html>", "expected the JSON"), (403, "", "HTTP 403"), (503, "", "HTTP 503")]
     {
         let other = serve(([127, 0, 0, 1], 0).into(), status, body.to_owned()).await?;
         let options = self::hook(consul.url(), "register mesos --timeout 1s")
