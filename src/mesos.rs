@@ -94,7 +94,7 @@ impl FromStr for AgentUrl {
                 format!("{:?}", excerpt(url))
             })
         };
-        let text = url.trim().trim_end_matches('/');
+        let text = url.trim();
         let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let parsed = reqwest::Url::parse(&text).map_err(|_| invalid())?;
         let usable = matches!(parsed.scheme(), "http" | "https")
@@ -102,7 +102,7 @@ impl FromStr for AgentUrl {
             && parsed.query().is_none()
             && parsed.fragment().is_none()
             && !url.contains('@');
-        if usable { Ok(Self(text)) } else { Err(invalid()) }
+        if usable { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(invalid()) }
     }
 }
 
