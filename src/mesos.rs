@@ -103,7 +103,7 @@ impl FromStr for AgentUrl {
             && parsed.query().is_none()
             && parsed.fragment().is_none()
             && !url.contains('@');
-        if usable { Ok(Self(text)) } else { Err(invalid()) }
+        if usable { Ok(Self(text.trim_end_matches('/').to_owned())) } else { Err(invalid()) }
     }
 }
 

@@ -75,11 +75,11 @@ pub struct DeregisterArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum RegisterSource {
-    /// What the labels of the pod say (variables `KUBERNETES_POD_NAME`, `KUBERNETES_POD_NAMESPACE`,
-    /// `PORT_DEFINITIONS`, `PORT_SERVICE`)
+    /// What the labels of the pod say (variables KUBERNETES_POD_NAME, KUBERNETES_POD_NAMESPACE,
+    /// PORT_DEFINITIONS, PORT_SERVICE)
     K8s(RegisterPodArgs),
-    /// What the labels of the Mesos task say (variables `MESOS_EXECUTOR_ID`,
-    /// `MESOS_FRAMEWORK_ID`, `HOST`)
+    /// What the labels of the Mesos task say (variables MESOS_EXECUTOR_ID,
+    /// MESOS_FRAMEWORK_ID, HOST)
     Mesos(TaskArgs),
     /// What the flags say
     Cli(RegisterFlags),
@@ -165,7 +165,7 @@ struct RegisterFlags {
 struct DeregisterFlags {
     #[command(flatten)]
     common: CommonArgs,
-    /// The instance's ID: `<address>_<port>`
+    /// The instance's ID, ADDRESS_PORT
     #[arg(long, env = "KUBERNETES_SERVICE_ID", value_name = "ID")]
     service_id: Option<String>,
 }

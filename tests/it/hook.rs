@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul_stack::{
-    Consul, ConsulOptions, Data, Kubernetes, Port, Program, ProgramOptions, eventually,
+    Consul, ConsulOptions, Data, Fault, HttpRecorder, Kubernetes, Port, Program, ProgramOptions,
+    Recorded, eventually,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -336,6 +338,56 @@ async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_hook_ends_when_the_catalog_shows_the_change() -> Result<()> {
+    let consul = consul().await?;
+    let recorder = HttpRecorder::start(consul.url()).await?;
+    let looks = |it: &Recorded| it.path.starts_with("/v1/catalog/service/web");
+    let elsewhere = json!([{"Node": "other", "ServiceID": "10.0.0.1_80"}]).to_string();
+    let here = json!([{"Node": consul.node(), "ServiceID": "10.0.0.1_80"}]).to_string();
+    for (arguments, stale, expected) in [
+        (
+            "register cli --service-name web --pod-ip 10.0.0.1 --container-port 80",
+            elsewhere,
+            "expected the catalog to show it within 1s",
+        ),
+        (
+            "deregister cli --service-id 10.0.0.1_80",
+            here,
+            "expected the catalog to no longer show it within 1s",
+        ),
+    ] {
+        let outdated = Fault::Answer(StatusCode::OK, stale);
+        recorder.fault(outdated.clone(), looks);
+        let late = format!("{arguments} --wait-catalog 1s");
+        let told = ended(hook(&recorder.url(), &late), 0).await?.stderr();
+        ensure!(told.contains(expected), "{told}");
+        // Whoever does not want to wait does not.
+        recorder.mend();
+        recorder.clear();
+        ended(hook(&recorder.url(), &format!("{arguments} --wait-catalog 0s")), 0).await?;
+        ensure!(!recorder.requests().iter().any(looks));
+
+        recorder.clear();
+        let failure = || Fault::Answer(StatusCode::INTERNAL_SERVER_ERROR, "rpc error".into());
+        if arguments.starts_with("deregister") {
+            // It is gone already; the name, by which the catalog is asked, would be unknown.
+            let name = Fault::Answer(StatusCode::OK, json!({"Service": "web"}).to_string());
+            recorder.fault(name, |it| it.path.starts_with("/v1/agent/service/10.0.0.1_80"));
+        }
+        recorder.fault_times(2, failure(), |it| it.method == Method::PUT);
+        recorder.fault_times(2, failure(), looks);
+        recorder.fault_times(2, outdated, looks);
+        let told = ended(hook(&recorder.url(), arguments), 0).await?.stderr();
+        ensure!(!told.contains("WARN"), "{told}");
+        let requests = recorder.requests();
+        let count = |of: &dyn Fn(&Recorded) -> bool| requests.iter().filter(|it| of(it)).count();
+        ensure!(count(&looks) == 5 && count(&|it| it.method == Method::PUT) == 3, "{requests:?}");
+        recorder.mend();
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
     // What the example asks for.
@@ -580,7 +632,7 @@ async fn a_mesos_task_registers_and_deregisters_itself() -> Result<()> {
     let told = ended(hook("register mesos").env("MESOS_EXECUTOR_ID", "web.0"), 1).await?.stderr();
     ensure!(told.contains("the executor without a task"), "{told}");
     for (status, body, named) in
-        [(200, "[]", "expected the JSON"), (403, "", "HTTP 403"), (503, "", "HTTP 503")]
+        [(200, "<html>", "expected the JSON"), (403, "", "HTTP 403"), (503, "", "HTTP 503")]
     {
         let other = serve(([127, 0, 0, 1], 0).into(), status, body.to_owned()).await?;
         let options = self::hook(consul.url(), "register mesos --timeout 1s")

@@ -191,8 +191,8 @@ impl Pod {
     fn registered_port(&self) -> Result<(&Container, u16), Invalid> {
         let container = match self.labels.get(CONTAINER_LABEL) {
             Some(name) => {
-                let named = self.containers.iter().find(|container| container.name == *name);
-                Some(named.ok_or_else(|| {
+                let found = self.containers.iter().find(|container| container.name == *name);
+                Some(found.ok_or_else(|| {
                     let names: Vec<_> = self.containers.iter().map(|it| it.name.as_str()).collect();
                     Invalid::Label {
                         label: CONTAINER_LABEL,
@@ -237,35 +237,30 @@ pub fn decide(
     let address = ip.to_string();
     let tags = pod.tags(node_labels);
     let mut warnings = Vec::new();
-    let mut registrations = match &variables.port_definitions {
-        Some(definitions) => {
-            let check = pod.containers.first().and_then(|it| check(it, &address, &mut warnings));
-            let services = definitions.services(name);
-            if services.is_empty() {
-                warnings.push("PORT_DEFINITIONS has no port: nothing is registered".to_owned());
-            }
-            services
-                .iter()
-                .map(|service| HookRegistration {
-                    check: check.clone(),
-                    ..defined(pod, &address, service, &tags, variables)
-                })
-                .collect()
+    let mut registrations = if let Some(definitions) = &variables.port_definitions {
+        let check = pod.containers.first().and_then(|it| check(it, &address, &mut warnings));
+        let services = definitions.services(name);
+        if services.is_empty() {
+            warnings.push("PORT_DEFINITIONS has no port: nothing is registered".to_owned());
         }
-        None => {
-            let (container, port) = pod.registered_port()?;
-            let mut tags = tags;
-            tags.extend(variables.service_port_tag());
-            tags.push(instance_tag(pod, port));
-            vec![HookRegistration {
-                id: id(&address, port),
-                name: name.to_owned(),
-                port,
-                tags,
-                check: check(container, &address, &mut warnings),
-                address: address.clone(),
-            }]
-        }
+        let instance = |service| HookRegistration {
+            check: check.clone(),
+            ..defined(pod, &address, service, &tags, variables)
+        };
+        services.iter().map(instance).collect()
+    } else {
+        let (container, port) = pod.registered_port()?;
+        let mut tags = tags;
+        tags.extend(variables.service_port_tag());
+        tags.push(instance_tag(pod, port));
+        vec![HookRegistration {
+            id: id(&address, port),
+            name: name.to_owned(),
+            port,
+            tags,
+            check: check(container, &address, &mut warnings),
+            address: address.clone(),
+        }]
     };
     drop_repeated(&mut registrations, &mut warnings);
     Ok(Decision {
