@@ -823,6 +823,30 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
     assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));
 }
 
+#[test]
+fn a_service_that_could_not_be_read_is_removed_when_a_list_lacks_it() {
+    let mut simulation = in_step(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.list(Kind::Service, [service_seen(1), service_seen(3)]);
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (2, 2));
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_slice_that_could_not_be_read_has_no_problem_when_a_list_lacks_it() {
+    let mut simulation = in_step(1);
+    simulation.seen(SeenObject::Undecodable(Kind::EndpointSlice, key("x"), "no".to_owned()));
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
