@@ -68,10 +68,27 @@ pub enum Permit {
 pub struct Desired {
     /// Its instances, by ID.
     pub registrations: BTreeMap<Box<str>, Registration>,
+    /// Instances that wait until it is known whether others hold their name: neither written
+    /// nor removed.
+    pub undecided: BTreeSet<Box<str>>,
     /// Its reverse keys, each with the Consul service name that the record would point to.
     pub reverse: BTreeMap<Box<str>, Box<str>>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+}
+
+// === impl Desired ===
+
+impl Desired {
+    /// Whether a registration of this ID is wanted, or may turn out to be.
+    pub fn keeps(&self, id: &str) -> bool {
+        self.registrations.contains_key(id) || self.undecided.contains(id)
+    }
+
+    /// How many instances are wanted, or may turn out to be.
+    pub fn instances(&self) -> usize {
+        self.registrations.len() + self.undecided.len()
+    }
 }
 
 /// The names that `service` wants.
@@ -117,10 +134,17 @@ pub fn desired<'a>(
 ) -> Desired {
     let Wanted { overrides, ports, mut problems } = wanted(settings, key, service);
     let join = overrides.join.unwrap_or(settings.join_existing);
-    let mut builder =
-        Builder { settings, key, service, overrides: &overrides, out: Desired::default() };
+    let mut builder = Builder {
+        settings,
+        key,
+        service,
+        overrides: &overrides,
+        decided: true,
+        out: Desired::default(),
+    };
     for wanted in &ports {
-        if let Some(name) = permitted_name(wanted, join, permit, &mut problems) {
+        if let Some((name, decided)) = permitted_name(wanted, join, permit, &mut problems) {
+            builder.decided = decided;
             builder.port(name, &service.ports[wanted.index], slices.clone());
         }
     }
@@ -256,13 +280,13 @@ fn dns_problem(name: &str) -> Option<Problem> {
     })
 }
 
-/// The name under which a wanted port is registered, if under any.
+/// The name under which a wanted port is registered, if under any, and whether that is decided.
 fn permitted_name<'w>(
     wanted: &'w WantedPort,
     join: bool,
     permit: &impl Fn(&str, bool) -> Permit,
     problems: &mut Vec<Problem>,
-) -> Option<&'w str> {
+) -> Option<(&'w str, bool)> {
     let foreign = |name: &str, consequence: &str| {
         Problem::new(
             Reason::ForeignName,
@@ -276,11 +300,11 @@ fn permitted_name<'w>(
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
         match permit(name, join) {
-            Permit::Granted => return Some(name),
-            Permit::Unknown => return None,
+            Permit::Granted => return Some((name, true)),
+            Permit::Unknown => return Some((name, false)),
             Permit::ForeignToo => {
                 problems.push(foreign(name, "what is registered already stays"));
-                return Some(name);
+                return Some((name, true));
             }
             Permit::Foreign => {
                 problems.push(foreign(name, "it is not registered"));
@@ -311,6 +335,8 @@ struct Builder<'a> {
     key: &'a ObjectKey,
     service: &'a Service,
     overrides: &'a Overrides,
+    /// Whether the port at hand may be registered under its name, as far as that is known.
+    decided: bool,
     out: Desired,
 }
 
@@ -435,13 +461,17 @@ impl Builder<'_> {
             // The primary port comes first: its name stands in the reverse record.
             self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
         }
+        let id =
+            registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
+        if !self.decided {
+            self.out.undecided.insert(id);
+            return;
+        }
         let check = match (self.settings.health, target.ready) {
             (HealthMode::None, _) | (HealthMode::Unready, true) => Check::None,
             (HealthMode::Always, true) => Check::Passing,
             (_, false) => Check::Critical,
         };
-        let id =
-            registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
         let registration = Registration {
             id: id.clone(),
             service: name.into(),

@@ -58,22 +58,29 @@ impl World {
         let list = self.lists.entry(kind).or_default();
         list.complete = true;
         let current = list.current;
-        self.undecodable.retain(|(of, _), (shown, _)| *of != kind || *shown == current);
+        let unread = self.undecodable.iter();
+        let mut missing: BTreeSet<ObjectKey> = unread
+            .filter(|((of, _), (shown, _))| *of == kind && *shown != current)
+            .map(|((_, key), _)| key.clone())
+            .collect();
         match kind {
-            Kind::Service => self
-                .services
-                .iter()
-                .filter(|(_, service)| service.list != current)
-                .map(|(key, _)| key.clone())
-                .collect(),
-            Kind::EndpointSlice => self
-                .slices
-                .iter()
-                .flat_map(|(service, slices)| slices.iter().map(move |slice| (service, slice)))
-                .filter(|(_, (_, slice))| slice.list != current)
-                .map(|(service, (name, _))| ObjectKey::new(service.namespace.clone(), name.clone()))
-                .collect(),
+            Kind::Service => missing.extend(
+                self.services
+                    .iter()
+                    .filter(|(_, service)| service.list != current)
+                    .map(|(key, _)| key.clone()),
+            ),
+            Kind::EndpointSlice => missing.extend(
+                self.slices
+                    .iter()
+                    .flat_map(|(service, slices)| slices.iter().map(move |slice| (service, slice)))
+                    .filter(|(_, (_, slice))| slice.list != current)
+                    .map(|(service, (name, _))| {
+                        ObjectKey::new(service.namespace.clone(), name.clone())
+                    }),
+            ),
         }
+        missing.into_iter().collect()
     }
 
     /// Takes an object as it is now. Returns the Services whose registrations may change by it.

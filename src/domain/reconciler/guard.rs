@@ -242,7 +242,7 @@ impl Reconciler {
         let lost = known.iter().filter(|known| is_lost(known, desired)).count();
         let service = self.world.service(key)?;
         let by_endpoints = self.is_by_endpoints(key, service);
-        if desired.registrations.is_empty() {
+        if desired.instances() == 0 {
             // With its endpoints' list empty, a selected Service of endpoints has no instance.
             let absent = by_endpoints && self.world.slices(key).next().is_none();
             let cause = if absent { Cause::Absence } else { Cause::Selection };
@@ -251,8 +251,7 @@ impl Reconciler {
         // A Service that keeps a record and has new ones is a move: what counts is how many
         // fewer there are, and how many turn critical.
         let turning = known.iter().filter(|known| turns_critical(known, desired)).count();
-        let fewer =
-            if by_endpoints { known.len().saturating_sub(desired.registrations.len()) } else { 0 };
+        let fewer = if by_endpoints { known.len().saturating_sub(desired.instances()) } else { 0 };
         (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
     }
 
@@ -325,7 +324,7 @@ fn is_most(lost: usize, total: usize) -> bool {
 }
 
 fn is_lost(known: &KnownRegistration, desired: &Desired) -> bool {
-    !desired.registrations.contains_key(&known.id) || turns_critical(known, desired)
+    !desired.keeps(&known.id) || turns_critical(known, desired)
 }
 
 fn turns_critical(known: &KnownRegistration, desired: &Desired) -> bool {

@@ -310,6 +310,10 @@ impl Reconciler {
         draft: &mut Draft,
     ) {
         let Some(zone) = self.zone.clone() else { return };
+        if !desired.undecided.is_empty() {
+            // A record must not lead to a name that is not registered yet.
+            return;
+        }
         for (reverse, service) in &desired.reverse {
             if self.reverse.holder(reverse) != Some(key) {
                 continue;
@@ -358,7 +362,7 @@ impl Reconciler {
             .ledger
             .of(key)
             .iter()
-            .filter(|known| !desired.registrations.contains_key(&known.id))
+            .filter(|known| !desired.keeps(&known.id))
             .map(|known| (known.id.clone(), (&*known.service).into()))
             .collect();
         for (id, service) in gone {

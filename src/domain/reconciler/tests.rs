@@ -774,6 +774,79 @@ fn a_changed_token_sends_each_registration_once_more() {
     assert_eq!(simulation.take_sent(), 0);
 }
 
+/// As when a process starts: the names that others hold are read after all else.
+fn not_yet_read(simulation: &mut Simulation) {
+    simulation.bridge.foreign = None;
+}
+
+#[test]
+fn a_new_name_waits_for_the_listing_and_keeps_what_is_registered() {
+    let mut simulation = in_step(3).restarted(settings());
+    not_yet_read(&mut simulation);
+    simulation.read_back();
+    let renamed = numbered(2);
+    let mut renamed = SeenObject::Service(key("s2"), renamed);
+    if let SeenObject::Service(_, service) = &mut renamed {
+        service.annotations.insert("kube-consul.io/service-name".into(), "new".into());
+    }
+    simulation.list(Kind::Service, [service_seen(1), renamed, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "whether the name is free is not known");
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (3, 3));
+    simulation.bridge.set_foreign_names(HashSet::new());
+    let mut removed = 0;
+    simulation.settle_with(|write| {
+        removed +=
+            usize::from(matches!(write, Write::Deregister { .. } | Write::DeleteReverse { .. }));
+        Fate::Applied
+    });
+    assert_eq!(removed, 0);
+    assert!(simulation.registered().contains(&"new 10.0.0.2 None".to_owned()));
+}
+
+#[test]
+fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
+    let mut changed = settings();
+    changed.name_template = "{service}-{namespace}".parse().unwrap();
+    let mut simulation = in_step(30).restarted(changed);
+    not_yet_read(&mut simulation);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(!simulation.bridge.is_holding());
+    simulation.bridge.set_foreign_names(HashSet::new());
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 60, "each instance and its reverse record once");
+    assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));
+}
+
+#[test]
+fn a_service_that_could_not_be_read_is_removed_when_a_list_lacks_it() {
+    let mut simulation = in_step(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.list(Kind::Service, [service_seen(1), service_seen(3)]);
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (2, 2));
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_slice_that_could_not_be_read_has_no_problem_when_a_list_lacks_it() {
+    let mut simulation = in_step(1);
+    simulation.seen(SeenObject::Undecodable(Kind::EndpointSlice, key("x"), "no".to_owned()));
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
