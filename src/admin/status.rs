@@ -39,7 +39,7 @@ pub struct Page {
     pub holding: bool,
     /// The first [`PAGE`] problems.
     pub problems: Vec<ObjectProblem>,
-    /// At most [`PAGE`] Services, by namespace and name.
+    /// At most [`PAGE`] Services of the namespaces that are registered, by namespace and name.
     pub services: Vec<ServiceStatus>,
     /// What `?after=` has to be for the next page; none: this is the last.
     pub next: Option<String>,

@@ -227,7 +227,9 @@ impl Bridge {
 
     fn page(&self, after: Option<&ObjectKey>) -> Page {
         let readiness = self.told.readiness.borrow().clone();
-        let mut rest = self.state.world().services_after(after);
+        let settings = &self.options.settings;
+        let services = self.state.world().services_after(after);
+        let mut rest = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
         let services: Vec<ServiceStatus> =
             rest.by_ref().take(PAGE).map(|(key, _)| self.service(key)).collect();
         let last = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
