@@ -45,3 +45,7 @@ image: ## build the image kube-consul:VERSION with docker or buildah
 	  echo "expected a running docker or buildah, found neither: install one of them" >&2; exit 1; \
 	fi
 	@ls -l $(image_dir)/kube-consul | awk '{printf "image: kube-consul:$(version), %.1f MB\n", $$5 / 1000000}'
+
+.PHONY: bench
+bench: ## measure, each figure beside a floor of the same run
+	cargo bench
