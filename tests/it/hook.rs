@@ -206,6 +206,17 @@ async fn a_pod_registers_and_deregisters_itself_with_the_shipped_role() -> Resul
 }
 
 #[tokio::test]
+async fn the_examples_are_accepted_by_the_api_server() -> Result<()> {
+    let shop = Shop::open().await?;
+    for name in ["agent-on-host.yaml", "agent-on-host-acl.yaml", "agent-in-pod.yaml"] {
+        shop.apply(name).await.with_context(|| name.to_owned())?;
+    }
+    let application = std::fs::read_to_string(manifest("marathon-app.json"))?;
+    serde_json::from_str::<Value>(&application)?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_pod_without_the_label_or_the_right_is_not_registered() -> Result<()> {
     let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
     shop.pod(8080, "", false).await?;
