@@ -240,7 +240,7 @@ impl Reconciler {
     fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
         let known = self.ledger.of(key);
         let lost = known.iter().filter(|known| is_lost(known, desired)).count();
-        let service = self.world.service(key)?;
+        let service = self.world.service(key).filter(|_| !self.world.has_unread_slice(key))?;
         let by_endpoints = self.is_by_endpoints(key, service);
         if desired.instances() == 0 {
             // With its endpoints' list empty, a selected Service of endpoints has no instance.

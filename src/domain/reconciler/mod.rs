@@ -277,10 +277,17 @@ impl Reconciler {
         }
     }
 
-    /// Reverse records that nobody claims may belong to a Service that could not be read.
+    /// Reverse records that nobody claims may belong to a Service that could not be read, and
+    /// endpoints that no slice has to a slice.
     fn revisit_orphans(&mut self, kind: Kind, key: &ObjectKey) {
-        if self.world.undecodable(kind, key).is_some() {
-            self.mark_dirty(nobody());
+        if self.world.undecodable(kind, key).is_none() {
+            return;
+        }
+        self.mark_dirty(nobody());
+        if kind == Kind::EndpointSlice {
+            for service in self.world.concerned_by_unread(key) {
+                self.mark_dirty(service);
+            }
         }
     }
 

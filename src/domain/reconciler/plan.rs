@@ -201,7 +201,7 @@ impl Reconciler {
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         let may_belong_to_unread = *key == nobody() && self.world.has_unread_service();
-        if !draft.adding && !self.guard.holds(key) && !may_belong_to_unread {
+        if !draft.adding && !self.may_not_lose(key) && !may_belong_to_unread {
             self.draft_removals(key, &desired, now, &mut draft);
         }
         self.forget_old_tracks(key, &desired);
@@ -215,6 +215,13 @@ impl Reconciler {
         self.set_problems(Kind::Service, key, problems);
         let reads = draft.reads.into_iter().map(Action::ReadReverse);
         reads.chain(draft.groups.into_iter().map(Action::Write)).collect()
+    }
+
+    /// Whether no record of the Service may be removed or turn critical: that is held back, or
+    /// not all of its endpoints could be read.
+    fn may_not_lose(&self, key: &ObjectKey) -> bool {
+        self.guard.holds(key)
+            || (self.world.service(key).is_some() && self.world.has_unread_slice(key))
     }
 
     /// Notes which reverse keys the Service claims, and who is concerned by the difference.
@@ -265,7 +272,7 @@ impl Reconciler {
         now: Moment,
         draft: &mut Draft,
     ) {
-        let held = self.guard.holds(key);
+        let held = self.may_not_lose(key);
         for registration in desired.registrations.values() {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();

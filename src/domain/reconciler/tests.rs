@@ -847,6 +847,22 @@ fn a_slice_that_could_not_be_read_has_no_problem_when_a_list_lacks_it() {
     assert_eq!(simulation.bridge.problems().count(), 0);
 }
 
+#[test]
+fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
+    let mut simulation = in_step(3).restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=3).map(service_seen));
+    let unread = SeenObject::Undecodable(Kind::EndpointSlice, key("s2-x"), "no".to_owned());
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true), unread, slice_seen(3, false)]);
+    simulation.settle();
+    let registered = simulation.registered();
+    assert!(registered.contains(&"s2 10.0.0.2 None".to_owned()), "{registered:?}");
+    simulation.seen(slice_seen(2, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s2 10.0.0.2 Critical".to_owned()));
+    assert!(simulation.registered().contains(&"s3 10.0.0.3 Critical".to_owned()));
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
