@@ -159,6 +159,8 @@ struct Track {
     sent: Option<Sent>,
     /// Whether it was passed over because a write was in flight.
     again: bool,
+    /// Whether the token changed while a write was in flight.
+    old_token: bool,
     /// How often in a row it failed.
     attempt: u32,
     trouble: Option<Trouble>,
@@ -328,7 +330,10 @@ impl Reconciler {
 
     /// The token changed: an agent keeps that of each registration, so each is sent once more.
     pub fn token_changed(&mut self) {
-        self.ledger.doubt_registrations();
+        self.ledger.resend_registrations();
+        for track in self.tracks.values_mut().filter(|track| track.sent.is_some()) {
+            track.old_token = true;
+        }
         self.mark_all_dirty();
     }
 

@@ -144,11 +144,13 @@ impl Reconciler {
             service: service.clone(),
             sent: None,
             again: false,
+            old_token: false,
             attempt: 0,
             trouble: None,
         });
         track.service = service.clone();
         track.sent = Some(sent);
+        track.old_token = false;
         if let Some(touched) = &mut self.touched {
             touched.insert(record.clone());
         }
@@ -277,7 +279,7 @@ impl Reconciler {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
             let reverse = reverse_key_of(&registration.address);
-            if known.is_some_and(|known| known.fingerprint == Some(fingerprint)) {
+            if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
                 self.forget_trouble(&RecordKey::Registration(registration.id.clone()));
                 if let Some(put) = reverse.and_then(|reverse| draft.puts.remove(&*reverse)) {
                     draft.groups.push(vec![put]);

@@ -863,6 +863,38 @@ fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
     assert!(simulation.registered().contains(&"s3 10.0.0.3 Critical".to_owned()));
 }
 
+#[test]
+fn a_reading_does_not_spare_a_registration_the_new_token() {
+    let mut simulation = in_step(5);
+    simulation.bridge.token_changed();
+    let first = simulation.bridge.next_actions(simulation.now, 1);
+    assert_eq!(first.len(), 1);
+    simulation.read_back();
+    for action in first {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.send(writes, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 5);
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
+#[test]
+fn a_registration_in_flight_while_the_token_changes_is_sent_once_more() {
+    let mut simulation = in_step(1);
+    simulation.seen(slice_seen(1, false));
+    let first = simulation.bridge.next_actions(simulation.now, 1);
+    simulation.bridge.token_changed();
+    for action in first {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.send(writes, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 2);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
