@@ -343,7 +343,14 @@ impl Reconciler {
             && self.dirty.is_empty()
             && self.planned.is_none()
             && self.in_flight == 0
-            && !self.tracks.values().any(|track| matches!(track.trouble, Some(Trouble::Failed(..))))
+            && !self.has_retries()
+    }
+
+    /// Whether a write that failed waits for its next try. One that nobody waits for does not
+    /// count: what it was to bring is not wanted at the moment.
+    fn has_retries(&self) -> bool {
+        let failed = |track: &Track| matches!(track.trouble, Some(Trouble::Failed(..)));
+        !self.failed.is_empty() && self.tracks.values().any(failed)
     }
 
     /// Whether removals are held back.

@@ -336,11 +336,15 @@ impl Reconciler {
                     self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
                     continue;
                 }
-                Some(ReverseState::OtherCluster) => continue,
+                Some(ReverseState::OtherCluster) => {
+                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
+                    continue;
+                }
                 Some(ReverseState::Foreign(value)) => {
                     if *value != record.value {
                         draft.problems.push(foreign_reverse(&record, value));
                     }
+                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
                     continue;
                 }
                 Some(ReverseState::Unknown) => None,

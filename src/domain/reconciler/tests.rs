@@ -895,6 +895,52 @@ fn a_registration_in_flight_while_the_token_changes_is_sent_once_more() {
     assert_eq!(simulation.take_sent(), 2);
 }
 
+#[test]
+fn it_settles_when_another_takes_the_reverse_key_that_could_not_be_written() {
+    let mut simulation = in_step(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| match write {
+        Write::PutReverse { .. } => Fate::Failed,
+        _ => Fate::Applied,
+    });
+    let record = ReverseRecord {
+        key: "0.0.0.10.IN-ADDR.ARPA/10.0.0.2".into(),
+        value: "printer.example.org".into(),
+    };
+    let entry = ObservedReverse { record, flags: 0, index: 7 };
+    simulation.kv.insert(entry.record.key.clone(), entry);
+    simulation.read_back();
+    simulation.settle();
+    assert!(simulation.bridge.is_settled());
+    assert!(simulation.bridge.tracks.is_empty());
+}
+
+#[test]
+fn it_settles_when_the_instance_is_refused_whose_reverse_record_failed() {
+    let mut simulation = in_step(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| match write {
+        Write::PutReverse { .. } => Fate::Failed,
+        _ => Fate::Applied,
+    });
+    simulation.seen(slice_seen(2, true));
+    simulation.now += Duration::from_secs(1);
+    simulation.bridge.wake(simulation.now);
+    for action in simulation.bridge.next_actions(simulation.now, 1) {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.bridge.answered(
+            &writes[0].key(),
+            Answer::Refused("bad".to_owned()),
+            simulation.now,
+        );
+        for write in &writes[1..] {
+            simulation.bridge.answered(&write.key(), Answer::NotSent, simulation.now);
+        }
+    }
+    simulation.settle();
+    assert!(simulation.bridge.is_settled());
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
