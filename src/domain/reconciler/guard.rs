@@ -77,12 +77,9 @@ impl Guard {
         self.suspects.remove(&(kind, key.clone()));
     }
 
-    /// A watch reported the deletion: nothing is held for this object any more.
-    pub(super) fn deleted(&mut self, kind: Kind, key: &ObjectKey) {
-        self.unsuspect(kind, key);
-        if kind == Kind::Service {
-            self.held.remove(key);
-        }
+    /// Nothing is held for this Service any more: it is known not to exist, or it loses nothing.
+    pub(super) fn forget(&mut self, service: &ObjectKey) {
+        self.held.remove(service);
     }
 
     pub(super) fn list_started(&mut self, kind: Kind) {
@@ -184,6 +181,17 @@ impl Reconciler {
             self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
         }
         self.guard.suspects = all;
+    }
+
+    /// Ends the hold of a Service that would lose nothing any more: what its watch says from now
+    /// on is as true as what it says of any other.
+    pub(super) fn let_go(&mut self, key: &ObjectKey, desired: &Desired) {
+        if self.guard.holds(key)
+            && self.world.service(key).is_some()
+            && !self.ledger.of(key).iter().any(|known| is_lost(known, desired))
+        {
+            self.guard.forget(key);
+        }
     }
 
     /// How many known records would be removed or turn critical without these objects.

@@ -236,7 +236,7 @@ impl Reconciler {
                 self.release_if_confirmed();
             }
             WatchEvent::Deleted(kind, key) => {
-                self.guard.deleted(kind, &key);
+                self.guard.unsuspect(kind, &key);
                 self.remove(kind, &key);
             }
         }
@@ -271,6 +271,7 @@ impl Reconciler {
         self.revisit_orphans(kind, key);
         let service = self.world.remove(kind, key);
         if kind == Kind::Service {
+            self.guard.forget(key);
             self.claim_names(key);
         }
         self.set_problems(kind, key, BTreeSet::new());

@@ -199,6 +199,7 @@ impl Reconciler {
         }
         let desired = self.desired_of(key, &|_| false);
         self.claim_reverse(key, &desired);
+        self.let_go(key, &desired);
         let mut draft = Draft::default();
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);

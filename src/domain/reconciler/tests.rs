@@ -941,6 +941,40 @@ fn it_settles_when_the_instance_is_refused_whose_reverse_record_failed() {
     assert!(simulation.bridge.is_settled());
 }
 
+#[test]
+fn a_held_service_that_a_later_list_lacks_is_removed() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_step(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 30);
+    simulation.list(Kind::Service, (2..=30).map(service_seen));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 29);
+}
+
+#[test]
+fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_step(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    let mut service = numbered(1);
+    service.annotations.insert("kube-consul.io/sync".into(), "true".into());
+    simulation.seen(SeenObject::Service(key("s1"), service));
+    simulation.settle();
+    simulation.seen(slice_seen(1, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s1 10.0.0.1 Critical".to_owned()));
+    assert_eq!(simulation.registrations.len(), 30);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
