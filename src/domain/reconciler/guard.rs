@@ -194,11 +194,14 @@ impl Reconciler {
         }
     }
 
-    /// How many known records would be removed or turn critical without these objects.
+    /// How many known records would be removed or turn critical without these objects, together
+    /// with what is held for absence already.
     fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> usize {
+        let held = self.guard.held.iter().filter(|(_, cause)| **cause == Cause::Absence);
         let services: BTreeSet<ObjectKey> = absent
             .iter()
             .filter_map(|(kind, key)| self.world.service_concerned(*kind, key))
+            .chain(held.map(|(service, _)| service.clone()))
             .collect();
         services
             .iter()

@@ -975,6 +975,21 @@ fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
     assert_eq!(simulation.registrations.len(), 30);
 }
 
+#[test]
+fn what_is_held_counts_when_the_second_list_lacks_more() {
+    let mut simulation = in_step(100).restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (61..=100).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=100).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    let slices = || (1..=100).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
+    confirm(&mut simulation, Vec::new(), slices());
+    assert_eq!(simulation.take_sent(), 0, "40 more are missing now");
+    confirm(&mut simulation, Vec::new(), slices());
+    assert_eq!(simulation.registrations.len(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
