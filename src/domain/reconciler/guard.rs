@@ -127,9 +127,10 @@ impl Reconciler {
         }
     }
 
-    /// The cluster still is the one whose records these are.
+    /// The cluster still is the one whose records these are. Counts only for a second look that
+    /// has begun.
     pub fn cluster_confirmed(&mut self) {
-        if let Some(confirmation) = &mut self.guard.confirmation {
+        if let Some(confirmation) = self.guard.confirmation.as_mut().filter(|c| c.asked) {
             confirmation.same_cluster = true;
         }
         self.release_if_confirmed();

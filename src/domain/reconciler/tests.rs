@@ -990,6 +990,19 @@ fn what_is_held_counts_when_the_second_list_lacks_more() {
     assert_eq!(simulation.registrations.len(), 0);
 }
 
+#[test]
+fn an_identity_read_before_the_second_look_confirms_nothing() {
+    let mut simulation = in_step(30);
+    simulation.list(Kind::Service, []);
+    simulation.bridge.cluster_confirmed();
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
