@@ -394,7 +394,8 @@ impl Reconciler {
     }
 
     fn handed_over(&mut self, handover: Handover) {
-        for service in [handover.from, handover.to].into_iter().flatten() {
+        // The new holder first: the name must not stand empty in between.
+        for service in [handover.to, handover.from].into_iter().flatten() {
             self.mark_dirty(service);
         }
     }

@@ -1003,6 +1003,33 @@ fn an_identity_read_before_the_second_look_confirms_nothing() {
     assert_eq!(simulation.take_sent(), 0);
 }
 
+#[test]
+fn a_name_that_changes_hands_is_taken_before_it_is_left() {
+    let mut simulation = Simulation::new(settings());
+    simulation.read_back();
+    let named = |uid: &str, created| {
+        let service = service()
+            .annotations(&[("kube-consul.io/service-name", "shared")])
+            .with(|s| {
+                s.uid = uid.into();
+                s.created = created;
+            })
+            .build();
+        SeenObject::Service(key(uid), service)
+    };
+    simulation.list(Kind::Service, [named("young", 2)]);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    simulation.take_sent();
+    simulation.seen(named("old", 1));
+    simulation.settle();
+    let first = &simulation.sent[0];
+    assert!(
+        matches!(first, Write::Register(r) if &*r.id == "kubernetes_ns_old_http_10.0.0.1"),
+        "{first:?}"
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
