@@ -256,41 +256,39 @@ impl Reconciler {
         if kind != Kind::Service || problem.is_some() {
             self.set_problems(kind, &key, problem.into_iter().collect());
         }
-        self.revisit_orphans(kind, &key);
+        let concerned = self.concerned_by_unread(kind, &key);
         let changed = self.world.seen(seen);
         if kind == Kind::Service && changed.contains(&key) {
             self.claim_names(&key);
         }
-        for service in changed {
+        // The object's own Service first: it claims what would pass for nobody's.
+        for service in changed.into_iter().chain(concerned) {
             self.mark_dirty(service);
         }
     }
 
     /// Forgets an object of which it is known that it no longer exists.
     fn remove(&mut self, kind: Kind, key: &ObjectKey) {
-        self.revisit_orphans(kind, key);
+        let concerned = self.concerned_by_unread(kind, key);
         let service = self.world.remove(kind, key);
         if kind == Kind::Service {
             self.guard.forget(key);
             self.claim_names(key);
         }
         self.set_problems(kind, key, BTreeSet::new());
-        if let Some(service) = service {
+        for service in service.into_iter().chain(concerned) {
             self.mark_dirty(service);
         }
     }
 
-    /// Reverse records that nobody claims may belong to a Service that could not be read, and
-    /// endpoints that no slice has to a slice.
-    fn revisit_orphans(&mut self, kind: Kind, key: &ObjectKey) {
-        if self.world.undecodable(kind, key).is_none() {
-            return;
-        }
-        self.mark_dirty(nobody());
-        if kind == Kind::EndpointSlice {
-            for service in self.world.concerned_by_unread(key) {
-                self.mark_dirty(service);
-            }
+    /// Who else is concerned when an object is read, or goes, that could not be read before:
+    /// reverse records that nobody claims may belong to such a Service, and endpoints that no
+    /// slice has to such a slice.
+    fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
+        match kind {
+            _ if self.world.undecodable(kind, key).is_none() => Vec::new(),
+            Kind::Service => vec![nobody()],
+            Kind::EndpointSlice => self.world.concerned_by_unread(key),
         }
     }
 

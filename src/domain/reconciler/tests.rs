@@ -1030,6 +1030,19 @@ fn a_name_that_changes_hands_is_taken_before_it_is_left() {
     );
 }
 
+#[test]
+fn a_service_that_is_read_again_keeps_its_reverse_record() {
+    let mut simulation = in_step(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.seen(service_seen(2));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
