@@ -198,7 +198,7 @@ impl Bridge {
             self.drift.token_generation = generation;
             tracing::info!("another token is in use: registrations are sent once more");
             self.state.token_changed();
-            self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+            self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
         }
         let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
         if self.drift.reading.is_due() || (uncertain && self.drift.may_hurry()) {
@@ -344,7 +344,7 @@ impl Bridge {
                 tracing::warn!("somebody changed the sentinel: looking at everything again");
             }
         }
-        self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+        self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
         // What a reading under way began with may be what was lost.
         self.drift.reading.hurry();
     }
@@ -353,7 +353,7 @@ impl Bridge {
         match result {
             Ok(hash) => {
                 self.drift.heard();
-                self.jobs.push(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
+                self.sentinel_job = Some(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
             }
             Err(why) => {
                 self.drift.failed("the sentinel cannot be written", why);
@@ -362,7 +362,7 @@ impl Bridge {
                     tokio::time::sleep(READ_BACK_RETRY).await;
                     jobs::restore_sentinel(sentinel).await
                 };
-                self.jobs.push(later.boxed());
+                self.sentinel_job = Some(later.boxed());
             }
         }
     }
