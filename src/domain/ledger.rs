@@ -33,6 +33,8 @@ pub struct KnownRegistration {
     pub fingerprint: Option<Fingerprint>,
     /// Whether its check is critical.
     pub critical: bool,
+    /// Whether it has to be written once more whatever it says: with a new token.
+    pub resend: bool,
     /// The read-back that showed it last, or during which it was written.
     pub(super) read_back: u32,
 }
@@ -111,8 +113,14 @@ impl Ledger {
     ) {
         let name = self.count_name(name);
         let read_back = self.read_back;
-        let known =
-            KnownRegistration { id: id.into(), service: name, fingerprint, critical, read_back };
+        let known = KnownRegistration {
+            id: id.into(),
+            service: name,
+            fingerprint,
+            critical,
+            resend: false,
+            read_back,
+        };
         let all = self.registrations.entry(service.clone()).or_default();
         match all.binary_search_by(|other| (*other.id).cmp(id)) {
             Ok(place) => {
@@ -183,10 +191,18 @@ impl Ledger {
         self.names.contains_key(name)
     }
 
-    /// Forgets what the registrations say, so that each is written once more.
-    pub fn doubt_registrations(&mut self) {
+    /// Has every registration written once more, whatever it says.
+    pub fn resend_registrations(&mut self) {
         for known in self.registrations.values_mut().flatten() {
-            known.fingerprint = None;
+            known.resend = true;
+        }
+    }
+
+    /// Has one registration written once more, whatever it says.
+    pub fn resend(&mut self, service: &ObjectKey, id: &str) {
+        let Some(all) = self.registrations.get_mut(service) else { return };
+        if let Ok(place) = all.binary_search_by(|other| (*other.id).cmp(id)) {
+            all[place].resend = true;
         }
     }
 

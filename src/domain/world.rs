@@ -198,6 +198,35 @@ impl World {
             .any(|(kind, key)| *kind == Kind::Service && !self.services.contains_key(key))
     }
 
+    /// Whether endpoints of the Service may be in a slice of which nothing could ever be read. Its
+    /// label is unread too, so that its name has to tell: `<service>-<random>` as the endpoint
+    /// slice controller makes it, `<service>` for Endpoints.
+    pub fn has_unread_slice(&self, service: &ObjectKey) -> bool {
+        self.undecodable
+            .range((Kind::EndpointSlice, service.clone())..)
+            .map(|((kind, key), _)| (kind, key))
+            .take_while(|(kind, key)| {
+                **kind == Kind::EndpointSlice
+                    && key.namespace == service.namespace
+                    && key.name.starts_with(&*service.name)
+            })
+            .any(|(_, key)| {
+                let rest = &key.name[service.name.len()..];
+                (rest.is_empty() || rest.starts_with('-')) && !self.service_of.contains_key(key)
+            })
+    }
+
+    /// The Services for which [`World::has_unread_slice`] may hold because of this slice.
+    pub fn concerned_by_unread(&self, slice: &ObjectKey) -> Vec<ObjectKey> {
+        if self.service_of.contains_key(slice) {
+            return Vec::new();
+        }
+        let ends = slice.name.match_indices('-').map(|(end, _)| end).chain([slice.name.len()]);
+        ends.map(|end| ObjectKey::new(slice.namespace.clone(), &slice.name[..end]))
+            .filter(|service| self.services.contains_key(service))
+            .collect()
+    }
+
     fn current(&self, kind: Kind) -> u32 {
         self.lists.get(&kind).map_or(0, |list| list.current)
     }

@@ -174,6 +174,9 @@ impl Reconciler {
         match (record, sent) {
             (RecordKey::Registration(id), Sent::Register { name, fingerprint, critical }) => {
                 self.ledger.put(&track.service, id, &name, Some(fingerprint), critical);
+                if track.old_token {
+                    self.ledger.resend(&track.service, id);
+                }
             }
             (RecordKey::Registration(id), _) => self.ledger.deregistered(&track.service, id),
             (RecordKey::Reverse(key), Sent::PutReverse(fingerprint)) => {
@@ -187,7 +190,12 @@ impl Reconciler {
     fn doubt(&mut self, track: &Track, record: &RecordKey, sent: Sent) {
         match (record, sent) {
             (RecordKey::Registration(id), Sent::Register { name, critical, .. }) => {
+                let known = self.ledger.registration(&track.service, id);
+                let resend = track.old_token || known.is_some_and(|known| known.resend);
                 self.ledger.put(&track.service, id, &name, None, critical);
+                if resend {
+                    self.ledger.resend(&track.service, id);
+                }
             }
             (RecordKey::Registration(id), _) => {
                 if let Some(known) = self.ledger.registration(&track.service, id).cloned() {

@@ -77,12 +77,9 @@ impl Guard {
         self.suspects.remove(&(kind, key.clone()));
     }
 
-    /// A watch reported the deletion: nothing is held for this object any more.
-    pub(super) fn deleted(&mut self, kind: Kind, key: &ObjectKey) {
-        self.unsuspect(kind, key);
-        if kind == Kind::Service {
-            self.held.remove(key);
-        }
+    /// Nothing is held for this Service any more: it is known not to exist, or it loses nothing.
+    pub(super) fn forget(&mut self, service: &ObjectKey) {
+        self.held.remove(service);
     }
 
     pub(super) fn list_started(&mut self, kind: Kind) {
@@ -130,9 +127,10 @@ impl Reconciler {
         }
     }
 
-    /// The cluster still is the one whose records these are.
+    /// The cluster still is the one whose records these are. Counts only for a second look that
+    /// has begun.
     pub fn cluster_confirmed(&mut self) {
-        if let Some(confirmation) = &mut self.guard.confirmation {
+        if let Some(confirmation) = self.guard.confirmation.as_mut().filter(|c| c.asked) {
             confirmation.same_cluster = true;
         }
         self.release_if_confirmed();
@@ -186,11 +184,25 @@ impl Reconciler {
         self.guard.suspects = all;
     }
 
-    /// How many known records would be removed or turn critical without these objects.
+    /// Ends the hold of a Service that would lose nothing any more: what its watch says from now
+    /// on is as true as what it says of any other.
+    pub(super) fn let_go(&mut self, key: &ObjectKey, desired: &Desired) {
+        if self.guard.holds(key)
+            && self.world.service(key).is_some()
+            && !self.ledger.of(key).iter().any(|known| is_lost(known, desired))
+        {
+            self.guard.forget(key);
+        }
+    }
+
+    /// How many known records would be removed or turn critical without these objects, together
+    /// with what is held for absence already.
     fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> usize {
+        let held = self.guard.held.iter().filter(|(_, cause)| **cause == Cause::Absence);
         let services: BTreeSet<ObjectKey> = absent
             .iter()
             .filter_map(|(kind, key)| self.world.service_concerned(*kind, key))
+            .chain(held.map(|(service, _)| service.clone()))
             .collect();
         services
             .iter()
@@ -240,7 +252,7 @@ impl Reconciler {
     fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
         let known = self.ledger.of(key);
         let lost = known.iter().filter(|known| is_lost(known, desired)).count();
-        let service = self.world.service(key)?;
+        let service = self.world.service(key).filter(|_| !self.world.has_unread_slice(key))?;
         let by_endpoints = self.is_by_endpoints(key, service);
         if desired.instances() == 0 {
             // With its endpoints' list empty, a selected Service of endpoints has no instance.

@@ -159,6 +159,8 @@ struct Track {
     sent: Option<Sent>,
     /// Whether it was passed over because a write was in flight.
     again: bool,
+    /// Whether the token changed while a write was in flight.
+    old_token: bool,
     /// How often in a row it failed.
     attempt: u32,
     trouble: Option<Trouble>,
@@ -234,7 +236,7 @@ impl Reconciler {
                 self.release_if_confirmed();
             }
             WatchEvent::Deleted(kind, key) => {
-                self.guard.deleted(kind, &key);
+                self.guard.unsuspect(kind, &key);
                 self.remove(kind, &key);
             }
         }
@@ -254,33 +256,39 @@ impl Reconciler {
         if kind != Kind::Service || problem.is_some() {
             self.set_problems(kind, &key, problem.into_iter().collect());
         }
-        self.revisit_orphans(kind, &key);
+        let concerned = self.concerned_by_unread(kind, &key);
         let changed = self.world.seen(seen);
         if kind == Kind::Service && changed.contains(&key) {
             self.claim_names(&key);
         }
-        for service in changed {
+        // The object's own Service first: it claims what would pass for nobody's.
+        for service in changed.into_iter().chain(concerned) {
             self.mark_dirty(service);
         }
     }
 
     /// Forgets an object of which it is known that it no longer exists.
     fn remove(&mut self, kind: Kind, key: &ObjectKey) {
-        self.revisit_orphans(kind, key);
+        let concerned = self.concerned_by_unread(kind, key);
         let service = self.world.remove(kind, key);
         if kind == Kind::Service {
+            self.guard.forget(key);
             self.claim_names(key);
         }
         self.set_problems(kind, key, BTreeSet::new());
-        if let Some(service) = service {
+        for service in service.into_iter().chain(concerned) {
             self.mark_dirty(service);
         }
     }
 
-    /// Reverse records that nobody claims may belong to a Service that could not be read.
-    fn revisit_orphans(&mut self, kind: Kind, key: &ObjectKey) {
-        if self.world.undecodable(kind, key).is_some() {
-            self.mark_dirty(nobody());
+    /// Who else is concerned when an object is read, or goes, that could not be read before:
+    /// reverse records that nobody claims may belong to such a Service, and endpoints that no
+    /// slice has to such a slice.
+    fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
+        match kind {
+            _ if self.world.undecodable(kind, key).is_none() => Vec::new(),
+            Kind::Service => vec![nobody()],
+            Kind::EndpointSlice => self.world.concerned_by_unread(key),
         }
     }
 
@@ -321,7 +329,10 @@ impl Reconciler {
 
     /// The token changed: an agent keeps that of each registration, so each is sent once more.
     pub fn token_changed(&mut self) {
-        self.ledger.doubt_registrations();
+        self.ledger.resend_registrations();
+        for track in self.tracks.values_mut().filter(|track| track.sent.is_some()) {
+            track.old_token = true;
+        }
         self.mark_all_dirty();
     }
 
@@ -331,7 +342,14 @@ impl Reconciler {
             && self.dirty.is_empty()
             && self.planned.is_none()
             && self.in_flight == 0
-            && !self.tracks.values().any(|track| matches!(track.trouble, Some(Trouble::Failed(..))))
+            && !self.has_retries()
+    }
+
+    /// Whether a write that failed waits for its next try. One that nobody waits for does not
+    /// count: what it was to bring is not wanted at the moment.
+    fn has_retries(&self) -> bool {
+        let failed = |track: &Track| matches!(track.trouble, Some(Trouble::Failed(..)));
+        !self.failed.is_empty() && self.tracks.values().any(failed)
     }
 
     /// Whether removals are held back.
@@ -374,7 +392,8 @@ impl Reconciler {
     }
 
     fn handed_over(&mut self, handover: Handover) {
-        for service in [handover.from, handover.to].into_iter().flatten() {
+        // The new holder first: the name must not stand empty in between.
+        for service in [handover.to, handover.from].into_iter().flatten() {
             self.mark_dirty(service);
         }
     }

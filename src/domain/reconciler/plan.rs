@@ -144,11 +144,13 @@ impl Reconciler {
             service: service.clone(),
             sent: None,
             again: false,
+            old_token: false,
             attempt: 0,
             trouble: None,
         });
         track.service = service.clone();
         track.sent = Some(sent);
+        track.old_token = false;
         if let Some(touched) = &mut self.touched {
             touched.insert(record.clone());
         }
@@ -197,11 +199,12 @@ impl Reconciler {
         }
         let desired = self.desired_of(key, &|_| false);
         self.claim_reverse(key, &desired);
+        self.let_go(key, &desired);
         let mut draft = Draft::default();
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         let may_belong_to_unread = *key == nobody() && self.world.has_unread_service();
-        if !draft.adding && !self.guard.holds(key) && !may_belong_to_unread {
+        if !draft.adding && !self.may_not_lose(key) && !may_belong_to_unread {
             self.draft_removals(key, &desired, now, &mut draft);
         }
         self.forget_old_tracks(key, &desired);
@@ -215,6 +218,13 @@ impl Reconciler {
         self.set_problems(Kind::Service, key, problems);
         let reads = draft.reads.into_iter().map(Action::ReadReverse);
         reads.chain(draft.groups.into_iter().map(Action::Write)).collect()
+    }
+
+    /// Whether no record of the Service may be removed or turn critical: that is held back, or
+    /// not all of its endpoints could be read.
+    fn may_not_lose(&self, key: &ObjectKey) -> bool {
+        self.guard.holds(key)
+            || (self.world.service(key).is_some() && self.world.has_unread_slice(key))
     }
 
     /// Notes which reverse keys the Service claims, and who is concerned by the difference.
@@ -265,12 +275,12 @@ impl Reconciler {
         now: Moment,
         draft: &mut Draft,
     ) {
-        let held = self.guard.holds(key);
+        let held = self.may_not_lose(key);
         for registration in desired.registrations.values() {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
             let reverse = reverse_key_of(&registration.address);
-            if known.is_some_and(|known| known.fingerprint == Some(fingerprint)) {
+            if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
                 self.forget_trouble(&RecordKey::Registration(registration.id.clone()));
                 if let Some(put) = reverse.and_then(|reverse| draft.puts.remove(&*reverse)) {
                     draft.groups.push(vec![put]);
@@ -327,11 +337,15 @@ impl Reconciler {
                     self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
                     continue;
                 }
-                Some(ReverseState::OtherCluster) => continue,
+                Some(ReverseState::OtherCluster) => {
+                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
+                    continue;
+                }
                 Some(ReverseState::Foreign(value)) => {
                     if *value != record.value {
                         draft.problems.push(foreign_reverse(&record, value));
                     }
+                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
                     continue;
                 }
                 Some(ReverseState::Unknown) => None,

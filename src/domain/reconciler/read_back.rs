@@ -35,8 +35,8 @@ impl Reconciler {
             service_of_id(&self.settings.cluster, &registration.id).unwrap_or_else(nobody);
         let fingerprint = registration.fingerprint();
         let known = self.ledger.registration(&service, &registration.id);
-        let (same, certain) = known.map_or((false, true), |known| {
-            (known.fingerprint == Some(fingerprint), known.fingerprint.is_some())
+        let (same, certain, resend) = known.map_or((false, true, false), |known| {
+            (known.fingerprint == Some(fingerprint), known.fingerprint.is_some(), known.resend)
         });
         let critical = registration.check == Check::Critical;
         self.ledger.put(
@@ -46,6 +46,10 @@ impl Reconciler {
             Some(fingerprint),
             critical,
         );
+        if resend {
+            // What it says does not tell with which token it was written.
+            self.ledger.resend(&service, &registration.id);
+        }
         if !same {
             self.drifted(service, certain);
         }

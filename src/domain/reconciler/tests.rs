@@ -847,6 +847,202 @@ fn a_slice_that_could_not_be_read_has_no_problem_when_a_list_lacks_it() {
     assert_eq!(simulation.bridge.problems().count(), 0);
 }
 
+#[test]
+fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
+    let mut simulation = in_step(3).restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=3).map(service_seen));
+    let unread = SeenObject::Undecodable(Kind::EndpointSlice, key("s2-x"), "no".to_owned());
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true), unread, slice_seen(3, false)]);
+    simulation.settle();
+    let registered = simulation.registered();
+    assert!(registered.contains(&"s2 10.0.0.2 None".to_owned()), "{registered:?}");
+    simulation.seen(slice_seen(2, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s2 10.0.0.2 Critical".to_owned()));
+    assert!(simulation.registered().contains(&"s3 10.0.0.3 Critical".to_owned()));
+}
+
+#[test]
+fn a_reading_does_not_spare_a_registration_the_new_token() {
+    let mut simulation = in_step(5);
+    simulation.bridge.token_changed();
+    let first = simulation.bridge.next_actions(simulation.now, 1);
+    assert_eq!(first.len(), 1);
+    simulation.read_back();
+    for action in first {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.send(writes, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 5);
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
+#[test]
+fn a_registration_in_flight_while_the_token_changes_is_sent_once_more() {
+    let mut simulation = in_step(1);
+    simulation.seen(slice_seen(1, false));
+    let first = simulation.bridge.next_actions(simulation.now, 1);
+    simulation.bridge.token_changed();
+    for action in first {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.send(writes, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 2);
+}
+
+#[test]
+fn it_settles_when_another_takes_the_reverse_key_that_could_not_be_written() {
+    let mut simulation = in_step(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| match write {
+        Write::PutReverse { .. } => Fate::Failed,
+        _ => Fate::Applied,
+    });
+    let record = ReverseRecord {
+        key: "0.0.0.10.IN-ADDR.ARPA/10.0.0.2".into(),
+        value: "printer.example.org".into(),
+    };
+    let entry = ObservedReverse { record, flags: 0, index: 7 };
+    simulation.kv.insert(entry.record.key.clone(), entry);
+    simulation.read_back();
+    simulation.settle();
+    assert!(simulation.bridge.is_settled());
+    assert!(simulation.bridge.tracks.is_empty());
+}
+
+#[test]
+fn it_settles_when_the_instance_is_refused_whose_reverse_record_failed() {
+    let mut simulation = in_step(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| match write {
+        Write::PutReverse { .. } => Fate::Failed,
+        _ => Fate::Applied,
+    });
+    simulation.seen(slice_seen(2, true));
+    simulation.now += Duration::from_secs(1);
+    simulation.bridge.wake(simulation.now);
+    for action in simulation.bridge.next_actions(simulation.now, 1) {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.bridge.answered(
+            &writes[0].key(),
+            Answer::Refused("bad".to_owned()),
+            simulation.now,
+        );
+        for write in &writes[1..] {
+            simulation.bridge.answered(&write.key(), Answer::NotSent, simulation.now);
+        }
+    }
+    simulation.settle();
+    assert!(simulation.bridge.is_settled());
+}
+
+#[test]
+fn a_held_service_that_a_later_list_lacks_is_removed() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_step(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 30);
+    simulation.list(Kind::Service, (2..=30).map(service_seen));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 29);
+}
+
+#[test]
+fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_step(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    let mut service = numbered(1);
+    service.annotations.insert("kube-consul.io/sync".into(), "true".into());
+    simulation.seen(SeenObject::Service(key("s1"), service));
+    simulation.settle();
+    simulation.seen(slice_seen(1, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s1 10.0.0.1 Critical".to_owned()));
+    assert_eq!(simulation.registrations.len(), 30);
+}
+
+#[test]
+fn what_is_held_counts_when_the_second_list_lacks_more() {
+    let mut simulation = in_step(100).restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (61..=100).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=100).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    let slices = || (1..=100).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
+    confirm(&mut simulation, Vec::new(), slices());
+    assert_eq!(simulation.take_sent(), 0, "40 more are missing now");
+    confirm(&mut simulation, Vec::new(), slices());
+    assert_eq!(simulation.registrations.len(), 0);
+}
+
+#[test]
+fn an_identity_read_before_the_second_look_confirms_nothing() {
+    let mut simulation = in_step(30);
+    simulation.list(Kind::Service, []);
+    simulation.bridge.cluster_confirmed();
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
+#[test]
+fn a_name_that_changes_hands_is_taken_before_it_is_left() {
+    let mut simulation = Simulation::new(settings());
+    simulation.read_back();
+    let named = |uid: &str, created| {
+        let service = service()
+            .annotations(&[("kube-consul.io/service-name", "shared")])
+            .with(|s| {
+                s.uid = uid.into();
+                s.created = created;
+            })
+            .build();
+        SeenObject::Service(key(uid), service)
+    };
+    simulation.list(Kind::Service, [named("young", 2)]);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    simulation.take_sent();
+    simulation.seen(named("old", 1));
+    simulation.settle();
+    let first = &simulation.sent[0];
+    assert!(
+        matches!(first, Write::Register(r) if &*r.id == "kubernetes_ns_old_http_10.0.0.1"),
+        "{first:?}"
+    );
+}
+
+#[test]
+fn a_service_that_is_read_again_keeps_its_reverse_record() {
+    let mut simulation = in_step(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.seen(service_seen(2));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),

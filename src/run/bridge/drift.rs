@@ -38,6 +38,8 @@ pub(super) struct Drift {
     resync: Duration,
     /// Reading of all that is ours.
     reading: Periodic,
+    /// Whether the last one failed.
+    reading_failed: bool,
     /// Reading of the names that others hold.
     foreign: Periodic,
     /// Reading of what the catalog shows.
@@ -123,6 +125,7 @@ impl Drift {
         Self {
             resync,
             reading: Periodic::new(),
+            reading_failed: false,
             foreign: Periodic::new(),
             catalog: Periodic::new(),
             last_heard: None,
@@ -161,6 +164,12 @@ impl Drift {
         self.trouble = Some(why);
     }
 
+    /// Whether a reading may be made sooner for what writes without an answer left uncertain. One
+    /// that just failed is repeated soon enough.
+    fn may_hurry(&self) -> bool {
+        !self.reading.is_under_way() && !self.reading_failed
+    }
+
     /// The next moment at which something is due.
     fn next(&self) -> Instant {
         let heard_until = self.last_heard.map(|last| last + SILENCE);
@@ -189,10 +198,10 @@ impl Bridge {
             self.drift.token_generation = generation;
             tracing::info!("another token is in use: registrations are sent once more");
             self.state.token_changed();
-            self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+            self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
         }
         let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
-        if self.drift.reading.is_due() || (uncertain && !self.drift.reading.is_under_way()) {
+        if self.drift.reading.is_due() || (uncertain && self.drift.may_hurry()) {
             self.begin_read_back();
         }
         if self.drift.progress >= Progress::Read && self.drift.foreign.is_due() {
@@ -211,19 +220,11 @@ impl Bridge {
         let state = [
             self.state.next_timer(),
             self.state.confirmation_due(),
-            self.state.uncertain_until().filter(|_| !self.drift.reading.is_under_way()),
+            self.state.uncertain_until().filter(|_| self.drift.may_hurry()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
         let drift = self.introduced.is_some().then(|| self.drift.next());
-        // What is due and may not start yet must not make the loop spin.
-        let soonest = Instant::now() + Duration::from_millis(1);
-        let idle = drift.map(|next| next.max(soonest + Duration::from_millis(49)));
-        state
-            .map(|at| at.max(soonest))
-            .chain(idle)
-            .chain(deadline.filter(|_| !self.is_connected()).map(|at| at.max(soonest)))
-            .min()
-            .unwrap_or_else(|| soonest + HEARTBEAT)
+        wake_at(Instant::now(), state.min(), drift, deadline)
     }
 
     pub(super) fn begin_read_back(&mut self) {
@@ -250,6 +251,7 @@ impl Bridge {
         }
         let took = self.drift.reading.took();
         self.tell_read_back(result.is_ok(), took);
+        self.drift.reading_failed = result.is_err();
         match result {
             Ok(Owner::Ours) => {
                 let now = self.now();
@@ -342,7 +344,7 @@ impl Bridge {
                 tracing::warn!("somebody changed the sentinel: looking at everything again");
             }
         }
-        self.jobs.push(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+        self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
         // What a reading under way began with may be what was lost.
         self.drift.reading.hurry();
     }
@@ -351,7 +353,7 @@ impl Bridge {
         match result {
             Ok(hash) => {
                 self.drift.heard();
-                self.jobs.push(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
+                self.sentinel_job = Some(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
             }
             Err(why) => {
                 self.drift.failed("the sentinel cannot be written", why);
@@ -360,7 +362,7 @@ impl Bridge {
                     tokio::time::sleep(READ_BACK_RETRY).await;
                     jobs::restore_sentinel(sentinel).await
                 };
-                self.jobs.push(later.boxed());
+                self.sentinel_job = Some(later.boxed());
             }
         }
     }
@@ -398,6 +400,21 @@ impl Bridge {
     }
 }
 
+/// When the loop has to turn again. What is due and may not start yet must not make it spin, nor
+/// a deadline that is over.
+fn wake_at(
+    now: Instant,
+    state: Option<Instant>,
+    drift: Option<Instant>,
+    deadline: Option<Instant>,
+) -> Instant {
+    let soonest = now + Duration::from_millis(1);
+    let state = state.map(|at| at.max(soonest));
+    let drift = drift.map(|next| next.max(soonest + Duration::from_millis(49)));
+    let deadline = deadline.filter(|deadline| *deadline > now);
+    [state, drift, deadline].into_iter().flatten().min().unwrap_or(now + HEARTBEAT)
+}
+
 /// Between 0 and a quarter, by the clock's finest digits: readings of several replicas drift
 /// apart.
 fn jitter() -> f64 {
@@ -405,4 +422,33 @@ fn jitter() -> f64 {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());
     f64::from(nanoseconds % 1000) / 4000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loop_never_spins() {
+        let now = Instant::now();
+        let past = Some(now.checked_sub(Duration::from_secs(1)).unwrap());
+        assert_eq!(wake_at(now, None, None, past), now + HEARTBEAT, "a deadline that is over");
+        assert!(wake_at(now, past, None, None) > now);
+        assert!(wake_at(now, None, past, None) >= now + Duration::from_millis(50));
+        let soon = now + Duration::from_secs(1);
+        assert_eq!(wake_at(now, None, None, Some(soon)), soon);
+    }
+
+    #[test]
+    fn a_consul_that_cannot_be_read_is_not_read_again_at_once() {
+        let mut drift = Drift::new(Duration::from_mins(1), 0);
+        assert!(drift.may_hurry());
+        drift.reading.begin();
+        assert!(!drift.may_hurry(), "one at a time");
+        drift.reading_failed = true;
+        drift.reading.end(READ_BACK_RETRY);
+        assert!(!drift.may_hurry() && !drift.reading.is_due());
+        drift.reading_failed = false;
+        assert!(drift.may_hurry());
+    }
 }

@@ -56,6 +56,14 @@ pub(super) enum Observation {
     Reverse(ObservedReverse),
 }
 
+/// Waits for the end of the job that stands there, and takes it away. Without one it never ends.
+pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
+    let Some(running) = job else { return std::future::pending().await };
+    let done = running.await;
+    *job = None;
+    done
+}
+
 /// Sends writes that belong together, one after the other.
 pub(super) async fn send(sink: AgentSink, writes: Vec<Write>) -> Done {
     let mut answers = Vec::with_capacity(writes.len());
@@ -189,4 +197,25 @@ pub(super) async fn identity(client: kube::Client, delay: Duration) -> Done {
         Ok(ClusterUid::Denied(_)) => Ok(None),
         Err(error) => Err(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_job_at_a_time_that_nobodys_impatience_ends() {
+        let (end, ended) = oneshot::channel::<()>();
+        let job = ended.map(|ended| Done::Heartbeat(ended.map_err(|_| "dropped".to_owned())));
+        let mut job: Option<Job> = Some(job.boxed());
+        assert!(end_of(&mut job).now_or_never().is_none(), "it goes on");
+        assert!(!end.is_closed(), "and is kept");
+        end.send(()).unwrap();
+        assert!(matches!(end_of(&mut job).await, Done::Heartbeat(Ok(()))));
+        assert!(job.is_none(), "it ends once");
+        assert!(end_of(&mut job).now_or_never().is_none());
+    }
 }

@@ -199,6 +199,8 @@ struct Bridge {
     consul: ConsulClient,
     sink: AgentSink,
     sentinel: Sentinel,
+    /// What is under way for the sentinel: watching it or writing it. One at a time.
+    sentinel_job: Option<Job>,
     owner: OwnerKey,
     introduced: Option<Met>,
     waits: Waits,
@@ -236,6 +238,7 @@ impl Bridge {
             kubernetes,
             sink: AgentSink::new(consul.clone(), &cluster),
             sentinel: Sentinel::new(consul.clone(), cluster.clone()),
+            sentinel_job: None,
             owner: OwnerKey::new(consul.clone(), &cluster),
             drift: Drift::new(resync, consul.token_generation()),
             consul,
@@ -289,6 +292,7 @@ impl Bridge {
                 Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
                 Some(request) = pages.recv() => self.answer_page(request),
@@ -410,7 +414,7 @@ impl Bridge {
         }
         self.state.set_reverse_zone(zone);
         self.introduced = Some(Met { uid, kubernetes_version, agent });
-        self.jobs.push(jobs::watch_sentinel(self.sentinel.clone(), sentinel).boxed());
+        self.sentinel_job = Some(jobs::watch_sentinel(self.sentinel.clone(), sentinel).boxed());
         self.drift.heard();
         self.jobs.push(jobs::heartbeat(self.consul.clone(), drift::HEARTBEAT).boxed());
         self.begin_read_back();
