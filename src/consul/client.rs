@@ -565,6 +565,9 @@ impl Reply {
             };
             let Some(chunk) = chunk else { break };
             splitter.feed(&chunk, &mut each).map_err(|error| garbled(&self.request, &error))?;
+            // A listing that arrives faster than it is read must not keep its task's other work
+            // waiting, nor heap up what it handed on.
+            tokio::task::yield_now().await;
         }
         splitter.finish().map_err(|error| garbled(&self.request, &error))
     }

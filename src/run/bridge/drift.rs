@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::time::Instant;
 
+use super::Bridge;
 use super::introduction::other_owner;
 use super::jobs::{self, ReadBack};
-use super::{Bridge, Observation};
 use crate::consul::owner::Owner;
 use crate::consul::sentinel::{ContentHash, Lost};
 use crate::domain::reconciler::Moment;
@@ -245,10 +245,7 @@ impl Bridge {
 
     pub(super) fn was_read_back(&mut self, result: Result<Owner, String>) -> Result<(), Error> {
         // What was seen last may still be waiting.
-        while let Ok(seen) = self.observations.try_recv() {
-            let seen: Observation = seen;
-            self.observe(seen);
-        }
+        self.observe_waiting();
         let took = self.drift.reading.took();
         self.tell_read_back(result.is_ok(), took);
         self.drift.reading_failed = result.is_err();

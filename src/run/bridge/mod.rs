@@ -298,6 +298,7 @@ impl Bridge {
                 Some(request) = pages.recv() => self.answer_page(request),
                 () = sleep_until(wake) => {}
             }
+            self.observe_waiting();
             let now = self.now();
             self.state.wake(now);
             self.keep_up(now);
@@ -365,6 +366,14 @@ impl Bridge {
         match seen {
             Observation::Registration(observed) => self.state.observed_registration(&observed),
             Observation::Reverse(observed) => self.state.observed_reverse(&observed),
+        }
+    }
+
+    /// Takes what a reading has shown so far, before it is polled again: so no more than one
+    /// poll's worth ever waits, and a long reading costs few turns.
+    fn observe_waiting(&mut self) {
+        while let Ok(seen) = self.observations.try_recv() {
+            self.observe(seen);
         }
     }
 
