@@ -25,11 +25,13 @@ pub(super) const SILENCE: Duration = Duration::from_mins(1);
 const READ_BACK_SHARE: u32 = 100;
 /// A reading that failed is tried again after this: long enough not to load a Consul in trouble.
 const READ_BACK_RETRY: Duration = Duration::from_secs(5);
-/// While the catalog lacks records, it is asked again after this.
+/// While the catalog lacks records, it is asked again after this, or this many times what the
+/// last answer took: asking takes a tenth of Consul's time at most.
 const CATALOG_RETRY: Duration = Duration::from_millis(250);
+const CATALOG_SHARE: u32 = 10;
 /// What the catalog lacks for this long, the agent was refused: its own anti-entropy runs every
 /// minute in a small cluster, and a failed write is repeated within half a minute.
-const CATALOG_DELAY: Duration = Duration::from_secs(90);
+pub(super) const CATALOG_DELAY: Duration = Duration::from_secs(90);
 /// Between two tries to read the cluster's identity for a confirmation.
 const IDENTITY_RETRY: Duration = Duration::from_secs(2);
 
@@ -157,7 +159,8 @@ impl Drift {
         self.last_heard.is_some_and(|last| last.elapsed() < SILENCE)
     }
 
-    fn failed(&mut self, what: &str, why: String) {
+    /// Consul did not do what it was asked for.
+    pub(super) fn failed(&mut self, what: &str, why: String) {
         if self.hush.may_say() {
             tracing::warn!("{what}: {why}");
         }
@@ -170,11 +173,12 @@ impl Drift {
         !self.reading.is_under_way() && !self.reading_failed
     }
 
-    /// The next moment at which something is due.
-    fn next(&self) -> Instant {
+    /// The next moment at which something is due; `asks_catalog`: whether the catalog may be
+    /// asked now.
+    fn next(&self, asks_catalog: bool) -> Instant {
         let heard_until = self.last_heard.map(|last| last + SILENCE);
         let foreign = self.foreign.due().filter(|_| self.progress >= Progress::Read);
-        let catalog = self.catalog.due().filter(|_| self.progress >= Progress::NamesKnown);
+        let catalog = self.catalog.due().filter(|_| asks_catalog);
         let silence = heard_until.filter(|until| *until > Instant::now());
         let due = [self.reading.due(), foreign, catalog, silence];
         due.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + HEARTBEAT)
@@ -186,8 +190,9 @@ impl Drift {
 impl Bridge {
     /// Starts what is due.
     pub(super) fn keep_up(&mut self, now: Moment) {
-        let Some(met) = &self.introduced else { return };
-        let agent_known = met.agent.is_some();
+        if self.introduced.is_none() {
+            return;
+        }
         if self.state.begin_confirmation(now) {
             tracing::info!("looking a second time at what is missing");
             self.relists.iter().for_each(crate::kubernetes::watch::Relist::request);
@@ -209,10 +214,16 @@ impl Bridge {
             let held = self.state.ledger().names().collect();
             self.jobs.push(jobs::foreign_names(self.consul.clone(), held).boxed());
         }
-        let may_ask = agent_known && self.drift.progress >= Progress::NamesKnown;
-        if may_ask && self.state.is_settled() && self.drift.catalog.is_due() {
+        if self.may_ask_catalog() && self.drift.catalog.is_due() {
             self.ask_catalog();
         }
+    }
+
+    /// Whether the catalog can be asked for what the agent should have passed on.
+    fn may_ask_catalog(&self) -> bool {
+        self.introduced.as_ref().is_some_and(|met| met.agent.is_some())
+            && self.drift.progress >= Progress::NamesKnown
+            && self.state.is_settled()
     }
 
     /// When something is due at the latest.
@@ -223,7 +234,7 @@ impl Bridge {
             self.state.uncertain_until().filter(|_| self.drift.may_hurry()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
-        let drift = self.introduced.is_some().then(|| self.drift.next());
+        let drift = self.introduced.is_some().then(|| self.drift.next(self.may_ask_catalog()));
         wake_at(Instant::now(), state.min(), drift, deadline)
     }
 
@@ -254,6 +265,9 @@ impl Bridge {
                 let now = self.now();
                 self.state.finish_read_back(now);
                 self.drift.heard();
+                if self.drift.progress < Progress::Read {
+                    self.last_step = Instant::now();
+                }
                 self.drift.reached(Progress::Read);
                 self.drift.foreign.hurry();
                 self.drift.catalog.hurry();
@@ -305,7 +319,8 @@ impl Bridge {
 
     pub(super) fn catalog_shows(&mut self, result: Result<HashSet<Box<str>>, String>) {
         let now = Instant::now();
-        self.drift.catalog.end(CATALOG_RETRY);
+        let took = self.drift.catalog.took();
+        self.drift.catalog.end(CATALOG_RETRY.max(took * CATALOG_SHARE));
         let shown = match result {
             Ok(shown) => shown,
             Err(why) => {
@@ -325,10 +340,13 @@ impl Bridge {
         let missing = self.drift.lacking.iter().filter(|(_, since)| refused(since));
         self.state.set_missing_in_catalog(missing.map(|(id, _)| id.clone()).collect());
         if self.drift.lacking.values().all(refused) {
+            // What it lacks for good was just made a problem: once that is told, all is settled.
             if self.state.is_settled() {
                 self.drift.reached(Progress::Shown);
             }
-            self.drift.catalog.next = self.drift.reading.next + READ_BACK_RETRY;
+            if self.drift.progress == Progress::Shown {
+                self.drift.catalog.next = self.drift.reading.next + READ_BACK_RETRY;
+            }
         }
     }
 

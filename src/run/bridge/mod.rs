@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
-use self::drift::Drift;
+use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
 use self::jobs::{Done, Job, Observation};
 use crate::admin::metrics::Metrics;
@@ -207,6 +207,8 @@ struct Bridge {
     observations: mpsc::UnboundedReceiver<Observation>,
     observe: mpsc::UnboundedSender<Observation>,
     writing: usize,
+    /// When a write was applied last, or Consul was read for the first time.
+    last_step: Instant,
     drift: Drift,
     told: Told,
     tally: telling::Tally,
@@ -247,6 +249,7 @@ impl Bridge {
             observations,
             observe,
             writing: 0,
+            last_step: Instant::now(),
             told,
             tally: telling::Tally::default(),
         }
@@ -436,6 +439,13 @@ impl Bridge {
             if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
                 self.drift.heard();
             }
+            match &answer {
+                Answer::Applied { .. } => self.last_step = Instant::now(),
+                Answer::Failed(why) | Answer::Unanswered(why) => {
+                    self.drift.failed("a write failed and is tried again", why.clone());
+                }
+                _ => {}
+            }
             self.tell_write(&record, &answer, took);
             self.state.answered(&record, answer, now);
         }
@@ -455,10 +465,19 @@ impl Bridge {
                 )))
             });
         }
-        let reached = self.is_connected() && self.drift.is_heard();
-        (Instant::now() >= deadline && !reached).then(|| {
-            Err(Error::Failed(format!("not reached within --timeout: {}", self.not_ready_reason())))
-        })
+        let reached = self.is_connected()
+            && self.drift.progress() >= Progress::NamesKnown
+            && self.drift.is_heard();
+        // That the catalog lacks a record for good takes its time to be known.
+        let catalog = if self.state.is_settled() { drift::CATALOG_DELAY } else { Duration::ZERO };
+        let stuck = self.last_step.elapsed() >= self.options.once? + catalog;
+        let why = match (reached, stuck) {
+            (false, _) => "not reached within --timeout",
+            (true, true) => "no progress within --timeout",
+            (true, false) => return None,
+        };
+        (Instant::now() >= deadline)
+            .then(|| Err(Error::Failed(format!("{why}: {}", self.not_ready_reason()))))
     }
 
     /// Lets the writes in flight finish.

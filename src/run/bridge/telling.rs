@@ -215,7 +215,9 @@ impl Bridge {
             return format!("waiting for Consul{trouble}");
         }
         if !self.state.is_settled() {
-            return format!("{} Services are being brought in step", self.state.backlog());
+            let trouble =
+                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+            return format!("{} Services are being brought in step{trouble}", self.state.backlog());
         }
         "waiting for the catalog to show all records".to_owned()
     }
