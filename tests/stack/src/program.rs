@@ -30,6 +30,9 @@ const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// hangs in the kernel.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Between two looks at whether a program stands still: stopping takes microseconds.
+const PAUSE_POLL: Duration = Duration::from_millis(1);
+
 /// Lines of the log that an error quotes: a screen's worth.
 const QUOTED_LINES: usize = 20;
 
@@ -259,9 +262,19 @@ impl Program {
         Ok(())
     }
 
-    /// SIGSTOP: it stands still, its connections stay open.
+    /// SIGSTOP: it stands still, its connections stay open. Returns once it does: another task
+    /// sends the signal, and the kernel stops one thread after the other.
     pub async fn pause(&self) {
         self.signal(Signal::STOP).await;
+        let stopped = async || {
+            let stat = tokio::fs::read_to_string(format!("/proc/{}/stat", self.pid())).await;
+            // The state follows the name, which may itself have parentheses.
+            stat.ok().and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('T')))
+        };
+        // One that has ended has no state.
+        while stopped().await == Some(false) && self.exit_status().is_none() {
+            tokio::time::sleep(PAUSE_POLL).await;
+        }
     }
 
     /// SIGCONT after a pause.
