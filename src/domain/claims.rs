@@ -35,9 +35,17 @@ pub enum Class {
 /// Claims of Services to things of which each has one holder: the claim that sorts first.
 #[derive(Debug)]
 pub struct Claims<C> {
-    claimants: HashMap<Box<str>, BTreeSet<(C, ObjectKey)>>,
-    of: HashMap<ObjectKey, BTreeMap<Box<str>, C>>,
+    /// Sorted lists, as in `of`: most have one element, for which the node of a B-tree has ten
+    /// times the size.
+    claimants: HashMap<Box<str>, Vec<(C, ObjectKey)>>,
+    of: HashMap<ObjectKey, Box<[Claim<C>]>>,
 }
+
+/// A thing that is claimed, and how.
+type Claim<C> = (Box<str>, C);
+
+/// Up to this many claimants a list has no room to spare.
+const FEW_CLAIMANTS: usize = 4;
 
 /// Claims to Consul names.
 pub type NameClaims = Claims<Rank>;
@@ -57,23 +65,33 @@ impl<C: Clone + Ord> Claims<C> {
     /// Replaces all claims of `owner`. Returns what changed hands, with the old and the new
     /// holder.
     pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Box<str>, C>) -> Vec<Handover> {
-        let before = self.of.remove(owner).unwrap_or_default();
-        if before == claims {
-            if !claims.is_empty() {
-                self.of.insert(owner.clone(), claims);
-            }
+        let same = match self.of.get(owner) {
+            Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
+            None => claims.is_empty(),
+        };
+        if same {
             return Vec::new();
         }
+        let before: BTreeMap<Box<str>, C> =
+            self.of.remove(owner).unwrap_or_default().into_iter().collect();
         let touched: BTreeSet<Box<str>> = before.keys().chain(claims.keys()).cloned().collect();
         let mut handovers = Vec::new();
         for thing in touched {
             let from = self.holder(&thing).cloned();
             let claimants = self.claimants.entry(thing.clone()).or_default();
-            if let Some(claim) = before.get(&thing) {
-                claimants.remove(&(claim.clone(), owner.clone()));
+            if let Some(claim) = before.get(&thing)
+                && let Ok(place) = claimants.binary_search(&(claim.clone(), owner.clone()))
+            {
+                claimants.remove(place);
             }
             if let Some(claim) = claims.get(&thing) {
-                claimants.insert((claim.clone(), owner.clone()));
+                let claim = (claim.clone(), owner.clone());
+                if let Err(place) = claimants.binary_search(&claim) {
+                    if claimants.len() < FEW_CLAIMANTS {
+                        claimants.reserve_exact(1);
+                    }
+                    claimants.insert(place, claim);
+                }
             }
             if claimants.is_empty() {
                 self.claimants.remove(&thing);
@@ -84,7 +102,7 @@ impl<C: Clone + Ord> Claims<C> {
             }
         }
         if !claims.is_empty() {
-            self.of.insert(owner.clone(), claims);
+            self.of.insert(owner.clone(), claims.into_iter().collect());
         }
         handovers
     }

@@ -91,6 +91,11 @@ impl Desired {
     }
 }
 
+/// Whether the label of this key can change a registration.
+pub fn is_read_label(settings: &Settings, key: &str) -> bool {
+    IMPORTED.iter().any(|(read, _)| *read == key) || settings.selector.reads(key)
+}
+
 /// The names that `service` wants.
 pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted {
     let (overrides, mut problems) = overrides(service);

@@ -34,6 +34,16 @@ impl Selector {
     pub fn selects(&self, labels: &BTreeMap<Box<str>, Box<str>>) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
     }
+
+    /// Whether the label of this key matters to it.
+    pub fn reads(&self, key: &str) -> bool {
+        self.0.iter().any(|requirement| match requirement {
+            Requirement::In(read, _)
+            | Requirement::NotIn(read, _)
+            | Requirement::Exists(read)
+            | Requirement::Absent(read) => **read == *key,
+        })
+    }
 }
 
 impl FromStr for Selector {

@@ -13,8 +13,10 @@ use super::object::{EndpointSlice, Kind, SeenObject, Service};
 #[derive(Debug, Default)]
 pub struct World {
     services: BTreeMap<ObjectKey, Listed<Service>>,
-    /// Slices by their Service (which may not exist, or not yet), then by their own name.
-    slices: HashMap<ObjectKey, BTreeMap<Box<str>, Listed<EndpointSlice>>>,
+    /// Slices by their Service (which may not exist, or not yet), with their own names and sorted
+    /// by them. A list: most Services have one slice, for which the node of a B-tree has ten
+    /// times the size.
+    slices: HashMap<ObjectKey, Vec<NamedSlice>>,
     /// The Service of each slice.
     service_of: HashMap<ObjectKey, Box<str>>,
     /// Objects that could not be read, and why.
@@ -28,6 +30,8 @@ struct Listed<T> {
     object: T,
     list: u32,
 }
+
+type NamedSlice = (Box<str>, Listed<EndpointSlice>);
 
 #[derive(Debug, Default)]
 struct ListState {
@@ -114,8 +118,18 @@ impl World {
         let list = self.current(Kind::EndpointSlice);
         self.service_of.insert(key.clone(), slice.service.clone());
         let slices = self.slices.entry(service.clone()).or_default();
-        let same = slices.get(&key.name).is_some_and(|before| before.object == slice);
-        slices.insert(key.name, Listed { object: slice, list });
+        let same = match place(slices, &key.name) {
+            Ok(place) => {
+                let same = slices[place].1.object == slice;
+                slices[place].1 = Listed { object: slice, list };
+                same
+            }
+            Err(place) => {
+                slices.reserve_exact(1);
+                slices.insert(place, (key.name, Listed { object: slice, list }));
+                false
+            }
+        };
         if !same {
             changed.insert(service);
         }
@@ -134,7 +148,9 @@ impl World {
                 self.service_of.remove(key);
                 let of = service.as_ref()?;
                 let slices = self.slices.get_mut(of)?;
-                slices.remove(&key.name);
+                if let Ok(place) = place(slices, &key.name) {
+                    slices.remove(place);
+                }
                 if slices.is_empty() {
                     self.slices.remove(of);
                 }
@@ -241,14 +257,19 @@ impl World {
             }
             Kind::EndpointSlice => {
                 let Some(service) = self.service_concerned(kind, key) else { return };
-                if let Some(slice) =
-                    self.slices.get_mut(&service).and_then(|s| s.get_mut(&key.name))
+                if let Some(slices) = self.slices.get_mut(&service)
+                    && let Ok(place) = place(slices, &key.name)
                 {
-                    slice.list = list;
+                    slices[place].1.list = list;
                 }
             }
         }
     }
+}
+
+/// Where the slice of this name is in a sorted list, or has to go.
+fn place<T>(slices: &[(Box<str>, T)], name: &str) -> Result<usize, usize> {
+    slices.binary_search_by(|(other, _)| (**other).cmp(name))
 }
 
 #[cfg(test)]

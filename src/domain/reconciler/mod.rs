@@ -30,7 +30,7 @@ pub use self::problems::Problems;
 use self::queue::Queue;
 use self::read_back::nobody;
 use super::claims::{Handover, NameClaims, ReverseClaims};
-use super::desired::{Desired, Permit, desired, wanted};
+use super::desired::{Desired, Permit, desired, is_read_label, wanted};
 use super::ledger::Ledger;
 use super::names::ObjectKey;
 use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
@@ -243,7 +243,12 @@ impl Reconciler {
         self.start_if_loaded(now);
     }
 
-    fn seen(&mut self, seen: SeenObject) {
+    fn seen(&mut self, mut seen: SeenObject) {
+        if let SeenObject::Service(_, service) = &mut seen {
+            // The others would be most of what is kept of a Service, and changes of theirs would
+            // have it planned.
+            service.labels.retain(|key, _| is_read_label(&self.settings, key));
+        }
         let (kind, key, problem) = match &seen {
             SeenObject::Service(key, _) => (Kind::Service, key.clone(), None),
             SeenObject::EndpointSlice(key, _) => (Kind::EndpointSlice, key.clone(), None),

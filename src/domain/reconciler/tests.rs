@@ -1043,6 +1043,30 @@ fn a_service_that_is_read_again_keeps_its_reverse_record() {
     assert_eq!(simulation.take_sent(), 0);
 }
 
+#[test]
+fn only_labels_that_can_change_a_registration_are_kept() {
+    let mut selecting = settings();
+    selecting.selector = "tier in (web)".parse().unwrap();
+    let mut simulation = Simulation::new(selecting);
+    simulation.read_back();
+    let labelled = |labels: &[(&str, &str)]| {
+        let mut service = numbered(1);
+        service.labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        SeenObject::Service(key("s1"), service)
+    };
+    simulation.list(Kind::Service, [labelled(&[("tier", "web"), ("chart", "1.0")])]);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 1);
+    let kept = &simulation.bridge.world().service(&key("s1")).unwrap().labels;
+    assert_eq!(kept.keys().map(|key| &**key).collect::<Vec<_>>(), ["tier"]);
+    simulation.seen(labelled(&[("tier", "web"), ("chart", "1.1")]));
+    assert_eq!(simulation.bridge.backlog(), 0);
+    simulation.seen(labelled(&[("tier", "web"), ("consul", "true")]));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 0, "an import");
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Service(u8, u8),
