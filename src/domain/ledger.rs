@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::names::ObjectKey;
-use super::record::{Check, Fingerprint, Registration};
+use super::record::Fingerprint;
 
 /// The known records.
 #[derive(Debug, Default)]
@@ -83,23 +83,6 @@ impl Ledger {
     pub fn registration(&self, service: &ObjectKey, id: &str) -> Option<&KnownRegistration> {
         let known = self.of(service);
         known.binary_search_by(|known| (*known.id).cmp(id)).ok().map(|place| &known[place])
-    }
-
-    /// Notes that Consul has `registration`.
-    pub fn registered(&mut self, service: &ObjectKey, registration: &Registration) {
-        let critical = registration.check == Check::Critical;
-        self.put(
-            service,
-            &registration.id,
-            &registration.service,
-            Some(registration.fingerprint()),
-            critical,
-        );
-    }
-
-    /// Notes that Consul may or may not have the registration, in whatever state.
-    pub fn uncertain(&mut self, service: &ObjectKey, id: &str, name: &str, critical: bool) {
-        self.put(service, id, name, None, critical);
     }
 
     /// Notes that Consul has this registration with this content.
