@@ -36,6 +36,10 @@ const PAUSE_POLL: Duration = Duration::from_millis(1);
 /// Lines of the log that an error quotes: a screen's worth.
 const QUOTED_LINES: usize = 20;
 
+/// Starts a program only if its parent is still there: a parent that ended before
+/// `setpriv` had asked for the signal leaves an orphan that nothing would end.
+const UNLESS_ORPHANED: &str = r#"[ "$PPID" = "$1" ] || exit 1; shift; exec "$@""#;
+
 /// What a child sees of this process's environment. Everything else is left
 /// out: a `CONSUL_HTTP_ADDR`, a `KUBECONFIG` or an HTTP proxy of the user's
 /// would lead the program away from the cluster under test.
@@ -124,7 +128,8 @@ impl Program {
         // which then ends the children in order.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--"])
+            .args(["--pdeathsig", "KILL", "--", "/bin/sh", "-c", UNLESS_ORPHANED, "sh"])
+            .arg(std::process::id().to_string())
             .arg(&options.path)
             .args(&options.arguments)
             .env_clear()

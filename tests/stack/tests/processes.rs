@@ -50,7 +50,7 @@ async fn no_child_survives_a_killed_parent() -> Result<()> {
     let line =
         parent.wait_for_line("the child's id", DEADLINE, |line| line.contains("child ")).await?;
     let child: i32 = line.rsplit(' ').next().context("an id")?.parse()?;
-    ensure!(runs(child), "the child {child} does not run");
+    // At once: the child may not have asked yet to die with its parent.
     parent.kill().await?;
     wait_gone(child).await
 }
@@ -75,7 +75,8 @@ async fn a_child_survives_the_thread_that_asked_for_it() -> Result<()> {
 
 #[tokio::test]
 async fn a_dropped_program_is_killed() -> Result<()> {
-    let program = Program::start("dropped", shell("trap '' TERM; sleep 600")).await?;
+    let program =
+        Program::start("dropped", shell("trap '' TERM; while :; do sleep 1; done")).await?;
     let pid = program.pid();
     drop(program);
     wait_gone(pid).await
