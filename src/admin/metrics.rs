@@ -46,6 +46,8 @@ pub struct Metrics {
     pub problems: Family<Labels<1>, Gauge>,
     /// 1 while removals are held back.
     pub holding: Gauge,
+    /// 1 while this process leads; always 0 without an election.
+    pub leader: Gauge,
 }
 
 // === impl Metrics ===
@@ -69,6 +71,7 @@ impl Default for Metrics {
             backlog: Gauge::default(),
             problems: Family::default(),
             holding: Gauge::default(),
+            leader: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -107,6 +110,7 @@ impl Metrics {
         r.register("backlog", "Services that are being brought in step", self.backlog.clone());
         r.register("problems", "Problems of objects, by reason", self.problems.clone());
         r.register("holding", "1 while removals are held back", self.holding.clone());
+        r.register("leader", "1 while this process leads", self.leader.clone());
     }
 
     /// Notes a write and how long it took.

@@ -25,6 +25,9 @@ pub struct Page {
     pub cluster_uid: Option<String>,
     /// Version of this program.
     pub version: &'static str,
+    /// With an election: `leader`, or `standby` and who leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leadership: Option<String>,
     /// Whether `/readyz` says 200.
     pub ready: bool,
     /// Why not.

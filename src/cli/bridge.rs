@@ -11,7 +11,7 @@ use crate::domain::selector::Selector;
 use crate::domain::settings::{AddressMode, HealthMode, OnConflict, ReverseScope, Settings};
 use crate::domain::template::NameTemplate;
 use crate::kubernetes::client::Environment;
-use crate::run::bridge::Options;
+use crate::run::bridge::{Options, SinkOptions};
 
 pub(super) const EXAMPLES: &str = "Examples:
   # beside a kubectl proxy and a Consul agent, as in the pod
@@ -39,6 +39,12 @@ pub struct BridgeArgs {
     /// Where registrations are kept
     #[arg(long, env = "KUBE_CONSUL_SINK", default_value = "agent", value_enum)]
     sink: SinkKind,
+    /// With --sink catalog: several processes elect the one that writes
+    #[arg(long, env = "KUBE_CONSUL_LEADER_ELECT")]
+    leader_elect: bool,
+    /// With --sink catalog: name of the base node [default: k8s-<cluster>]
+    #[arg(long, env = "KUBE_CONSUL_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
 
     /// Which addresses are registered: auto, cluster-ip, endpoints, load-balancer or external-ip
     #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
@@ -46,7 +52,7 @@ pub struct BridgeArgs {
     /// How names are made; of {service}, {namespace}, {cluster} and {port}
     #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE", help_heading = "What is registered")]
     name_template: NameTemplate,
-    /// Checks: unready (critical while not ready) or none
+    /// Checks: unready (critical while not ready), always (catalog sink only) or none
     #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE", help_heading = "What is registered")]
     health: HealthMode,
     /// Whether Services without an annotation are registered
@@ -122,6 +128,8 @@ pub struct BridgeArgs {
 pub enum SinkKind {
     /// In the co-located Consul agent: they live as long as it
     Agent,
+    /// In the catalog, on nodes of their own: for large clusters, without an agent
+    Catalog,
 }
 
 /// Options that do not go together.
@@ -131,6 +139,17 @@ enum Conflict {
         "--health always: expected unready or none with --sink agent, where a passing check would have to be refreshed for ever"
     )]
     PassingCheckInAgent,
+    #[error(
+        "{0}: expected --sink catalog beside it, found --sink agent: an agent's registrations are \
+         its own, so every bridge fills its own agent"
+    )]
+    OnlyWithCatalog(&'static str),
+    #[error("--leader-elect: expected a long-running bridge, found --once; leave one of them out")]
+    ElectedOnce,
+    #[error(
+        "--node-name: expected 1 to 128 letters, digits, dots, dashes or underscores, found {0:?}"
+    )]
+    NodeName(String),
     #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]
     Domain(String),
 }
@@ -148,8 +167,14 @@ impl BridgeArgs {
         {
             return Err(Conflict::Domain(domain.clone()).into());
         }
-        let consul = self.consul.config()?;
+        let sink = self.sink_options()?;
+        let mut consul = self.consul.config()?;
+        if self.sink == SinkKind::Catalog {
+            // An agent answers for its own datacenter only.
+            consul.datacenter.clone_from(&self.datacenter);
+        }
         Ok(Options {
+            sink,
             settings: Settings {
                 cluster: self.cluster,
                 name_template: self.name_template,
@@ -176,6 +201,32 @@ impl BridgeArgs {
             admin_addr: self.admin_addr,
         })
     }
+
+    fn sink_options(&self) -> Result<SinkOptions, Conflict> {
+        if self.sink == SinkKind::Agent {
+            if self.leader_elect {
+                return Err(Conflict::OnlyWithCatalog("--leader-elect"));
+            }
+            if self.node_name.is_some() {
+                return Err(Conflict::OnlyWithCatalog("--node-name"));
+            }
+            return Ok(SinkOptions::Agent);
+        }
+        if self.leader_elect && self.once {
+            return Err(Conflict::ElectedOnce);
+        }
+        if let Some(name) = self.node_name.as_ref().filter(|name| !is_node_name(name)) {
+            return Err(Conflict::NodeName(name.clone()));
+        }
+        let (node_name, leader_elect) = (self.node_name.clone(), self.leader_elect);
+        Ok(SinkOptions::Catalog { node_name, leader_elect })
+    }
+}
+
+/// What an ACL rule and a path can name without surprise.
+fn is_node_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=128).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 fn namespace(text: &str) -> Result<Box<str>, String> {

@@ -11,7 +11,7 @@ use super::txn::Operation;
 use super::wire::{Weights, readiness_check_id};
 use crate::domain::names::ClusterName;
 use crate::domain::record::{
-    Answer, Check, READINESS_CHECK, Registration, ReverseOwner, ReverseRecord, Write,
+    Answer, Check, READINESS_CHECK, RecordKey, Registration, ReverseOwner, ReverseRecord, Write,
 };
 
 /// TTL of the readiness check: ten years. It never matters, but when it ran out the agent
@@ -63,12 +63,29 @@ impl AgentSink {
     /// Makes one change and says what became of it. The future owns what it needs.
     pub async fn write(self, write: Write) -> Answer {
         match write {
-            Write::Register(registration) => self.register(&registration).await,
+            Write::Register(registration) | Write::Replace(registration) => {
+                self.register(&registration).await
+            }
             Write::Deregister { id, .. } => deregister(&self.client, &id).await,
             Write::PutReverse { record, cas } => self.put(record, cas).await,
             Write::DeleteReverse { key, cas } => {
                 self.transact(Operation::DeleteKey { key, index: cas }).await
             }
+        }
+    }
+
+    /// Makes the changes of one group, one after the other. After one that fails none is sent.
+    pub(super) async fn write_group(
+        &self,
+        writes: Vec<Write>,
+        answers: &mut Vec<(RecordKey, Answer)>,
+    ) {
+        let mut failed = false;
+        for write in writes {
+            let key = write.key();
+            let answer = if failed { Answer::NotSent } else { self.clone().write(write).await };
+            failed |= !matches!(answer, Answer::Applied { .. });
+            answers.push((key, answer));
         }
     }
 

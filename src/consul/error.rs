@@ -1,6 +1,6 @@
 //! What can go wrong with a request to Consul, sorted by what it means for a write.
 
-use std::error::Error as _;
+use std::error::Error as StdError;
 use std::fmt::Write as _;
 
 use serde::Deserialize;
@@ -270,15 +270,20 @@ impl Error {
 
     /// The message with those of its sources, for where only text can go.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ": {error}");
-            source = error.source();
-        }
-        text
+        chain(self)
     }
+}
+
+/// An error with its sources, for where only text can go.
+pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
 }
 
 // === impl OperationError ===

@@ -9,22 +9,30 @@
 //! | [`stream`] | cuts a long listing into its items while it arrives |
 //! | [`wire`] | services, checks and keys as JSON has them |
 //! | [`read`] | reads that say how certain they are (invariant 1) |
+//! | [`sink`] | where records go: one interface for both sinks |
 //! | [`agent`] | the agent sink |
+//! | [`catalog`] | the catalog sink |
+//! | [`nodes`] | the synthetic nodes of the catalog sink |
 //! | [`hook`] | what the registration hook asks of the agent and the catalog |
 //! | [`txn`] | transactions |
 //! | [`session`] | what holds the leader's lock (invariant 9) |
+//! | [`election`] | which of several bridges writes (invariant 9) |
 //! | [`sentinel`] | notices that the agent lost its state |
 //! | [`owner`] | which cluster a name belongs to (invariant 3) |
 
 pub mod agent;
+pub mod catalog;
 pub mod client;
 pub mod config;
+pub mod election;
 pub mod error;
 pub mod hook;
+pub mod nodes;
 pub mod owner;
 pub mod read;
 pub mod sentinel;
 pub mod session;
+pub mod sink;
 pub mod stream;
 pub mod token;
 pub mod txn;

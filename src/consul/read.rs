@@ -378,7 +378,7 @@ async fn registrations(
 // === impl Consistency ===
 
 impl Consistency {
-    fn of_path(self, path: String) -> Request {
+    pub(super) fn of_path(self, path: String) -> Request {
         match self {
             Consistency::Default => Request::get(path),
             Consistency::Consistent => Request::get(path).flag("consistent"),

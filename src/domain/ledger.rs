@@ -16,6 +16,8 @@ pub struct Ledger {
     /// Registrations under each Consul name.
     names: HashMap<Arc<str>, usize>,
     registration_count: usize,
+    /// Registrations of each namespace.
+    namespaces: HashMap<Box<str>, usize>,
     /// How many of the reverse keys are ours.
     reverse_count: usize,
     /// Number of the read-back that is under way or was the last.
@@ -110,7 +112,10 @@ impl Ledger {
                 let before = std::mem::replace(&mut all[place], known);
                 self.uncount_name(&before.service);
             }
-            Err(place) => all.insert(place, known),
+            Err(place) => {
+                all.insert(place, known);
+                *self.namespaces.entry(service.namespace.clone()).or_default() += 1;
+            }
         }
     }
 
@@ -123,6 +128,12 @@ impl Ledger {
             self.registrations.remove(service);
         }
         self.uncount_name(&before.service);
+        if let Some(count) = self.namespaces.get_mut(&service.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(&service.namespace);
+            }
+        }
     }
 
     /// The reverse key's state.
@@ -162,6 +173,11 @@ impl Ledger {
     /// How many reverse records are ours.
     pub fn reverse_count(&self) -> usize {
         self.reverse_count
+    }
+
+    /// How many registrations there are of one namespace's Services.
+    pub fn count_in(&self, namespace: &str) -> usize {
+        self.namespaces.get(namespace).copied().unwrap_or(0)
     }
 
     /// The Consul names that registrations are under.

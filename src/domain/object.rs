@@ -106,6 +106,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice, or `v1` Endpoints on an API server without them.
     EndpointSlice,
+    /// `v1` Namespace: not watched, but problems of its node in the catalog are told of it.
+    Namespace,
 }
 
 /// What one watch says, in the order of the API's protocol: a list (`ListStarted`, each object
@@ -149,6 +151,7 @@ impl Kind {
         match self {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Namespace => "Namespace",
         }
     }
 }

@@ -36,6 +36,10 @@ pub enum Reason {
     Denied,
     /// The agent has the record and the catalog does not.
     NotInCatalog,
+    /// Somebody else keeps changing the record.
+    Contested,
+    /// Services that no bridge made keep a namespace's node in the catalog.
+    ForeignOnNode,
 }
 
 // === impl Reason ===
@@ -54,6 +58,8 @@ impl Reason {
             Reason::Refused => "Refused",
             Reason::Denied => "Denied",
             Reason::NotInCatalog => "NotInCatalog",
+            Reason::Contested => "Contested",
+            Reason::ForeignOnNode => "ForeignOnNode",
         }
     }
 }

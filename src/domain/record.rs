@@ -74,8 +74,10 @@ pub struct Fingerprint(u64);
 /// One change to one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Creates or replaces a registration, its check included.
+    /// Creates a registration, its check included.
     Register(Registration),
+    /// Replaces a registration, and the check that it may have had.
+    Replace(Registration),
     /// Removes a registration with its checks. The name and the namespace are what it was
     /// registered with.
     Deregister {
@@ -122,6 +124,26 @@ pub enum Answer {
     Unanswered(String),
     /// Not sent, because the write that it goes with failed.
     NotSent,
+    /// The lock is no longer ours (invariant 9).
+    Fenced,
+}
+
+/// What became of the removal of a namespace's node in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamespaceNodeAnswer {
+    /// It is gone.
+    Removed,
+    /// Registrations of ours stand on it: a reading has to show them first.
+    InUse,
+    /// Services that no bridge made stand on it: it stays.
+    Foreign {
+        /// The node's name.
+        node: Box<str>,
+        /// Their IDs.
+        ids: Vec<Box<str>>,
+    },
+    /// It could not be read or removed.
+    Failed(String),
     /// The lock is no longer ours (invariant 9).
     Fenced,
 }
@@ -201,7 +223,9 @@ impl Write {
     /// The record that it changes.
     pub fn key(&self) -> RecordKey {
         match self {
-            Write::Register(registration) => RecordKey::Registration(registration.id.clone()),
+            Write::Register(registration) | Write::Replace(registration) => {
+                RecordKey::Registration(registration.id.clone())
+            }
             Write::Deregister { id, .. } => RecordKey::Registration(id.clone()),
             Write::PutReverse { record, .. } => RecordKey::Reverse(record.key.clone()),
             Write::DeleteReverse { key, .. } => RecordKey::Reverse(key.clone()),

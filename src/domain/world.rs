@@ -83,6 +83,7 @@ impl World {
                         ObjectKey::new(service.namespace.clone(), name.clone())
                     }),
             ),
+            Kind::Namespace => {}
         }
         missing.into_iter().collect()
     }
@@ -155,6 +156,7 @@ impl World {
                     self.slices.remove(of);
                 }
             }
+            Kind::Namespace => {}
         }
         service
     }
@@ -167,6 +169,7 @@ impl World {
                 .service_of
                 .get(key)
                 .map(|name| ObjectKey::new(key.namespace.clone(), name.clone())),
+            Kind::Namespace => None,
         }
     }
 
@@ -263,6 +266,7 @@ impl World {
                     slices[place].1.list = list;
                 }
             }
+            Kind::Namespace => {}
         }
     }
 }

@@ -174,15 +174,21 @@ impl Regarding {
             Kind::EndpointSlice => {
                 (Slim::<EndpointSlices>::api_version(&()), Slim::<EndpointSlices>::kind(&()))
             }
+            Kind::Namespace => ("v1".into(), "Namespace".into()),
         };
         ObjectReference {
             api_version: Some(api_version.into_owned()),
             kind: Some(kind.into_owned()),
-            namespace: Some(self.key.namespace.to_string()),
+            namespace: Some(self.key.namespace.to_string()).filter(|it| !it.is_empty()),
             name: Some(self.key.name.to_string()),
             uid: self.uid.as_deref().map(str::to_owned),
             ..ObjectReference::default()
         }
+    }
+
+    /// Where its Events are: those of an object without a namespace are in `default`.
+    fn namespace(&self) -> &str {
+        if self.key.namespace.is_empty() { "default" } else { &self.key.namespace }
     }
 }
 
@@ -205,7 +211,7 @@ impl Writer {
             None => None,
         };
         self.bucket.take().await;
-        let namespace = &*report.regarding.key.namespace;
+        let namespace = report.regarding.namespace();
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let mut result = match &repeated {
             Some((name, count)) => repeat(&events, name, *count).await,
@@ -244,7 +250,7 @@ impl Writer {
         Event {
             metadata: ObjectMeta {
                 name: Some(name),
-                namespace: Some(regarding.key.namespace.to_string()),
+                namespace: Some(regarding.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             action: Some("Register".to_owned()),

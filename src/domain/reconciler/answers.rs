@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::outage::{denied_delay, retry_delay};
 use super::{Moment, Reconciler, Sent, Track, Trouble};
 use crate::domain::ledger::ReverseState;
+use crate::domain::names::ObjectKey;
 use crate::domain::record::{Answer, ObservedReverse, RecordKey, ReverseOwner};
 
 /// A write that got no answer may still be applied this much later (`CONSUL.md`: measured as
@@ -142,7 +143,7 @@ impl Reconciler {
                 Some(Trouble::Failed(until, _)) => {
                     self.failed.insert((*until, service.clone()));
                 }
-                Some(Trouble::Denied(until, _)) => {
+                Some(Trouble::Denied(until, _) | Trouble::Contested(until, _)) => {
                     self.denied.insert((*until, service.clone()));
                 }
                 Some(Trouble::Refused(..)) | None => {}
@@ -178,11 +179,18 @@ impl Reconciler {
                     self.ledger.resend(&track.service, id);
                 }
             }
-            (RecordKey::Registration(id), _) => self.ledger.deregistered(&track.service, id),
+            (RecordKey::Registration(id), _) => self.registration_gone(&track.service, id),
             (RecordKey::Reverse(key), Sent::PutReverse(fingerprint)) => {
                 self.ledger.put_reverse(key, ReverseState::Ours(fingerprint), index);
             }
             (RecordKey::Reverse(key), _) => self.ledger.forget_reverse(key),
+        }
+    }
+
+    fn registration_gone(&mut self, service: &ObjectKey, id: &str) {
+        self.ledger.deregistered(service, id);
+        if self.has_nodes && self.ledger.count_in(&service.namespace) == 0 {
+            self.nodes.emptied(&service.namespace);
         }
     }
 

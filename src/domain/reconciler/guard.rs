@@ -82,6 +82,11 @@ impl Guard {
         self.held.remove(service);
     }
 
+    /// The next first reconciliation decides anew what is held.
+    pub(super) fn start_over(&mut self) {
+        self.held.clear();
+    }
+
     pub(super) fn list_started(&mut self, kind: Kind) {
         if let Some(confirmation) = self.confirmation.as_mut().filter(|c| c.asked) {
             confirmation.begun.insert(kind);

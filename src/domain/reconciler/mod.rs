@@ -14,21 +14,25 @@
 
 mod answers;
 mod guard;
+mod nodes;
 mod outage;
 mod plan;
 mod problems;
 mod queue;
 mod read_back;
+mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 pub use self::guard::Cause;
 use self::guard::Guard;
+use self::nodes::NamespaceNodes;
 use self::outage::Outage;
 pub use self::problems::Problems;
 use self::queue::Queue;
 use self::read_back::nobody;
+use self::repairs::Repairs;
 use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Desired, Permit, desired, is_read_label, wanted};
 use super::ledger::Ledger;
@@ -49,6 +53,7 @@ pub type Moment = Duration;
 pub struct Reconciler {
     settings: Settings,
     zone: Option<ReverseZone>,
+    has_nodes: bool,
     /// Consul names that others than a bridge hold; `None` while that is not known.
     foreign: Option<HashSet<Box<str>>>,
     world: World,
@@ -71,6 +76,8 @@ pub struct Reconciler {
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
     guard: Guard,
+    nodes: NamespaceNodes,
+    repairs: Repairs,
     outage: Outage,
     in_flight: usize,
     /// Records written since the read-back under way began; `None` when there is none.
@@ -106,6 +113,10 @@ pub enum Action {
     Write(Vec<Write>),
     /// Read this reverse key; wants [`Reconciler::reverse_read`].
     ReadReverse(Box<str>),
+    /// Remove the catalog's node of this namespace, on which nothing stands any more; wants
+    /// [`Reconciler::node_answered`]. Only with namespaces that have nodes: see
+    /// [`Reconciler::with_nodes`].
+    RemoveNode(Box<str>),
 }
 
 /// Something that people want to know.
@@ -185,6 +196,23 @@ enum Trouble {
     Denied(Moment, String),
     /// Consul does not take this content.
     Refused(Fingerprint, String),
+    /// Somebody else keeps changing it: left alone until that moment.
+    Contested(Moment, String),
+}
+
+// === impl Track ===
+
+impl Track {
+    fn new(service: &ObjectKey) -> Self {
+        Self {
+            service: service.clone(),
+            sent: None,
+            again: false,
+            old_token: false,
+            attempt: 0,
+            trouble: None,
+        }
+    }
 }
 
 // === impl Reconciler ===
@@ -195,6 +223,7 @@ impl Reconciler {
         Self {
             settings,
             zone: None,
+            has_nodes: false,
             foreign: None,
             world: World::default(),
             ledger: Ledger::default(),
@@ -209,6 +238,8 @@ impl Reconciler {
             denied: BTreeSet::new(),
             released: HashMap::new(),
             guard: Guard::default(),
+            nodes: NamespaceNodes::default(),
+            repairs: Repairs::default(),
             outage: Outage::default(),
             in_flight: 0,
             touched: None,
@@ -294,7 +325,26 @@ impl Reconciler {
             _ if self.world.undecodable(kind, key).is_none() => Vec::new(),
             Kind::Service => vec![nobody()],
             Kind::EndpointSlice => self.world.concerned_by_unread(key),
+            Kind::Namespace => Vec::new(),
         }
+    }
+
+    /// Whether each namespace has a node of its own, as in the catalog.
+    #[must_use]
+    pub fn with_nodes(mut self, has_nodes: bool) -> Self {
+        self.has_nodes = has_nodes;
+        self
+    }
+
+    /// Nothing more is written until Consul is read back again: another one leads. What
+    /// Kubernetes shows is taken further on.
+    pub fn step_down(&mut self) {
+        self.phase = Phase::Loading { read_back: false };
+        if let Some((service, _)) = self.planned.take() {
+            self.dirty.push(service);
+        }
+        self.abort_read_back();
+        self.guard.start_over();
     }
 
     /// Sets what reverse records end with; `None`: none can be written.
@@ -347,6 +397,7 @@ impl Reconciler {
             && self.dirty.is_empty()
             && self.planned.is_none()
             && self.in_flight == 0
+            && !self.nodes.is_removing()
             && !self.has_retries()
     }
 

@@ -48,12 +48,17 @@ impl Reconciler {
                 self.note_sent(&service, &action);
                 actions.push(action);
             } else if let Some(service) = self.dirty.pop() {
+                if self.nodes.makes_wait(&service) {
+                    continue;
+                }
                 let plan = self.plan(&service, now);
                 if plan.is_empty() {
                     self.settle(&service);
                 } else {
                     self.planned = Some((service, plan));
                 }
+            } else if let Some(action) = self.next_empty_node(now) {
+                actions.push(action);
             } else {
                 break;
             }
@@ -71,7 +76,8 @@ impl Reconciler {
         } else {
             failed
         };
-        [failed, denied].into_iter().flatten().min()
+        let node = self.nodes.next_try().filter(|due| *due > Moment::ZERO);
+        [failed, denied, node].into_iter().flatten().min()
     }
 
     /// Takes up what has waited long enough.
@@ -121,14 +127,18 @@ impl Reconciler {
             Action::ReadReverse(key) => {
                 self.note_in_flight(service, RecordKey::Reverse(key.clone()), Sent::Read);
             }
+            // Noted where it is chosen: it is no Service's.
+            Action::RemoveNode(_) => {}
             Action::Write(writes) => {
                 for write in writes {
                     let sent = match write {
-                        Write::Register(registration) => Sent::Register {
-                            name: registration.service.clone(),
-                            fingerprint: registration.fingerprint(),
-                            critical: registration.check == Check::Critical,
-                        },
+                        Write::Register(registration) | Write::Replace(registration) => {
+                            Sent::Register {
+                                name: registration.service.clone(),
+                                fingerprint: registration.fingerprint(),
+                                critical: registration.check == Check::Critical,
+                            }
+                        }
                         Write::Deregister { .. } => Sent::Deregister,
                         Write::PutReverse { record, .. } => Sent::PutReverse(record.fingerprint()),
                         Write::DeleteReverse { .. } => Sent::DeleteReverse,
@@ -140,14 +150,7 @@ impl Reconciler {
     }
 
     fn note_in_flight(&mut self, service: &ObjectKey, record: RecordKey, sent: Sent) {
-        let track = self.tracks.entry(record.clone()).or_insert_with(|| Track {
-            service: service.clone(),
-            sent: None,
-            again: false,
-            old_token: false,
-            attempt: 0,
-            trouble: None,
-        });
+        let track = self.tracks.entry(record.clone()).or_insert_with(|| Track::new(service));
         track.service = service.clone();
         track.sent = Some(sent);
         track.old_token = false;
@@ -280,6 +283,7 @@ impl Reconciler {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
             let reverse = reverse_key_of(&registration.address);
+            let is_known = known.is_some();
             if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
                 self.forget_trouble(&RecordKey::Registration(registration.id.clone()));
                 if let Some(put) = reverse.and_then(|reverse| draft.puts.remove(&*reverse)) {
@@ -301,7 +305,12 @@ impl Reconciler {
                 Gate::Open => {
                     draft.adding = true;
                     let put = reverse.and_then(|reverse| draft.puts.remove(&*reverse));
-                    let register = Write::Register(Registration::clone(registration));
+                    let registration = Registration::clone(registration);
+                    let register = if is_known {
+                        Write::Replace(registration)
+                    } else {
+                        Write::Register(registration)
+                    };
                     draft.groups.push(std::iter::once(register).chain(put).collect());
                 }
                 Gate::Later => draft.adding = true,
@@ -452,7 +461,7 @@ impl Reconciler {
                 self.failed.insert((*until, service.clone()));
                 Gate::Later
             }
-            Some(Trouble::Denied(until, _)) if *until > now => {
+            Some(Trouble::Denied(until, _) | Trouble::Contested(until, _)) if *until > now => {
                 self.denied.insert((*until, service.clone()));
                 Gate::Shut
             }
@@ -494,6 +503,9 @@ impl Reconciler {
                     Reason::Denied,
                     format!("Consul denied the write of {record}: {why}. Give the token the missing right"),
                 )),
+                Trouble::Contested(_, why) => {
+                    Some(Problem::new(Reason::Contested, format!("{record}: {why}")))
+                }
                 Trouble::Refused(_, why) => {
                     Some(Problem::new(Reason::Refused, format!("Consul refused {record}: {why}")))
                 }

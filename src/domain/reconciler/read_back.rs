@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use super::repairs::as_found;
 use super::{Moment, Phase, Reconciler, Report};
 use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
@@ -23,6 +24,8 @@ impl Reconciler {
         let in_flight = self.tracks.iter().filter(|(_, track)| track.sent.is_some());
         self.touched = Some(in_flight.map(|(record, _)| record.clone()).collect());
         self.drift = 0;
+        self.nodes.reading_begins();
+        self.repairs.forget_old(now);
     }
 
     /// The reading shows this registration of ours.
@@ -51,7 +54,8 @@ impl Reconciler {
             self.ledger.resend(&service, &registration.id);
         }
         if !same {
-            self.drifted(service, certain);
+            let record = RecordKey::Registration(registration.id.clone());
+            self.drifted(service, record, certain, || as_found(observed));
         }
     }
 
@@ -76,7 +80,11 @@ impl Reconciler {
         }
         let certain = before != Some(ReverseState::Unknown);
         match holder {
-            Some(holder) => self.drifted(holder, certain),
+            Some(holder) => {
+                let record = RecordKey::Reverse(key.clone());
+                let value = &observed.record.value;
+                self.drifted(holder, record, certain, || format!("its value is now {value:?}"));
+            }
             None => self.orphaned(key.clone(), certain),
         }
     }
@@ -86,6 +94,7 @@ impl Reconciler {
         let touched = self.touched.take().unwrap_or_default();
         self.forget_unseen_registrations(&touched);
         self.forget_unseen_reverse(&touched);
+        self.collect_empty_nodes();
         self.uncertain_until = self.uncertain_until.filter(|until| *until > self.read_back_began);
         match &mut self.phase {
             Phase::Loading { read_back } => *read_back = true,
@@ -114,7 +123,7 @@ impl Reconciler {
             .collect();
         for (service, id, certain) in unseen {
             self.ledger.deregistered(&service, &id);
-            self.drifted(service, certain);
+            self.drifted(service, RecordKey::Registration(id), certain, removed);
         }
     }
 
@@ -130,7 +139,7 @@ impl Reconciler {
         for (key, ours) in unseen {
             self.ledger.forget_reverse(&key);
             if let Some(holder) = self.reverse.holder(&key).cloned() {
-                self.drifted(holder, ours);
+                self.drifted(holder, RecordKey::Reverse(key), ours, removed);
             }
         }
     }
@@ -140,15 +149,30 @@ impl Reconciler {
     }
 
     /// A record is not as it was left, unless it was not `certain` how it was left.
-    fn drifted(&mut self, service: ObjectKey, certain: bool) {
+    fn drifted(
+        &mut self,
+        service: ObjectKey,
+        record: RecordKey,
+        certain: bool,
+        writer: impl FnOnce() -> String,
+    ) {
         self.drift += usize::from(certain);
+        // Before the first reconciliation it is a former self that left it so.
+        if certain && self.phase == Phase::Running {
+            self.changed_by_others(&service, record, writer);
+        }
         self.mark_dirty(service);
     }
 
     fn orphaned(&mut self, key: Box<str>, certain: bool) {
+        self.drift += usize::from(certain);
         self.released.entry(nobody()).or_default().insert(key);
-        self.drifted(nobody(), certain);
+        self.mark_dirty(nobody());
     }
+}
+
+fn removed() -> String {
+    "it was removed".to_owned()
 }
 
 /// Stands for the Service of records that are ours and belong to none.

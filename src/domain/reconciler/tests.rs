@@ -1,11 +1,14 @@
-use std::collections::BTreeMap;
+mod catalog;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::domain::object::{Kind, Service};
 use crate::domain::record::{
-    Answer, ObservedRegistration, ObservedReverse, Registration, ReverseOwner, ReverseRecord,
+    Answer, NamespaceNodeAnswer, ObservedRegistration, ObservedReverse, Registration, ReverseOwner,
+    ReverseRecord,
 };
 use crate::domain::settings::AddressMode;
 use crate::domain::testing::{ip, service, slice};
@@ -31,6 +34,8 @@ struct Simulation {
     now: Moment,
     registrations: BTreeMap<Box<str>, Registration>,
     kv: BTreeMap<Box<str>, ObservedReverse>,
+    /// Namespaces that have a node.
+    nodes: BTreeSet<Box<str>>,
     index: u64,
     late: Vec<(Moment, Write)>,
     /// Writes that were sent.
@@ -50,10 +55,17 @@ impl Simulation {
             now: Moment::ZERO,
             registrations: BTreeMap::new(),
             kv: BTreeMap::new(),
+            nodes: BTreeSet::new(),
             index: 0,
             late: Vec::new(),
             sent: Vec::new(),
         }
+    }
+
+    /// One whose namespaces have nodes.
+    fn with_nodes() -> Self {
+        let new = Self::new(settings());
+        Self { bridge: new.bridge.with_nodes(true), ..new }
     }
 
     /// A new process with other settings beside the same Consul.
@@ -61,6 +73,7 @@ impl Simulation {
         Self {
             registrations: self.registrations,
             kv: self.kv,
+            nodes: self.nodes,
             index: self.index,
             ..Self::new(settings)
         }
@@ -91,15 +104,32 @@ impl Simulation {
         for entry in self.kv.values() {
             self.bridge.observed_reverse(entry);
         }
+        for namespace in &self.nodes {
+            self.bridge.observed_node(namespace);
+        }
         self.bridge.finish_read_back(self.now);
     }
 
     /// Sends what is to be sent until nothing is, without letting time pass.
     fn step(&mut self, fate: &mut impl FnMut(&Write) -> Fate) {
+        while let Some(namespace) = self.step_until_node(fate) {
+            let stands = |id: &str| id.starts_with(&format!("kubernetes_{namespace}_"));
+            let answer = if self.registrations.keys().any(|id| stands(id)) {
+                NamespaceNodeAnswer::InUse
+            } else {
+                self.nodes.remove(&namespace);
+                NamespaceNodeAnswer::Removed
+            };
+            self.bridge.node_answered(&namespace, answer, self.now);
+        }
+    }
+
+    /// As [`Self::step`], up to the first node that is to be removed.
+    fn step_until_node(&mut self, fate: &mut impl FnMut(&Write) -> Fate) -> Option<Box<str>> {
         loop {
             let actions = self.bridge.next_actions(self.now, 3);
             if actions.is_empty() {
-                return;
+                return None;
             }
             for action in actions {
                 match action {
@@ -108,6 +138,8 @@ impl Simulation {
                         self.bridge.reverse_read(&key, Ok(found), self.now);
                     }
                     Action::Write(writes) => self.send(writes, fate),
+                    // Always the last one: nothing else is left to send.
+                    Action::RemoveNode(namespace) => return Some(namespace),
                 }
             }
         }
@@ -148,7 +180,8 @@ impl Simulation {
             kv.get(key).map_or(0, |e| e.index)
         };
         match write {
-            Write::Register(registration) => {
+            Write::Register(registration) | Write::Replace(registration) => {
+                self.nodes.insert(registration.namespace.clone());
                 self.registrations.insert(registration.id.clone(), registration);
             }
             Write::Deregister { id, .. } => {
@@ -252,7 +285,10 @@ fn slice_seen(n: u8, ready: bool) -> SeenObject {
 
 /// A bridge in step with Services `s1` to `s<count>`, all ready.
 fn in_step(count: u8) -> Simulation {
-    let mut simulation = Simulation::new(settings());
+    filled(Simulation::new(settings()), count)
+}
+
+fn filled(mut simulation: Simulation, count: u8) -> Simulation {
     simulation.read_back();
     simulation.list(Kind::Service, (1..=count).map(service_seen));
     simulation.list(Kind::EndpointSlice, (1..=count).map(|n| slice_seen(n, true)));
@@ -327,7 +363,10 @@ fn an_address_moves_new_before_old() {
     simulation.seen(SeenObject::Service(key("s1"), numbered(9)));
     let mut order = Vec::new();
     simulation.settle_with(|write| {
-        order.push(matches!(write, Write::Register(_) | Write::PutReverse { .. }));
+        order.push(matches!(
+            write,
+            Write::Register(_) | Write::Replace(_) | Write::PutReverse { .. }
+        ));
         Fate::Applied
     });
     assert_eq!(order, [true, true, false, false]);
@@ -509,6 +548,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
                 Kind::EndpointSlice => {
                     simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
                 }
+                Kind::Namespace => {}
             }
         }
         simulation.settle();
@@ -1075,16 +1115,18 @@ enum Event {
     DeleteSlice(u8),
     Pass(u16),
     ReadBack,
+    StepDown,
 }
 
 fn events() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (1..6_u8, 1..6_u8).prop_map(|(n, address)| Event::Service(n, address)),
-        (1..6_u8, any::<bool>()).prop_map(|(n, ready)| Event::Ready(n, ready)),
-        (1..6_u8).prop_map(Event::Delete),
-        (1..6_u8).prop_map(Event::DeleteSlice),
-        (0..5000_u16).prop_map(Event::Pass),
-        Just(Event::ReadBack),
+        2 => (1..6_u8, 1..6_u8).prop_map(|(n, address)| Event::Service(n, address)),
+        2 => (1..6_u8, any::<bool>()).prop_map(|(n, ready)| Event::Ready(n, ready)),
+        2 => (1..6_u8).prop_map(Event::Delete),
+        2 => (1..6_u8).prop_map(Event::DeleteSlice),
+        2 => (0..5000_u16).prop_map(Event::Pass),
+        2 => Just(Event::ReadBack),
+        1 => Just(Event::StepDown),
     ]
 }
 
@@ -1110,6 +1152,7 @@ fn happen(simulation: &mut Simulation, event: &Event) {
         Event::DeleteSlice(n) => simulation.deleted(Kind::EndpointSlice, &format!("s{n}-x")),
         Event::Pass(milliseconds) => simulation.now += Duration::from_millis(milliseconds.into()),
         Event::ReadBack => simulation.read_back(),
+        Event::StepDown => simulation.bridge.step_down(),
     }
 }
 
@@ -1123,8 +1166,8 @@ proptest! {
         events in prop::collection::vec((events(), prop::bool::weighted(0.7)), 1..30),
         fates in prop::collection::vec(fates(), 0..40),
     ) {
-        let mut faulty = Simulation::new(settings());
-        let mut calm = Simulation::new(settings());
+        let mut faulty = Simulation::with_nodes();
+        let mut calm = Simulation::with_nodes();
         for simulation in [&mut faulty, &mut calm] {
             simulation.read_back();
             for kind in WATCHED { simulation.list(kind, []); }
@@ -1138,13 +1181,16 @@ proptest! {
                 faulty.step(&mut |_| fates.next().unwrap_or(Fate::Applied));
             }
         }
-        faulty.settle();
-        calm.settle();
+        for simulation in [&mut faulty, &mut calm] {
+            if simulation.bridge.phase != Phase::Running { simulation.read_back(); }
+            simulation.settle();
+        }
         prop_assert_eq!(&faulty.registrations, &calm.registrations);
         let values = |simulation: &Simulation| -> BTreeMap<_, _> {
             simulation.kv.values().map(|e| (e.record.key.clone(), e.record.value.clone())).collect()
         };
         prop_assert_eq!(values(&faulty), values(&calm));
+        prop_assert_eq!(&faulty.nodes, &calm.nodes);
         faulty.take_sent();
         faulty.read_back();
         faulty.settle();

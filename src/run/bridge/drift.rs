@@ -9,9 +9,11 @@ use tokio::time::Instant;
 
 use super::Bridge;
 use super::introduction::other_owner;
-use super::jobs::{self, ReadBack};
+use super::jobs::{self, Marker, ReadBack};
 use crate::consul::owner::Owner;
-use crate::consul::sentinel::{ContentHash, Lost};
+use crate::consul::read::Consistency;
+use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
+use crate::consul::sink::Sink;
 use crate::domain::reconciler::Moment;
 use crate::run::Error;
 use crate::run::patience::Hush;
@@ -148,6 +150,12 @@ impl Drift {
         self.progress = self.progress.max(progress);
     }
 
+    /// The reading under way is given up; the next may start after `pause`.
+    pub(super) fn reading_ends(&mut self, pause: Duration) {
+        self.reading.end(pause);
+        self.progress = Progress::Begun;
+    }
+
     /// Consul answered.
     pub(super) fn heard(&mut self) {
         self.last_heard = Some(Instant::now());
@@ -201,11 +209,12 @@ impl Bridge {
         let generation = self.consul.token_generation();
         if generation != self.drift.token_generation {
             self.drift.token_generation = generation;
-            tracing::info!("another token is in use: registrations are sent once more");
-            self.state.token_changed();
-            self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+            self.use_other_token();
         }
         let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
+        if !self.leadership.may_read() {
+            return;
+        }
         if self.drift.reading.is_due() || (uncertain && self.drift.may_hurry()) {
             self.begin_read_back();
         }
@@ -219,9 +228,19 @@ impl Bridge {
         }
     }
 
+    /// An agent keeps the token of each registration; the catalog does not.
+    fn use_other_token(&mut self) {
+        if let Marker::Sentinel(sentinel) = &self.marker {
+            tracing::info!("another token is in use: registrations are sent once more");
+            self.sentinel_job = Some(jobs::restore_sentinel(sentinel.clone()).boxed());
+            self.state.token_changed();
+        }
+    }
+
     /// Whether the catalog can be asked for what the agent should have passed on.
     fn may_ask_catalog(&self) -> bool {
-        self.introduced.as_ref().is_some_and(|met| met.agent.is_some())
+        matches!(self.sink, Sink::Agent(_))
+            && self.introduced.as_ref().is_some_and(|met| met.agent.is_some())
             && self.drift.progress >= Progress::NamesKnown
             && self.state.is_settled()
     }
@@ -234,7 +253,8 @@ impl Bridge {
             self.state.uncertain_until().filter(|_| self.drift.may_hurry()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
-        let drift = self.introduced.is_some().then(|| self.drift.next(self.may_ask_catalog()));
+        let reads = self.introduced.is_some() && self.leadership.may_read();
+        let drift = reads.then(|| self.drift.next(self.may_ask_catalog()));
         wake_at(Instant::now(), state.min(), drift, deadline)
     }
 
@@ -243,7 +263,12 @@ impl Bridge {
         let reading = ReadBack {
             client: self.consul.clone(),
             cluster: self.options.settings.cluster.clone(),
-            sentinel: self.sentinel.clone(),
+            marker: self.marker.clone(),
+            // Whoever has just got the lock must see all that its holder before has written.
+            consistency: match self.drift.progress {
+                Progress::Begun => Consistency::Consistent,
+                _ => Consistency::Default,
+            },
             owner: self.owner.clone(),
             uid: met.uid.clone(),
             seen: self.observe.clone(),
@@ -251,7 +276,7 @@ impl Bridge {
         let now = self.now();
         self.state.begin_read_back(now);
         self.drift.reading.begin();
-        self.jobs.push(reading.run().boxed());
+        self.reading_job = Some(reading.run().boxed());
     }
 
     pub(super) fn was_read_back(&mut self, result: Result<Owner, String>) -> Result<(), Error> {
@@ -350,6 +375,19 @@ impl Bridge {
         }
     }
 
+    fn sentinel(&self) -> Option<Sentinel> {
+        match &self.marker {
+            Marker::Sentinel(sentinel) => Some(sentinel.clone()),
+            Marker::BaseNode(_) => None,
+        }
+    }
+
+    pub(super) fn watch_sentinel(&mut self, hash: Option<ContentHash>) {
+        let watch = self.sentinel().zip(hash);
+        self.sentinel_job =
+            watch.map(|(sentinel, hash)| jobs::watch_sentinel(sentinel, hash).boxed());
+    }
+
     pub(super) fn sentinel_lost(&mut self, lost: Lost) {
         match lost {
             Lost::Vanished => {
@@ -359,7 +397,9 @@ impl Bridge {
                 tracing::warn!("somebody changed the sentinel: looking at everything again");
             }
         }
-        self.sentinel_job = Some(jobs::restore_sentinel(self.sentinel.clone()).boxed());
+        if let Some(sentinel) = self.sentinel() {
+            self.sentinel_job = Some(jobs::restore_sentinel(sentinel).boxed());
+        }
         // What a reading under way began with may be what was lost.
         self.drift.reading.hurry();
     }
@@ -368,11 +408,11 @@ impl Bridge {
         match result {
             Ok(hash) => {
                 self.drift.heard();
-                self.sentinel_job = Some(jobs::watch_sentinel(self.sentinel.clone(), hash).boxed());
+                self.watch_sentinel(Some(hash));
             }
             Err(why) => {
                 self.drift.failed("the sentinel cannot be written", why);
-                let sentinel = self.sentinel.clone();
+                let Some(sentinel) = self.sentinel() else { return };
                 let later = async move {
                     tokio::time::sleep(READ_BACK_RETRY).await;
                     jobs::restore_sentinel(sentinel).await

@@ -4,11 +4,12 @@
 use kube::Client as KubeClient;
 
 use super::Options;
+use super::jobs::Marker;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::error::Error as ConsulError;
 use crate::consul::owner::{Owner, OwnerKey};
 use crate::consul::read::AgentInfo;
-use crate::consul::sentinel::{ContentHash, Sentinel};
+use crate::consul::sentinel::ContentHash;
 use crate::domain::names::ClusterName;
 use crate::domain::reverse_dns::ReverseZone;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
@@ -27,8 +28,8 @@ pub(super) struct Introduced {
     pub(super) agent: Option<AgentInfo>,
     /// What reverse records end with, if that is known.
     pub(super) zone: Option<ReverseZone>,
-    /// The sentinel as the agent has it.
-    pub(super) sentinel: ContentHash,
+    /// The sentinel as the agent has it, where that is the marker.
+    pub(super) sentinel: Option<ContentHash>,
 }
 
 /// Everything that the handshake needs.
@@ -37,7 +38,7 @@ pub(super) struct Introduction {
     pub(super) kubernetes_url: String,
     pub(super) consul: ConsulClient,
     pub(super) owner: OwnerKey,
-    pub(super) sentinel: Sentinel,
+    pub(super) marker: Marker,
     pub(super) cluster: ClusterName,
     pub(super) cluster_uid: Option<String>,
     pub(super) adopt: Option<String>,
@@ -54,7 +55,7 @@ impl Introduction {
         kubernetes: (KubeClient, String),
         consul: ConsulClient,
         owner: OwnerKey,
-        sentinel: Sentinel,
+        marker: Marker,
         waits: Waits,
     ) -> Self {
         Self {
@@ -62,7 +63,7 @@ impl Introduction {
             kubernetes_url: kubernetes.1,
             consul,
             owner,
-            sentinel,
+            marker,
             cluster: options.settings.cluster.clone(),
             cluster_uid: options.cluster_uid.clone(),
             adopt: options.adopt.clone(),
@@ -82,10 +83,7 @@ impl Introduction {
             // The right to ask may have come with the other token.
             agent = self.meet_consul().await?;
         }
-        let ensure = || async { self.sentinel.ensure().await.map_err(|error| error.chain()) };
-        let sentinel = patiently("for the agent to take the sentinel", &self.waits, ensure)
-            .await
-            .map_err(Error::Failed)?;
+        let sentinel = self.mark().await?;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
     }
@@ -160,6 +158,26 @@ impl Introduction {
             Owner::Ours => Ok(()),
             Owner::Other(other) => Err(other_owner(&self.owner, &self.cluster, uid, &other)),
         }
+    }
+
+    /// Makes sure that the marker is there.
+    async fn mark(&self) -> Result<Option<ContentHash>, Error> {
+        let marked = match &self.marker {
+            Marker::Sentinel(sentinel) => {
+                let ensure = || async { sentinel.ensure().await.map_err(|error| error.chain()) };
+                patiently("for the agent to take the sentinel", &self.waits, ensure).await.map(Some)
+            }
+            Marker::BaseNode(nodes) => {
+                let ensure = || async {
+                    let made = self.consul.ensure_base_node(nodes, &self.cluster).await;
+                    made.map_err(|error| chain(&error))
+                };
+                patiently("for Consul to take the base node", &self.waits, ensure)
+                    .await
+                    .map(|()| None)
+            }
+        };
+        marked.map_err(Error::Failed)
     }
 
     fn zone(&self, agent: Option<&AgentInfo>) -> Option<ReverseZone> {

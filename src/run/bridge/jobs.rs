@@ -9,13 +9,18 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::introduction::Introduced;
-use crate::consul::agent::AgentSink;
 use crate::consul::client::Client;
+use crate::consul::election::Lease;
+use crate::consul::nodes::NodeNames;
 use crate::consul::owner::{ClaimError, Owner, OwnerKey};
 use crate::consul::read::{Consistency, Unknown};
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
+use crate::consul::sink::Sink;
 use crate::domain::names::ClusterName;
-use crate::domain::record::{Answer, ObservedRegistration, ObservedReverse, RecordKey, Write};
+use crate::domain::record::{
+    Answer, NamespaceNodeAnswer, ObservedRegistration, ObservedReverse, RecordKey, Write,
+};
+use crate::domain::registration_id::service_of_id;
 use crate::kubernetes::text::chain;
 use crate::run::Error;
 
@@ -30,8 +35,14 @@ pub(super) type Job = BoxFuture<'static, Done>;
 pub(super) enum Done {
     /// The handshake is over.
     Introduced(Result<Introduced, Error>),
-    /// Writes were answered.
-    Wrote(Vec<(RecordKey, Answer, Duration)>),
+    /// Writes were answered, within this time.
+    Wrote(Vec<(RecordKey, Answer)>, Duration),
+    /// The removal of a namespace's node was answered.
+    NodeRemoved(Box<str>, NamespaceNodeAnswer),
+    /// This process leads.
+    Elected(Lease),
+    /// It does no longer, and why.
+    Deposed(String),
     /// A reverse key was read.
     ReverseRead(Box<str>, Result<Option<ObservedReverse>, String>),
     /// Consul was read back.
@@ -54,6 +65,19 @@ pub(super) enum Done {
 pub(super) enum Observation {
     Registration(ObservedRegistration),
     Reverse(ObservedReverse),
+    /// The node of this namespace is there.
+    Node(Box<str>),
+    /// Something with our mark in a place where no bridge with these options writes.
+    Stray(String),
+}
+
+/// What shows that a reading is of the Consul that we wrote to (invariant 1).
+#[derive(Clone)]
+pub(super) enum Marker {
+    /// The sentinel, in the agent.
+    Sentinel(Sentinel),
+    /// The base node, in the catalog.
+    BaseNode(NodeNames),
 }
 
 /// Waits for the end of the job that stands there, and takes it away. Without one it never ends.
@@ -64,18 +88,17 @@ pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
     done
 }
 
-/// Sends writes that belong together, one after the other.
-pub(super) async fn send(sink: AgentSink, writes: Vec<Write>) -> Done {
-    let mut answers = Vec::with_capacity(writes.len());
-    let mut failed = false;
-    for write in writes {
-        let key = write.key();
-        let began = Instant::now();
-        let answer = if failed { Answer::NotSent } else { sink.clone().write(write).await };
-        failed |= !matches!(answer, Answer::Applied { .. });
-        answers.push((key, answer, began.elapsed()));
-    }
-    Done::Wrote(answers)
+/// Sends groups of writes that belong together.
+pub(super) async fn write(sink: Sink, groups: Vec<Vec<Write>>) -> Done {
+    let began = Instant::now();
+    let answers = sink.write(groups).await;
+    Done::Wrote(answers, began.elapsed())
+}
+
+/// Removes the node of a namespace on which nothing stands any more.
+pub(super) async fn remove_node(sink: Sink, namespace: Box<str>) -> Done {
+    let answer = sink.remove_node(namespace.clone()).await;
+    Done::NodeRemoved(namespace, answer)
 }
 
 /// Reads one reverse key.
@@ -89,7 +112,8 @@ pub(super) async fn read_reverse(client: Client, key: Box<str>) -> Done {
 pub(super) struct ReadBack {
     pub(super) client: Client,
     pub(super) cluster: ClusterName,
-    pub(super) sentinel: Sentinel,
+    pub(super) marker: Marker,
+    pub(super) consistency: Consistency,
     pub(super) owner: OwnerKey,
     pub(super) uid: String,
     pub(super) seen: mpsc::UnboundedSender<Observation>,
@@ -110,9 +134,9 @@ impl ReadBack {
             return Ok(owner);
         }
         if self.registrations().await.map_err(|error| chain(&error))?.is_err() {
-            // The agent lost its state. Once the marker is written and shows again, the rest of
+            // Consul lost its state. Once the marker is written and shows again, the rest of
             // that reading is true (invariant 1).
-            self.sentinel.ensure().await.map_err(|error| error.chain())?;
+            self.mark().await?;
             self.registrations()
                 .await
                 .map_err(|error| chain(&error))?
@@ -120,18 +144,64 @@ impl ReadBack {
         }
         let seen = self.seen.clone();
         let each = move |observed| drop(seen.send(Observation::Reverse(observed)));
-        self.client
-            .reverse_records(Consistency::Default, each)
-            .await
-            .map_err(|error| chain(&error))?;
+        self.client.reverse_records(self.consistency, each).await.map_err(|error| chain(&error))?;
         Ok(owner)
     }
 
+    async fn mark(&self) -> Result<(), String> {
+        match &self.marker {
+            Marker::Sentinel(sentinel) => {
+                sentinel.ensure().await.map(drop).map_err(|error| error.chain())
+            }
+            Marker::BaseNode(nodes) => {
+                let made = self.client.ensure_base_node(nodes, &self.cluster).await;
+                made.map_err(|error| chain(&error))
+            }
+        }
+    }
+
     /// The inner error: our marker is not there.
-    async fn registrations(&self) -> Result<Result<usize, Unknown>, Unknown> {
-        let seen = self.seen.clone();
-        let each = move |observed| drop(seen.send(Observation::Registration(observed)));
-        Ok(self.client.agent_registrations(&self.cluster, each).await?.marked())
+    async fn registrations(&self) -> Result<Result<(), Unknown>, Unknown> {
+        match &self.marker {
+            Marker::Sentinel(_) => {
+                let seen = self.seen.clone();
+                let each = move |observed| drop(seen.send(Observation::Registration(observed)));
+                let listing = self.client.agent_registrations(&self.cluster, each).await?;
+                Ok(listing.marked().map(drop))
+            }
+            Marker::BaseNode(names) => self.catalog(names).await,
+        }
+    }
+
+    /// Node by node: what stands on one that is not there is nothing.
+    async fn catalog(&self, names: &NodeNames) -> Result<Result<(), Unknown>, Unknown> {
+        let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
+        for node in &nodes.others {
+            let stray = format!("node {node} with the mark of this cluster: purge removes it");
+            self.show(Observation::Stray(stray));
+        }
+        for namespace in &nodes.namespaces {
+            self.show(Observation::Node(namespace.clone()));
+            let node = names.of_namespace(namespace);
+            let each = |observed: ObservedRegistration| {
+                let id = &observed.registration.id;
+                let of = service_of_id(&self.cluster, id);
+                if of.is_some_and(|service| service.namespace == *namespace) {
+                    self.show(Observation::Registration(observed));
+                } else {
+                    let stray = format!("service ID {id} on node {node}: purge removes it");
+                    self.show(Observation::Stray(stray));
+                }
+            };
+            let (cluster, consistency) = (&self.cluster, self.consistency);
+            self.client.catalog_registrations(&node, cluster, consistency, each).await?;
+        }
+        Ok(nodes.marked())
+    }
+
+    fn show(&self, seen: Observation) {
+        // Nobody listens any more only when the whole reading is given up.
+        drop(self.seen.send(seen));
     }
 }
 

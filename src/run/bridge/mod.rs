@@ -7,6 +7,7 @@
 mod drift;
 mod introduction;
 mod jobs;
+mod leadership;
 mod telling;
 
 use std::net::SocketAddr;
@@ -24,19 +25,24 @@ use tokio_stream::StreamMap;
 
 use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
-use self::jobs::{Done, Job, Observation};
+use self::jobs::{Done, Job, Marker, Observation};
+use self::leadership::Leadership;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
 use crate::admin::{self, Admin, PAGE_QUEUE, PageRequest};
 use crate::consul::agent::AgentSink;
+use crate::consul::catalog::CatalogSink;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::config::Config;
+use crate::consul::election::Election;
+use crate::consul::nodes::NodeNames;
 use crate::consul::owner::OwnerKey;
 use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::Sentinel;
+use crate::consul::sink::Sink;
 use crate::domain::object::Kind;
 use crate::domain::reconciler::{Action, Moment, Reconciler};
-use crate::domain::record::{Answer, RecordKey};
+use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey};
 use crate::domain::settings::Settings;
 use crate::kubernetes::client::{
     Access, Connected, EndpointSource, Environment, connect, endpoint_source,
@@ -46,9 +52,6 @@ use crate::kubernetes::watch::{Notice, Relist};
 use crate::run::Error;
 use crate::run::patience::{Waits, patiently};
 
-/// Writes to the agent under way at a time: measured at three to four times the rate of one,
-/// and far below the 200 connections that an agent allows a client.
-const WRITES_IN_FLIGHT: usize = 16;
 /// How long writes in flight may take to finish at the end (invariant 10).
 const FINISH: Duration = Duration::from_secs(5);
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
@@ -68,6 +71,8 @@ pub struct Options {
     pub environment: Environment,
     /// How Consul is reached.
     pub consul: Config,
+    /// Where registrations are kept.
+    pub sink: SinkOptions,
     /// The cluster's identity, where it may not be read.
     pub cluster_uid: Option<String>,
     /// The cluster whose records are taken over.
@@ -82,6 +87,20 @@ pub struct Options {
     pub once: Option<Duration>,
     /// Where the admin server listens.
     pub admin_addr: Option<SocketAddr>,
+}
+
+/// Where registrations are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkOptions {
+    /// In the co-located agent.
+    Agent,
+    /// In the catalog.
+    Catalog {
+        /// Name of the base node, if not `k8s-<cluster>`.
+        node_name: Option<String>,
+        /// Whether several processes elect the one that writes.
+        leader_elect: bool,
+    },
 }
 
 /// Why the loop ends.
@@ -180,6 +199,26 @@ fn instance() -> String {
     named("POD_NAME").or_else(|| named("HOSTNAME")).unwrap_or_else(|| "kube-consul".to_owned())
 }
 
+/// The sink that the options ask for, what marks a reading of it as true, and the election.
+fn sink(options: &Options, consul: &ConsulClient) -> (Sink, Marker, Option<Election>) {
+    let cluster = &options.settings.cluster;
+    match &options.sink {
+        SinkOptions::Agent => (
+            Sink::Agent(AgentSink::new(consul.clone(), cluster)),
+            Marker::Sentinel(Sentinel::new(consul.clone(), cluster.clone())),
+            None,
+        ),
+        SinkOptions::Catalog { node_name, leader_elect } => {
+            let nodes = NodeNames::new(cluster, node_name.as_deref());
+            let sink = CatalogSink::new(consul.clone(), cluster.clone(), nodes.clone());
+            let election = leader_elect.then(|| {
+                Election::new(consul.clone(), cluster.clone(), nodes.clone(), &instance())
+            });
+            (Sink::Catalog(sink), Marker::BaseNode(nodes), election)
+        }
+    }
+}
+
 /// Where the bridge tells what it does.
 struct Told {
     metrics: Arc<Metrics>,
@@ -197,10 +236,15 @@ struct Bridge {
     relists: Vec<Relist>,
     kubernetes: Connected,
     consul: ConsulClient,
-    sink: AgentSink,
-    sentinel: Sentinel,
+    sink: Sink,
+    marker: Marker,
     /// What is under way for the sentinel: watching it or writing it. One at a time.
     sentinel_job: Option<Job>,
+    /// The reading of all that is ours, while it is under way.
+    reading_job: Option<Job>,
+    leadership: Leadership,
+    /// Standing for election, or keeping the lock.
+    election_job: Option<Job>,
     owner: OwnerKey,
     introduced: Option<Met>,
     waits: Waits,
@@ -230,17 +274,22 @@ impl Bridge {
         // polls the reading: what waits is at most what one poll can parse.
         let (observe, observations) = mpsc::unbounded_channel();
         let resync = options.resync;
+        let (sink, marker, election) = sink(&options, &consul);
         Self {
-            state: Reconciler::new(options.settings.clone()),
+            state: Reconciler::new(options.settings.clone())
+                .with_nodes(matches!(sink, Sink::Catalog(_))),
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
             watches: StreamMap::new(),
             relists: Vec::new(),
             kubernetes,
-            sink: AgentSink::new(consul.clone(), &cluster),
-            sentinel: Sentinel::new(consul.clone(), cluster.clone()),
+            sink,
+            marker,
             sentinel_job: None,
+            reading_job: None,
+            leadership: Leadership::new(election),
+            election_job: None,
             owner: OwnerKey::new(consul.clone(), &cluster),
             drift: Drift::new(resync, consul.token_generation()),
             consul,
@@ -270,6 +319,7 @@ impl Bridge {
         let mut source = pin!(source);
         let mut finding = true;
         let mut waits = self.waits.subscribe();
+        let mut rival = self.leadership.rivals();
         let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
             self.dispatch();
@@ -296,8 +346,11 @@ impl Bridge {
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
                 done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
+                done = jobs::end_of(&mut self.reading_job) => self.take(done)?,
+                done = jobs::end_of(&mut self.election_job) => self.take(done)?,
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
+                Some(()) = leadership::changed(&mut rival) => {}
                 Some(request) = pages.recv() => self.answer_page(request),
                 () = sleep_until(wake) => {}
             }
@@ -315,7 +368,7 @@ impl Bridge {
             kubernetes,
             self.consul.clone(),
             self.owner.clone(),
-            self.sentinel.clone(),
+            self.marker.clone(),
             self.waits.clone(),
         );
         self.jobs.push(introduction.run().map(Done::Introduced).boxed());
@@ -369,6 +422,8 @@ impl Bridge {
         match seen {
             Observation::Registration(observed) => self.state.observed_registration(&observed),
             Observation::Reverse(observed) => self.state.observed_reverse(&observed),
+            Observation::Node(namespace) => self.state.observed_node(&namespace),
+            Observation::Stray(what) => self.tally.stray(what),
         }
     }
 
@@ -382,24 +437,52 @@ impl Bridge {
 
     /// Sends what can be sent.
     fn dispatch(&mut self) {
-        if self.introduced.is_none() {
-            return;
+        while self.introduced.is_some()
+            && self.leadership.may_write()
+            && self.writing < self.sink.requests()
+        {
+            let actions = self.state.next_actions(self.now(), self.sink.groups());
+            if actions.is_empty() {
+                return;
+            }
+            let mut groups = Vec::new();
+            for action in actions {
+                match action {
+                    Action::Write(writes) => groups.push(writes),
+                    Action::ReadReverse(key) => {
+                        self.send(jobs::read_reverse(self.consul.clone(), key));
+                    }
+                    Action::RemoveNode(namespace) => {
+                        self.send(jobs::remove_node(self.sink.clone(), namespace));
+                    }
+                }
+            }
+            if !groups.is_empty() {
+                self.send(jobs::write(self.sink.clone(), groups));
+            }
         }
-        let free = WRITES_IN_FLIGHT.saturating_sub(self.writing);
-        for action in self.state.next_actions(self.began.elapsed(), free) {
-            self.writing += 1;
-            self.jobs.push(match action {
-                Action::Write(writes) => jobs::send(self.sink.clone(), writes).boxed(),
-                Action::ReadReverse(key) => jobs::read_reverse(self.consul.clone(), key).boxed(),
-            });
-        }
+    }
+
+    fn send(&mut self, job: impl Future<Output = Done> + Send + 'static) {
+        self.writing += 1;
+        self.jobs.push(job.boxed());
     }
 
     /// Takes what a job found out. An error ends the process.
     fn take(&mut self, done: Done) -> Result<(), Error> {
         match done {
             Done::Introduced(introduced) => self.met(introduced?),
-            Done::Wrote(answers) => self.wrote(answers),
+            Done::Wrote(answers, took) => self.wrote(answers, took),
+            Done::NodeRemoved(namespace, answer) => {
+                self.writing = self.writing.saturating_sub(1);
+                if answer == NamespaceNodeAnswer::Fenced {
+                    self.deposed("the lock is lost");
+                }
+                let now = self.now();
+                self.state.node_answered(&namespace, answer, now);
+            }
+            Done::Elected(lease) => self.elected(lease),
+            Done::Deposed(why) => self.deposed(&why),
             Done::ReverseRead(key, found) => {
                 self.writing = self.writing.saturating_sub(1);
                 let now = self.now();
@@ -426,16 +509,22 @@ impl Bridge {
         }
         self.state.set_reverse_zone(zone);
         self.introduced = Some(Met { uid, kubernetes_version, agent });
-        self.sentinel_job = Some(jobs::watch_sentinel(self.sentinel.clone(), sentinel).boxed());
+        self.watch_sentinel(sentinel);
         self.drift.heard();
         self.jobs.push(jobs::heartbeat(self.consul.clone(), drift::HEARTBEAT).boxed());
-        self.begin_read_back();
+        self.stand();
+        if self.leadership.may_read() {
+            self.begin_read_back();
+        }
     }
 
-    fn wrote(&mut self, answers: Vec<(RecordKey, Answer, Duration)>) {
+    fn wrote(&mut self, answers: Vec<(RecordKey, Answer)>, took: Duration) {
         self.writing = self.writing.saturating_sub(1);
         let now = self.now();
-        for (record, answer, took) in answers {
+        if answers.iter().any(|(_, answer)| *answer == Answer::Fenced) {
+            self.deposed("the lock is lost");
+        }
+        for (record, answer) in answers {
             if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
                 self.drift.heard();
             }
@@ -480,20 +569,20 @@ impl Bridge {
             .then(|| Err(Error::Failed(format!("{why}: {}", self.not_ready_reason()))))
     }
 
-    /// Lets the writes in flight finish.
+    /// Lets the writes in flight finish, and gives the lock back.
     async fn finish(&mut self) {
         let state = &mut self.state;
         let (jobs, writing, began) = (&mut self.jobs, &mut self.writing, self.began);
         let finished = timeout(FINISH, async {
             while *writing > 0 {
                 match jobs.next().await {
-                    Some(Done::Wrote(answers)) => {
+                    Some(Done::Wrote(answers, _)) => {
                         *writing -= 1;
-                        for (record, answer, _) in answers {
+                        for (record, answer) in answers {
                             state.answered(&record, answer, began.elapsed());
                         }
                     }
-                    Some(Done::ReverseRead(..)) => *writing -= 1,
+                    Some(Done::ReverseRead(..) | Done::NodeRemoved(..)) => *writing -= 1,
                     Some(_) => {}
                     None => return,
                 }
@@ -502,5 +591,6 @@ impl Bridge {
         if finished.await.is_err() {
             tracing::warn!("{} writes were not answered in time", self.writing);
         }
+        self.leadership.resign().await;
     }
 }

@@ -1,6 +1,6 @@
 //! What the bridge tells people: logs, Events, metrics, readiness, `/status`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Bridge;
@@ -10,6 +10,7 @@ use crate::admin::metrics::Metrics;
 use crate::admin::status::{
     Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
 };
+use crate::consul::sink::Sink;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{Kind, SeenObject, WatchEvent};
 use crate::domain::problem::Problem;
@@ -18,6 +19,9 @@ use crate::domain::record::{Answer, RecordKey};
 use crate::kubernetes::events::Regarding;
 use crate::kubernetes::watch::Trouble;
 
+/// Strays that are remembered: a screen's worth; whoever has more has read about the first.
+const MAX_STRAYS: usize = 50;
+
 /// What is remembered only to be told.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -25,6 +29,8 @@ pub(super) struct Tally {
     watch_troubles: BTreeMap<Kind, String>,
     /// Whether the first reconciliation was ever done.
     was_in_step: bool,
+    /// What was found in places where nothing of ours belongs.
+    strays: BTreeSet<String>,
 }
 
 // === impl Tally ===
@@ -62,6 +68,14 @@ impl Tally {
     pub(super) fn watch_recovered(&mut self, kind: Kind) {
         if self.watch_troubles.remove(&kind).is_some() {
             tracing::info!(kind = kind.as_str(), "the watch works again");
+        }
+    }
+
+    /// Says once what is found where nothing of ours belongs.
+    pub(super) fn stray(&mut self, what: String) {
+        if self.strays.len() < MAX_STRAYS && !self.strays.contains(&what) {
+            tracing::warn!("left alone: {what}");
+            self.strays.insert(what);
         }
     }
 
@@ -138,7 +152,7 @@ impl Bridge {
         tracing::warn!(kind = kind.as_str(), namespace = %key.namespace, name = %key.name, "{problem}");
         let uid = match kind {
             Kind::Service => self.state.world().service(&key).map(|service| service.uid.clone()),
-            Kind::EndpointSlice => None,
+            Kind::EndpointSlice | Kind::Namespace => None,
         };
         self.told.reporter.report(Regarding { kind, key, uid }, problem);
     }
@@ -190,11 +204,15 @@ impl Bridge {
     /// Whether the catalog has shown our records; where the agent's name may not be read, nobody
     /// can tell.
     fn is_shown(&self) -> bool {
-        self.drift.progress() >= Progress::Shown
+        matches!(self.sink, Sink::Catalog(_))
+            || self.drift.progress() >= Progress::Shown
             || self.introduced.as_ref().is_some_and(|met| met.agent.is_none())
     }
 
     fn is_ready(&mut self) -> bool {
+        if let Some(rival) = self.leadership.rival() {
+            return self.is_warm(&rival) && self.drift.is_heard();
+        }
         self.tally.was_in_step |= self.in_step();
         self.tally.was_in_step && self.drift.is_heard()
     }
@@ -208,6 +226,9 @@ impl Bridge {
             let trouble =
                 self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for the lists of the Kubernetes API{trouble}");
+        }
+        if let Some(standby) = self.leadership.describe().filter(|_| !self.leadership.may_read()) {
+            return standby;
         }
         if self.drift.progress() < Progress::NamesKnown || !self.drift.is_heard() {
             let trouble =
@@ -242,6 +263,7 @@ impl Bridge {
             cluster: self.options.settings.cluster.to_string(),
             cluster_uid: met.map(|met| met.uid.clone()),
             version: env!("CARGO_PKG_VERSION"),
+            leadership: self.leadership.describe(),
             ready: readiness == Readiness::Ready,
             reason: match readiness {
                 Readiness::Ready => None,

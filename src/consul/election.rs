@@ -1,0 +1,225 @@
+//! Which of several bridges writes: the one whose session holds the lock (invariant 9).
+//!
+//! The session stands on the base node, without checks and without lock delay: it ends with its
+//! time alone, and every transaction is fenced. A leader counts its own time from before it
+//! asked for the renewal, so it stops writing before Consul can give the lock to another.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::catalog::Fence;
+use super::client::{Client, Request, encode_key};
+use super::error::{Error, chain};
+use super::nodes::NodeNames;
+use super::session::{SessionId, TTL_SECONDS};
+use super::stream::Layout;
+use super::wire::decode;
+use crate::domain::names::ClusterName;
+
+/// The session's time to live.
+const TTL: Duration = Duration::from_secs(TTL_SECONDS);
+/// Between two renewals: two may fail before the session's time is over.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// How much earlier than its session a leader takes itself for deposed: what a write that is
+/// sent at the last moment takes on its way.
+const MARGIN: Duration = Duration::from_secs(1);
+/// After a renewal without an answer.
+const RENEW_RETRY: Duration = Duration::from_millis(500);
+/// After a failed try to become the leader: an election is rare, a Consul in trouble is not
+/// helped by haste.
+const CANDIDATE_RETRY: Duration = Duration::from_secs(1);
+/// How long one wait for the lock may last: it bounds how long a peer that is gone without a
+/// word is taken for a quiet one.
+const WAIT: Duration = Duration::from_mins(1);
+/// Consul answers a blocking query up to a sixteenth late; the rest is for the way.
+const WAIT_DEADLINE: Duration = Duration::from_secs(75);
+
+const LOCK: &str = "the leader's lock";
+
+/// The election among the bridges of one cluster.
+#[derive(Clone, Debug)]
+pub struct Election {
+    client: Client,
+    cluster: ClusterName,
+    nodes: NodeNames,
+    key: Box<str>,
+    /// What the lock says of its holder.
+    candidate: Box<str>,
+    rival: watch::Sender<Rival>,
+}
+
+/// Whom a candidate waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Rival {
+    /// Nobody yet.
+    #[default]
+    Unknown,
+    /// The holder of the lock, by its name.
+    Leads(Box<str>),
+    /// Nobody: the lock cannot be asked for, and why.
+    Unreachable(String),
+}
+
+/// A lock that is held.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    session: SessionId,
+    key: Box<str>,
+    /// Until when, unless it is renewed.
+    until: watch::Sender<Instant>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct LockEntry {
+    session: Option<Box<str>>,
+    value: Option<Box<str>>,
+}
+
+// === impl Election ===
+
+impl Election {
+    /// The election of this cluster; `candidate` is this process's name.
+    pub fn new(client: Client, cluster: ClusterName, nodes: NodeNames, candidate: &str) -> Self {
+        let key = format!("kube-consul/{cluster}/leader").into();
+        let rival = watch::Sender::default();
+        Self { client, cluster, nodes, key, candidate: candidate.into(), rival }
+    }
+
+    /// Wakes up whenever somebody else is waited for.
+    pub fn rival(&self) -> watch::Receiver<Rival> {
+        self.rival.subscribe()
+    }
+
+    /// Waits until the lock is ours, as long as it takes.
+    pub async fn win(self) -> Lease {
+        let mut index = 0;
+        loop {
+            match self.try_to_win(&mut index).await {
+                Ok(Some(lease)) => return lease,
+                Ok(None) => {}
+                Err(error) => {
+                    index = 0;
+                    let why = chain(&*error);
+                    tracing::debug!(why, "the lock cannot be asked for");
+                    self.rival.send_replace(Rival::Unreachable(why));
+                    sleep(CANDIDATE_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_to_win(
+        &self,
+        index: &mut u64,
+    ) -> Result<Option<Lease>, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(holder) = self.holder(index).await? {
+            self.rival.send_replace(Rival::Leads(holder));
+            return Ok(None);
+        }
+        self.client.ensure_base_node(&self.nodes, &self.cluster).await?;
+        let asked = Instant::now();
+        let session = self.client.create_session(self.nodes.base()).await?;
+        let won = self.client.acquire_lock(&self.key, &session, &self.candidate).await;
+        match won {
+            Ok(true) => {
+                let until = watch::Sender::new(asked + TTL - MARGIN);
+                Ok(Some(Lease { session, key: self.key.clone(), until }))
+            }
+            lost => {
+                // Also when it is not known: a session that holds the lock must not stay.
+                self.client.destroy_session(&session).await?;
+                lost?;
+                *index = 0;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps the lock. Returns when it is lost, and why.
+    pub async fn keep(self, lease: Lease) -> String {
+        let mut pause = RENEW_EVERY;
+        loop {
+            let until = *lease.until.borrow();
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {
+                    return format!("the lock could not be renewed within {TTL_SECONDS} s");
+                }
+                () = sleep(pause) => {}
+            }
+            let asked = Instant::now();
+            let renewed = tokio::time::timeout_at(until, self.client.renew_session(&lease.session));
+            match renewed.await {
+                Ok(Ok(true)) => {
+                    lease.until.send_replace(asked + TTL - MARGIN);
+                    pause = RENEW_EVERY;
+                }
+                Ok(Ok(false)) => return "its session is over".to_owned(),
+                Ok(Err(error)) => {
+                    tracing::debug!(error = error.chain(), "the session could not be renewed");
+                    pause = RENEW_RETRY;
+                }
+                Err(_) => pause = RENEW_RETRY,
+            }
+        }
+    }
+
+    /// Gives the lock back, so that nobody has to wait for the session's end.
+    pub async fn resign(&self, lease: &Lease) -> Result<(), Error> {
+        self.client.destroy_session(&lease.session).await
+    }
+
+    /// Who holds the lock; none: nobody. Waits for a change while `index` is the newest.
+    async fn holder(&self, index: &mut u64) -> Result<Option<Box<str>>, super::read::Unknown> {
+        let failed = super::read::failed(LOCK);
+        let mut request = Request::get(format!("/v1/kv/{}", encode_key(&self.key)));
+        if *index > 0 {
+            request = request
+                .parameter("index", &index.to_string())
+                .parameter("wait", &format!("{}s", WAIT.as_secs()))
+                .deadline(WAIT_DEADLINE);
+        } else {
+            request = request.flag("consistent");
+        }
+        let (reply, evidence) = self.client.open(&request, LOCK).await?;
+        let newest: u64 =
+            reply.header("X-Consul-Index").and_then(|text| text.parse().ok()).unwrap_or(0);
+        // One that goes backwards belongs to a restored Consul: begin anew.
+        *index = if newest < *index { 0 } else { newest };
+        let mut holder = None;
+        if reply.is_found() {
+            let entries = reply.items(Layout::Elements, |item| {
+                let entry: LockEntry = decode("a KV entry", item.value)?;
+                let name = entry.value.as_deref().map(text_of).unwrap_or_default();
+                holder = entry.session.filter(|session| !session.is_empty()).map(|_| name);
+                Ok(())
+            });
+            entries.await.map_err(&failed)?;
+        }
+        super::read::certain(evidence, holder.is_none(), LOCK).map(|()| holder)
+    }
+}
+
+/// The value of a KV entry as text.
+fn text_of(encoded: &str) -> Box<str> {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into()
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Whether the lock is surely still ours.
+    pub fn is_valid(&self) -> bool {
+        Instant::now() < *self.until.borrow()
+    }
+
+    /// What transactions carry.
+    pub fn fence(&self) -> Fence {
+        Fence { key: self.key.clone(), session: self.session.clone() }
+    }
+}

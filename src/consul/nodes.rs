@@ -1,0 +1,234 @@
+//! The synthetic nodes of the catalog sink: a base node, `k8s-<cluster>`, and one node for each
+//! namespace that has registrations, `k8s-<cluster>.<namespace>`.
+//!
+//! The base node is the marker of a reading (invariant 1) and carries the lock's session
+//! (invariant 9). A dot joins the two names because no label contains one: the names are
+//! injective.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::client::{Client, Request, encode};
+use super::error::{Error, OperationFailure};
+use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed};
+use super::stream::Layout;
+use super::txn::{NodeBody, Operation};
+use super::wire::{ServiceEntry, decode};
+use crate::domain::names::ClusterName;
+use crate::domain::record::CLUSTER_META;
+
+/// Address of every synthetic node: one for documentation (RFC 5737), never a service's, because
+/// reverse lookups prefer nodes.
+const ADDRESS: &str = "192.0.2.1";
+
+const NODES: &str = "the catalog's nodes";
+
+/// What the nodes of one cluster are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNames {
+    base: Box<str>,
+}
+
+/// The nodes of one cluster as the catalog has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Whether the base node is there: without it absence proves nothing.
+    pub marker: bool,
+    /// The namespaces that have a node.
+    pub namespaces: Vec<Box<str>>,
+    /// Nodes that carry the cluster's mark under other names, as another `--node-name` leaves.
+    pub others: Vec<Box<str>>,
+}
+
+/// What stands on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupied {
+    /// Nothing.
+    No,
+    /// A registration of the cluster's.
+    ByOurs,
+    /// Services that no bridge of the cluster made, by their IDs.
+    ByOthers(Vec<Box<str>>),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NodeEntry {
+    node: Box<str>,
+    meta: Option<BTreeMap<String, String>>,
+}
+
+// === impl Nodes ===
+
+impl Nodes {
+    /// The marker is there: only then is a node absent that the listing did not show.
+    pub fn marked(&self) -> Result<(), Unknown> {
+        if self.marker { Ok(()) } else { Err(Unknown::MarkerMissing { what: NODES }) }
+    }
+}
+
+// === impl NodeNames ===
+
+impl NodeNames {
+    /// The names for this cluster, or those that begin with `base` where the operator gave it.
+    pub fn new(cluster: &ClusterName, base: Option<&str>) -> Self {
+        Self { base: base.map_or_else(|| format!("k8s-{cluster}").into(), Into::into) }
+    }
+
+    /// The base node.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The node of a namespace.
+    pub fn of_namespace(&self, namespace: &str) -> Box<str> {
+        format!("{}.{namespace}", self.base).into()
+    }
+
+    /// The namespace whose node this is.
+    pub fn namespace_of<'a>(&self, node: &'a str) -> Option<&'a str> {
+        node.strip_prefix(&*self.base)?.strip_prefix('.').filter(|rest| !rest.contains('.'))
+    }
+}
+
+/// A synthetic node of the cluster.
+pub(super) fn body(node: &str, cluster: &ClusterName) -> NodeBody {
+    let meta = [(CLUSTER_META, cluster.as_str()), ("external-source", "kubernetes")];
+    NodeBody {
+        node: node.into(),
+        address: ADDRESS.into(),
+        meta: meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// The cluster's synthetic nodes.
+    pub async fn nodes(
+        &self,
+        names: &NodeNames,
+        cluster: &ClusterName,
+        consistency: Consistency,
+    ) -> Result<Nodes, Unknown> {
+        // A cluster's name is a label: nothing in it needs quoting.
+        let filter = format!("Meta[{CLUSTER_META:?}] == \"{cluster}\"");
+        let request = consistency.of_path("/v1/catalog/nodes".to_owned());
+        let (reply, evidence) =
+            self.open(&request.parameter("filter", &filter).listing(), NODES).await?;
+        let mut nodes = Nodes::default();
+        let mut empty = true;
+        let reply = reply.into_found().await.map_err(failed(NODES))?;
+        let entries = reply.items(Layout::Elements, |item| {
+            let NodeEntry { node, meta } = decode("a node", item.value)?;
+            let mark = meta.as_ref().and_then(|meta| meta.get(CLUSTER_META));
+            // Filtered here too: a Consul that does not know the filter ignores it.
+            if mark.map(String::as_str) != Some(cluster.as_str()) {
+                return Ok(());
+            }
+            empty = false;
+            match names.namespace_of(&node) {
+                _ if *node == *names.base => nodes.marker = true,
+                Some(namespace) => nodes.namespaces.push(namespace.into()),
+                None => nodes.others.push(node),
+            }
+            Ok(())
+        });
+        entries.await.map_err(failed(NODES))?;
+        certain(evidence, empty, NODES).map(|()| nodes)
+    }
+
+    /// Creates the base node unless it is there. An error also when a node of that name is there
+    /// that this cluster did not make. Not fenced: it is what the lock's session stands on.
+    pub async fn ensure_base_node(
+        &self,
+        names: &NodeNames,
+        cluster: &ClusterName,
+    ) -> Result<(), BaseNodeError> {
+        let wanted = body(&names.base, cluster);
+        match self.transaction(&[Operation::CreateNode(wanted)]).await {
+            Ok(_) => return Ok(()),
+            Err(Error::RolledBack { errors, .. })
+                if errors.iter().any(|error| error.failure() == OperationFailure::Stale) => {}
+            Err(error) => return Err(BaseNodeError::Write(error)),
+        }
+        let nodes = self.nodes(names, cluster, Consistency::Consistent).await;
+        if nodes.map_err(BaseNodeError::Read)?.marker {
+            Ok(())
+        } else {
+            Err(BaseNodeError::Foreign { node: names.base.clone() })
+        }
+    }
+
+    /// What stands on a node, whoever made it, as the leader has it now. On a node that is not
+    /// there stands nothing.
+    pub(super) async fn occupied(
+        &self,
+        node: &str,
+        cluster: &ClusterName,
+    ) -> Result<Occupied, Unknown> {
+        let path = format!("/v1/catalog/node-services/{}", encode(node));
+        let request: Request = Consistency::Consistent.of_path(path).listing();
+        let (reply, evidence) = self.open(&request, CATALOG_SERVICES).await?;
+        let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
+        let (mut ours, mut others) = (false, Vec::new());
+        let entries = reply.items(Layout::ElementsOf("Services"), |item| {
+            let entry: ServiceEntry = decode("a service", item.value)?;
+            if entry.is_of(cluster.as_str()) {
+                ours = true;
+            } else {
+                others.push(entry.id);
+            }
+            Ok(())
+        });
+        entries.await.map_err(failed(CATALOG_SERVICES))?;
+        certain(evidence, !ours && others.is_empty(), CATALOG_SERVICES)?;
+        Ok(match (ours, others.is_empty()) {
+            (_, false) => Occupied::ByOthers(others),
+            (true, true) => Occupied::ByOurs,
+            (false, true) => Occupied::No,
+        })
+    }
+}
+
+/// Why there is no base node of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseNodeError {
+    /// It could not be written.
+    #[error("cannot create the base node")]
+    Write(#[source] Error),
+    /// Whether it is there could not be read.
+    #[error("cannot tell whether the base node is there")]
+    Read(#[source] Unknown),
+    /// Somebody else has a node of that name.
+    #[error(
+        "node {node}: expected none or one with this cluster's mark, found one of somebody else; choose another --node-name or --cluster"
+    )]
+    Foreign {
+        /// The node's name.
+        node: Box<str>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_tell_their_namespace() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        for (names, base) in [
+            (NodeNames::new(&cluster, None), "k8s-eu"),
+            (NodeNames::new(&cluster, Some("my.node")), "my.node"),
+        ] {
+            assert_eq!(names.base(), base);
+            let node = names.of_namespace("shop");
+            assert_eq!(*node, format!("{base}.shop"));
+            assert_eq!(names.namespace_of(&node), Some("shop"));
+            for other in [base.to_owned(), format!("{base}x"), format!("{base}.a.b"), "x".into()] {
+                assert_eq!(names.namespace_of(&other), None, "{other}");
+            }
+        }
+    }
+}

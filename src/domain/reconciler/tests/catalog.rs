@@ -1,0 +1,142 @@
+//! What only the catalog sink needs: nodes of namespaces, and a leader that steps down.
+
+use super::*;
+use crate::domain::problem::Reason;
+use crate::domain::record::NamespaceNodeAnswer;
+
+/// As [`in_step`], with a node for each namespace.
+fn with_nodes(count: u8) -> Simulation {
+    filled(Simulation::with_nodes(), count)
+}
+
+fn nodes(simulation: &Simulation) -> Vec<&str> {
+    simulation.nodes.iter().map(|node| &**node).collect()
+}
+
+#[test]
+fn the_node_of_a_namespace_goes_with_the_last_record_on_it() {
+    let mut simulation = with_nodes(2);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.settle();
+    assert_eq!(nodes(&simulation), ["ns"]);
+    simulation.deleted(Kind::Service, "s2");
+    simulation.settle();
+    assert_eq!(nodes(&simulation), [""; 0]);
+    assert!(simulation.bridge.is_settled());
+    simulation.seen(service_seen(1));
+    simulation.settle();
+    assert_eq!((nodes(&simulation).len(), simulation.registrations.len()), (1, 1));
+}
+
+#[test]
+fn an_empty_node_that_a_reading_shows_is_removed() {
+    let mut simulation = with_nodes(1);
+    simulation.nodes.insert("left-behind".into());
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(nodes(&simulation), ["ns"]);
+}
+
+#[test]
+fn a_node_stays_while_a_write_to_it_is_uncertain() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step(&mut |_| Fate::Lost);
+    let asked = simulation.bridge.next_actions(simulation.now, 9);
+    assert!(asked.is_empty(), "{asked:?}");
+    simulation.settle();
+    assert_eq!(nodes(&simulation), [""; 0]);
+}
+
+#[test]
+fn nothing_is_written_to_a_node_that_is_being_removed() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    simulation.seen(service_seen(2));
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
+    assert!(!simulation.bridge.is_settled());
+    simulation.bridge.node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s2 10.0.0.2 Critical"]);
+}
+
+#[test]
+fn what_others_put_on_a_node_keeps_it_and_is_a_problem() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    let foreign =
+        NamespaceNodeAnswer::Foreign { node: "k8s-kubernetes.ns".into(), ids: vec!["db".into()] };
+    simulation.bridge.node_answered("ns", foreign, simulation.now);
+    let namespace = ObjectKey::new("", "ns");
+    let problems: Vec<_> =
+        simulation.bridge.problems().of(Kind::Namespace, &namespace).cloned().collect();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].reason, Reason::ForeignOnNode);
+    assert!(problems[0].message.contains("found db"), "{}", problems[0]);
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), [], "until it is shown again");
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!((simulation.bridge.problems().count(), nodes(&simulation).len()), (0, 0));
+}
+
+#[test]
+fn one_that_steps_down_writes_nothing_until_consul_is_read_again() {
+    let mut simulation = in_step(3);
+    simulation.take_sent();
+    simulation.bridge.step_down();
+    simulation.deleted(Kind::Service, "s1");
+    simulation.seen(slice_seen(2, false));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(!simulation.bridge.is_settled());
+    // Meanwhile the other one has done a part of it.
+    simulation.registrations.retain(|id, _| !id.contains("_s1_"));
+    simulation.kv.retain(|key, _| !key.ends_with("/10.0.0.1"));
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 1, "s2 turns critical");
+    assert!(simulation.bridge.is_settled());
+}
+
+#[test]
+fn a_fenced_write_is_made_by_whoever_leads_next() {
+    let mut simulation = in_step(1);
+    simulation.seen(slice_seen(1, false));
+    let actions = simulation.bridge.next_actions(simulation.now, 1);
+    let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+    simulation.bridge.answered(&writes[0].key(), Answer::Fenced, simulation.now);
+    simulation.bridge.step_down();
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 Critical"]);
+}
+
+#[test]
+fn a_record_that_is_changed_back_again_and_again_is_left_to_people() {
+    let mut simulation = in_step(1);
+    simulation.take_sent();
+    let fight = |simulation: &mut Simulation| {
+        for registration in simulation.registrations.values_mut() {
+            registration.meta.insert("owner".to_owned(), "terraform".to_owned());
+        }
+        simulation.now += Duration::from_mins(1);
+        simulation.read_back();
+        simulation.step(&mut |_| Fate::Applied);
+        simulation.take_sent()
+    };
+    for round in 1..=5 {
+        assert_eq!(fight(&mut simulation), 1, "round {round}");
+    }
+    assert_eq!(fight(&mut simulation), 0, "a fight");
+    let problems: Vec<_> =
+        simulation.bridge.problems().of(Kind::Service, &key("s1")).cloned().collect();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].reason, Reason::Contested);
+    assert!(problems[0].message.contains("owner=terraform"), "{}", problems[0]);
+    // The other writer is gone: it heals by itself.
+    simulation.settle();
+    assert_eq!((simulation.take_sent(), simulation.bridge.problems().count()), (1, 0));
+    assert!(!simulation.registrations.values().any(|it| it.meta.contains_key("owner")));
+}

@@ -1,0 +1,150 @@
+//! Which of several bridges writes. Without an election there is only this one.
+
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Bridge;
+use super::jobs::{Done, Job};
+use crate::consul::election::{Election, Lease, Rival};
+
+/// How long giving the lock back may take at the end: after that its session runs out.
+const RESIGN: Duration = Duration::from_secs(1);
+
+/// Whether this process leads.
+pub(super) enum Leadership {
+    /// There is no election.
+    Alone,
+    /// Another one leads, or nobody yet.
+    Standby(Election),
+    /// This one leads.
+    Leading(Election, Lease),
+}
+
+// === impl Leadership ===
+
+impl Leadership {
+    pub(super) fn new(election: Option<Election>) -> Self {
+        election.map_or(Leadership::Alone, Leadership::Standby)
+    }
+
+    /// Whether writes may be sent.
+    pub(super) fn may_write(&self) -> bool {
+        match self {
+            Leadership::Alone => true,
+            Leadership::Standby(_) => false,
+            Leadership::Leading(_, lease) => lease.is_valid(),
+        }
+    }
+
+    /// Whether Consul is this one's to read back: one that cannot write need not know.
+    pub(super) fn may_read(&self) -> bool {
+        !matches!(self, Leadership::Standby(_))
+    }
+
+    /// Whom this one waits for.
+    pub(super) fn rival(&self) -> Option<Rival> {
+        match self {
+            Leadership::Standby(election) => Some(election.rival().borrow().clone()),
+            Leadership::Alone | Leadership::Leading(..) => None,
+        }
+    }
+
+    /// Wakes up whenever somebody else is waited for.
+    pub(super) fn rivals(&self) -> Option<watch::Receiver<Rival>> {
+        match self {
+            Leadership::Standby(election) => Some(election.rival()),
+            Leadership::Alone | Leadership::Leading(..) => None,
+        }
+    }
+
+    /// For `/status`.
+    pub(super) fn describe(&self) -> Option<String> {
+        match self {
+            Leadership::Alone => None,
+            Leadership::Leading(..) => Some("leader".to_owned()),
+            Leadership::Standby(election) => Some(match &*election.rival().borrow() {
+                Rival::Unknown => "standby".to_owned(),
+                Rival::Leads(holder) => format!("standby, {holder} leads"),
+                Rival::Unreachable(why) => format!("standby, the lock cannot be asked for: {why}"),
+            }),
+        }
+    }
+
+    /// Gives the lock back.
+    pub(super) async fn resign(&self) {
+        let Leadership::Leading(election, lease) = self else { return };
+        match timeout(RESIGN, election.resign(lease)).await {
+            Ok(Ok(())) => tracing::info!("gave the lock back"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = error.chain(), "cannot give the lock back: it runs out");
+            }
+            Err(_) => tracing::warn!("no answer to giving the lock back: it runs out"),
+        }
+    }
+}
+
+// === impl Bridge ===
+
+impl Bridge {
+    /// Takes part in the election, if there is one.
+    pub(super) fn stand(&mut self) {
+        if let Leadership::Standby(election) = &self.leadership {
+            self.election_job = Some(win(election.clone(), None));
+        }
+    }
+
+    pub(super) fn elected(&mut self, lease: Lease) {
+        let Leadership::Standby(election) = &self.leadership else { return };
+        tracing::info!("this one leads now");
+        let keep = election.clone().keep(lease.clone()).map(Done::Deposed);
+        self.election_job = Some(keep.boxed());
+        self.sink.set_fence(Some(lease.fence()));
+        self.leadership = Leadership::Leading(election.clone(), lease);
+        self.told.metrics.leader.set(1);
+        self.begin_read_back();
+    }
+
+    /// Another one may lead from now on: nothing more is written.
+    pub(super) fn deposed(&mut self, why: &str) {
+        let Leadership::Leading(election, lease) = &self.leadership else { return };
+        tracing::warn!(why, "this one no longer leads");
+        let (election, lease) = (election.clone(), lease.clone());
+        self.election_job = Some(win(election.clone(), Some(lease)));
+        self.leadership = Leadership::Standby(election);
+        self.sink.set_fence(None);
+        self.told.metrics.leader.set(0);
+        // With the reading that is under way goes what it has shown so far.
+        self.reading_job = None;
+        while self.observations.try_recv().is_ok() {}
+        self.drift.reading_ends(Duration::ZERO);
+        self.state.step_down();
+    }
+
+    /// Whether a standby could take over at once, while somebody else does the work.
+    pub(super) fn is_warm(&self, rival: &Rival) -> bool {
+        matches!(rival, Rival::Leads(_))
+            && self.introduced.is_some()
+            && self.state.world().is_complete()
+    }
+}
+
+/// Waits until somebody else is waited for; never ends where there is no election.
+pub(super) async fn changed(rivals: &mut Option<watch::Receiver<Rival>>) -> Option<()> {
+    rivals.as_mut()?.changed().await.ok()
+}
+
+/// Stands for election; a lease of before is given back first, whoever holds the lock.
+fn win(election: Election, before: Option<Lease>) -> Job {
+    async move {
+        if let Some(lease) = before
+            && let Err(error) = election.resign(&lease).await
+        {
+            tracing::debug!(error = error.chain(), "the former session runs out by itself");
+        }
+        Done::Elected(election.win().await)
+    }
+    .boxed()
+}

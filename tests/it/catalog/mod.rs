@@ -1,0 +1,5 @@
+//! The catalog sink: synthetic nodes, transactions, a fenced leader.
+
+mod basics;
+mod election;
+mod support;
