@@ -67,9 +67,8 @@ impl Reconciler {
 
 /// What the record's meta says beside ours, which tells who wrote it.
 pub(super) fn as_found(observed: &ObservedRegistration) -> String {
-    let ours = |key: &str| {
-        key.starts_with("external-") || key.starts_with("port-") || key == CLUSTER_META
-    };
+    let ours =
+        |key: &str| key.starts_with("external-") || key.starts_with("port-") || key == CLUSTER_META;
     let meta = observed.registration.meta.iter().filter(|(key, _)| !ours(key));
     let meta: Vec<String> = meta.map(|(key, value)| format!("{key}={value}")).collect();
     if meta.is_empty() {
