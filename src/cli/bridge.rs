@@ -40,7 +40,7 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_SINK", default_value = "agent", value_enum)]
     sink: SinkKind,
 
-    /// Which addresses are registered: auto, cluster-ip, endpoints, load-balancer or external-ip
+    /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
     #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
     address: AddressMode,
     /// How names are made; of {service}, {namespace}, {cluster} and {port}

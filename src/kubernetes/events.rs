@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::slim::{EndpointSlices, Services, Slim};
+use super::slim::{EndpointSlices, Nodes, Services, Slim};
 use super::text::{failure, one_line};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
@@ -174,15 +174,28 @@ impl Regarding {
             Kind::EndpointSlice => {
                 (Slim::<EndpointSlices>::api_version(&()), Slim::<EndpointSlices>::kind(&()))
             }
+            Kind::Node => (Slim::<Nodes>::api_version(&()), Slim::<Nodes>::kind(&())),
         };
+        let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {
             api_version: Some(api_version.into_owned()),
             kind: Some(kind.into_owned()),
-            namespace: Some(self.key.namespace.to_string()),
+            namespace,
             name: Some(self.key.name.to_string()),
             uid: self.uid.as_deref().map(str::to_owned),
             ..ObjectReference::default()
         }
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Where its Event goes: beside the object, and for one without a namespace where the API
+    /// wants it.
+    fn namespace(&self) -> &str {
+        let namespace = &*self.regarding.key.namespace;
+        if namespace.is_empty() { "default" } else { namespace }
     }
 }
 
@@ -205,8 +218,7 @@ impl Writer {
             None => None,
         };
         self.bucket.take().await;
-        let namespace = &*report.regarding.key.namespace;
-        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let events: Api<Event> = Api::namespaced(self.client.clone(), report.namespace());
         let mut result = match &repeated {
             Some((name, count)) => repeat(&events, name, *count).await,
             None => self.create(&events, &report).await,
@@ -244,7 +256,7 @@ impl Writer {
         Event {
             metadata: ObjectMeta {
                 name: Some(name),
-                namespace: Some(regarding.key.namespace.to_string()),
+                namespace: Some(report.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             action: Some("Register".to_owned()),

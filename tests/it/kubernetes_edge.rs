@@ -277,6 +277,7 @@ async fn each_right_of_the_shipped_role_is_needed_to_watch() -> Result<()> {
                 Kind::EndpointSlice => {
                     watch::endpoints(client, EndpointSource::EndpointSlices, Relist::default())
                 }
+                Kind::Node => watch::nodes(client, Relist::default()),
             };
             if verb == "watch" {
                 find_event(&mut stream, WatchEvent::ListCompleted(kind)).await?;

@@ -1,3 +1,5 @@
+mod nodes;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -509,6 +511,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
                 Kind::EndpointSlice => {
                     simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
                 }
+                Kind::Node => unreachable!("nobody asks for nodes"),
             }
         }
         simulation.settle();

@@ -11,7 +11,7 @@ use crate::admin::status::{
     Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
 };
 use crate::domain::names::ObjectKey;
-use crate::domain::object::{Kind, SeenObject, WatchEvent};
+use crate::domain::object::{Kind, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::reconciler::{Cause, Report};
 use crate::domain::record::{Answer, RecordKey};
@@ -32,11 +32,8 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn watched(&mut self, metrics: &Metrics, event: &WatchEvent) {
         let kind = match event {
-            WatchEvent::Seen(
-                SeenObject::Service(..) | SeenObject::Undecodable(Kind::Service, ..),
-            )
-            | WatchEvent::Deleted(Kind::Service, _) => Kind::Service,
-            WatchEvent::Seen(_) | WatchEvent::Deleted(..) => Kind::EndpointSlice,
+            WatchEvent::Seen(seen) => seen.kind(),
+            WatchEvent::Deleted(kind, _) => *kind,
             WatchEvent::ListStarted(_) => return,
             WatchEvent::ListCompleted(kind) => {
                 tracing::debug!(kind = kind.as_str(), "listed completely");
@@ -63,6 +60,11 @@ impl Tally {
         if self.watch_troubles.remove(&kind).is_some() {
             tracing::info!(kind = kind.as_str(), "the watch works again");
         }
+    }
+
+    /// What is watched no longer is in no trouble.
+    pub(super) fn watch_ended(&mut self, kind: Kind) {
+        self.watch_troubles.remove(&kind);
     }
 
     fn watch_trouble(&self) -> Option<String> {
@@ -138,7 +140,7 @@ impl Bridge {
         tracing::warn!(kind = kind.as_str(), namespace = %key.namespace, name = %key.name, "{problem}");
         let uid = match kind {
             Kind::Service => self.state.world().service(&key).map(|service| service.uid.clone()),
-            Kind::EndpointSlice => None,
+            Kind::EndpointSlice | Kind::Node => None,
         };
         self.told.reporter.report(Regarding { kind, key, uid }, problem);
     }
@@ -175,7 +177,7 @@ impl Bridge {
     /// Whether both sides were reached and read.
     pub(super) fn is_connected(&self) -> bool {
         self.introduced.is_some()
-            && self.state.world().is_complete()
+            && self.state.is_listed()
             && self.drift.progress() >= Progress::Read
     }
 
@@ -204,7 +206,7 @@ impl Bridge {
             let waits = self.waits.reason();
             return waits.unwrap_or_else(|| "waiting for Kubernetes and Consul".to_owned());
         }
-        if !self.state.world().is_complete() {
+        if !self.state.is_listed() {
             let trouble =
                 self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for the lists of the Kubernetes API{trouble}");
