@@ -154,6 +154,7 @@ pub fn desired<'a>(
     if wanted.uses_nodes() && nodes.is_none() {
         return Desired { awaits_nodes: true, problems, ..Desired::default() };
     }
+    let nodes = nodes.into_iter().flatten();
     let join = wanted.overrides.join.unwrap_or(settings.join_existing);
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
@@ -162,7 +163,7 @@ pub fn desired<'a>(
                 (name, decided),
                 &service.ports[port.index],
                 slices.clone(),
-                nodes.iter().flat_map(Clone::clone),
+                nodes.clone(),
             );
         }
     }
