@@ -1,5 +1,7 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
+mod addresses;
+mod conflicts;
 mod consul_edge;
 mod faults;
 mod health;
