@@ -46,7 +46,7 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
 
-    /// Which addresses are registered: auto, cluster-ip, endpoints, load-balancer or external-ip
+    /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
     #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
     address: AddressMode,
     /// How names are made; of {service}, {namespace}, {cluster} and {port}

@@ -99,6 +99,44 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
 }
 
+/// A `v1` Node. Of what a kubelet reports every few minutes, only this matters: a heartbeat leaves
+/// it equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The addresses at which its ports are reached: see [`node_addresses`].
+    pub addresses: Vec<IpAddr>,
+    /// Whether its condition `Ready` is `True`.
+    pub ready: bool,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Box<str>>,
+    /// What the edge left out since its value cannot be, as in [`Service::left_out`].
+    pub left_out: Box<[Box<str>]>,
+}
+
+/// `type` of one of a Node's `status.addresses`, as far as ports are reached there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeAddressType {
+    /// `ExternalIP`.
+    External,
+    /// `InternalIP`.
+    Internal,
+}
+
+/// Of each family the address at which a node's ports are reached: its first external one, else
+/// its first internal one; IPv4 first.
+///
+/// consul-k8s takes the same (`ExternalFirst`, the default of its chart) but one address a node,
+/// whatever its family.
+pub fn node_addresses(found: &[(NodeAddressType, IpAddr)]) -> Vec<IpAddr> {
+    let of_family = |is_ipv4: bool| {
+        let first = |wanted: NodeAddressType| {
+            found.iter().find(|(kind, ip)| *kind == wanted && ip.is_ipv4() == is_ipv4)
+        };
+        first(NodeAddressType::External).or_else(|| first(NodeAddressType::Internal))
+    };
+    [true, false].into_iter().filter_map(of_family).map(|(_, address)| *address).collect()
+}
+
 /// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -108,6 +146,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Namespace: not watched, but problems of its node in the catalog are told of it.
     Namespace,
+    /// `v1` Node: watched only while a Service uses node ports. Its key has no namespace.
+    Node,
 }
 
 /// What one watch says, in the order of the API's protocol: a list (`ListStarted`, each object
@@ -132,6 +172,8 @@ pub enum SeenObject {
     Service(super::names::ObjectKey, Service),
     /// A slice, under its own name (not the Service's).
     EndpointSlice(super::names::ObjectKey, EndpointSlice),
+    /// A node.
+    Node(super::names::ObjectKey, Node),
     /// An object of this kind that could not be read, and why. It exists: what was known of it
     /// stays.
     Undecodable(Kind, super::names::ObjectKey, String),
@@ -152,6 +194,46 @@ impl Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Namespace => "Namespace",
+            Kind::Node => "Node",
+        }
+    }
+}
+
+impl SeenObject {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            SeenObject::Service(..) => Kind::Service,
+            SeenObject::EndpointSlice(..) => Kind::EndpointSlice,
+            SeenObject::Node(..) => Kind::Node,
+            SeenObject::Undecodable(kind, ..) => *kind,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_reached_at_one_address_of_each_family() {
+        use NodeAddressType::{External, Internal};
+        for (found, expected) in [
+            (&[][..], &[][..]),
+            (&[(Internal, "10.0.0.1"), (Internal, "10.0.0.2")], &["10.0.0.1"]),
+            (
+                &[(Internal, "10.0.0.1"), (External, "192.0.2.1"), (External, "192.0.2.2")],
+                &["192.0.2.1"],
+            ),
+            (
+                &[(Internal, "fd00::1"), (Internal, "10.0.0.1"), (External, "192.0.2.1")],
+                &["192.0.2.1", "fd00::1"],
+            ),
+        ] {
+            let address = |text: &str| text.parse::<IpAddr>().unwrap();
+            let found: Vec<_> = found.iter().map(|(kind, ip)| (*kind, address(ip))).collect();
+            let expected: Vec<_> = expected.iter().map(|ip| address(ip)).collect();
+            assert_eq!(node_addresses(&found), expected, "{found:?}");
         }
     }
 }

@@ -32,7 +32,7 @@ pub enum Reason {
     Undecodable,
     /// Consul refused the record for what is in it.
     Refused,
-    /// Consul denied the write: the token lacks a right.
+    /// A right is missing: the token's in Consul, or that to see an object in Kubernetes.
     Denied,
     /// The agent has the record and the catalog does not.
     NotInCatalog,

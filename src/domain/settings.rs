@@ -46,6 +46,8 @@ pub enum AddressMode {
     ClusterIp,
     /// Each endpoint.
     Endpoints,
+    /// The nodes, at the port's number there.
+    NodePort,
     /// The addresses of the Service's load balancer.
     LoadBalancer,
     /// `spec.externalIPs`.
@@ -124,6 +126,7 @@ words!(AddressMode {
     "auto" => Auto,
     "cluster-ip" => ClusterIp,
     "endpoints" => Endpoints,
+    "node-port" => NodePort,
     "load-balancer" => LoadBalancer,
     "external-ip" => ExternalIp,
 });

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::object::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType};
+use super::object::{
+    Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort, ServiceType,
+};
 
 /// A ClusterIP Service at 10.0.0.1 with one port `http` 80.
 pub(crate) fn service() -> ServiceBuilder {
@@ -69,6 +71,16 @@ pub(crate) fn slice(
                 zone: None,
             })
             .collect(),
+        left_out: [].into(),
+    }
+}
+
+/// A node with these addresses.
+pub(crate) fn node(addresses: &[&str], ready: bool) -> Node {
+    Node {
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        ready,
+        zone: None,
         left_out: [].into(),
     }
 }

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::names::ObjectKey;
-use super::object::{EndpointSlice, Kind, SeenObject, Service};
+use super::object::{EndpointSlice, Kind, Node, SeenObject, Service};
 
-/// Services and their EndpointSlices.
+/// Services and their EndpointSlices, and the nodes where they are asked for.
 #[derive(Debug, Default)]
 pub struct World {
     services: BTreeMap<ObjectKey, Listed<Service>>,
@@ -19,6 +19,9 @@ pub struct World {
     slices: HashMap<ObjectKey, Vec<NamedSlice>>,
     /// The Service of each slice.
     service_of: HashMap<ObjectKey, Box<str>>,
+    nodes: BTreeMap<Box<str>, Listed<Node>>,
+    /// The Services that use node ports: a node that changes concerns them and no others.
+    node_users: BTreeSet<ObjectKey>,
     /// Objects that could not be read, and why.
     undecodable: BTreeMap<(Kind, ObjectKey), (u32, String)>,
     lists: BTreeMap<Kind, ListState>,
@@ -41,15 +44,26 @@ struct ListState {
     complete: bool,
 }
 
-/// The kinds that have to be listed before anything is decided.
+/// The kinds that are always watched, and have to be listed before anything is decided.
 pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 // === impl World ===
 
 impl World {
-    /// Whether every kind has been listed completely.
+    /// Whether every kind that is always watched has been listed completely.
     pub fn is_complete(&self) -> bool {
-        WATCHED.iter().all(|kind| self.lists.get(kind).is_some_and(|list| list.complete))
+        WATCHED.iter().all(|kind| self.is_listed(*kind))
+    }
+
+    /// Whether this kind has been listed completely.
+    pub fn is_listed(&self, kind: Kind) -> bool {
+        self.lists.get(&kind).is_some_and(|list| list.complete)
+    }
+
+    /// The kinds of which a complete list is evidence of absence: those that are always watched,
+    /// and nodes once they were listed.
+    pub fn evidence(&self) -> impl Iterator<Item = Kind> {
+        WATCHED.into_iter().chain(self.is_listed(Kind::Node).then_some(Kind::Node))
     }
 
     /// A list of this kind begins.
@@ -84,6 +98,12 @@ impl World {
                     }),
             ),
             Kind::Namespace => {}
+            Kind::Node => missing.extend(
+                self.nodes
+                    .iter()
+                    .filter(|(_, node)| node.list != current)
+                    .map(|(name, _)| ObjectKey::new("", name.clone())),
+            ),
         }
         missing.into_iter().collect()
     }
@@ -100,11 +120,19 @@ impl World {
                 changed.then_some(key).into_iter().collect()
             }
             SeenObject::EndpointSlice(key, slice) => self.slice_seen(key, slice),
+            SeenObject::Node(key, node) => {
+                let was_unread = self.undecodable.remove(&(Kind::Node, key.clone())).is_some();
+                let list = self.current(Kind::Node);
+                let before = self.nodes.get(&key.name).map(|listed| &listed.object);
+                let changed = was_unread || before != Some(&node);
+                self.nodes.insert(key.name, Listed { object: node, list });
+                if changed { self.node_users.clone() } else { BTreeSet::new() }
+            }
             SeenObject::Undecodable(kind, key, reason) => {
                 let list = self.current(kind);
                 self.undecodable.insert((kind, key.clone()), (list, reason));
                 self.touch(kind, &key, list);
-                self.service_concerned(kind, &key).into_iter().collect()
+                self.services_concerned(kind, &key)
             }
         }
     }
@@ -137,40 +165,83 @@ impl World {
         changed
     }
 
-    /// Forgets an object. Returns the Service whose registrations may change by it.
-    pub fn remove(&mut self, kind: Kind, key: &ObjectKey) -> Option<ObjectKey> {
-        let service = self.service_concerned(kind, key);
+    /// Forgets an object. Returns the Services whose registrations may change by it.
+    pub fn remove(&mut self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let services = self.services_concerned(kind, key);
         self.undecodable.remove(&(kind, key.clone()));
         match kind {
             Kind::Service => {
                 self.services.remove(key);
             }
-            Kind::EndpointSlice => {
-                self.service_of.remove(key);
-                let of = service.as_ref()?;
-                let slices = self.slices.get_mut(of)?;
-                if let Ok(place) = place(slices, &key.name) {
-                    slices.remove(place);
-                }
-                if slices.is_empty() {
-                    self.slices.remove(of);
-                }
+            Kind::EndpointSlice => self.forget_slice(key),
+            Kind::Node => {
+                self.nodes.remove(&key.name);
             }
             Kind::Namespace => {}
         }
-        service
+        services
     }
 
-    /// The Service that an object is or belongs to.
-    pub fn service_concerned(&self, kind: Kind, key: &ObjectKey) -> Option<ObjectKey> {
-        match kind {
-            Kind::Service => Some(key.clone()),
-            Kind::EndpointSlice => self
-                .service_of
-                .get(key)
-                .map(|name| ObjectKey::new(key.namespace.clone(), name.clone())),
-            Kind::Namespace => None,
+    fn forget_slice(&mut self, key: &ObjectKey) {
+        let Some(service) = self.service_of_slice(key) else { return };
+        self.service_of.remove(key);
+        let Some(slices) = self.slices.get_mut(&service) else { return };
+        if let Ok(place) = place(slices, &key.name) {
+            slices.remove(place);
         }
+        if slices.is_empty() {
+            self.slices.remove(&service);
+        }
+    }
+
+    /// The Services that an object is, belongs to or serves.
+    pub fn services_concerned(&self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        match kind {
+            Kind::Service => [key.clone()].into(),
+            Kind::EndpointSlice => self.service_of_slice(key).into_iter().collect(),
+            Kind::Node => self.node_users.clone(),
+            Kind::Namespace => BTreeSet::new(),
+        }
+    }
+
+    fn service_of_slice(&self, slice: &ObjectKey) -> Option<ObjectKey> {
+        let service = self.service_of.get(slice)?;
+        Some(ObjectKey::new(slice.namespace.clone(), service.clone()))
+    }
+
+    /// Notes whether the Service uses node ports.
+    pub fn set_node_user(&mut self, service: &ObjectKey, uses: bool) {
+        if !uses {
+            self.node_users.remove(service);
+        } else if !self.node_users.contains(service) {
+            self.node_users.insert(service.clone());
+        }
+    }
+
+    /// The Services that use node ports.
+    pub fn node_users(&self) -> &BTreeSet<ObjectKey> {
+        &self.node_users
+    }
+
+    /// The nodes by name; `None` while they have not been listed completely.
+    pub fn nodes(&self) -> Option<impl Iterator<Item = (&str, &Node)> + Clone> {
+        let nodes = self.nodes.iter().map(|(name, listed)| (&**name, &listed.object));
+        self.is_listed(Kind::Node).then_some(nodes)
+    }
+
+    /// Nodes are watched no longer: nothing is known of them.
+    pub fn forget_nodes(&mut self) {
+        self.nodes.clear();
+        self.lists.remove(&Kind::Node);
+        self.undecodable.retain(|(kind, _), _| *kind != Kind::Node);
+    }
+
+    /// Whether an instance of the Service may be on a node of which nothing could ever be read.
+    pub fn may_miss_node(&self, service: &ObjectKey) -> bool {
+        let mut unread = self.undecodable.range((Kind::Node, ObjectKey::new("", ""))..);
+        self.node_users.contains(service)
+            && unread
+                .any(|((kind, key), _)| *kind == Kind::Node && !self.nodes.contains_key(&key.name))
     }
 
     /// The Service of this name.
@@ -259,7 +330,7 @@ impl World {
                 }
             }
             Kind::EndpointSlice => {
-                let Some(service) = self.service_concerned(kind, key) else { return };
+                let Some(service) = self.service_of_slice(key) else { return };
                 if let Some(slices) = self.slices.get_mut(&service)
                     && let Ok(place) = place(slices, &key.name)
                 {
@@ -267,6 +338,11 @@ impl World {
                 }
             }
             Kind::Namespace => {}
+            Kind::Node => {
+                if let Some(node) = self.nodes.get_mut(&key.name) {
+                    node.list = list;
+                }
+            }
         }
     }
 }
@@ -279,7 +355,7 @@ fn place<T>(slices: &[(Box<str>, T)], name: &str) -> Result<usize, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::testing::{service, slice};
+    use crate::domain::testing::{node, service, slice};
 
     fn key(name: &str) -> ObjectKey {
         ObjectKey::new("ns", name)
@@ -343,7 +419,7 @@ mod tests {
         let moved = world.seen(SeenObject::EndpointSlice(key("s"), slice("b", &[], &[])));
         assert_eq!(moved, [key("a"), key("b")].into());
         assert_eq!(world.slices(&key("a")).count(), 0);
-        assert_eq!(world.remove(Kind::EndpointSlice, &key("s")), Some(key("b")));
+        assert_eq!(world.remove(Kind::EndpointSlice, &key("s")), [key("b")].into());
         assert_eq!(world.slices(&key("b")).count(), 0);
     }
 
@@ -357,5 +433,39 @@ mod tests {
         assert!(world.service(&key("a")).is_some());
         world.seen(SeenObject::Service(key("a"), service().build()));
         assert_eq!(world.undecodable(Kind::Service, &key("a")), None);
+    }
+
+    #[test]
+    fn nodes_concern_the_services_that_use_node_ports() {
+        let mut world = listed(&["a", "b"]);
+        world.set_node_user(&key("a"), true);
+        let seen =
+            |ready: bool| SeenObject::Node(ObjectKey::new("", "n1"), node(&["10.0.0.1"], ready));
+        world.list_started(Kind::Node);
+        assert_eq!(world.seen(seen(true)), [key("a")].into());
+        assert!(world.nodes().is_none(), "the list is not complete");
+        assert_eq!(world.list_completed(Kind::Node), []);
+        assert_eq!(world.nodes().map(Iterator::count), Some(1));
+        assert!(world.seen(seen(true)).is_empty(), "a heartbeat");
+        assert_eq!(world.seen(seen(false)), [key("a")].into());
+        world.list_started(Kind::Node);
+        assert_eq!(world.list_completed(Kind::Node), [ObjectKey::new("", "n1")]);
+        assert_eq!(world.remove(Kind::Node, &ObjectKey::new("", "n1")), [key("a")].into());
+        world.set_node_user(&key("a"), false);
+        assert!(world.seen(seen(true)).is_empty());
+        world.forget_nodes();
+        assert!(world.nodes().is_none());
+    }
+
+    #[test]
+    fn a_node_that_was_never_read_may_be_anywhere() {
+        let mut world = listed(&["a", "b"]);
+        world.set_node_user(&key("a"), true);
+        let n1 = ObjectKey::new("", "n1");
+        let unread = SeenObject::Undecodable(Kind::Node, n1.clone(), "no".to_owned());
+        assert_eq!(world.seen(unread), [key("a")].into());
+        assert!(world.may_miss_node(&key("a")) && !world.may_miss_node(&key("b")));
+        assert_eq!(world.seen(SeenObject::Node(n1, node(&[], true))), [key("a")].into());
+        assert!(!world.may_miss_node(&key("a")));
     }
 }

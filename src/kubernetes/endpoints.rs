@@ -27,6 +27,7 @@ impl Projected for Endpoints {
     const GROUP: &'static str = "";
     const NAME: &'static str = "Endpoints";
     const PLURAL: &'static str = "endpoints";
+    const GRANTED_BY: &'static str = "manifests/optional/endpoints-rbac.yaml";
 
     fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
         let object: wire::Endpoints<'_> = serde_json::from_str(json)?;

@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::slim::{EndpointSlices, Services, Slim};
+use super::slim::{EndpointSlices, Nodes, Services, Slim};
 use super::text::{failure, one_line};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
@@ -175,20 +175,28 @@ impl Regarding {
                 (Slim::<EndpointSlices>::api_version(&()), Slim::<EndpointSlices>::kind(&()))
             }
             Kind::Namespace => ("v1".into(), "Namespace".into()),
+            Kind::Node => (Slim::<Nodes>::api_version(&()), Slim::<Nodes>::kind(&())),
         };
+        let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {
             api_version: Some(api_version.into_owned()),
             kind: Some(kind.into_owned()),
-            namespace: Some(self.key.namespace.to_string()).filter(|it| !it.is_empty()),
+            namespace,
             name: Some(self.key.name.to_string()),
             uid: self.uid.as_deref().map(str::to_owned),
             ..ObjectReference::default()
         }
     }
+}
 
-    /// Where its Events are: those of an object without a namespace are in `default`.
+// === impl Report ===
+
+impl Report {
+    /// Where its Event goes: beside the object, and for one without a namespace where the API
+    /// wants it.
     fn namespace(&self) -> &str {
-        if self.key.namespace.is_empty() { "default" } else { &self.key.namespace }
+        let namespace = &*self.regarding.key.namespace;
+        if namespace.is_empty() { "default" } else { namespace }
     }
 }
 
@@ -211,8 +219,7 @@ impl Writer {
             None => None,
         };
         self.bucket.take().await;
-        let namespace = report.regarding.namespace();
-        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let events: Api<Event> = Api::namespaced(self.client.clone(), report.namespace());
         let mut result = match &repeated {
             Some((name, count)) => repeat(&events, name, *count).await,
             None => self.create(&events, &report).await,
@@ -250,7 +257,7 @@ impl Writer {
         Event {
             metadata: ObjectMeta {
                 name: Some(name),
-                namespace: Some(regarding.namespace().to_owned()),
+                namespace: Some(report.namespace().to_owned()),
                 ..ObjectMeta::default()
             },
             action: Some("Register".to_owned()),

@@ -1,4 +1,4 @@
-//! The edge to the Kubernetes API: reads Services and EndpointSlices, writes Events.
+//! The edge to the Kubernetes API: reads Services, EndpointSlices and Nodes, writes Events.
 //!
 //! - [`client`] finds the cluster, connects to it and asks what it is.
 //! - [`guard`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.

@@ -10,10 +10,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr};
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use kube::core::ObjectMeta;
+use kube::core::{DynamicResourceScope, ObjectMeta};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use serde_json::value::RawValue;
@@ -22,7 +21,8 @@ use super::text::one_line;
 use super::wire::{self, Text};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{
-    Endpoint, EndpointPort, EndpointSlice, Kind, Service, ServicePort, ServiceType,
+    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Service, ServicePort,
+    ServiceType, node_addresses,
 };
 
 /// How many left-out parts of one object are told: the first few show what is wrong, and an
@@ -42,6 +42,10 @@ pub trait Projected: fmt::Debug + Clone + Send + Sync + 'static {
     const NAME: &'static str;
     /// The resource, as URLs and RBAC rules name it.
     const PLURAL: &'static str;
+    /// Whether each object is in a namespace.
+    const NAMESPACED: bool = true;
+    /// The file that grants the right to read them.
+    const GRANTED_BY: &'static str = "manifests/base/rbac.yaml";
 
     /// Decodes one object.
     fn decode(json: &str) -> Result<(Identity, View), serde_json::Error>;
@@ -50,7 +54,7 @@ pub trait Projected: fmt::Debug + Clone + Send + Sync + 'static {
 /// Who an object is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Namespace and name.
+    /// Namespace (empty where there is none) and name.
     pub key: ObjectKey,
     /// `metadata.resourceVersion`, empty when absent.
     pub resource_version: String,
@@ -65,6 +69,8 @@ pub enum View {
     Slice(Option<EndpointSlice>),
     /// The subsets of an Endpoints object, each as a slice.
     Subsets(Vec<EndpointSlice>),
+    /// A node.
+    Node(Node),
     /// Why it could not be decoded.
     Undecodable(String),
 }
@@ -89,11 +95,16 @@ pub struct Services;
 #[derive(Clone, Copy, Debug)]
 pub struct EndpointSlices;
 
+/// `v1` Nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Nodes;
+
 // === impl Slim ===
 
 impl<P: Projected> Resource for Slim<P> {
     type DynamicType = ();
-    type Scope = NamespaceResourceScope;
+    // Only all namespaces are ever asked for, where this makes no difference.
+    type Scope = DynamicResourceScope;
 
     fn kind((): &()) -> Cow<'_, str> {
         P::NAME.into()
@@ -130,8 +141,12 @@ impl<'de, P: Projected> Deserialize<'de> for Slim<P> {
                     D::Error::custom(format_args!("a {} without a name in the response", P::NAME))
                 })?;
                 let metadata = object.metadata;
-                let identity =
-                    identity(metadata.namespace, metadata.name, metadata.resource_version);
+                if P::NAMESPACED && metadata.namespace.is_none() {
+                    let name = P::NAME;
+                    return Err(D::Error::custom(format_args!("a {name} without a namespace")));
+                }
+                let namespace = metadata.namespace.unwrap_or_default();
+                let identity = identity(namespace, metadata.name, metadata.resource_version);
                 (identity, View::Undecodable(undecodable(&why)))
             }
         };
@@ -230,6 +245,50 @@ impl Projected for EndpointSlices {
         };
         let slice = EndpointSlice { service, ports, endpoints, left_out: left_out.into_box() };
         Ok((identity, View::Slice(Some(slice))))
+    }
+}
+
+impl Projected for Nodes {
+    const KIND: Kind = Kind::Node;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Node";
+    const PLURAL: &'static str = "nodes";
+    const NAMESPACED: bool = false;
+    const GRANTED_BY: &'static str = "manifests/optional/nodes-rbac.yaml";
+
+    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+        let object: wire::Node<'_> = serde_json::from_str(json)?;
+        let (metadata, status) = (object.metadata, object.status.unwrap_or_default());
+        let mut left_out = LeftOut::default();
+        let found: Vec<(NodeAddressType, IpAddr)> = status
+            .addresses
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, found)| {
+                // The others are host names.
+                let kind = match &*found.r#type.0 {
+                    "ExternalIP" => NodeAddressType::External,
+                    "InternalIP" => NodeAddressType::Internal,
+                    _ => return None,
+                };
+                let address = parse_address(&found.address.0);
+                if address.is_none() {
+                    let field = || format!("status.addresses[{index}].address");
+                    left_out.address(field, &found.address.0);
+                }
+                Some((kind, address?))
+            })
+            .collect();
+        let is_ready = |it: wire::Condition<'_>| it.r#type.0 == "Ready" && it.status.0 == "True";
+        let node = Node {
+            addresses: node_addresses(&found),
+            ready: status.conditions.unwrap_or_default().into_iter().any(is_ready),
+            zone: metadata.labels.unwrap_or_default().0,
+            left_out: left_out.into_box(),
+        };
+        let identity = identity(Text::default(), metadata.name, metadata.resource_version);
+        Ok((identity, View::Node(node)))
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until};
 use super::client::EndpointSource;
 use super::endpoints::{Endpoints, subset_key};
 use super::guard::WATCH_SECONDS;
-use super::slim::{EndpointSlices, Projected, Services, Slim, View};
+use super::slim::{EndpointSlices, Nodes, Projected, Services, Slim, View};
 use super::text::{failure, one_line};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
@@ -92,11 +92,13 @@ pub enum Error {
     /// No right to list or watch.
     #[error(
         "expected the right to list and watch {resource}, found none ({cause}); \
-         manifests/base/rbac.yaml grants it"
+         {manifest} grants it"
     )]
     Denied {
         /// The resource, as RBAC rules name it.
         resource: &'static str,
+        /// The file that grants the right.
+        manifest: &'static str,
         /// The API server's words.
         cause: String,
     },
@@ -220,6 +222,11 @@ pub fn endpoints(
     }
 }
 
+/// Watches all nodes.
+pub fn nodes(client: Client, relist: Relist) -> BoxStream<'static, Notice> {
+    watch::<Nodes>(client, relist)
+}
+
 fn watch<P: Projected>(client: Client, relist: Relist) -> BoxStream<'static, Notice> {
     let watch = Watch::<P>::new(Api::all(client), relist);
     stream::unfold(watch, |mut watch| async move {
@@ -284,7 +291,7 @@ impl<P: Projected> Watch<P> {
                 Step::Item(Some(Ok(event))) => self.take(event),
                 Step::Item(Some(Err(error))) => {
                     self.list_due |= must_list(&error);
-                    self.fail(describe(P::PLURAL, &error));
+                    self.fail(describe::<P>(&error));
                 }
             }
         }
@@ -373,6 +380,7 @@ impl<P: Projected> Watch<P> {
                 self.say(WatchEvent::Deleted(P::KIND, key));
             }
             View::Slice(None) => {}
+            View::Node(node) => self.say(WatchEvent::Seen(SeenObject::Node(key, node))),
             View::Subsets(slices) => self.see_parts(key, slices),
             View::Undecodable(why) => {
                 // It exists, so all that was known of it stays.
@@ -432,7 +440,8 @@ fn must_list(error: &watcher::Error) -> bool {
     }
 }
 
-fn describe(resource: &'static str, error: &watcher::Error) -> Error {
+fn describe<P: Projected>(error: &watcher::Error) -> Error {
+    let resource = P::PLURAL;
     let (kube_error, build): (_, fn(&'static str, String) -> Error) = match error {
         watcher::Error::InitialListFailed(error) => {
             (error, |resource, cause| Error::List { resource, cause })
@@ -454,7 +463,9 @@ fn describe(resource: &'static str, error: &watcher::Error) -> Error {
     };
     let cause = failure(kube_error);
     match kube_error {
-        kube::Error::Api(status) if status.code == 403 => Error::Denied { resource, cause },
+        kube::Error::Api(status) if status.code == 403 => {
+            Error::Denied { resource, manifest: P::GRANTED_BY, cause }
+        }
         _ => build(resource, cause),
     }
 }

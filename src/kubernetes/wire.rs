@@ -14,6 +14,9 @@ use crate::domain::object::is_read_annotation;
 /// Label of an EndpointSlice that names its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
+/// Label of a Node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// Any object, as far as it has to be known to be told apart.
 #[derive(Deserialize)]
 pub struct Named<'a> {
@@ -27,7 +30,7 @@ pub struct Identified<'a> {
     #[serde(borrow)]
     pub name: Text<'a>,
     #[serde(borrow)]
-    pub namespace: Text<'a>,
+    pub namespace: Option<Text<'a>>,
     #[serde(borrow)]
     pub resource_version: Option<Text<'a>>,
 }
@@ -146,6 +149,48 @@ pub struct SliceMetadata<'a> {
 }
 
 #[derive(Deserialize)]
+pub struct Node<'a> {
+    #[serde(borrow)]
+    pub metadata: NodeMetadata<'a>,
+    #[serde(borrow)]
+    pub status: Option<NodeStatus<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeMetadata<'a> {
+    #[serde(borrow)]
+    pub name: Text<'a>,
+    #[serde(borrow)]
+    pub resource_version: Option<Text<'a>>,
+    pub labels: Option<ZoneLabel>,
+}
+
+#[derive(Default, Deserialize)]
+pub struct NodeStatus<'a> {
+    #[serde(borrow)]
+    pub addresses: Option<Vec<NodeAddress<'a>>>,
+    #[serde(borrow)]
+    pub conditions: Option<Vec<Condition<'a>>>,
+}
+
+#[derive(Deserialize)]
+pub struct NodeAddress<'a> {
+    #[serde(borrow)]
+    pub r#type: Text<'a>,
+    #[serde(borrow)]
+    pub address: Text<'a>,
+}
+
+#[derive(Deserialize)]
+pub struct Condition<'a> {
+    #[serde(borrow)]
+    pub r#type: Text<'a>,
+    #[serde(borrow)]
+    pub status: Text<'a>,
+}
+
+#[derive(Deserialize)]
 pub struct EndpointPort<'a> {
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
@@ -189,7 +234,7 @@ impl TargetRef<'_> {
 #[derive(Deserialize)]
 pub struct Endpoints<'a> {
     #[serde(borrow)]
-    pub metadata: Identified<'a>,
+    pub metadata: SliceMetadata<'a>,
     #[serde(borrow)]
     pub subsets: Option<Vec<Subset<'a>>>,
 }
@@ -289,29 +334,40 @@ pub struct ServiceLabel(pub Option<Box<str>>);
 
 impl<'de> Deserialize<'de> for ServiceLabel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct LabelVisitor;
+        deserializer.deserialize_map(LabelVisitor(SERVICE_NAME_LABEL)).map(Self)
+    }
+}
 
-        impl<'de> Visitor<'de> for LabelVisitor {
-            type Value = ServiceLabel;
+/// Of a Node's labels, the one that names its zone.
+#[derive(Default)]
+pub struct ZoneLabel(pub Option<Box<str>>);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of labels")
-            }
+impl<'de> Deserialize<'de> for ZoneLabel {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LabelVisitor(ZONE_LABEL)).map(Self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ServiceLabel, A::Error> {
-                let mut label = None;
-                while let Some(key) = map.next_key::<Text<'de>>()? {
-                    if key.0 == SERVICE_NAME_LABEL {
-                        label = Some(map.next_value::<Box<str>>()?).filter(|it| !it.is_empty());
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(ServiceLabel(label))
+/// Takes the value of one label, unless it is empty.
+struct LabelVisitor(&'static str);
+
+impl<'de> Visitor<'de> for LabelVisitor {
+    type Value = Option<Box<str>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of labels")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut label = None;
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            if key.0 == self.0 {
+                label = Some(map.next_value::<Box<str>>()?).filter(|it| !it.is_empty());
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
-
-        deserializer.deserialize_map(LabelVisitor)
+        Ok(label)
     }
 }
 

@@ -278,6 +278,7 @@ async fn each_right_of_the_shipped_role_is_needed_to_watch() -> Result<()> {
                     watch::endpoints(client, EndpointSource::EndpointSlices, Relist::default())
                 }
                 Kind::Namespace => anyhow::bail!("namespaces are not watched"),
+                Kind::Node => watch::nodes(client, Relist::default()),
             };
             if verb == "watch" {
                 find_event(&mut stream, WatchEvent::ListCompleted(kind)).await?;

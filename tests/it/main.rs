@@ -1,6 +1,8 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
+mod addresses;
 mod catalog;
+mod conflicts;
 mod consul_edge;
 mod faults;
 mod health;

@@ -5,7 +5,7 @@ use hickory_resolver::proto::rr::RecordType::{A, SRV};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use kube_consul_stack::eventually;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{Bridge, DEADLINE, Place};
 
@@ -18,13 +18,6 @@ const INVALID: [(&str, &str, &str); 4] = [
 ];
 
 const GAUGE: &str = "kube_consul_problems{reason=\"InvalidAnnotation\"}";
-
-async fn problems_of(bridge: &Bridge, namespace: &str, name: &str) -> Result<Vec<Value>> {
-    let status = bridge.status().await?;
-    let all = status["problems"].as_array().cloned().unwrap_or_default();
-    let is_of = |it: &Value| it["namespace"] == namespace && it["name"] == name;
-    Ok(all.into_iter().filter(is_of).collect())
-}
 
 #[tokio::test]
 async fn invalid_annotations_are_told_and_harm_only_their_service() -> Result<()> {
@@ -39,16 +32,8 @@ async fn invalid_annotations_are_told_and_harm_only_their_service() -> Result<()
     place.wait_for_instances("good", 1).await?;
     for (annotation, _, expected) in INVALID {
         let name = format!("bad-{annotation}");
-        eventually(DEADLINE, || async {
-            let problems = problems_of(&bridge, &place.namespace, &name).await?;
-            ensure!(problems.len() == 1, "{name} has the problems {problems:?}");
-            let problem = &problems[0];
-            ensure!(problem["kind"] == "Service" && problem["reason"] == "InvalidAnnotation");
-            let message = problem["message"].as_str().unwrap_or_default();
-            ensure!(message.contains(annotation) && message.contains(expected), "{message}");
-            Ok(())
-        })
-        .await?;
+        let message = bridge.wait_for_problem(&place.namespace, &name, "InvalidAnnotation").await?;
+        ensure!(message.contains(annotation) && message.contains(expected), "{message}");
         shown_as_event(&place, &name, expected).await?;
     }
     ensure!(bridge.metric(GAUGE).await? == Some(4.0), "{:?}", bridge.metric(GAUGE).await?);
@@ -104,12 +89,7 @@ async fn healed(place: &Place, bridge: &Bridge) -> Result<()> {
     for ((annotation, ..), value) in INVALID.into_iter().zip(["fixed", "metrics", "5", "auto"]) {
         let name = format!("bad-{annotation}");
         place.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
-        eventually(DEADLINE, || async {
-            let problems = problems_of(bridge, &place.namespace, &name).await?;
-            ensure!(problems.is_empty(), "{problems:?}");
-            Ok(())
-        })
-        .await?;
+        bridge.wait_for_no_problem(&place.namespace, &name).await?;
     }
     ensure!(bridge.metric(GAUGE).await? == Some(0.0), "{:?}", bridge.metric(GAUGE).await?);
     let dns = place.dns()?;
@@ -117,47 +97,4 @@ async fn healed(place: &Place, bridge: &Bridge) -> Result<()> {
     dns.wait_for("fixed.service.consul", A, &[&address]).await?;
     dns.wait_for("bad-service-port.service.consul", SRV, &["port 9090 weight 1"]).await?;
     dns.wait_for("bad-service-weight.service.consul", SRV, &["port 80 weight 5"]).await
-}
-
-#[tokio::test]
-async fn a_name_that_two_services_want_goes_to_the_first() -> Result<()> {
-    let place = Place::new("conflict").await?;
-    let bridge = place.bridge().await?;
-    place.web("api", &[("http", 80)]).await?;
-    let address = place.cluster_ip("api").await?;
-    let dns = place.dns()?;
-    dns.wait_for("api.service.consul", A, &[&address]).await?;
-    place.web("late", &[("http", 80)]).await?;
-    place.annotate("late", json!({"kube-consul.io/service-name": "api"})).await?;
-    eventually(DEADLINE, || async {
-        let problems = problems_of(&bridge, &place.namespace, "late").await?;
-        let [problem] = problems.as_slice() else { anyhow::bail!("{problems:?}") };
-        ensure!(problem["reason"] == "NameConflict", "{problem}");
-        Ok(())
-    })
-    .await?;
-    ensure!(dns.ask("api.service.consul", A).await? == [address.as_str()]);
-    place.delete("api").await?;
-    let heir = place.cluster_ip("late").await?;
-    dns.wait_for("api.service.consul", A, &[&heir]).await?;
-    ensure!(bridge.status().await?["problems"] == json!([]));
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_name_that_others_hold_is_not_joined_unasked() -> Result<()> {
-    let place = Place::new("postgres").await?;
-    let machine = json!({"Name": "postgres", "ID": "machine", "Address": "192.0.2.7", "Port": 1});
-    place.consul.api().put("/v1/agent/service/register", &machine).await?;
-    place.wait_for_instances("postgres", 1).await?;
-    place.web("postgres", &[("sql", 5432)]).await?;
-    let bridge = place.bridge().await?;
-    let problems = problems_of(&bridge, &place.namespace, "postgres").await?;
-    ensure!(problems.len() == 1 && problems[0]["reason"] == "ForeignName", "{problems:?}");
-    let dns = place.dns()?;
-    ensure!(dns.ask("postgres.service.consul", A).await? == ["192.0.2.7"]);
-    place.annotate("postgres", json!({"kube-consul.io/join": "true"})).await?;
-    place.wait_for_instances("postgres", 2).await?;
-    ensure!(problems_of(&bridge, &place.namespace, "postgres").await?.is_empty());
-    Ok(())
 }

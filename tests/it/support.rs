@@ -47,16 +47,21 @@ pub async fn shipped_kubeconfig() -> Result<&'static Path> {
     Ok(path.await?)
 }
 
+/// The rules of the shipped role.
+pub async fn shipped_rules(cluster: &Kubernetes) -> Result<Vec<Value>> {
+    shipped_token(cluster).await?;
+    let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
+    let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
+    Ok(serde_json::from_value(shipped)?)
+}
+
 /// A kubeconfig with the shipped rights but for one verb on one resource.
 pub async fn kubeconfig_without(
     cluster: &Kubernetes,
     resource: &str,
     verb: &str,
 ) -> Result<PathBuf> {
-    shipped_token(cluster).await?;
-    let cluster_roles: Api<ClusterRole> = Api::all(cluster.client()?);
-    let shipped = serde_json::to_value(cluster_roles.get("kube-consul-bridge").await?.rules)?;
-    let mut rules: Vec<Value> = serde_json::from_value(shipped)?;
+    let mut rules = shipped_rules(cluster).await?;
     let mut removed = 0;
     for rule in &mut rules {
         if rule["resources"] == json!([resource]) {
@@ -69,6 +74,15 @@ pub async fn kubeconfig_without(
     ensure!(removed == 1, "the shipped role has {verb} {resource} {removed} times");
     rules.retain(|rule| rule["verbs"] != json!([]));
     let namespace = cluster.namespace("without").await?;
+    kubeconfig_with(cluster, &namespace, &rules).await
+}
+
+/// A kubeconfig with these rights, of the service account `limited` in a namespace without one.
+pub async fn kubeconfig_with(
+    cluster: &Kubernetes,
+    namespace: &str,
+    rules: &[Value],
+) -> Result<PathBuf> {
     let subject = json!([{"kind": "ServiceAccount", "name": "limited", "namespace": namespace}]);
     let group = "rbac.authorization.k8s.io";
     for object in [
@@ -82,7 +96,7 @@ pub async fn kubeconfig_without(
     ] {
         cluster.apply_yaml(&object.to_string()).await?;
     }
-    cluster.kubeconfig_for(&cluster.service_account_token(&namespace, "limited").await?)
+    cluster.kubeconfig_for(&cluster.service_account_token(namespace, "limited").await?)
 }
 
 /// The command line's beginning.
@@ -238,6 +252,40 @@ impl Bridge {
         let url = format!("http://127.0.0.1:{}{path}", self.admin.number());
         let answer = self.client.get(url).send().await?;
         Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
+    /// The problems of one Service.
+    pub async fn problems_of(&self, namespace: &str, name: &str) -> Result<Vec<Value>> {
+        let status = self.status().await?;
+        let all = status["problems"].as_array().cloned().unwrap_or_default();
+        let is_of = |it: &Value| it["namespace"] == namespace && it["name"] == name;
+        Ok(all.into_iter().filter(is_of).collect())
+    }
+
+    /// Waits until a Service has one problem, and gives its message.
+    pub async fn wait_for_problem(
+        &self,
+        namespace: &str,
+        name: &str,
+        reason: &str,
+    ) -> Result<String> {
+        eventually(DEADLINE, || async {
+            let problems = self.problems_of(namespace, name).await?;
+            let [problem] = problems.as_slice() else { anyhow::bail!("{name}: {problems:?}") };
+            ensure!(problem["kind"] == "Service" && problem["reason"] == reason, "{problem}");
+            Ok(problem["message"].as_str().unwrap_or_default().to_owned())
+        })
+        .await
+    }
+
+    /// Waits until a Service has no problem.
+    pub async fn wait_for_no_problem(&self, namespace: &str, name: &str) -> Result<()> {
+        eventually(DEADLINE, || async {
+            let problems = self.problems_of(namespace, name).await?;
+            ensure!(problems.is_empty(), "{name}: {problems:?}");
+            Ok(())
+        })
+        .await
     }
 
     pub async fn status(&self) -> Result<Value> {

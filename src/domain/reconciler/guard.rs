@@ -12,10 +12,9 @@ use super::{Moment, Phase, Reconciler, Report};
 use crate::domain::desired::{Desired, wanted};
 use crate::domain::ledger::{KnownRegistration, ReverseState};
 use crate::domain::names::ObjectKey;
-use crate::domain::object::{Kind, Service};
+use crate::domain::object::Kind;
 use crate::domain::record::Check;
 use crate::domain::settings::{AddressMode, ReverseScope};
-use crate::domain::world::WATCHED;
 
 /// With fewer records than this, losing most of them is everyday life.
 const FEW: usize = 20;
@@ -71,6 +70,19 @@ impl Guard {
 
     pub(super) fn is_holding(&self) -> bool {
         !self.held.is_empty() || !self.suspects.is_empty()
+    }
+
+    /// Holds back what these Services would lose, until a second look agrees.
+    pub(super) fn hold(&mut self, services: impl Iterator<Item = ObjectKey>, now: Moment) {
+        for service in services {
+            self.held.entry(service).or_insert(Cause::Absence);
+        }
+        self.confirm_later(now);
+    }
+
+    /// Nodes are watched no longer: none is missing.
+    pub(super) fn forget_nodes(&mut self) {
+        self.suspects.retain(|(kind, _)| *kind != Kind::Node);
     }
 
     pub(super) fn unsuspect(&mut self, kind: Kind, key: &ObjectKey) {
@@ -145,7 +157,7 @@ impl Reconciler {
     pub(super) fn release_if_confirmed(&mut self) {
         let confirmed = self.guard.confirmation.as_ref().is_some_and(|confirmation| {
             confirmation.same_cluster
-                && WATCHED.iter().all(|kind| confirmation.listed.contains(kind))
+                && self.world.evidence().all(|kind| confirmation.listed.contains(&kind))
         });
         if !confirmed {
             return;
@@ -206,7 +218,7 @@ impl Reconciler {
         let held = self.guard.held.iter().filter(|(_, cause)| **cause == Cause::Absence);
         let services: BTreeSet<ObjectKey> = absent
             .iter()
-            .filter_map(|(kind, key)| self.world.service_concerned(*kind, key))
+            .flat_map(|(kind, key)| self.world.services_concerned(*kind, key))
             .chain(held.map(|(service, _)| service.clone()))
             .collect();
         services
@@ -215,9 +227,9 @@ impl Reconciler {
                 let without = if absent.contains(&(Kind::Service, service.clone())) {
                     Desired::default()
                 } else {
-                    self.desired_of(service, &|slice| {
-                        let slice = ObjectKey::new(service.namespace.clone(), slice);
-                        absent.contains(&(Kind::EndpointSlice, slice))
+                    self.desired_of(service, &|kind, name| {
+                        let namespace = if kind == Kind::Node { "" } else { &service.namespace };
+                        absent.contains(&(kind, ObjectKey::new(namespace, name)))
                     })
                 };
                 self.ledger.of(service).iter().filter(|known| is_lost(known, &without)).count()
@@ -227,7 +239,7 @@ impl Reconciler {
 
     /// Makes the first reconciliation once everything is listed and Consul is read.
     pub(super) fn start_if_loaded(&mut self, now: Moment) {
-        if self.phase != (Phase::Loading { read_back: true }) || !self.world.is_complete() {
+        if self.phase != (Phase::Loading { read_back: true }) || !self.may_start() {
             return;
         }
         self.phase = Phase::Running;
@@ -235,7 +247,7 @@ impl Reconciler {
         let services: Vec<ObjectKey> =
             self.world.services_after(None).map(|(key, _)| key.clone()).collect();
         for key in services {
-            let desired = self.desired_of(&key, &|_| false);
+            let desired = self.desired_of(&key, &|_, _| false);
             if let Some(loss) = self.first_loss(&key, &desired) {
                 losses.insert(key.clone(), loss);
             }
@@ -253,30 +265,35 @@ impl Reconciler {
         self.mark_dirty(nobody());
     }
 
-    /// What the first reconciliation would take from a Service that exists.
-    fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
+    /// What the first look at everything would take from a Service that exists.
+    pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
         let known = self.ledger.of(key);
         let lost = known.iter().filter(|known| is_lost(known, desired)).count();
-        let service = self.world.service(key).filter(|_| !self.world.has_unread_slice(key))?;
-        let by_endpoints = self.is_by_endpoints(key, service);
+        let unread = self.world.has_unread_slice(key) || self.world.may_miss_node(key);
+        let service = self.world.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
+        let wanted = wanted(&self.settings, key, service);
+        let mode = (!wanted.ports.is_empty()).then_some(wanted.address);
         if desired.instances() == 0 {
-            // With its endpoints' list empty, a selected Service of endpoints has no instance.
-            let absent = by_endpoints && self.world.slices(key).next().is_none();
+            // With the list of what it is made from empty, a selected Service has no instance.
+            let no_slices = || self.world.slices(key).next().is_none();
+            let no_nodes = || self.world.nodes().is_none_or(|mut nodes| nodes.next().is_none());
+            let absent = match mode {
+                Some(AddressMode::Endpoints) => no_slices(),
+                Some(AddressMode::NodePort) => {
+                    no_nodes() || (service.external_traffic_local && no_slices())
+                }
+                _ => false,
+            };
             let cause = if absent { Cause::Absence } else { Cause::Selection };
             return (lost > 0).then_some((cause, lost));
         }
         // A Service that keeps a record and has new ones is a move: what counts is how many
         // fewer there are, and how many turn critical.
         let turning = known.iter().filter(|known| turns_critical(known, desired)).count();
-        let fewer = if by_endpoints { known.len().saturating_sub(desired.instances()) } else { 0 };
+        let made_of_others = matches!(mode, Some(AddressMode::Endpoints | AddressMode::NodePort));
+        let fewer =
+            if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
         (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
-    }
-
-    fn is_by_endpoints(&self, key: &ObjectKey, service: &Service) -> bool {
-        let wanted = wanted(&self.settings, key, service);
-        let mode = wanted.overrides.address.unwrap_or(self.settings.address);
-        let headless = mode == AddressMode::Auto && service.cluster_ips.is_empty();
-        !wanted.ports.is_empty() && (headless || mode == AddressMode::Endpoints)
     }
 
     /// Reverse records of ours that no Service claims.
@@ -336,7 +353,8 @@ impl Reconciler {
     }
 }
 
-fn is_most(lost: usize, total: usize) -> bool {
+/// Whether so many records are lost that it wants a second look.
+pub(super) fn is_most(lost: usize, total: usize) -> bool {
     total >= FEW && lost * 2 > total
 }
 

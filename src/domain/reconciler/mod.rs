@@ -14,6 +14,7 @@
 
 mod answers;
 mod guard;
+mod namespace_nodes;
 mod nodes;
 mod outage;
 mod plan;
@@ -22,22 +23,23 @@ mod queue;
 mod read_back;
 mod repairs;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 pub use self::guard::Cause;
 use self::guard::Guard;
-use self::nodes::NamespaceNodes;
+use self::namespace_nodes::NamespaceNodes;
+use self::nodes::NodeWatch;
 use self::outage::Outage;
 pub use self::problems::Problems;
 use self::queue::Queue;
 use self::read_back::nobody;
 use self::repairs::Repairs;
 use super::claims::{Handover, NameClaims, ReverseClaims};
-use super::desired::{Desired, Permit, desired, is_read_label, wanted};
+use super::desired::{Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
 use super::names::ObjectKey;
-use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
+use super::object::{Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
 use super::record::{Fingerprint, RecordKey, Write};
 use super::registration_id::service_of_id;
@@ -57,6 +59,7 @@ pub struct Reconciler {
     /// Consul names that others than a bridge hold; `None` while that is not known.
     foreign: Option<HashSet<Box<str>>>,
     world: World,
+    node_watch: NodeWatch,
     ledger: Ledger,
     names: NameClaims,
     reverse: ReverseClaims,
@@ -226,6 +229,7 @@ impl Reconciler {
             has_nodes: false,
             foreign: None,
             world: World::default(),
+            node_watch: NodeWatch::default(),
             ledger: Ledger::default(),
             names: NameClaims::default(),
             reverse: ReverseClaims::default(),
@@ -261,8 +265,12 @@ impl Reconciler {
             }
             WatchEvent::Seen(seen) => self.seen(seen),
             WatchEvent::ListCompleted(kind) => {
+                let first = !self.world.is_listed(kind);
                 let missing = self.world.list_completed(kind);
                 self.absent(kind, missing, now);
+                if kind == Kind::Node {
+                    self.nodes_listed(first, now);
+                }
                 self.guard.list_completed(kind);
                 self.release_if_confirmed();
             }
@@ -280,17 +288,22 @@ impl Reconciler {
             // have it planned.
             service.labels.retain(|key, _| is_read_label(&self.settings, key));
         }
-        let (kind, key, problem) = match &seen {
-            SeenObject::Service(key, _) => (Kind::Service, key.clone(), None),
-            SeenObject::EndpointSlice(key, _) => (Kind::EndpointSlice, key.clone(), None),
-            SeenObject::Undecodable(kind, key, why) => {
-                (*kind, key.clone(), Some(Problem::new(Reason::Undecodable, why.clone())))
+        let kind = seen.kind();
+        let (key, problems) = match &seen {
+            SeenObject::Service(key, _) | SeenObject::EndpointSlice(key, _) => {
+                (key.clone(), BTreeSet::new())
+            }
+            SeenObject::Node(key, node) => {
+                (key.clone(), left_out(&node.left_out).collect::<BTreeSet<_>>())
+            }
+            SeenObject::Undecodable(_, key, why) => {
+                (key.clone(), [Problem::new(Reason::Undecodable, why.clone())].into())
             }
         };
         self.guard.unsuspect(kind, &key);
         // The problems of a Service are told when it is planned.
-        if kind != Kind::Service || problem.is_some() {
-            self.set_problems(kind, &key, problem.into_iter().collect());
+        if kind != Kind::Service || !problems.is_empty() {
+            self.set_problems(kind, &key, problems);
         }
         let concerned = self.concerned_by_unread(kind, &key);
         let changed = self.world.seen(seen);
@@ -306,13 +319,13 @@ impl Reconciler {
     /// Forgets an object of which it is known that it no longer exists.
     fn remove(&mut self, kind: Kind, key: &ObjectKey) {
         let concerned = self.concerned_by_unread(kind, key);
-        let service = self.world.remove(kind, key);
+        let services = self.world.remove(kind, key);
         if kind == Kind::Service {
             self.guard.forget(key);
             self.claim_names(key);
         }
         self.set_problems(kind, key, BTreeSet::new());
-        for service in service.into_iter().chain(concerned) {
+        for service in services.into_iter().chain(concerned) {
             self.mark_dirty(service);
         }
     }
@@ -325,7 +338,8 @@ impl Reconciler {
             _ if self.world.undecodable(kind, key).is_none() => Vec::new(),
             Kind::Service => vec![nobody()],
             Kind::EndpointSlice => self.world.concerned_by_unread(key),
-            Kind::Namespace => Vec::new(),
+            // Whoever uses nodes is concerned by any change of one.
+            Kind::Node | Kind::Namespace => Vec::new(),
         }
     }
 
@@ -439,9 +453,12 @@ impl Reconciler {
     }
 
     fn claim_names(&mut self, key: &ObjectKey) {
-        let claims = self.world.service(key).map_or_else(BTreeMap::new, |service| {
-            wanted(&self.settings, key, service).claims(service)
-        });
+        let (claims, uses_nodes) =
+            self.world.service(key).map_or_else(Default::default, |service| {
+                let wanted = wanted(&self.settings, key, service);
+                (wanted.claims(service), wanted.uses_nodes())
+            });
+        self.world.set_node_user(key, uses_nodes);
         for handover in self.names.set(key, claims) {
             self.handed_over(handover);
         }
@@ -473,16 +490,20 @@ impl Reconciler {
         }
     }
 
-    /// What ought to be registered for the Service; slices of which `absent` is true are left
-    /// out.
-    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(&str) -> bool) -> Desired {
+    /// What ought to be registered for the Service; slices and nodes of which `absent` is true
+    /// are left out.
+    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(Kind, &str) -> bool) -> Desired {
         let Some(service) = self.world.service(key) else { return Desired::default() };
         let slices = self
             .world
             .slices(key)
-            .filter(|(name, _)| !absent(name))
-            .map(|(_, slice): (_, &EndpointSlice)| slice);
-        desired(&self.settings, key, service, slices, &|name, join| self.permit(key, name, join))
+            .filter(|(name, _)| !absent(Kind::EndpointSlice, name))
+            .map(|(_, slice)| slice);
+        let nodes =
+            self.world.nodes().map(|nodes| nodes.filter(|(name, _)| !absent(Kind::Node, name)));
+        desired(&self.settings, key, service, slices, nodes, &|name, join| {
+            self.permit(key, name, join)
+        })
     }
 
     fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {

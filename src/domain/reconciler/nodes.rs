@@ -1,136 +1,136 @@
-//! The catalog's nodes for namespaces: each goes with the last record on it.
+//! Nodes, which are watched only while a Service uses node ports.
 //!
-//! Deleting a node deletes all that stands on it, so a node is a record of its own (invariant 6):
-//! it is removed only while no write to it is in flight or uncertain, and nothing is written to
-//! it meanwhile.
+//! Nothing is decided for such a Service before the nodes are known (invariant 1), and nothing
+//! else waits for them once it turns out that they cannot be listed (invariant 7).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-use super::{Action, Moment, Reconciler};
+use super::guard::is_most;
+use super::{Cause, Moment, Phase, Reconciler, Report};
+use crate::domain::desired::Desired;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::record::NamespaceNodeAnswer;
 
-/// After a removal that failed: an empty node harms nobody.
-const RETRY: Duration = Duration::from_secs(30);
-
-/// What is known of the nodes.
+/// How the first list of nodes goes.
 #[derive(Debug, Default)]
-pub(super) struct NamespaceNodes {
-    /// Namespaces whose node may be there with nothing of ours on it, and when it may be tried.
-    empty: BTreeMap<Box<str>, Moment>,
-    /// Namespaces whose node is being removed.
-    removing: BTreeSet<Box<str>>,
-    /// Services that wait for that.
-    waiting: Vec<ObjectKey>,
-    /// Namespaces whose node the reading under way has shown.
-    shown: BTreeSet<Box<str>>,
-}
-
-// === impl NamespaceNodes ===
-
-impl NamespaceNodes {
-    pub(super) fn emptied(&mut self, namespace: &str) {
-        self.empty.entry(namespace.into()).or_default();
-    }
-
-    /// Has a Service wait if the node it belongs on is being removed.
-    pub(super) fn makes_wait(&mut self, service: &ObjectKey) -> bool {
-        let waits = self.removing.contains(&*service.namespace);
-        if waits {
-            self.waiting.push(service.clone());
-        }
-        waits
-    }
-
-    pub(super) fn is_removing(&self) -> bool {
-        !self.removing.is_empty()
-    }
-
-    pub(super) fn reading_begins(&mut self) {
-        self.shown.clear();
-    }
-
-    /// When the next node may be tried again.
-    pub(super) fn next_try(&self) -> Option<Moment> {
-        self.empty.values().min().copied()
-    }
+pub(super) enum NodeWatch {
+    /// Well, or nobody asked for it.
+    #[default]
+    Going,
+    /// It fails for a reason that may pass.
+    Failing,
+    /// They may not be listed; what the watch said.
+    Denied(String),
 }
 
 // === impl Reconciler ===
 
 impl Reconciler {
-    /// The reading shows the node of this namespace.
-    pub fn observed_node(&mut self, namespace: &str) {
-        self.nodes.shown.insert(namespace.into());
+    /// Whether a Service uses node ports: nodes have to be watched, and only then.
+    pub fn wants_nodes(&self) -> bool {
+        !self.world.node_users().is_empty()
     }
 
-    /// Takes the answer to [`Action::RemoveNode`].
-    pub fn node_answered(&mut self, namespace: &str, answer: NamespaceNodeAnswer, now: Moment) {
-        if !self.nodes.removing.remove(namespace) {
+    /// The watch of nodes fails; `denied`: because a right is missing, in these words.
+    pub fn nodes_failed(&mut self, denied: Option<String>, now: Moment) {
+        if self.world.is_listed(Kind::Node) {
             return;
         }
-        self.in_flight = self.in_flight.saturating_sub(1);
-        let mut problems = BTreeSet::new();
-        match answer {
-            // What is on it is shown by the next reading.
-            NamespaceNodeAnswer::Removed
-            | NamespaceNodeAnswer::InUse
-            | NamespaceNodeAnswer::Fenced => {}
-            NamespaceNodeAnswer::Foreign { node, ids } => {
-                let ids = ids.join(", ");
-                problems.insert(Problem::new(
-                    Reason::ForeignOnNode,
-                    format!(
-                        "node {node}: expected nothing on it any more, found {} that no bridge \
-                         made; the node stays as long as they do",
-                        crate::domain::annotations::excerpt(&ids)
-                    ),
-                ));
-            }
-            NamespaceNodeAnswer::Failed(_) => {
-                self.nodes.empty.insert(namespace.into(), now + RETRY);
-            }
+        match (denied, &self.node_watch) {
+            (Some(why), NodeWatch::Denied(before)) if why == *before => {}
+            (Some(why), _) => self.set_node_watch(NodeWatch::Denied(why)),
+            // A right that was missing a moment ago is still missing.
+            (None, NodeWatch::Denied(_)) => {}
+            (None, _) => self.set_node_watch(NodeWatch::Failing),
         }
-        self.set_problems(Kind::Namespace, &ObjectKey::new("", namespace), problems);
-        let (back, waiting) = std::mem::take(&mut self.nodes.waiting)
-            .into_iter()
-            .partition(|service| *service.namespace == *namespace);
-        self.nodes.waiting = waiting;
-        let back: Vec<ObjectKey> = back;
-        for service in back {
+        self.start_if_loaded(now);
+    }
+
+    /// Nodes are watched no longer.
+    pub fn forget_nodes(&mut self, now: Moment) {
+        self.world.forget_nodes();
+        self.guard.forget_nodes();
+        let troubled: Vec<ObjectKey> = self
+            .problems
+            .iter()
+            .filter(|(kind, ..)| *kind == Kind::Node)
+            .map(|(_, key, _)| key.clone())
+            .collect();
+        for key in troubled {
+            self.set_problems(Kind::Node, &key, [].into());
+        }
+        self.node_watch = NodeWatch::Going;
+        self.release_if_confirmed();
+        self.start_if_loaded(now);
+    }
+
+    /// Whether all that can be listed is: everything, but for nodes that may not be.
+    pub fn is_listed(&self) -> bool {
+        let denied = matches!(self.node_watch, NodeWatch::Denied(_));
+        self.world.is_complete() && (self.has_its_nodes() || denied)
+    }
+
+    /// Whether the first reconciliation may be made. It waits for nodes, so that what they take
+    /// away is weighed together with all else, unless it turns out that they do not come.
+    pub(super) fn may_start(&self) -> bool {
+        let comes = matches!(self.node_watch, NodeWatch::Going);
+        self.world.is_complete() && (self.has_its_nodes() || !comes)
+    }
+
+    /// A list of nodes is complete.
+    pub(super) fn nodes_listed(&mut self, first: bool, now: Moment) {
+        self.node_watch = NodeWatch::Going;
+        if first {
+            self.hold_losses_by_nodes(now);
+            self.mark_node_users_dirty();
+        }
+    }
+
+    /// The problem of a Service that waits for nodes which may not be listed.
+    pub(super) fn nodes_denied(&self, desired: &Desired) -> Option<Problem> {
+        match &self.node_watch {
+            NodeWatch::Denied(why) if desired.awaits_nodes => Some(Problem::new(
+                Reason::Denied,
+                format!("node ports cannot be registered: {why}; what is registered stays"),
+            )),
+            _ => None,
+        }
+    }
+
+    fn has_its_nodes(&self) -> bool {
+        !self.wants_nodes() || self.world.is_listed(Kind::Node)
+    }
+
+    fn set_node_watch(&mut self, node_watch: NodeWatch) {
+        self.node_watch = node_watch;
+        self.mark_node_users_dirty();
+    }
+
+    fn mark_node_users_dirty(&mut self) {
+        for service in self.world.node_users().clone() {
             self.mark_dirty(service);
         }
     }
 
-    /// A complete reading is over: nodes that it showed and on which nothing of ours stands.
-    pub(super) fn collect_empty_nodes(&mut self) {
-        for namespace in std::mem::take(&mut self.nodes.shown) {
-            if self.ledger.count_in(&namespace) == 0 {
-                self.nodes.emptied(&namespace);
-            }
+    /// Nodes that were listed after the first reconciliation: what they would take away then is
+    /// weighed now.
+    fn hold_losses_by_nodes(&mut self, now: Moment) {
+        if self.phase != Phase::Running {
+            return;
         }
-    }
-
-    /// The next node to remove. To be asked only while nothing else can be sent.
-    pub(super) fn next_empty_node(&mut self, now: Moment) -> Option<Action> {
-        if self.uncertain_until.is_some() || self.outage.is_on() {
-            return None;
+        let losses: Vec<(ObjectKey, usize)> = self
+            .world
+            .node_users()
+            .iter()
+            .filter_map(|key| {
+                let (_, lost) = self.first_loss(key, &self.desired_of(key, &|_, _| false))?;
+                Some((key.clone(), lost))
+            })
+            .collect();
+        let lost = losses.iter().map(|(_, lost)| lost).sum();
+        let total = self.ledger.registration_count();
+        if is_most(lost, total) {
+            self.guard.hold(losses.into_iter().map(|(service, _)| service), now);
+            self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
         }
-        self.nodes.empty.retain(|namespace, _| self.ledger.count_in(namespace) == 0);
-        let busy = |namespace: &str| {
-            let units = self.units.iter();
-            units
-                .filter(|(_, unit)| unit.in_flight > 0)
-                .any(|(key, _)| *key.namespace == *namespace)
-        };
-        let due = self.nodes.empty.iter().filter(|(_, due)| **due <= now);
-        let namespace = due.map(|(namespace, _)| namespace).find(|it| !busy(it))?.clone();
-        self.nodes.empty.remove(&namespace);
-        self.nodes.removing.insert(namespace.clone());
-        self.in_flight += 1;
-        Some(Action::RemoveNode(namespace))
     }
 }

@@ -200,17 +200,19 @@ impl Reconciler {
             // It exists, and nobody knows how: what is registered stays.
             return VecDeque::new();
         }
-        let desired = self.desired_of(key, &|_| false);
+        let desired = self.desired_of(key, &|_, _| false);
         self.claim_reverse(key, &desired);
         self.let_go(key, &desired);
         let mut draft = Draft::default();
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         let may_belong_to_unread = *key == nobody() && self.world.has_unread_service();
-        if !draft.adding && !self.may_not_lose(key) && !may_belong_to_unread {
+        let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_unread;
+        if !draft.adding && may_lose {
             self.draft_removals(key, &desired, now, &mut draft);
         }
         self.forget_old_tracks(key, &desired);
+        draft.problems.extend(self.nodes_denied(&desired));
         let mut problems: BTreeSet<Problem> = desired.problems.into_iter().collect();
         problems.append(&mut draft.problems.into_iter().collect());
         problems.extend(self.troubles(key));
@@ -224,10 +226,10 @@ impl Reconciler {
     }
 
     /// Whether no record of the Service may be removed or turn critical: that is held back, or
-    /// not all of its endpoints could be read.
+    /// not all of its endpoints and nodes could be read.
     fn may_not_lose(&self, key: &ObjectKey) -> bool {
-        self.guard.holds(key)
-            || (self.world.service(key).is_some() && self.world.has_unread_slice(key))
+        let unread = || self.world.has_unread_slice(key) || self.world.may_miss_node(key);
+        self.guard.holds(key) || (self.world.service(key).is_some() && unread())
     }
 
     /// Notes which reverse keys the Service claims, and who is concerned by the difference.

@@ -1,4 +1,5 @@
 mod catalog;
+mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -548,7 +549,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
                 Kind::EndpointSlice => {
                     simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
                 }
-                Kind::Namespace => {}
+                Kind::Node | Kind::Namespace => unreachable!("nobody asks for them"),
             }
         }
         simulation.settle();

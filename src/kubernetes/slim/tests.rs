@@ -52,6 +52,79 @@ fn a_service_keeps_what_can_change_a_registration() {
     assert!(service.left_out.is_empty());
 }
 
+const NODE: &str = r#"{"apiVersion":"v1","kind":"Node","metadata":{
+    "name":"n1","uid":"u-1","resourceVersion":"42",
+    "labels":{"kubernetes.io/arch":"amd64","topology.kubernetes.io/zone":"eu-1a"},
+    "annotations":{"node.alpha.kubernetes.io/ttl":"0"}},
+  "spec":{"podCIDR":"10.1.0.0/24"},
+  "status":{"capacity":{"cpu":"4"},"addresses":[{"type":"InternalIP","address":"10.0.0.7"},
+      {"type":"InternalIP","address":"fd00::7"},{"type":"ExternalIP","address":"192.0.2.7"},
+      {"type":"InternalIP","address":"10.0.0.8"},{"type":"Hostname","address":"n1"}],
+    "conditions":[{"type":"MemoryPressure","status":"False","lastHeartbeatTime":"2026-01-01T00:00:00Z"},
+      {"type":"Ready","status":"True","lastHeartbeatTime":"2026-01-01T00:00:00Z","reason":"KubeletReady"}],
+    "images":[{"names":["example.org/app:1"],"sizeBytes":1}]}}"#;
+
+fn node(json: &str) -> Node {
+    match Nodes::decode(json).unwrap().1 {
+        View::Node(node) => node,
+        other => panic!("expected a Node, found {other:?}"),
+    }
+}
+
+#[test]
+fn a_node_keeps_what_can_change_a_registration() {
+    let expected = Node {
+        addresses: vec![ip("192.0.2.7"), ip("fd00::7")],
+        ready: true,
+        zone: Some("eu-1a".into()),
+        left_out: [].into(),
+    };
+    assert_eq!(node(NODE), expected);
+    let (identity, _) = Nodes::decode(NODE).unwrap();
+    assert_eq!(identity.key, ObjectKey::new("", "n1"));
+    assert_eq!(identity.resource_version, "42");
+}
+
+#[test]
+fn what_a_kubelet_reports_all_the_time_leaves_a_node_equal() {
+    for (part, later) in [
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:05:00Z"),
+        (r#""resourceVersion":"42""#, r#""resourceVersion":"43""#),
+        (r#"["example.org/app:1"]"#, r#"["example.org/app:2"]"#),
+        (r#""MemoryPressure","status":"False""#, r#""MemoryPressure","status":"True""#),
+        (r#""cpu":"4""#, r#""cpu":"5""#),
+        (r#""address":"10.0.0.8""#, r#""address":"10.0.0.9""#),
+    ] {
+        assert!(NODE.contains(part));
+        assert_eq!(node(&NODE.replace(part, later)), node(NODE), "{part}");
+    }
+}
+
+#[test]
+fn a_node_is_ready_only_where_it_says_so() {
+    for status in ["False", "Unknown", "true"] {
+        let json =
+            NODE.replace(r#""Ready","status":"True""#, &format!(r#""Ready","status":"{status}""#));
+        assert!(!node(&json).ready, "{status}");
+    }
+    let bare = node(
+        r#"{"metadata":{"name":"n"},"status":{"addresses":[
+        {"type":"InternalIP","address":"x"},{"type":"InternalDNS","address":"n.internal"}]}}"#,
+    );
+    assert_eq!((bare.ready, bare.addresses.len(), bare.left_out.len()), (false, 0, 1));
+    assert!(!node(r#"{"metadata":{"name":"n"}}"#).ready);
+}
+
+#[test]
+fn only_what_has_no_namespace_may_lack_one() {
+    let broken = r#"{"metadata":{"name":"n"},"status":7,"spec":7}"#;
+    let node: Slim<Nodes> = serde_json::from_str(broken).unwrap();
+    assert!(matches!(node.view, View::Undecodable(_)), "{:?}", node.view);
+    assert_eq!(node.key, ObjectKey::new("", "n"));
+    let error = serde_json::from_str::<Slim<Services>>(broken).unwrap_err();
+    assert!(error.to_string().contains("a Service without a namespace"), "{error}");
+}
+
 #[test]
 fn a_headless_service_has_no_cluster_address() {
     for spec in [r#"{"clusterIP":"None"}"#, r#"{"clusterIP":"None","clusterIPs":["None"]}"#, "{}"] {

@@ -246,10 +246,12 @@ fn events(notices: &[Notice]) -> Vec<String> {
             WatchEvent::ListStarted(_) => "started".to_owned(),
             WatchEvent::ListCompleted(_) => "completed".to_owned(),
             WatchEvent::Deleted(_, key) => format!("-{}", key.name),
-            WatchEvent::Seen(SeenObject::Service(key, _) | SeenObject::EndpointSlice(key, _)) => {
-                format!("+{}", key.name)
-            }
             WatchEvent::Seen(SeenObject::Undecodable(_, key, _)) => format!("?{}", key.name),
+            WatchEvent::Seen(
+                SeenObject::Service(key, _)
+                | SeenObject::EndpointSlice(key, _)
+                | SeenObject::Node(key, _),
+            ) => format!("+{}", key.name),
         })
         .collect()
 }

@@ -203,7 +203,7 @@ impl Bridge {
         }
         if self.state.begin_confirmation(now) {
             tracing::info!("looking a second time at what is missing");
-            self.relists.iter().for_each(crate::kubernetes::watch::Relist::request);
+            self.relists.values().for_each(crate::kubernetes::watch::Relist::request);
             self.jobs.push(jobs::identity(self.kubernetes.client.clone(), Duration::ZERO).boxed());
         }
         let generation = self.consul.token_generation();

@@ -10,6 +10,7 @@ mod jobs;
 mod leadership;
 mod telling;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
+use kube::Client as KubeClient;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -48,7 +50,7 @@ use crate::kubernetes::client::{
     Access, Connected, EndpointSource, Environment, connect, endpoint_source,
 };
 use crate::kubernetes::events::{Reporter, reporter};
-use crate::kubernetes::watch::{Notice, Relist};
+use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
 use crate::run::Error;
 use crate::run::patience::{Waits, patiently};
 
@@ -233,7 +235,7 @@ struct Bridge {
     state: Reconciler,
     jobs: FuturesUnordered<Job>,
     watches: StreamMap<Kind, BoxStream<'static, Notice>>,
-    relists: Vec<Relist>,
+    relists: BTreeMap<Kind, Relist>,
     kubernetes: Connected,
     consul: ConsulClient,
     sink: Sink,
@@ -282,7 +284,7 @@ impl Bridge {
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
             watches: StreamMap::new(),
-            relists: Vec::new(),
+            relists: BTreeMap::new(),
             kubernetes,
             sink,
             marker,
@@ -355,6 +357,7 @@ impl Bridge {
                 () = sleep_until(wake) => {}
             }
             self.observe_waiting();
+            self.watch_nodes_if_wanted();
             let now = self.now();
             self.state.wake(now);
             self.keep_up(now);
@@ -386,13 +389,33 @@ impl Bridge {
     }
 
     fn start_watches(&mut self, source: EndpointSource) {
-        use crate::kubernetes::watch::{endpoints, services};
-        let client = &self.kubernetes.client;
-        let relists = [Relist::default(), Relist::default()];
-        self.watches.insert(Kind::Service, services(client.clone(), relists[0].clone()));
-        self.watches
-            .insert(Kind::EndpointSlice, endpoints(client.clone(), source, relists[1].clone()));
-        self.relists.extend(relists);
+        self.start_watch(Kind::Service, services);
+        self.start_watch(Kind::EndpointSlice, |client, relist| endpoints(client, source, relist));
+    }
+
+    fn start_watch(
+        &mut self,
+        kind: Kind,
+        watch: impl FnOnce(KubeClient, Relist) -> BoxStream<'static, Notice>,
+    ) {
+        let relist = Relist::default();
+        self.watches.insert(kind, watch(self.kubernetes.client.clone(), relist.clone()));
+        self.relists.insert(kind, relist);
+    }
+
+    /// Watches nodes while a Service uses node ports, and only then.
+    fn watch_nodes_if_wanted(&mut self) {
+        let (wanted, watched) = (self.state.wants_nodes(), self.relists.contains_key(&Kind::Node));
+        if wanted && !watched {
+            tracing::info!("a Service uses node ports: watching nodes");
+            self.start_watch(Kind::Node, nodes);
+        } else if watched && !wanted {
+            tracing::info!("no Service uses node ports any more: nodes are watched no longer");
+            self.watches.remove(&Kind::Node);
+            self.relists.remove(&Kind::Node);
+            self.tally.watch_ended(Kind::Node);
+            self.state.forget_nodes(self.began.elapsed());
+        }
     }
 
     /// Takes a notice, and the others that are there already.
@@ -413,7 +436,14 @@ impl Bridge {
                 let now = self.now();
                 self.state.watch(event, now);
             }
-            Notice::Trouble(trouble) => self.tally.watch_failed(&self.told.metrics, &trouble),
+            Notice::Trouble(trouble) => {
+                self.tally.watch_failed(&self.told.metrics, &trouble);
+                if trouble.kind == Kind::Node {
+                    let denied = matches!(trouble.error, WatchError::Denied { .. });
+                    let now = self.now();
+                    self.state.nodes_failed(denied.then(|| trouble.error.to_string()), now);
+                }
+            }
             Notice::Recovered(kind) => self.tally.watch_recovered(kind),
         }
     }

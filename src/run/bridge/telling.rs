@@ -12,7 +12,7 @@ use crate::admin::status::{
 };
 use crate::consul::sink::Sink;
 use crate::domain::names::ObjectKey;
-use crate::domain::object::{Kind, SeenObject, WatchEvent};
+use crate::domain::object::{Kind, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::reconciler::{Cause, Report};
 use crate::domain::record::{Answer, RecordKey};
@@ -38,11 +38,8 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn watched(&mut self, metrics: &Metrics, event: &WatchEvent) {
         let kind = match event {
-            WatchEvent::Seen(
-                SeenObject::Service(..) | SeenObject::Undecodable(Kind::Service, ..),
-            )
-            | WatchEvent::Deleted(Kind::Service, _) => Kind::Service,
-            WatchEvent::Seen(_) | WatchEvent::Deleted(..) => Kind::EndpointSlice,
+            WatchEvent::Seen(seen) => seen.kind(),
+            WatchEvent::Deleted(kind, _) => *kind,
             WatchEvent::ListStarted(_) => return,
             WatchEvent::ListCompleted(kind) => {
                 tracing::debug!(kind = kind.as_str(), "listed completely");
@@ -77,6 +74,11 @@ impl Tally {
             tracing::warn!("left alone: {what}");
             self.strays.insert(what);
         }
+    }
+
+    /// What is watched no longer is in no trouble.
+    pub(super) fn watch_ended(&mut self, kind: Kind) {
+        self.watch_troubles.remove(&kind);
     }
 
     fn watch_trouble(&self) -> Option<String> {
@@ -152,7 +154,7 @@ impl Bridge {
         tracing::warn!(kind = kind.as_str(), namespace = %key.namespace, name = %key.name, "{problem}");
         let uid = match kind {
             Kind::Service => self.state.world().service(&key).map(|service| service.uid.clone()),
-            Kind::EndpointSlice | Kind::Namespace => None,
+            Kind::EndpointSlice | Kind::Node | Kind::Namespace => None,
         };
         self.told.reporter.report(Regarding { kind, key, uid }, problem);
     }
@@ -189,7 +191,7 @@ impl Bridge {
     /// Whether both sides were reached and read.
     pub(super) fn is_connected(&self) -> bool {
         self.introduced.is_some()
-            && self.state.world().is_complete()
+            && self.state.is_listed()
             && self.drift.progress() >= Progress::Read
     }
 
@@ -222,7 +224,7 @@ impl Bridge {
             let waits = self.waits.reason();
             return waits.unwrap_or_else(|| "waiting for Kubernetes and Consul".to_owned());
         }
-        if !self.state.world().is_complete() {
+        if !self.state.is_listed() {
             let trouble =
                 self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for the lists of the Kubernetes API{trouble}");

@@ -1,5 +1,10 @@
+use super::instances::MAX_META_PAIRS;
 use super::*;
+use crate::domain::record::Check;
+use crate::domain::settings::{HealthMode, ReverseScope};
 use crate::domain::testing::{ip, port, service, slice};
+
+const NO_NODES: Option<std::iter::Empty<(&str, &Node)>> = None;
 
 fn settings() -> Settings {
     Settings::new("kubernetes".parse().unwrap())
@@ -10,7 +15,7 @@ fn key() -> ObjectKey {
 }
 
 fn build(settings: &Settings, service: &Service, slices: &[EndpointSlice]) -> Desired {
-    desired(settings, &key(), service, slices.iter(), &|_, _| Permit::Granted)
+    desired(settings, &key(), service, slices.iter(), NO_NODES, &|_, _| Permit::Granted)
 }
 
 /// One line an instance: `name address:port [tags] check`.
@@ -390,11 +395,12 @@ fn what_the_edge_left_out_is_a_problem_of_a_registered_service() {
 fn the_name_consul_is_registered_only_by_annotation() {
     let consul = ObjectKey::new("infra", "consul");
     let granted = |_: &str, _: bool| Permit::Granted;
-    let plain = desired(&settings(), &consul, &service().build(), std::iter::empty(), &granted);
+    let plain =
+        desired(&settings(), &consul, &service().build(), std::iter::empty(), NO_NODES, &granted);
     assert!(plain.registrations.is_empty());
     assert_eq!(plain.problems[0].reason, Reason::InvalidName);
     let annotated = service().annotations(&[("kube-consul.io/service-name", "consul")]).build();
-    let asked = desired(&settings(), &consul, &annotated, std::iter::empty(), &granted);
+    let asked = desired(&settings(), &consul, &annotated, std::iter::empty(), NO_NODES, &granted);
     assert_eq!(asked.registrations.len(), 1);
 }
 
@@ -406,10 +412,14 @@ fn a_name_that_it_may_not_use_is_not_registered() {
         (Permit::ForeignToo, Some(Reason::ForeignName), 1),
         (Permit::Unknown, None, 0),
     ] {
-        let desired =
-            desired(&settings(), &key(), &service().build(), [ready_slice()].iter(), &|_, _| {
-                permit.clone()
-            });
+        let desired = desired(
+            &settings(),
+            &key(),
+            &service().build(),
+            [ready_slice()].iter(),
+            NO_NODES,
+            &|_, _| permit.clone(),
+        );
         assert_eq!(desired.registrations.len(), instances, "{permit:?}");
         assert_eq!(desired.problems.first().map(|p| p.reason), reason, "{permit:?}");
     }
@@ -426,11 +436,11 @@ fn with_suffixes_the_second_takes_its_namespace_along() {
         "web" => Permit::Taken(holder.clone()),
         _ => Permit::Granted,
     };
-    let second = desired(&settings, &key(), &service, slices.iter(), &one_taken);
+    let second = desired(&settings, &key(), &service, slices.iter(), NO_NODES, &one_taken);
     assert_eq!(lines(&second), ["web-shop 10.0.0.1:80 [shop,http] None"]);
     assert_eq!(second.problems, []);
     let both_taken = |_: &str, _: bool| Permit::Taken(holder.clone());
-    let none = desired(&settings, &key(), &service, slices.iter(), &both_taken);
+    let none = desired(&settings, &key(), &service, slices.iter(), NO_NODES, &both_taken);
     assert_eq!(none.problems.len(), 1);
 }
 

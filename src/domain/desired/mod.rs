@@ -1,22 +1,18 @@
 //! What ought to be registered for one Service.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+mod instances;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::instances::Builder;
 use super::annotations::{NameOverride, Overrides, overrides};
 use super::claims::{Class, Rank};
 use super::names::ObjectKey;
-use super::object::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType};
+use super::object::{EndpointSlice, Node, Service, ServicePort, ServiceType};
 use super::problem::{Problem, Reason};
-use super::record::{CLUSTER_META, Check, Registration};
-use super::registration_id::registration_id;
-use super::reverse_dns::reverse_key;
-use super::settings::{AddressMode, HealthMode, OnConflict, ReverseScope, Settings};
+use super::record::Registration;
+use super::settings::{AddressMode, OnConflict, Settings};
 
-/// Consul takes at most this many meta pairs.
-const MAX_META_PAIRS: usize = 64;
-/// Consul's weight of a service that asks for none.
-const DEFAULT_WEIGHT: u16 = 1;
 /// The name of Consul's own servers in its catalog.
 const CONSULS_OWN_NAME: &str = "consul";
 /// Services with such a label mirror Consul services (consul-k8s, consul8s): sending them back
@@ -31,6 +27,8 @@ pub struct Wanted {
     pub overrides: Overrides,
     /// The ports to register, the primary one first; empty when it is not to be registered.
     pub ports: Vec<WantedPort>,
+    /// Which addresses are registered; never [`AddressMode::Auto`].
+    pub address: AddressMode,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
@@ -73,6 +71,9 @@ pub struct Desired {
     pub undecided: BTreeSet<Box<str>>,
     /// Its reverse keys, each with the Consul service name that the record would point to.
     pub reverse: BTreeMap<Box<str>, Box<str>>,
+    /// Whether it cannot be told before the nodes are known: until then nothing is written, and
+    /// nothing that is there removed.
+    pub awaits_nodes: bool,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
@@ -82,7 +83,7 @@ pub struct Desired {
 impl Desired {
     /// Whether a registration of this ID is wanted, or may turn out to be.
     pub fn keeps(&self, id: &str) -> bool {
-        self.registrations.contains_key(id) || self.undecided.contains(id)
+        self.awaits_nodes || self.registrations.contains_key(id) || self.undecided.contains(id)
     }
 
     /// How many instances are wanted, or may turn out to be.
@@ -108,10 +109,20 @@ pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted
     } else {
         problems.clear();
     }
-    Wanted { overrides, ports, problems }
+    let address = match overrides.address.unwrap_or(settings.address) {
+        AddressMode::Auto if service.cluster_ips.is_empty() => AddressMode::Endpoints,
+        AddressMode::Auto => AddressMode::ClusterIp,
+        mode => mode,
+    };
+    Wanted { overrides, ports, address, problems }
 }
 
 impl Wanted {
+    /// Whether what is registered follows from the nodes.
+    pub fn uses_nodes(&self) -> bool {
+        !self.ports.is_empty() && self.address == AddressMode::NodePort
+    }
+
     /// The claims to names that follow, for [`super::claims::NameClaims`].
     pub fn claims(&self, service: &Service) -> BTreeMap<Box<str>, Rank> {
         let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
@@ -128,33 +139,36 @@ impl Wanted {
     }
 }
 
-/// What ought to be registered for `service` with these slices; `permit` says which of the
-/// wanted names it may use.
+/// What ought to be registered for `service` with these slices and nodes (by name; `None`: not
+/// known); `permit` says which of the wanted names it may use.
 pub fn desired<'a>(
     settings: &Settings,
     key: &ObjectKey,
     service: &'a Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    nodes: Option<impl Iterator<Item = (&'a str, &'a Node)> + Clone>,
     permit: &impl Fn(&str, bool) -> Permit,
 ) -> Desired {
-    let Wanted { overrides, ports, mut problems } = wanted(settings, key, service);
-    let join = overrides.join.unwrap_or(settings.join_existing);
-    let mut builder = Builder {
-        settings,
-        key,
-        service,
-        overrides: &overrides,
-        decided: true,
-        out: Desired::default(),
-    };
-    for wanted in &ports {
-        if let Some((name, decided)) = permitted_name(wanted, join, permit, &mut problems) {
-            builder.decided = decided;
-            builder.port(name, &service.ports[wanted.index], slices.clone());
+    let mut wanted = wanted(settings, key, service);
+    let mut problems = std::mem::take(&mut wanted.problems);
+    if wanted.uses_nodes() && nodes.is_none() {
+        return Desired { awaits_nodes: true, problems, ..Desired::default() };
+    }
+    let nodes = nodes.into_iter().flatten();
+    let join = wanted.overrides.join.unwrap_or(settings.join_existing);
+    let mut builder = Builder::new(settings, key, service, &wanted);
+    for port in &wanted.ports {
+        if let Some((name, decided)) = permitted_name(port, join, permit, &mut problems) {
+            builder.port(
+                (name, decided),
+                &service.ports[port.index],
+                slices.clone(),
+                nodes.clone(),
+            );
         }
     }
-    let mut desired = builder.out;
-    if !ports.is_empty() {
+    let mut desired = builder.finish();
+    if !wanted.ports.is_empty() {
         problems.extend(slices.flat_map(|slice| left_out(&slice.left_out)));
     }
     problems.append(&mut desired.problems);
@@ -165,7 +179,7 @@ pub fn desired<'a>(
 }
 
 /// What the edge could not take from an object.
-fn left_out(sentences: &[Box<str>]) -> impl Iterator<Item = Problem> {
+pub fn left_out(sentences: &[Box<str>]) -> impl Iterator<Item = Problem> {
     sentences.iter().map(|sentence| Problem::new(Reason::Incomplete, &**sentence))
 }
 
@@ -335,236 +349,5 @@ fn port_label(port: &ServicePort) -> String {
     port.name.as_ref().map_or_else(|| port.port.to_string(), ToString::to_string)
 }
 
-struct Builder<'a> {
-    settings: &'a Settings,
-    key: &'a ObjectKey,
-    service: &'a Service,
-    overrides: &'a Overrides,
-    /// Whether the port at hand may be registered under its name, as far as that is known.
-    decided: bool,
-    out: Desired,
-}
-
-/// One address of a port with what is particular to it.
-struct Target<'a> {
-    address: Box<str>,
-    port: u16,
-    ready: bool,
-    endpoint: Option<&'a Endpoint>,
-    /// The address, where it gets a reverse record.
-    reverse: Option<IpAddr>,
-}
-
-// === impl Builder ===
-
-impl Builder<'_> {
-    /// Adds the instances of one port under `name`.
-    fn port<'s>(
-        &mut self,
-        name: &str,
-        port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
-    ) {
-        let mode = match self.overrides.address.unwrap_or(self.settings.address) {
-            AddressMode::Auto if self.service.cluster_ips.is_empty() => AddressMode::Endpoints,
-            AddressMode::Auto => AddressMode::ClusterIp,
-            mode => mode,
-        };
-        let targets = match mode {
-            AddressMode::Endpoints => self.endpoint_targets(port, slices),
-            _ => self.address_targets(mode, port, slices),
-        };
-        for target in targets {
-            self.instance(name, port, target);
-        }
-    }
-
-    fn address_targets<'s>(
-        &mut self,
-        mode: AddressMode,
-        port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice>,
-    ) -> Vec<Target<'s>> {
-        let texts = |addresses: &[IpAddr]| addresses.iter().map(|a| a.to_string().into()).collect();
-        let addresses: Vec<Box<str>> = match mode {
-            AddressMode::LoadBalancer => self.service.load_balancer.clone(),
-            AddressMode::ExternalIp => texts(&self.service.external_ips),
-            _ => texts(&self.service.cluster_ips),
-        };
-        if addresses.is_empty() && self.overrides.address.is_some() {
-            self.out.problems.push(Problem::new(
-                Reason::Incomplete,
-                format!(
-                    "annotation address: {mode} asks for an address that the Service does not have"
-                ),
-            ));
-        }
-        let label = port.name.as_deref().unwrap_or_default();
-        let ready = serving(slices, label).any(|(_, endpoint)| self.is_ready(endpoint));
-        addresses
-            .into_iter()
-            .map(|address| Target {
-                reverse: address.parse().ok(),
-                address,
-                port: port.port,
-                ready,
-                endpoint: None,
-            })
-            .collect()
-    }
-
-    fn endpoint_targets<'s>(
-        &mut self,
-        port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
-    ) -> Vec<Target<'s>> {
-        let label = port.name.as_deref().unwrap_or_default();
-        let unnumbered = slices.clone().any(|slice| {
-            slice.ports.iter().any(|port| &*port.name == label && port.port.is_none())
-        });
-        if unnumbered {
-            self.out.problems.push(Problem::new(
-                Reason::Incomplete,
-                format!(
-                    "endpoints of port {} have no port number; they are left out",
-                    port_label(port)
-                ),
-            ));
-        }
-        // An endpoint may stand in two slices while the controller moves it: ready wins.
-        let mut targets: BTreeMap<IpAddr, (bool, std::cmp::Reverse<u16>, &Endpoint)> =
-            BTreeMap::new();
-        for (number, endpoint) in serving(slices, label) {
-            let ready = self.is_ready(endpoint);
-            let found = (ready, std::cmp::Reverse(number), endpoint);
-            let best = targets.entry(endpoint.address).or_insert(found);
-            if (found.0, found.1) > (best.0, best.1) {
-                *best = found;
-            }
-        }
-        let pods_too = self.settings.reverse == ReverseScope::All;
-        targets
-            .into_iter()
-            .map(|(address, (ready, std::cmp::Reverse(port), endpoint))| Target {
-                address: address.to_string().into(),
-                port,
-                ready,
-                endpoint: Some(endpoint),
-                reverse: pods_too.then_some(address),
-            })
-            .collect()
-    }
-
-    fn is_ready(&self, endpoint: &Endpoint) -> bool {
-        endpoint.ready || self.service.publish_not_ready
-    }
-
-    fn instance(&mut self, name: &str, port: &ServicePort, target: Target<'_>) {
-        if let Some(address) = target.reverse
-            && self.settings.reverse != ReverseScope::Off
-        {
-            // The primary port comes first: its name stands in the reverse record.
-            self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
-        }
-        let id =
-            registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
-        if !self.decided {
-            self.out.undecided.insert(id);
-            return;
-        }
-        let check = match (self.settings.health, target.ready) {
-            (HealthMode::None, _) | (HealthMode::Unready, true) => Check::None,
-            (HealthMode::Always, true) => Check::Passing,
-            (_, false) => Check::Critical,
-        };
-        let registration = Registration {
-            id: id.clone(),
-            service: name.into(),
-            namespace: self.key.namespace.clone(),
-            address: target.address,
-            port: target.port,
-            tags: self.tags(port),
-            meta: self.meta(target.endpoint),
-            weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
-            check,
-        };
-        self.out.registrations.insert(id, registration);
-    }
-
-    /// Namespace and port name, for nested DNS names, then what the annotation asks for.
-    fn tags(&self, port: &ServicePort) -> Vec<String> {
-        let own = [Some(&self.key.namespace), port.name.as_ref()];
-        let mut seen = BTreeSet::new();
-        own.into_iter()
-            .flatten()
-            .map(|tag| &**tag)
-            .chain(self.overrides.tags.iter().map(String::as_str))
-            .filter(|tag| seen.insert(*tag))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    fn meta(&mut self, endpoint: Option<&Endpoint>) -> BTreeMap<String, String> {
-        let mut meta: BTreeMap<String, String> = [
-            (CLUSTER_META, self.settings.cluster.as_str()),
-            ("external-source", "kubernetes"),
-            ("external-k8s-ns", &self.key.namespace),
-            ("external-k8s-service", &self.key.name),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into();
-        if let Some(endpoint) = endpoint {
-            if let Some(pod) = &endpoint.pod {
-                meta.insert("external-k8s-ref-kind".to_owned(), "Pod".to_owned());
-                meta.insert("external-k8s-ref-name".to_owned(), pod.to_string());
-            }
-            if let Some(node) = &endpoint.node {
-                meta.insert("external-k8s-node-name".to_owned(), node.to_string());
-            }
-            if let Some(zone) = &endpoint.zone {
-                meta.insert("external-k8s-topology-zone".to_owned(), zone.to_string());
-            }
-        }
-        let ports = self.service.ports.iter().filter_map(|port| {
-            Some((format!("port-{}", port.name.as_ref()?), port.port.to_string()))
-        });
-        let asked = self.overrides.meta.iter().map(|(key, value)| (key.clone(), value.clone()));
-        let mut left_out = 0;
-        for (key, value) in asked.chain(ports) {
-            if meta.len() < MAX_META_PAIRS || meta.contains_key(&key) {
-                meta.entry(key).or_insert(value);
-            } else {
-                left_out += 1;
-            }
-        }
-        if left_out > 0 {
-            self.out.problems.push(Problem::new(
-                Reason::InvalidAnnotation,
-                format!(
-                    "Consul takes at most {MAX_META_PAIRS} meta pairs; {left_out} are left out"
-                ),
-            ));
-        }
-        meta
-    }
-}
-
-/// The endpoints that serve the port of this name, with its number there.
-fn serving<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    label: &str,
-) -> impl Iterator<Item = (u16, &'a Endpoint)> {
-    slices.flat_map(move |slice| {
-        let number = |port: &EndpointPort| (&*port.name == label).then_some(port.port).flatten();
-        slice
-            .ports
-            .iter()
-            .find_map(number)
-            .into_iter()
-            .flat_map(|number| slice.endpoints.iter().map(move |endpoint| (number, endpoint)))
-    })
-}
-
 #[cfg(test)]
-#[path = "desired_tests.rs"]
 mod tests;

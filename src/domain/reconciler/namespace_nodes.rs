@@ -1,0 +1,136 @@
+//! The catalog's nodes for namespaces: each goes with the last record on it.
+//!
+//! Deleting a node deletes all that stands on it, so a node is a record of its own (invariant 6):
+//! it is removed only while no write to it is in flight or uncertain, and nothing is written to
+//! it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Action, Moment, Reconciler};
+use crate::domain::names::ObjectKey;
+use crate::domain::object::Kind;
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::record::NamespaceNodeAnswer;
+
+/// After a removal that failed: an empty node harms nobody.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What is known of the nodes.
+#[derive(Debug, Default)]
+pub(super) struct NamespaceNodes {
+    /// Namespaces whose node may be there with nothing of ours on it, and when it may be tried.
+    empty: BTreeMap<Box<str>, Moment>,
+    /// Namespaces whose node is being removed.
+    removing: BTreeSet<Box<str>>,
+    /// Services that wait for that.
+    waiting: Vec<ObjectKey>,
+    /// Namespaces whose node the reading under way has shown.
+    shown: BTreeSet<Box<str>>,
+}
+
+// === impl NamespaceNodes ===
+
+impl NamespaceNodes {
+    pub(super) fn emptied(&mut self, namespace: &str) {
+        self.empty.entry(namespace.into()).or_default();
+    }
+
+    /// Has a Service wait if the node it belongs on is being removed.
+    pub(super) fn makes_wait(&mut self, service: &ObjectKey) -> bool {
+        let waits = self.removing.contains(&*service.namespace);
+        if waits {
+            self.waiting.push(service.clone());
+        }
+        waits
+    }
+
+    pub(super) fn is_removing(&self) -> bool {
+        !self.removing.is_empty()
+    }
+
+    pub(super) fn reading_begins(&mut self) {
+        self.shown.clear();
+    }
+
+    /// When the next node may be tried again.
+    pub(super) fn next_try(&self) -> Option<Moment> {
+        self.empty.values().min().copied()
+    }
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// The reading shows the node of this namespace.
+    pub fn observed_node(&mut self, namespace: &str) {
+        self.nodes.shown.insert(namespace.into());
+    }
+
+    /// Takes the answer to [`Action::RemoveNode`].
+    pub fn node_answered(&mut self, namespace: &str, answer: NamespaceNodeAnswer, now: Moment) {
+        if !self.nodes.removing.remove(namespace) {
+            return;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let mut problems = BTreeSet::new();
+        match answer {
+            // What is on it is shown by the next reading.
+            NamespaceNodeAnswer::Removed
+            | NamespaceNodeAnswer::InUse
+            | NamespaceNodeAnswer::Fenced => {}
+            NamespaceNodeAnswer::Foreign { node, ids } => {
+                let ids = ids.join(", ");
+                problems.insert(Problem::new(
+                    Reason::ForeignOnNode,
+                    format!(
+                        "node {node}: expected nothing on it any more, found {} that no bridge \
+                         made; the node stays as long as they do",
+                        crate::domain::annotations::excerpt(&ids)
+                    ),
+                ));
+            }
+            NamespaceNodeAnswer::Failed(_) => {
+                self.nodes.empty.insert(namespace.into(), now + RETRY);
+            }
+        }
+        self.set_problems(Kind::Namespace, &ObjectKey::new("", namespace), problems);
+        let (back, waiting) = std::mem::take(&mut self.nodes.waiting)
+            .into_iter()
+            .partition(|service| *service.namespace == *namespace);
+        self.nodes.waiting = waiting;
+        let back: Vec<ObjectKey> = back;
+        for service in back {
+            self.mark_dirty(service);
+        }
+    }
+
+    /// A complete reading is over: nodes that it showed and on which nothing of ours stands.
+    pub(super) fn collect_empty_nodes(&mut self) {
+        for namespace in std::mem::take(&mut self.nodes.shown) {
+            if self.ledger.count_in(&namespace) == 0 {
+                self.nodes.emptied(&namespace);
+            }
+        }
+    }
+
+    /// The next node to remove. To be asked only while nothing else can be sent.
+    pub(super) fn next_empty_node(&mut self, now: Moment) -> Option<Action> {
+        if self.uncertain_until.is_some() || self.outage.is_on() {
+            return None;
+        }
+        self.nodes.empty.retain(|namespace, _| self.ledger.count_in(namespace) == 0);
+        let busy = |namespace: &str| {
+            let units = self.units.iter();
+            units
+                .filter(|(_, unit)| unit.in_flight > 0)
+                .any(|(key, _)| *key.namespace == *namespace)
+        };
+        let due = self.nodes.empty.iter().filter(|(_, due)| **due <= now);
+        let namespace = due.map(|(namespace, _)| namespace).find(|it| !busy(it))?.clone();
+        self.nodes.empty.remove(&namespace);
+        self.nodes.removing.insert(namespace.clone());
+        self.in_flight += 1;
+        Some(Action::RemoveNode(namespace))
+    }
+}

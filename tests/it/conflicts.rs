@@ -1,0 +1,163 @@
+//! Names that several Services want, and names that others hold.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use hickory_resolver::proto::rr::RecordType::A;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::Api;
+use kube_consul_stack::{Endpoint, ServiceKind};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::support::{Bridge, Place};
+
+const NAME: &str = "kube-consul.io/service-name";
+
+/// Who was seen to have a name, in the order in which they were: each change once.
+async fn follow(
+    place: &Place,
+    name: &str,
+    mut end: watch::Receiver<bool>,
+) -> Result<Vec<Vec<String>>> {
+    let mut seen: Vec<Vec<String>> = Vec::new();
+    while !*end.borrow_and_update() {
+        let instances = place.instances(name).await?;
+        let owner = |it: &serde_json::Value| {
+            it["Service"]["Meta"]["external-k8s-service"].as_str().unwrap_or_default().to_owned()
+        };
+        let mut owners: Vec<String> = instances.iter().map(owner).collect();
+        owners.sort();
+        if seen.last() != Some(&owners) {
+            seen.push(owners);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(seen)
+}
+
+#[tokio::test]
+async fn a_name_changes_hands_with_its_first_claimant_and_stays_there() -> Result<()> {
+    let place = Place::new("conflict").await?;
+    let bridge = place.bridge().await?;
+    let (namespace, dns) = (place.namespace.as_str(), place.dns()?);
+    let (ended, end) = watch::channel(false);
+    let script = async {
+        // The one that asks by annotation comes first and has the name until its owner comes.
+        place.web("late", &[("http", 80)]).await?;
+        place.annotate("late", json!({NAME: "api"})).await?;
+        let late = place.cluster_ip("late").await?;
+        dns.wait_for("api.service.consul", A, &[&late]).await?;
+        for _ in 0..3 {
+            place.web("api", &[("http", 80)]).await?;
+            let address = place.cluster_ip("api").await?;
+            dns.wait_for("api.service.consul", A, &[&address]).await?;
+            let told = bridge.wait_for_problem(namespace, "late", "NameConflict").await?;
+            ensure!(told.contains(&format!("{namespace}/api")), "{told}");
+            place.delete("api").await?;
+            dns.wait_for("api.service.consul", A, &[&late]).await?;
+            bridge.wait_for_no_problem(namespace, "late").await?;
+        }
+        ended.send(true)?;
+        Ok(())
+    };
+    let (seen, ()) = tokio::try_join!(follow(&place, "api", end), script)?;
+    // Between two holders both may be seen for a moment, or none. Whoever has got it keeps it.
+    let holders = seen.iter().filter(|owners| owners.len() == 1).map(|owners| owners[0].as_str());
+    let holders: Vec<&str> = holders.collect();
+    ensure!(holders == ["late", "api", "late", "api", "late", "api", "late"], "{seen:?}");
+    ensure!(bridge.status().await?["problems"] == json!([]));
+    Ok(())
+}
+
+/// A Service `api` in a namespace; gives its address and what decides who is first.
+async fn api_in(place: &Place, namespace: &str) -> Result<(String, (i64, String))> {
+    let ports = [("http", 80)];
+    let endpoints = [Endpoint::ready("10.1.0.1")];
+    place.kubernetes.endpoint_slice(namespace, "api", "api-1", &endpoints, &ports).await?;
+    place.kubernetes.service(namespace, "api", ServiceKind::Selectorless, &ports).await?;
+    let made = Api::<Service>::namespaced(place.kubernetes.client()?, namespace).get("api").await?;
+    let address = made.spec.and_then(|spec| spec.cluster_ip).context("no ClusterIP")?;
+    let created = made.metadata.creation_timestamp.context("no time")?.0.as_second();
+    Ok((address, (created, made.metadata.uid.context("no uid")?)))
+}
+
+#[tokio::test]
+async fn each_policy_decides_the_same_in_whatever_order_services_come() -> Result<()> {
+    let place = Place::new("policy").await?;
+    let other = place.kubernetes.namespace("policy").await?;
+    let start = async |policy: &str| {
+        let policy = format!("--on-conflict={policy}");
+        let command = place.command().await?.args(["--namespace", &other]).arg(policy);
+        let bridge = Bridge::start(command).await?;
+        bridge.wait_ready().await?;
+        anyhow::Ok(bridge)
+    };
+    let bridge = start("first").await?;
+    let ours = api_in(&place, &place.namespace).await?;
+    let theirs = api_in(&place, &other).await?;
+    let (mine, its) = ((place.namespace.as_str(), ours), (other.as_str(), theirs));
+    let (first, second) = if mine.1.1 < its.1.1 { (mine, its) } else { (its, mine) };
+    let ((holder, (one, _)), (loser, (two, _))) = (first, second);
+    let dns = place.dns()?;
+    let api = "api.service.consul";
+    let suffixed = format!("api-{loser}.service.consul");
+    let both = if one < two { [one.as_str(), &two] } else { [two.as_str(), &one] };
+    let mut running = Some(bridge);
+    // Each one that starts finds both listed by name, not by age.
+    for policy in ["first", "suffix", "merge", "first"] {
+        let bridge = match running.take() {
+            Some(bridge) => bridge,
+            None => start(policy).await?,
+        };
+        match policy {
+            "merge" => dns.wait_for(api, A, &both).await?,
+            _ => dns.wait_for(api, A, &[&one]).await?,
+        }
+        let of_loser = if policy == "merge" { vec![two.as_str()] } else { vec![] };
+        dns.wait_for(&format!("{holder}.{api}"), A, &[&one]).await?;
+        dns.wait_for(&format!("{loser}.{api}"), A, &of_loser).await?;
+        let of_suffix = if policy == "suffix" { vec![two.as_str()] } else { vec![] };
+        dns.wait_for(&suffixed, A, &of_suffix).await?;
+        if policy == "first" {
+            let told = bridge.wait_for_problem(loser, "api", "NameConflict").await?;
+            ensure!(told.contains(&format!("{holder}/api")), "{told}");
+        } else {
+            bridge.wait_for_no_problem(loser, "api").await?;
+        }
+        bridge.wait_for_no_problem(holder, "api").await?;
+        bridge.stop().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_others_hold_is_not_joined_unasked() -> Result<()> {
+    let place = Place::new("postgres").await?;
+    let machine = json!({"Name": "postgres", "ID": "machine", "Address": "192.0.2.7", "Port": 1});
+    place.consul.api().put("/v1/agent/service/register", &machine).await?;
+    place.wait_for_instances("postgres", 1).await?;
+    place.web("postgres", &[("sql", 5432)]).await?;
+    let bridge = Bridge::start(place.command().await?.arg("--resync=1s")).await?;
+    bridge.wait_ready().await?;
+    let namespace = place.namespace.as_str();
+    let told = bridge.wait_for_problem(namespace, "postgres", "ForeignName").await?;
+    ensure!(told.contains("\"postgres\"") && told.contains("kube-consul.io/join"), "{told}");
+    let (dns, postgres) = (place.dns()?, "postgres.service.consul");
+    ensure!(dns.ask(postgres, A).await? == ["192.0.2.7"]);
+    place.annotate("postgres", json!({"kube-consul.io/join": "true"})).await?;
+    place.wait_for_instances("postgres", 2).await?;
+    bridge.wait_for_no_problem(namespace, "postgres").await?;
+    place.delete("postgres").await?;
+    dns.wait_for(postgres, A, &["192.0.2.7"]).await?;
+    // It was not even touched.
+    let left = place.consul.api().get("/v1/agent/service/machine").await?;
+    ensure!(left["Port"] == 1 && left["Meta"] == json!({}), "{left}");
+    // One that comes after ours is told, and ours stays.
+    place.web("redis", &[("http", 80)]).await?;
+    place.wait_for_instances("redis", 1).await?;
+    let machine = json!({"Name": "redis", "ID": "second", "Address": "192.0.2.8", "Port": 1});
+    place.consul.api().put("/v1/agent/service/register", &machine).await?;
+    bridge.wait_for_problem(namespace, "redis", "ForeignName").await?;
+    place.wait_for_instances("redis", 2).await
+}
