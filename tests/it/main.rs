@@ -1,5 +1,6 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
+mod acl;
 mod consul_edge;
 mod faults;
 mod health;

@@ -209,17 +209,15 @@ impl Bridge {
                 self.tally.watch_trouble().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for the lists of the Kubernetes API{trouble}");
         }
+        let trouble =
+            self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         if self.drift.progress() < Progress::NamesKnown || !self.drift.is_heard() {
-            let trouble =
-                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for Consul{trouble}");
         }
         if !self.state.is_settled() {
-            let trouble =
-                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("{} Services are being brought in step{trouble}", self.state.backlog());
         }
-        "waiting for the catalog to show all records".to_owned()
+        format!("waiting for the catalog to show all records{trouble}")
     }
 
     pub(super) fn answer_page(&self, request: PageRequest) {
