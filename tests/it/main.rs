@@ -1,5 +1,6 @@
 //! The tests against real Consul agents and a real Kubernetes API server.
 
+mod acl;
 mod addresses;
 mod catalog;
 mod conflicts;
@@ -7,9 +8,12 @@ mod consul_edge;
 mod faults;
 mod health;
 mod hook;
+mod image;
 mod kubernetes_edge;
+mod manifests;
 mod problems;
 mod registration;
 mod reverse;
+mod rollout;
 mod support;
 mod usage;

@@ -232,17 +232,15 @@ impl Bridge {
         if let Some(standby) = self.leadership.describe().filter(|_| !self.leadership.may_read()) {
             return standby;
         }
+        let trouble =
+            self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         if self.drift.progress() < Progress::NamesKnown || !self.drift.is_heard() {
-            let trouble =
-                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("waiting for Consul{trouble}");
         }
         if !self.state.is_settled() {
-            let trouble =
-                self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
             return format!("{} Services are being brought in step{trouble}", self.state.backlog());
         }
-        "waiting for the catalog to show all records".to_owned()
+        format!("waiting for the catalog to show all records{trouble}")
     }
 
     pub(super) fn answer_page(&self, request: PageRequest) {

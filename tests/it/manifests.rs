@@ -1,0 +1,194 @@
+//! What users apply: the real API server takes it without a warning, the real programs take
+//! their flags and their configuration from it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use kube_consul_stack::{Kubernetes, Port, Program, ProgramOptions, data_folder, program_path};
+use serde_json::{Value, json};
+
+use crate::support::{DEADLINE, ends_with, kube_consul, manifest};
+
+const NAMESPACE: &str = "kube-consul";
+const SERVER_SIDE: [&str; 2] = ["--server-side", "--force-conflicts"];
+
+/// Runs kubectl and gives how it ended and all that it said: a warning goes to standard error.
+async fn kubectl(arguments: &[&str]) -> Result<Program> {
+    let cluster = Kubernetes::shared().await?;
+    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    let options = ProgramOptions::new(program_path("kubectl")?).arg(kubeconfig).args(arguments);
+    let program = Program::start("kubectl", options).await?;
+    program.wait(DEADLINE).await?;
+    Ok(program)
+}
+
+/// Runs kubectl, which has to succeed without a warning.
+async fn without_warning(arguments: &[&str]) -> Result<String> {
+    let program = kubectl(arguments).await?;
+    let succeeded = program.exit_status().is_some_and(|status| status.success());
+    let said = program.stderr();
+    ensure!(succeeded && !said.contains("Warning"), "kubectl {arguments:?}: {said}");
+    Ok(program.stdout())
+}
+
+fn path(overlay: &str) -> String {
+    manifest(overlay).display().to_string()
+}
+
+/// The objects of an overlay, as kustomize makes them.
+async fn objects(overlay: &str) -> Result<Vec<Value>> {
+    let path = path(overlay);
+    let text = without_warning(&[
+        "apply",
+        "--kustomize",
+        &path,
+        "--dry-run=client",
+        "--validate=false",
+        "--output=json",
+    ])
+    .await?;
+    let mut list: Value = serde_json::from_str(&text)?;
+    serde_json::from_value(list["items"].take()).context("no list")
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Result<&'a Value> {
+    objects.iter().find(|it| it["kind"] == kind).with_context(|| format!("no {kind}"))
+}
+
+/// A container of the Deployment, sidecars among them.
+fn container<'a>(deployment: &'a Value, name: &str) -> Result<&'a Value> {
+    let pod = &deployment["spec"]["template"]["spec"];
+    let lists = [&pod["containers"], &pod["initContainers"]];
+    let mut containers = lists.into_iter().filter_map(Value::as_array).flatten();
+    containers.find(|it| it["name"] == name).with_context(|| format!("no container {name}"))
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    let items = list.as_array().into_iter().flatten();
+    items.filter_map(Value::as_str).map(ToOwned::to_owned).collect()
+}
+
+/// A file for kubectl.
+fn file(object: &Value) -> Result<String> {
+    let path = data_folder("manifests")?.join("object.json");
+    fs::write(&path, object.to_string())?;
+    Ok(path.display().to_string())
+}
+
+#[tokio::test]
+async fn the_base_is_taken_without_a_warning_and_its_pods_run() -> Result<()> {
+    let base = path("base");
+    without_warning(&[&["apply", "--kustomize", &base][..], &SERVER_SIDE].concat()).await?;
+    let status = ["rollout", "status", "deployment/kube-consul", "--timeout=60s"];
+    without_warning(&[&status[..], &["--namespace", NAMESPACE]].concat()).await?;
+    let list = ["get", "pods", "--selector=app.kubernetes.io/name=kube-consul", "--output=json"];
+    let list = without_warning(&[&list[..], &["--namespace", NAMESPACE]].concat()).await?;
+    let list: Value = serde_json::from_str(&list)?;
+    let pods = list["items"].as_array().context("no list")?;
+    ensure!(pods.len() == 2, "{} pods", pods.len());
+    for pod in pods {
+        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        let ready =
+            conditions.into_iter().any(|it| it["type"] == "Ready" && it["status"] == "True");
+        ensure!(ready && pod["status"]["phase"] == "Running", "{}", pod["status"]);
+    }
+
+    // Pod Security says of a Deployment only what it would say of its pods.
+    let deployment = of_kind(&objects("base").await?, "Deployment")?.clone();
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "as-shipped", "namespace": NAMESPACE},
+        "spec": deployment["spec"]["template"]["spec"],
+    });
+    without_warning(&["create", "--filename", &file(&pod)?]).await?;
+    without_warning(&["delete", "pod", "as-shipped", "--namespace", NAMESPACE]).await?;
+
+    // It would say so.
+    pod["spec"]["hostNetwork"] = json!(true);
+    let refused = kubectl(&["create", "--filename", &file(&pod)?]).await?;
+    ensure!(refused.stderr().contains("violates PodSecurity \"restricted"), "{}", refused.stderr());
+    let mut lax = deployment;
+    lax["spec"]["template"]["spec"]["hostNetwork"] = json!(true);
+    let lax = file(&lax)?;
+    let dry = [&["apply", "--filename", &lax, "--dry-run=server"][..], &SERVER_SIDE].concat();
+    let warned = kubectl(&dry).await?;
+    ensure!(warned.stderr().contains("Warning: would violate PodSecurity"), "{}", warned.stderr());
+    without_warning(&["delete", "deployment", "kube-consul", "--namespace", NAMESPACE])
+        .await
+        .map(drop)
+}
+
+#[tokio::test]
+async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
+    // The namespace has to be there for a dry run.
+    Kubernetes::shared().await?.apply_file(&manifest("base/namespace.yaml")).await?;
+    for overlay in ["acl", "catalog-ha"] {
+        let path = path(overlay);
+        let dry = ["apply", "--kustomize", &path, "--dry-run=server"];
+        without_warning(&[&dry[..], &SERVER_SIDE].concat()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_bridge_takes_the_flags_and_variables_of_the_manifests() -> Result<()> {
+    for overlay in ["base", "acl"] {
+        let objects = objects(overlay).await?;
+        let deployment = of_kind(&objects, "Deployment")?;
+        let bridge = container(deployment, "bridge")?;
+        let image = format!("kube-consul:{}", env!("CARGO_PKG_VERSION"));
+        ensure!(bridge["image"] == *image, "the image is {}", bridge["image"]);
+        // Neither the API nor the Consul of the machine that runs the tests may be reached.
+        let (api, consul) = (Port::pick()?, Port::pick()?);
+        let token = data_folder("manifests")?.join("token");
+        fs::write(&token, "a token")?;
+        let arguments = strings(&bridge["args"]);
+        let proxy = "http://127.0.0.1:8001";
+        ensure!(arguments.contains(&format!("--kube-url={proxy}")), "{arguments:?}");
+        let proxy_flags = strings(&container(deployment, "kubectl-proxy")?["args"]);
+        ensure!(proxy_flags.contains(&"--port=8001".to_owned()), "{proxy_flags:?}");
+        let local = format!("http://127.0.0.1:{}", api.number());
+        let arguments = arguments.iter().map(|it| it.replace(proxy, &local));
+        let mut command = kube_consul().args(arguments).args(["--once", "--timeout=1s"]);
+        for variable in bridge["env"].as_array().into_iter().flatten() {
+            let name = variable["name"].as_str().context("a variable without a name")?;
+            command = match name {
+                "CONSUL_HTTP_ADDR" => command.env(name, format!("127.0.0.1:{}", consul.number())),
+                "CONSUL_HTTP_TOKEN_FILE" => command.env(name, &token),
+                _ => command.env(name, "of the pod"),
+            };
+        }
+        let said = ends_with(1, command).await.with_context(|| overlay.to_owned())?;
+        ensure!(said.contains("not reached within --timeout"), "{overlay}: {said}");
+    }
+    Ok(())
+}
+
+/// The files of the agent's configuration, with what its flags add.
+async fn agent_configuration() -> Result<PathBuf> {
+    let objects = objects("acl").await?;
+    let folder = data_folder("manifests")?;
+    let files = of_kind(&objects, "ConfigMap")?["data"].as_object().context("no data")?;
+    ensure!(!files.is_empty(), "the ConfigMap is empty");
+    for (name, text) in files {
+        fs::write(folder.join(name), text.as_str().context("no text")?)?;
+    }
+    // As manifests/acl says.
+    let acl = json!({"acl": {"enabled": true, "tokens": {"agent": "a token"}}});
+    fs::write(folder.join("acl.json"), acl.to_string())?;
+    fs::write(folder.join("flags.json"), json!({"data_dir": folder.join("data")}).to_string())?;
+    Ok(folder)
+}
+
+#[tokio::test]
+async fn consul_takes_the_agents_configuration() -> Result<()> {
+    let folder = agent_configuration().await?;
+    let validate = ProgramOptions::new(program_path("consul")?).arg("validate").arg(&folder);
+    let consul = Program::start("consul", validate.clone()).await?;
+    consul.wait_for_code(0, DEADLINE).await?;
+    ensure!(consul.has_written("Configuration is valid!"), "{}", consul.stdout());
+    fs::write(folder.join("wrong.json"), r#"{"leave_on_terminated": true}"#)?;
+    let consul = Program::start("consul", validate).await?;
+    consul.wait_for_code(1, DEADLINE).await
+}
