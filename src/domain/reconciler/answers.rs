@@ -221,7 +221,7 @@ impl Reconciler {
     }
 
     /// Consul takes writes again: what waited for that waits no longer.
-    fn consul_answered(&mut self, now: Moment) {
+    pub(super) fn consul_answered(&mut self, now: Moment) {
         if !self.outage.ended() {
             return;
         }

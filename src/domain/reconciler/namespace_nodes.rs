@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Action, Moment, Reconciler};
+use super::{Action, Moment, Phase, Reconciler, Unit};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::{Problem, Reason};
@@ -52,11 +52,6 @@ impl NamespaceNodes {
     pub(super) fn reading_begins(&mut self) {
         self.shown.clear();
     }
-
-    /// When the next node may be tried again.
-    pub(super) fn next_try(&self) -> Option<Moment> {
-        self.empty.values().min().copied()
-    }
 }
 
 // === impl Reconciler ===
@@ -73,6 +68,9 @@ impl Reconciler {
             return;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
+        if !matches!(answer, NamespaceNodeAnswer::Failed(_)) {
+            self.consul_answered(now);
+        }
         let mut problems = BTreeSet::new();
         match answer {
             // What is on it is shown by the next reading.
@@ -114,23 +112,33 @@ impl Reconciler {
         }
     }
 
+    /// When the next node may be removed. While something is in flight, its answer is waited for.
+    pub(super) fn next_node_timer(&self) -> Option<Moment> {
+        let next = self.removable_nodes().map(|(_, due)| due).min();
+        let next = next.filter(|_| self.phase == Phase::Running && self.in_flight == 0)?;
+        Some(if self.outage.is_on() { next.max(self.outage.next_probe()) } else { next })
+    }
+
     /// The next node to remove. To be asked only while nothing else can be sent.
     pub(super) fn next_empty_node(&mut self, now: Moment) -> Option<Action> {
-        if self.uncertain_until.is_some() || self.outage.is_on() {
-            return None;
-        }
         self.nodes.empty.retain(|namespace, _| self.ledger.count_in(namespace) == 0);
-        let busy = |namespace: &str| {
-            let units = self.units.iter();
-            units
-                .filter(|(_, unit)| unit.in_flight > 0)
-                .any(|(key, _)| *key.namespace == *namespace)
-        };
-        let due = self.nodes.empty.iter().filter(|(_, due)| **due <= now);
-        let namespace = due.map(|(namespace, _)| namespace).find(|it| !busy(it))?.clone();
+        let due = self.removable_nodes().find(|(_, due)| *due <= now);
+        let namespace = due.map(|(namespace, _)| namespace.clone())?;
         self.nodes.empty.remove(&namespace);
         self.nodes.removing.insert(namespace.clone());
         self.in_flight += 1;
         Some(Action::RemoveNode(namespace))
+    }
+
+    /// Namespaces on whose node nothing stands, nothing is being written and nothing may yet be.
+    fn removable_nodes(&self) -> impl Iterator<Item = (&Box<str>, Moment)> {
+        let certain = self.uncertain_until.is_none();
+        let empty = self.nodes.empty.iter().map(|(namespace, due)| (namespace, *due));
+        empty.filter(move |(namespace, _)| {
+            let writes = |(key, unit): (&ObjectKey, &Unit)| {
+                unit.in_flight > 0 && key.namespace == **namespace
+            };
+            certain && self.ledger.count_in(namespace) == 0 && !self.units.iter().any(writes)
+        })
     }
 }

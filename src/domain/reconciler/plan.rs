@@ -76,8 +76,7 @@ impl Reconciler {
         } else {
             failed
         };
-        let node = self.nodes.next_try().filter(|due| *due > Moment::ZERO);
-        [failed, denied, node].into_iter().flatten().min()
+        [failed, denied, self.next_node_timer()].into_iter().flatten().min()
     }
 
     /// Takes up what has waited long enough.
