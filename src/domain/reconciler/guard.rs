@@ -216,8 +216,7 @@ impl Reconciler {
                     Desired::default()
                 } else {
                     self.desired_of(service, &|slice| {
-                        let slice = ObjectKey::new(service.namespace.clone(), slice);
-                        absent.contains(&(Kind::EndpointSlice, slice))
+                        absent.contains(&(Kind::EndpointSlice, slice.clone()))
                     })
                 };
                 self.ledger.of(service).iter().filter(|known| is_lost(known, &without)).count()

@@ -294,8 +294,10 @@ impl Reconciler {
         }
         let concerned = self.concerned_by_unread(kind, &key);
         let changed = self.world.seen(seen);
-        if kind == Kind::Service && changed.contains(&key) {
-            self.claim_names(&key);
+        if kind == Kind::Service
+            && let Some(key) = changed.get(&key)
+        {
+            self.claim_names(key);
         }
         // The object's own Service first: it claims what would pass for nobody's.
         for service in changed.into_iter().chain(concerned) {
@@ -475,14 +477,12 @@ impl Reconciler {
 
     /// What ought to be registered for the Service; slices of which `absent` is true are left
     /// out.
-    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(&str) -> bool) -> Desired {
+    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(&ObjectKey) -> bool) -> Desired {
         let Some(service) = self.world.service(key) else { return Desired::default() };
-        let slices = self
-            .world
-            .slices(key)
-            .filter(|(name, _)| !absent(name))
-            .map(|(_, slice): (_, &EndpointSlice)| slice);
-        desired(&self.settings, key, service, slices, &|name, join| self.permit(key, name, join))
+        let slices = self.world.slices(key).filter(|(slice, _)| !absent(slice));
+        let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
+        let permit = |name: &str, join| self.permit(key, name, join);
+        desired(&self.settings, key, service, slices.iter(), &permit)
     }
 
     fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {

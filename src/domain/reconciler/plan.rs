@@ -232,9 +232,11 @@ impl Reconciler {
 
     /// Notes which reverse keys the Service claims, and who is concerned by the difference.
     pub(super) fn claim_reverse(&mut self, key: &ObjectKey, desired: &Desired) {
-        for handover in self.reverse.set(key, desired.reverse.clone()) {
+        let claims = desired.reverse.iter();
+        let claims = claims.map(|(key, name)| ((&**key).into(), (&**name).into())).collect();
+        for handover in self.reverse.set(key, claims) {
             if handover.to.is_none() {
-                self.released.entry(key.clone()).or_default().insert(handover.thing.clone());
+                self.released.entry(key.clone()).or_default().insert((&*handover.thing).into());
             }
             for other in [handover.from, handover.to].into_iter().flatten() {
                 if other != *key {
