@@ -71,7 +71,7 @@ pub struct Reconciler {
     tracks: HashMap<RecordKey, Track>,
     /// Services with writes that failed, by the moment of the next try.
     failed: BTreeSet<(Moment, ObjectKey)>,
-    /// Services with writes that were denied, likewise.
+    /// Services with writes that were denied or keep failing, likewise.
     denied: BTreeSet<(Moment, ObjectKey)>,
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
@@ -174,6 +174,10 @@ struct Track {
     old_token: bool,
     /// How often in a row it failed.
     attempt: u32,
+    /// How often in a row it failed although Consul answered others.
+    lonely: u32,
+    /// [`Outage::answers`] when it was sent or failed last.
+    answers: u64,
     trouble: Option<Trouble>,
 }
 
@@ -194,6 +198,8 @@ enum Trouble {
     Failed(Moment, String),
     /// A right is missing: try again at that moment.
     Denied(Moment, String),
+    /// It should pass, and does not for this record alone: try again at that moment.
+    Failing(Moment, String),
     /// Consul does not take this content.
     Refused(Fingerprint, String),
     /// Somebody else keeps changing it: left alone until that moment.
@@ -210,6 +216,8 @@ impl Track {
             again: false,
             old_token: false,
             attempt: 0,
+            lonely: 0,
+            answers: 0,
             trouble: None,
         }
     }

@@ -152,6 +152,9 @@ impl Reconciler {
     fn note_in_flight(&mut self, service: &ObjectKey, record: RecordKey, sent: Sent) {
         let track = self.tracks.entry(record.clone()).or_insert_with(|| Track::new(service));
         track.service = service.clone();
+        if track.attempt == 0 {
+            track.answers = self.outage.answers();
+        }
         track.sent = Some(sent);
         track.old_token = false;
         if let Some(touched) = &mut self.touched {
@@ -463,7 +466,11 @@ impl Reconciler {
                 self.failed.insert((*until, service.clone()));
                 Gate::Later
             }
-            Some(Trouble::Denied(until, _) | Trouble::Contested(until, _)) if *until > now => {
+            Some(
+                Trouble::Denied(until, _)
+                | Trouble::Failing(until, _)
+                | Trouble::Contested(until, _),
+            ) if *until > now => {
                 self.denied.insert((*until, service.clone()));
                 Gate::Shut
             }
@@ -508,6 +515,10 @@ impl Reconciler {
                 Trouble::Contested(_, why) => {
                     Some(Problem::new(Reason::Contested, format!("{record}: {why}")))
                 }
+                Trouble::Failing(_, why) => Some(Problem::new(
+                    Reason::Failing,
+                    format!("Consul answers, and fails the write of {record} again and again: {why}. It is tried again every minute"),
+                )),
                 Trouble::Refused(_, why) => {
                     Some(Problem::new(Reason::Refused, format!("Consul refused {record}: {why}")))
                 }
