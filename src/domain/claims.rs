@@ -4,6 +4,7 @@
 //! restart changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::names::ObjectKey;
 
@@ -16,7 +17,7 @@ pub struct Rank {
     /// Creation of the Service, seconds since 1970.
     pub created: i64,
     /// Its uid, where two were created in one second.
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
 }
 
 /// Where a wanted name comes from, the strongest first.
@@ -37,12 +38,12 @@ pub enum Class {
 pub struct Claims<C> {
     /// Sorted lists, as in `of`: most have one element, for which the node of a B-tree has ten
     /// times the size.
-    claimants: HashMap<Box<str>, Vec<(C, ObjectKey)>>,
+    claimants: HashMap<Arc<str>, Vec<(C, ObjectKey)>>,
     of: HashMap<ObjectKey, Box<[Claim<C>]>>,
 }
 
 /// A thing that is claimed, and how.
-type Claim<C> = (Box<str>, C);
+type Claim<C> = (Arc<str>, C);
 
 /// Up to this many claimants a list has no room to spare.
 const FEW_CLAIMANTS: usize = 4;
@@ -51,7 +52,7 @@ const FEW_CLAIMANTS: usize = 4;
 pub type NameClaims = Claims<Rank>;
 
 /// Claims to reverse keys, by the name that the record would have: the smallest wins.
-pub type ReverseClaims = Claims<Box<str>>;
+pub type ReverseClaims = Claims<Arc<str>>;
 
 // === impl Claims ===
 
@@ -64,7 +65,7 @@ impl<C> Default for Claims<C> {
 impl<C: Clone + Ord> Claims<C> {
     /// Replaces all claims of `owner`. Returns what changed hands, with the old and the new
     /// holder.
-    pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Box<str>, C>) -> Vec<Handover> {
+    pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Arc<str>, C>) -> Vec<Handover> {
         let same = match self.of.get(owner) {
             Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
             None => claims.is_empty(),
@@ -72,9 +73,9 @@ impl<C: Clone + Ord> Claims<C> {
         if same {
             return Vec::new();
         }
-        let before: BTreeMap<Box<str>, C> =
+        let before: BTreeMap<Arc<str>, C> =
             self.of.remove(owner).unwrap_or_default().into_iter().collect();
-        let touched: BTreeSet<Box<str>> = before.keys().chain(claims.keys()).cloned().collect();
+        let touched: BTreeSet<Arc<str>> = before.keys().chain(claims.keys()).cloned().collect();
         let mut handovers = Vec::new();
         for thing in touched {
             let from = self.holder(&thing).cloned();
@@ -122,7 +123,7 @@ impl<C: Clone + Ord> Claims<C> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// What.
-    pub thing: Box<str>,
+    pub thing: Arc<str>,
     /// Who had it.
     pub from: Option<ObjectKey>,
     /// Who has it now.
@@ -142,7 +143,7 @@ mod tests {
         Rank { class, created, uid: "u".into() }
     }
 
-    fn claim(name: &str, rank: Rank) -> BTreeMap<Box<str>, Rank> {
+    fn claim(name: &str, rank: Rank) -> BTreeMap<Arc<str>, Rank> {
         [(name.into(), rank)].into()
     }
 

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use super::names::ObjectKey;
 use super::record::Fingerprint;
 
+/// Up to this many instances a Service's list has no room to spare.
+const FEW_INSTANCES: usize = 16;
+
 /// The known records.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -113,6 +116,9 @@ impl Ledger {
                 self.uncount_name(&before.service);
             }
             Err(place) => {
+                if all.len() < FEW_INSTANCES {
+                    all.reserve_exact(1);
+                }
                 all.insert(place, known);
                 *self.namespaces.entry(service.namespace.clone()).or_default() += 1;
             }

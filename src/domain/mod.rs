@@ -10,6 +10,7 @@ pub mod hook;
 pub mod ledger;
 pub mod names;
 pub mod object;
+pub mod packed;
 pub mod problem;
 pub mod reconciler;
 pub mod record;

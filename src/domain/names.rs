@@ -1,13 +1,20 @@
 //! Names that are parsed once, at the edge, and are valid from then on.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-/// Namespace and name of a Kubernetes object.
+/// Namespace and name of a Kubernetes object. Shared: a Service's stands in many places, each of
+/// which needs one word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectKey {
+pub struct ObjectKey(Arc<Names>);
+
+/// What an [`ObjectKey`] says.
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Names {
     /// The namespace.
     pub namespace: Box<str>,
     /// The name within it.
@@ -32,7 +39,15 @@ pub struct NotALabel {
 impl ObjectKey {
     /// The object `name` in `namespace`.
     pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self(Arc::new(Names { namespace: namespace.into(), name: name.into() }))
+    }
+}
+
+impl Deref for ObjectKey {
+    type Target = Names;
+
+    fn deref(&self) -> &Names {
+        &self.0
     }
 }
 

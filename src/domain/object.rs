@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// `metadata.uid`: tells a Service from a later one of the same name.
-    pub uid: Box<str>,
+    pub uid: Arc<str>,
     /// `metadata.creationTimestamp`, seconds since 1970 (0 when absent).
     pub created: i64,
     /// `metadata.labels`.

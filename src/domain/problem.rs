@@ -34,6 +34,8 @@ pub enum Reason {
     Refused,
     /// A right is missing: the token's in Consul, or that to see an object in Kubernetes.
     Denied,
+    /// Consul fails this record's write, again and again, and takes others.
+    Failing,
     /// The agent has the record and the catalog does not.
     NotInCatalog,
     /// Somebody else keeps changing the record.
@@ -57,6 +59,7 @@ impl Reason {
             Reason::Undecodable => "Undecodable",
             Reason::Refused => "Refused",
             Reason::Denied => "Denied",
+            Reason::Failing => "Failing",
             Reason::NotInCatalog => "NotInCatalog",
             Reason::Contested => "Contested",
             Reason::ForeignOnNode => "ForeignOnNode",

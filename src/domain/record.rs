@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 
 use serde::Serialize;
 
@@ -69,7 +70,7 @@ pub enum RecordKey {
 
 /// Hash of all fields that we set: equal records have equal fingerprints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint(u64);
+pub struct Fingerprint(NonZeroU64);
 
 /// One change to one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +204,8 @@ impl ReverseRecord {
 fn fingerprint(value: &impl Hash) -> Fingerprint {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
-    Fingerprint(hasher.finish())
+    // That 0 and 1 count as one costs nothing; that an Option of it needs no room is worth much.
+    Fingerprint(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
 }
 
 // === impl RecordKey ===

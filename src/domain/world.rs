@@ -8,17 +8,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::names::ObjectKey;
 use super::object::{EndpointSlice, Kind, Node, SeenObject, Service};
+use super::packed::PackedSlice;
 
 /// Services and their EndpointSlices, and the nodes where they are asked for.
 #[derive(Debug, Default)]
 pub struct World {
-    services: BTreeMap<ObjectKey, Listed<Service>>,
-    /// Slices by their Service (which may not exist, or not yet), with their own names and sorted
-    /// by them. A list: most Services have one slice, for which the node of a B-tree has ten
-    /// times the size.
+    /// Boxed: a node of the tree has room for eleven, and half of that stays empty.
+    services: BTreeMap<ObjectKey, Box<Listed<Service>>>,
+    /// Slices by their Service (which may not exist, or not yet), sorted by their own keys. A
+    /// list: most Services have one slice, for which the node of a B-tree has ten times the size.
     slices: HashMap<ObjectKey, Vec<NamedSlice>>,
     /// The Service of each slice.
-    service_of: HashMap<ObjectKey, Box<str>>,
+    service_of: HashMap<ObjectKey, ObjectKey>,
     nodes: BTreeMap<Box<str>, Listed<Node>>,
     /// The Services that use node ports: a node that changes concerns them and no others.
     node_users: BTreeSet<ObjectKey>,
@@ -34,7 +35,7 @@ struct Listed<T> {
     list: u32,
 }
 
-type NamedSlice = (Box<str>, Listed<EndpointSlice>);
+type NamedSlice = (ObjectKey, Listed<PackedSlice>);
 
 #[derive(Debug, Default)]
 struct ListState {
@@ -90,12 +91,10 @@ impl World {
             ),
             Kind::EndpointSlice => missing.extend(
                 self.slices
-                    .iter()
-                    .flat_map(|(service, slices)| slices.iter().map(move |slice| (service, slice)))
-                    .filter(|(_, (_, slice))| slice.list != current)
-                    .map(|(service, (name, _))| {
-                        ObjectKey::new(service.namespace.clone(), name.clone())
-                    }),
+                    .values()
+                    .flatten()
+                    .filter(|(_, slice)| slice.list != current)
+                    .map(|(key, _)| key.clone()),
             ),
             Kind::Namespace => {}
             Kind::Node => missing.extend(
@@ -114,7 +113,9 @@ impl World {
             SeenObject::Service(key, service) => {
                 self.undecodable.remove(&(Kind::Service, key.clone()));
                 let list = self.current(Kind::Service);
-                let before = self.services.insert(key.clone(), Listed { object: service, list });
+                let key = self.shared(key);
+                let service = Box::new(Listed { object: service, list });
+                let before = self.services.insert(key.clone(), service);
                 let changed =
                     before.is_none_or(|before| before.object != self.services[&key].object);
                 changed.then_some(key).into_iter().collect()
@@ -125,7 +126,7 @@ impl World {
                 let list = self.current(Kind::Node);
                 let before = self.nodes.get(&key.name).map(|listed| &listed.object);
                 let changed = was_unread || before != Some(&node);
-                self.nodes.insert(key.name, Listed { object: node, list });
+                self.nodes.insert(key.name.clone(), Listed { object: node, list });
                 if changed { self.node_users.clone() } else { BTreeSet::new() }
             }
             SeenObject::Undecodable(kind, key, reason) => {
@@ -140,22 +141,22 @@ impl World {
     fn slice_seen(&mut self, key: ObjectKey, slice: EndpointSlice) -> BTreeSet<ObjectKey> {
         let mut changed = BTreeSet::new();
         self.undecodable.remove(&(Kind::EndpointSlice, key.clone()));
-        if self.service_of.get(&key).is_some_and(|service| *service != slice.service) {
+        let service = ObjectKey::new(key.namespace.clone(), &*slice.service);
+        let service = self.shared(service);
+        if self.service_of.get(&key).is_some_and(|before| *before != service) {
             changed.extend(self.remove(Kind::EndpointSlice, &key));
         }
-        let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
         let list = self.current(Kind::EndpointSlice);
-        self.service_of.insert(key.clone(), slice.service.clone());
+        let slice = Listed { object: PackedSlice::new(&slice), list };
         let slices = self.slices.entry(service.clone()).or_default();
-        let same = match place(slices, &key.name) {
+        let same = match place(slices, &key) {
             Ok(place) => {
-                let same = slices[place].1.object == slice;
-                slices[place].1 = Listed { object: slice, list };
-                same
+                std::mem::replace(&mut slices[place].1, slice).object == slices[place].1.object
             }
             Err(place) => {
+                self.service_of.insert(key.clone(), service.clone());
                 slices.reserve_exact(1);
-                slices.insert(place, (key.name, Listed { object: slice, list }));
+                slices.insert(place, (key, slice));
                 false
             }
         };
@@ -175,7 +176,7 @@ impl World {
             }
             Kind::EndpointSlice => self.forget_slice(key),
             Kind::Node => {
-                self.nodes.remove(&key.name);
+                self.nodes.remove(&*key.name);
             }
             Kind::Namespace => {}
         }
@@ -183,10 +184,9 @@ impl World {
     }
 
     fn forget_slice(&mut self, key: &ObjectKey) {
-        let Some(service) = self.service_of_slice(key) else { return };
-        self.service_of.remove(key);
+        let Some(service) = self.service_of.remove(key) else { return };
         let Some(slices) = self.slices.get_mut(&service) else { return };
-        if let Ok(place) = place(slices, &key.name) {
+        if let Ok(place) = place(slices, key) {
             slices.remove(place);
         }
         if slices.is_empty() {
@@ -205,8 +205,7 @@ impl World {
     }
 
     fn service_of_slice(&self, slice: &ObjectKey) -> Option<ObjectKey> {
-        let service = self.service_of.get(slice)?;
-        Some(ObjectKey::new(slice.namespace.clone(), service.clone()))
+        self.service_of.get(slice).cloned()
     }
 
     /// Notes whether the Service uses node ports.
@@ -265,15 +264,10 @@ impl World {
         self.services.len()
     }
 
-    /// The slices of a Service, with their names.
-    pub fn slices(
-        &self,
-        service: &ObjectKey,
-    ) -> impl Iterator<Item = (&Box<str>, &EndpointSlice)> + Clone {
-        self.slices
-            .get(service)
-            .into_iter()
-            .flat_map(|slices| slices.iter().map(|(name, listed)| (name, &listed.object)))
+    /// The slices of a Service, with their own keys.
+    pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = (&ObjectKey, EndpointSlice)> {
+        let slices = self.slices.get(service).into_iter().flatten();
+        slices.map(|(key, listed)| (key, listed.object.unpack(&service.name)))
     }
 
     /// Why the object could not be read, if it could not: what is known of it may be outdated.
@@ -317,6 +311,12 @@ impl World {
             .collect()
     }
 
+    /// The key of this Service that is kept already, so that there is one of it in memory.
+    fn shared(&self, service: ObjectKey) -> ObjectKey {
+        let known = self.services.get_key_value(&service).map(|(key, _)| key);
+        known.or_else(|| Some(self.slices.get_key_value(&service)?.0)).cloned().unwrap_or(service)
+    }
+
     fn current(&self, kind: Kind) -> u32 {
         self.lists.get(&kind).map_or(0, |list| list.current)
     }
@@ -332,7 +332,7 @@ impl World {
             Kind::EndpointSlice => {
                 let Some(service) = self.service_of_slice(key) else { return };
                 if let Some(slices) = self.slices.get_mut(&service)
-                    && let Ok(place) = place(slices, &key.name)
+                    && let Ok(place) = place(slices, key)
                 {
                     slices[place].1.list = list;
                 }
@@ -347,9 +347,9 @@ impl World {
     }
 }
 
-/// Where the slice of this name is in a sorted list, or has to go.
-fn place<T>(slices: &[(Box<str>, T)], name: &str) -> Result<usize, usize> {
-    slices.binary_search_by(|(other, _)| (**other).cmp(name))
+/// Where the slice is in a sorted list, or has to go.
+fn place(slices: &[NamedSlice], key: &ObjectKey) -> Result<usize, usize> {
+    slices.binary_search_by(|(other, _)| other.cmp(key))
 }
 
 #[cfg(test)]

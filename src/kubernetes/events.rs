@@ -71,7 +71,7 @@ pub struct Regarding {
     /// Its namespace and name.
     pub key: ObjectKey,
     /// Its uid; without it `kubectl describe` does not show the Event, `kubectl get events` does.
-    pub uid: Option<Box<str>>,
+    pub uid: Option<Arc<str>>,
 }
 
 /// Takes reports; cheap to clone.

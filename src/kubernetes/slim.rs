@@ -188,7 +188,7 @@ impl Projected for Services {
         let mut left_out = LeftOut::default();
         let external_ips = spec.external_ips.unwrap_or_default();
         let service = Service {
-            uid: metadata.uid.unwrap_or_default().into_box(),
+            uid: metadata.uid.unwrap_or_default().0.into(),
             created: metadata.creation_timestamp.as_ref().map_or(0, unix_seconds),
             labels: metadata.labels.unwrap_or_default(),
             annotations: metadata.annotations.unwrap_or_default().0,

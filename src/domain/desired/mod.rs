@@ -3,6 +3,7 @@
 mod instances;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use self::instances::Builder;
 use super::annotations::{NameOverride, Overrides, overrides};
@@ -124,16 +125,16 @@ impl Wanted {
     }
 
     /// The claims to names that follow, for [`super::claims::NameClaims`].
-    pub fn claims(&self, service: &Service) -> BTreeMap<Box<str>, Rank> {
+    pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
         let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
         let mut claims = BTreeMap::new();
         for port in &self.ports {
             if let Some(fallback) = &port.fallback {
-                claims.entry(fallback.clone()).or_insert_with(|| rank(Class::Suffixed));
+                claims.entry((&**fallback).into()).or_insert_with(|| rank(Class::Suffixed));
             }
         }
         for port in self.ports.iter().rev() {
-            claims.insert(port.name.clone(), rank(port.class));
+            claims.insert((&*port.name).into(), rank(port.class));
         }
         claims
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::outage::{denied_delay, retry_delay};
+use super::outage::{LONELY_FAILURES, denied_delay, retry_delay};
 use super::{Moment, Reconciler, Sent, Track, Trouble};
 use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
@@ -24,6 +24,7 @@ impl Reconciler {
                 self.consul_answered(now);
                 track.trouble = None;
                 track.attempt = 0;
+                track.lonely = 0;
             }
             Answer::Conflict => {
                 self.consul_answered(now);
@@ -50,17 +51,11 @@ impl Reconciler {
                     Some(Trouble::Denied(now + denied_delay(track.attempt, record), why));
                 track.attempt = track.attempt.saturating_add(1);
             }
-            Answer::Failed(why) => {
-                self.outage.failed(now);
-                track.trouble = Some(Self::later(&track, record, now, &why));
-                track.attempt = track.attempt.saturating_add(1);
-            }
+            Answer::Failed(why) => self.failed(&mut track, record, why, now),
             Answer::Unanswered(why) => {
                 self.doubt(&track, record, sent);
                 self.uncertain_until = Some(now + MAY_STILL_APPLY);
-                self.outage.failed(now);
-                track.trouble = Some(Self::later(&track, record, now, &why));
-                track.attempt = track.attempt.saturating_add(1);
+                self.failed(&mut track, record, why, now);
             }
             // The write that it belongs to failed; the Service is planned again because of that.
             Answer::NotSent => {}
@@ -114,6 +109,22 @@ impl Reconciler {
         self.ledger.put_reverse(key, state, found.index);
     }
 
+    /// A write failed for a reason that passes, or that is the record's own.
+    fn failed(&mut self, track: &mut Track, record: &RecordKey, why: String, now: Moment) {
+        if track.answers != self.outage.answers() {
+            track.answers = self.outage.answers();
+            track.lonely = track.lonely.saturating_add(1);
+        }
+        track.trouble = Some(match track.lonely.checked_sub(LONELY_FAILURES) {
+            Some(attempt) => Trouble::Failing(now + denied_delay(attempt, record), why),
+            None => {
+                self.outage.failed(record, now);
+                Self::later(track, record, now, &why)
+            }
+        });
+        track.attempt = track.attempt.saturating_add(1);
+    }
+
     fn later(track: &Track, record: &RecordKey, now: Moment, why: &str) -> Trouble {
         Trouble::Failed(now + retry_delay(track.attempt, record), why.to_owned())
     }
@@ -143,7 +154,11 @@ impl Reconciler {
                 Some(Trouble::Failed(until, _)) => {
                     self.failed.insert((*until, service.clone()));
                 }
-                Some(Trouble::Denied(until, _) | Trouble::Contested(until, _)) => {
+                Some(
+                    Trouble::Denied(until, _)
+                    | Trouble::Failing(until, _)
+                    | Trouble::Contested(until, _),
+                ) => {
                     self.denied.insert((*until, service.clone()));
                 }
                 Some(Trouble::Refused(..)) | None => {}
@@ -222,7 +237,7 @@ impl Reconciler {
 
     /// Consul takes writes again: what waited for that waits no longer.
     pub(super) fn consul_answered(&mut self, now: Moment) {
-        if !self.outage.ended() {
+        if !self.outage.answered() {
             return;
         }
         for (_, service) in std::mem::take(&mut self.failed) {

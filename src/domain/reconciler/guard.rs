@@ -227,10 +227,7 @@ impl Reconciler {
                 let without = if absent.contains(&(Kind::Service, service.clone())) {
                     Desired::default()
                 } else {
-                    self.desired_of(service, &|kind, name| {
-                        let namespace = if kind == Kind::Node { "" } else { &service.namespace };
-                        absent.contains(&(kind, ObjectKey::new(namespace, name)))
-                    })
+                    self.desired_of(service, &|kind, name| absent.contains(&(kind, name.clone())))
                 };
                 self.ledger.of(service).iter().filter(|known| is_lost(known, &without)).count()
             })

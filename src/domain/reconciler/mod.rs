@@ -39,7 +39,7 @@ use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
 use super::names::ObjectKey;
-use super::object::{Kind, SeenObject, WatchEvent};
+use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
 use super::record::{Fingerprint, RecordKey, Write};
 use super::registration_id::service_of_id;
@@ -74,7 +74,7 @@ pub struct Reconciler {
     tracks: HashMap<RecordKey, Track>,
     /// Services with writes that failed, by the moment of the next try.
     failed: BTreeSet<(Moment, ObjectKey)>,
-    /// Services with writes that were denied, likewise.
+    /// Services with writes that were denied or keep failing, likewise.
     denied: BTreeSet<(Moment, ObjectKey)>,
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
@@ -177,6 +177,10 @@ struct Track {
     old_token: bool,
     /// How often in a row it failed.
     attempt: u32,
+    /// How often in a row it failed although Consul answered others.
+    lonely: u32,
+    /// [`Outage::answers`] when it was sent or failed last.
+    answers: u64,
     trouble: Option<Trouble>,
 }
 
@@ -197,6 +201,8 @@ enum Trouble {
     Failed(Moment, String),
     /// A right is missing: try again at that moment.
     Denied(Moment, String),
+    /// It should pass, and does not for this record alone: try again at that moment.
+    Failing(Moment, String),
     /// Consul does not take this content.
     Refused(Fingerprint, String),
     /// Somebody else keeps changing it: left alone until that moment.
@@ -213,6 +219,8 @@ impl Track {
             again: false,
             old_token: false,
             attempt: 0,
+            lonely: 0,
+            answers: 0,
             trouble: None,
         }
     }
@@ -307,8 +315,10 @@ impl Reconciler {
         }
         let concerned = self.concerned_by_unread(kind, &key);
         let changed = self.world.seen(seen);
-        if kind == Kind::Service && changed.contains(&key) {
-            self.claim_names(&key);
+        if kind == Kind::Service
+            && let Some(key) = changed.get(&key)
+        {
+            self.claim_names(key);
         }
         // The object's own Service first: it claims what would pass for nobody's.
         for service in changed.into_iter().chain(concerned) {
@@ -492,18 +502,16 @@ impl Reconciler {
 
     /// What ought to be registered for the Service; slices and nodes of which `absent` is true
     /// are left out.
-    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(Kind, &str) -> bool) -> Desired {
+    fn desired_of(&self, key: &ObjectKey, absent: &impl Fn(Kind, &ObjectKey) -> bool) -> Desired {
         let Some(service) = self.world.service(key) else { return Desired::default() };
-        let slices = self
-            .world
-            .slices(key)
-            .filter(|(name, _)| !absent(Kind::EndpointSlice, name))
-            .map(|(_, slice)| slice);
-        let nodes =
-            self.world.nodes().map(|nodes| nodes.filter(|(name, _)| !absent(Kind::Node, name)));
-        desired(&self.settings, key, service, slices, nodes, &|name, join| {
-            self.permit(key, name, join)
-        })
+        let slices = self.world.slices(key);
+        let slices = slices.filter(|(slice, _)| !absent(Kind::EndpointSlice, slice));
+        let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
+        let nodes = self.world.nodes().map(|nodes| {
+            nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
+        });
+        let permit = |name: &str, join| self.permit(key, name, join);
+        desired(&self.settings, key, service, slices.iter(), nodes, &permit)
     }
 
     fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {

@@ -4,31 +4,43 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use super::Moment;
+use crate::domain::record::RecordKey;
 
 /// Delay before the first retry of a write that failed for a reason that passes.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Longest delay between two tries of one record: half of the minute after which a silent
-/// Consul makes the bridge unready.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// Longest delay between two tries of a record, and between two probes of a Consul that does not
+/// answer: what recovery costs at most beyond Consul's own.
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// Delays when a right is missing: people mend that, not time.
 const FIRST_DENIED_RETRY: Duration = Duration::from_secs(5);
 const LONGEST_DENIED_RETRY: Duration = Duration::from_mins(1);
-/// Longest delay between two probes of a Consul that does not answer: what recovery costs at
-/// most beyond Consul's own.
-const LONGEST_PROBE: Duration = Duration::from_secs(5);
+/// So many records that fail, and none that does not, are Consul's fault and not theirs. Fewer
+/// cost less to try than their neighbours would lose by waiting.
+const OUTAGE_RECORDS: usize = 3;
+/// A record that failed so often in a row while Consul answered others is at fault itself.
+pub(super) const LONELY_FAILURES: u32 = 5;
 
 /// Whether Consul takes writes. While it does not, a single one at a time probes it.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    failures: u32,
+    /// Records that failed since Consul answered last, [`OUTAGE_RECORDS`] at most.
+    failing: Vec<RecordKey>,
+    probes: u32,
     next_probe: Moment,
+    /// How often Consul answered.
+    answers: u64,
 }
 
 // === impl Outage ===
 
 impl Outage {
     pub(super) fn is_on(&self) -> bool {
-        self.failures > 0
+        self.failing.len() >= OUTAGE_RECORDS
+    }
+
+    /// A number that grows with each answer of Consul's.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers
     }
 
     /// When the next write may be sent.
@@ -36,14 +48,23 @@ impl Outage {
         self.next_probe
     }
 
-    pub(super) fn failed(&mut self, now: Moment) {
-        self.next_probe = now + delay(FIRST_RETRY, LONGEST_PROBE, self.failures, &"outage");
-        self.failures = self.failures.saturating_add(1);
+    pub(super) fn failed(&mut self, record: &RecordKey, now: Moment) {
+        if !self.is_on() && !self.failing.contains(record) {
+            self.failing.push(record.clone());
+        }
+        if self.is_on() {
+            self.next_probe = now + delay(FIRST_RETRY, LONGEST_RETRY, self.probes, &"outage");
+            self.probes = self.probes.saturating_add(1);
+        }
     }
 
     /// Consul answered. Returns whether that ends an outage.
-    pub(super) fn ended(&mut self) -> bool {
-        std::mem::take(&mut self.failures) > 0
+    pub(super) fn answered(&mut self) -> bool {
+        self.answers += 1;
+        let ended = self.is_on();
+        self.failing.clear();
+        self.probes = 0;
+        ended
     }
 }
 

@@ -151,6 +151,9 @@ impl Reconciler {
     fn note_in_flight(&mut self, service: &ObjectKey, record: RecordKey, sent: Sent) {
         let track = self.tracks.entry(record.clone()).or_insert_with(|| Track::new(service));
         track.service = service.clone();
+        if track.attempt == 0 {
+            track.answers = self.outage.answers();
+        }
         track.sent = Some(sent);
         track.old_token = false;
         if let Some(touched) = &mut self.touched {
@@ -233,9 +236,11 @@ impl Reconciler {
 
     /// Notes which reverse keys the Service claims, and who is concerned by the difference.
     pub(super) fn claim_reverse(&mut self, key: &ObjectKey, desired: &Desired) {
-        for handover in self.reverse.set(key, desired.reverse.clone()) {
+        let claims = desired.reverse.iter();
+        let claims = claims.map(|(key, name)| ((&**key).into(), (&**name).into())).collect();
+        for handover in self.reverse.set(key, claims) {
             if handover.to.is_none() {
-                self.released.entry(key.clone()).or_default().insert(handover.thing.clone());
+                self.released.entry(key.clone()).or_default().insert((&*handover.thing).into());
             }
             for other in [handover.from, handover.to].into_iter().flatten() {
                 if other != *key {
@@ -462,7 +467,11 @@ impl Reconciler {
                 self.failed.insert((*until, service.clone()));
                 Gate::Later
             }
-            Some(Trouble::Denied(until, _) | Trouble::Contested(until, _)) if *until > now => {
+            Some(
+                Trouble::Denied(until, _)
+                | Trouble::Failing(until, _)
+                | Trouble::Contested(until, _),
+            ) if *until > now => {
                 self.denied.insert((*until, service.clone()));
                 Gate::Shut
             }
@@ -507,6 +516,10 @@ impl Reconciler {
                 Trouble::Contested(_, why) => {
                     Some(Problem::new(Reason::Contested, format!("{record}: {why}")))
                 }
+                Trouble::Failing(_, why) => Some(Problem::new(
+                    Reason::Failing,
+                    format!("Consul answers, and fails the write of {record} again and again: {why}. It is tried again every minute"),
+                )),
                 Trouble::Refused(_, why) => {
                     Some(Problem::new(Reason::Refused, format!("Consul refused {record}: {why}")))
                 }

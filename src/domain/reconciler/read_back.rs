@@ -92,6 +92,8 @@ impl Reconciler {
     /// The reading was complete and true: what it did not show is not there.
     pub fn finish_read_back(&mut self, now: Moment) {
         let touched = self.touched.take().unwrap_or_default();
+        // A Consul that reads and does not write is no reason to stop trying others.
+        self.consul_answered(now);
         self.forget_unseen_registrations(&touched);
         self.forget_unseen_reverse(&touched);
         self.collect_empty_nodes();

@@ -763,6 +763,66 @@ fn while_consul_is_down_one_write_at_a_time_probes_it() {
     assert!(simulation.now < up + Duration::from_secs(6), "{:?} since {up:?}", simulation.now);
 }
 
+/// Consul fails every write of `s1` and takes all others.
+fn only_s1_fails(write: &Write) -> Fate {
+    let RecordKey::Registration(id) = write.key() else { return Fate::Applied };
+    if id.contains("_s1_") { Fate::Failed } else { Fate::Applied }
+}
+
+#[test]
+fn one_record_that_always_fails_does_not_keep_the_others_waiting() {
+    let mut simulation = in_step(1);
+    simulation.seen(slice_seen(1, false));
+    simulation.step(&mut only_s1_fails);
+    for n in 2..=20 {
+        simulation.seen(service_seen(n));
+    }
+    simulation.step(&mut only_s1_fails);
+    assert_eq!(simulation.registrations.len(), 20, "no time has passed");
+    assert!(!simulation.bridge.is_settled(), "it may still pass");
+
+    for n in 21..=40 {
+        simulation.now += Duration::from_secs(6);
+        simulation.bridge.wake(simulation.now);
+        simulation.seen(service_seen(n));
+        simulation.step(&mut only_s1_fails);
+    }
+    let problems: Vec<Reason> =
+        simulation.bridge.problems().iter().map(|(_, _, problem)| problem.reason).collect();
+    assert_eq!(problems, [Reason::Failing]);
+    assert!(simulation.bridge.is_settled(), "nobody waits for it any more");
+    simulation.take_sent();
+    for _ in 0..10 {
+        simulation.now += Duration::from_secs(30);
+        simulation.bridge.wake(simulation.now);
+        simulation.step(&mut only_s1_fails);
+    }
+    let tries = simulation.take_sent();
+    assert!((4..=8).contains(&tries), "{tries} tries in five minutes");
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_lone_record_that_fails_is_a_problem_once_consul_is_known_to_read() {
+    let mut simulation = in_step(1);
+    simulation.seen(slice_seen(1, false));
+    for _ in 0..100 {
+        simulation.bridge.wake(simulation.now);
+        simulation.step(&mut |_| Fate::Failed);
+        simulation.now = simulation.bridge.next_timer().unwrap().max(simulation.now);
+    }
+    assert_eq!(simulation.bridge.problems().count(), 0, "nothing shows that Consul is there");
+    for _ in 0..6 {
+        simulation.read_back();
+        simulation.bridge.wake(simulation.now);
+        simulation.step(&mut |_| Fate::Failed);
+        simulation.now += Duration::from_secs(60);
+    }
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    assert!(simulation.bridge.is_settled());
+}
+
 #[test]
 fn a_record_in_flight_is_left_alone_until_its_answer() {
     let mut simulation = in_step(1);

@@ -124,13 +124,13 @@ impl Bridge {
     fn tell_report(&mut self, report: Report) {
         match report {
             Report::InStep { service, written, removed, instances } => {
-                let ObjectKey { namespace, name } = &service;
+                let (namespace, name) = (&service.namespace, &service.name);
                 tracing::info!(%namespace, service = %name, instances, written, removed, "registered");
             }
             Report::Problem(kind, key, problem) => self.tell_problem(kind, key, problem),
             Report::Solved(kind, key, problem) => {
                 self.problem_gauge(&problem, -1);
-                let ObjectKey { namespace, name } = &key;
+                let (namespace, name) = (&key.namespace, &key.name);
                 tracing::info!(kind = kind.as_str(), %namespace, %name, "solved: {problem}");
             }
             Report::Held { cause, lost, total } => tracing::warn!(
