@@ -1,4 +1,5 @@
 mod nodes;
+mod table;
 
 use std::collections::BTreeMap;
 
