@@ -311,7 +311,7 @@ impl<'a> Row<'a> {
 
     /// What is wrong with the row, in either order of arrival.
     fn failure(&self) -> Option<String> {
-        let forwards = self.found(self.objects.iter());
+        let forwards = self.found(&self.objects);
         let backwards = self.found(self.objects.iter().rev());
         let failure = |found: Vec<String>| {
             (found != self.result).then(|| format!("{}\n    found {}", self.line, found.join("; ")))
@@ -319,14 +319,15 @@ impl<'a> Row<'a> {
         failure(forwards).or_else(|| failure(backwards))
     }
 
-    fn found<'o>(&self, objects: impl Iterator<Item = &'o SeenObject> + Clone) -> Vec<String> {
+    fn found<'o>(&self, objects: impl IntoIterator<Item = &'o SeenObject>) -> Vec<String> {
+        let objects: Vec<&SeenObject> = objects.into_iter().collect();
         let mut simulation = Simulation::new(self.settings.clone());
         simulation.bridge.set_foreign_names(self.foreign.clone());
         simulation.read_back();
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             if kind != Kind::Node || self.has_nodes {
-                let of_kind = objects.clone().filter(|object| object.kind() == kind);
-                simulation.list(kind, of_kind.cloned());
+                let of_kind = objects.iter().filter(|object| object.kind() == kind);
+                simulation.list(kind, of_kind.map(|object| SeenObject::clone(object)));
             }
         }
         simulation.settle();
