@@ -51,7 +51,7 @@ impl OwnNode {
 }
 
 impl Place {
-    /// A Service of type NodePort without a selector; gives its node port.
+    /// A Service of type `NodePort` without a selector; gives its node port.
     async fn node_port_service(&self, name: &str, annotations: Value) -> Result<u16> {
         let object = json!({
             "metadata": {"name": name, "annotations": annotations},

@@ -1,5 +1,6 @@
 mod catalog;
 mod nodes;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
