@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Kubernetes, Port, Program, ProgramOptions, data_folder, program_path};
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, ends_with, kube_consul, manifest};
+use crate::support::{Bridge, DEADLINE, kube_consul, manifest};
 
 const NAMESPACE: &str = "kube-consul";
 const SERVER_SIDE: [&str; 2] = ["--server-side", "--force-conflicts"];
@@ -150,7 +150,7 @@ async fn the_bridge_takes_the_flags_and_variables_of_the_manifests() -> Result<(
         ensure!(proxy_flags.contains(&"--port=8001".to_owned()), "{proxy_flags:?}");
         let local = format!("http://127.0.0.1:{}", api.number());
         let arguments = arguments.iter().map(|it| it.replace(proxy, &local));
-        let mut command = kube_consul().args(arguments).args(["--once", "--timeout=1s"]);
+        let mut command = kube_consul().args(arguments);
         for variable in bridge["env"].as_array().into_iter().flatten() {
             let name = variable["name"].as_str().context("a variable without a name")?;
             command = match name {
@@ -159,8 +159,11 @@ async fn the_bridge_takes_the_flags_and_variables_of_the_manifests() -> Result<(
                 _ => command.env(name, "of the pod"),
             };
         }
-        let said = ends_with(1, command).await.with_context(|| overlay.to_owned())?;
-        ensure!(said.contains("not reached within --timeout"), "{overlay}: {said}");
+        let bridge = Bridge::start(command).await?;
+        let waits = |line: &str| line.contains("waiting: for the Kubernetes API");
+        let line = bridge.program.wait_for_line("what it waits for", DEADLINE, waits).await;
+        line.with_context(|| overlay.to_owned())?;
+        bridge.stop().await?;
     }
     Ok(())
 }
