@@ -284,7 +284,7 @@ impl<'a> Row<'a> {
         }
         (slice.ports, slice.endpoints) = (ports.into(), endpoints.into());
         let name = format!("{}-{}", service.name, self.objects.len());
-        let key = ObjectKey::new(service.namespace, name);
+        let key = ObjectKey::new(service.namespace.clone(), name);
         self.objects.push(SeenObject::EndpointSlice(key, slice));
     }
 
