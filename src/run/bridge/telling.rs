@@ -22,6 +22,10 @@ use crate::kubernetes::watch::Trouble;
 /// Strays that are remembered: a screen's worth; whoever has more has read about the first.
 const MAX_STRAYS: usize = 50;
 
+/// Instances that an agent holds well: each registration walks all that it has, at 1,000 for a
+/// millisecond (`CONSUL.md`: measured, and four times that with checks).
+const CROWDED: usize = 1_000;
+
 /// What is remembered only to be told.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -29,6 +33,8 @@ pub(super) struct Tally {
     watch_troubles: BTreeMap<Kind, String>,
     /// Whether the first reconciliation was ever done.
     was_in_step: bool,
+    /// Whether it was said that an agent is crowded.
+    said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
     strays: BTreeSet<String>,
 }
@@ -68,6 +74,16 @@ impl Tally {
         }
     }
 
+    fn tell_crowd(&mut self, registrations: usize) {
+        if registrations > CROWDED && !std::mem::replace(&mut self.said_crowded, true) {
+            tracing::warn!(
+                registrations,
+                "an agent is meant for up to {CROWDED} instances: it walks all of them for each \
+                 change, and they come and go with it; --sink catalog is for more"
+            );
+        }
+    }
+
     /// Says once what is found where nothing of ours belongs.
     pub(super) fn stray(&mut self, what: String) {
         if self.strays.len() < MAX_STRAYS && !self.strays.contains(&what) {
@@ -99,6 +115,9 @@ impl Bridge {
         metrics.services.set(gauge(self.state.world().service_count()));
         metrics.registrations.set(gauge(self.state.ledger().registration_count()));
         metrics.reverse_records.set(gauge(self.state.ledger().reverse_count()));
+        if matches!(self.sink, Sink::Agent(_)) {
+            self.tally.tell_crowd(self.state.ledger().registration_count());
+        }
         metrics.backlog.set(gauge(self.state.backlog()));
         metrics.holding.set(i64::from(self.state.is_holding()));
         let readiness = if self.is_ready() {
