@@ -47,8 +47,8 @@ impl Reader<'_> {
     /// Waits until it has seen that a Service alone has the name.
     async fn wait_for(&self, owner: &str) -> Result<()> {
         let mut seen = self.seen.subscribe();
-        let sees = seen.wait_for(|seen| seen.last().is_some_and(|last| *last == [owner]));
-        tokio::time::timeout(DEADLINE, sees)
+        let its = seen.wait_for(|seen| seen.last().is_some_and(|last| *last == [owner]));
+        tokio::time::timeout(DEADLINE, its)
             .await
             .with_context(|| format!("{owner} not seen"))??;
         Ok(())
