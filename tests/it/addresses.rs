@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use hickory_resolver::proto::rr::RecordType::{A, ANY, SRV};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube_consul_stack::eventually;
 use serde_json::{Value, json};
 
@@ -114,6 +115,25 @@ fn shown(instance: &Value) -> String {
     format!("{address}:{}{mark}", service["Port"])
 }
 
+/// The Event on a node, which has no namespace.
+async fn shown_as_event(place: &Place, node: &OwnNode) -> Result<()> {
+    let events: Api<Event> = Api::namespaced(place.kubernetes.client()?, "default");
+    eventually(DEADLINE, || async {
+        let list = events.list(&ListParams::default()).await?.items;
+        let about = |event: &&Event| {
+            let regarding = event.regarding.clone().unwrap_or_default();
+            regarding.kind.as_deref() == Some("Node")
+                && regarding.name.as_ref() == Some(&node.name)
+                && event.reason.as_deref() == Some("Incomplete")
+        };
+        list.iter()
+            .find(about)
+            .map(drop)
+            .ok_or_else(|| anyhow::anyhow!("no Event on {}", node.name))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn an_annotation_chooses_the_addresses() -> Result<()> {
     let place = Place::new("addresses").await?;
@@ -157,6 +177,7 @@ async fn node_ports_follow_the_nodes() -> Result<()> {
     let one = OwnNode::create(&place, "one", &one).await?;
     let two = [("InternalIP", "198.51.100.2"), ("InternalIP", "fd00::2")];
     let two = OwnNode::create(&place, "two", &two).await?;
+    let odd = OwnNode::create(&place, "odd", &[("InternalIP", "nowhere")]).await?;
     let port = place.node_port_service("web", json!({})).await?;
     place.endpoints_on("web", &[&one], true).await?;
     let command = place.command().await?.arg("--address=node-port");
@@ -171,6 +192,12 @@ async fn node_ports_follow_the_nodes() -> Result<()> {
     let at_one = instances.iter().find(|it| it["Service"]["Address"] == "198.51.100.1");
     let node = &at_one.context("no instance at one")?["Service"]["Meta"]["external-k8s-node-name"];
     ensure!(*node == json!(one.name), "{node}");
+
+    let told = bridge.problems_of("", &odd.name).await?;
+    ensure!(told.len() == 1 && told[0]["kind"] == "Node", "{told:?}");
+    ensure!(told[0]["message"].as_str().is_some_and(|it| it.contains("nowhere")), "{told:?}");
+    shown_as_event(&place, &odd).await?;
+    odd.delete().await?;
 
     place.patch("web", &json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
     place.wait_for_addresses("web", "", &[&first]).await?;

@@ -7,33 +7,52 @@ use hickory_resolver::proto::rr::RecordType::A;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::Api;
 use kube_consul_stack::{Endpoint, ServiceKind};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::support::{Bridge, Place};
+use crate::support::{Bridge, DEADLINE, Place};
 
 const NAME: &str = "kube-consul.io/service-name";
 
-/// Who was seen to have a name, in the order in which they were: each change once.
-async fn follow(
-    place: &Place,
-    name: &str,
-    mut end: watch::Receiver<bool>,
-) -> Result<Vec<Vec<String>>> {
-    let mut seen: Vec<Vec<String>> = Vec::new();
-    while !*end.borrow_and_update() {
-        let instances = place.instances(name).await?;
-        let owner = |it: &serde_json::Value| {
-            it["Service"]["Meta"]["external-k8s-service"].as_str().unwrap_or_default().to_owned()
-        };
-        let mut owners: Vec<String> = instances.iter().map(owner).collect();
-        owners.sort();
-        if seen.last() != Some(&owners) {
-            seen.push(owners);
+/// A reader that polls who has a name.
+struct Reader<'a> {
+    place: &'a Place,
+    name: &'a str,
+    /// Each change of what it saw.
+    seen: watch::Sender<Vec<Vec<String>>>,
+}
+
+impl Reader<'_> {
+    /// Polls without end.
+    async fn poll(&self) -> Result<()> {
+        loop {
+            let instances = self.place.instances(self.name).await?;
+            let owner = |it: &Value| {
+                let meta = &it["Service"]["Meta"];
+                meta["external-k8s-service"].as_str().unwrap_or_default().to_owned()
+            };
+            let mut owners: Vec<String> = instances.iter().map(owner).collect();
+            owners.sort();
+            self.seen.send_if_modified(|seen| {
+                let changed = seen.last() != Some(&owners);
+                if changed {
+                    seen.push(owners);
+                }
+                changed
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(seen)
+
+    /// Waits until it has seen that a Service alone has the name.
+    async fn wait_for(&self, owner: &str) -> Result<()> {
+        let mut seen = self.seen.subscribe();
+        let its = seen.wait_for(|seen| seen.last().is_some_and(|last| *last == [owner]));
+        tokio::time::timeout(DEADLINE, its)
+            .await
+            .with_context(|| format!("{owner} not seen"))??;
+        Ok(())
+    }
 }
 
 #[tokio::test]
@@ -41,30 +60,39 @@ async fn a_name_changes_hands_with_its_first_claimant_and_stays_there() -> Resul
     let place = Place::new("conflict").await?;
     let bridge = place.bridge().await?;
     let (namespace, dns) = (place.namespace.as_str(), place.dns()?);
-    let (ended, end) = watch::channel(false);
+    let reader = Reader { place: &place, name: "api", seen: watch::Sender::default() };
     let script = async {
         // The one that asks by annotation comes first and has the name until its owner comes.
         place.web("late", &[("http", 80)]).await?;
         place.annotate("late", json!({NAME: "api"})).await?;
         let late = place.cluster_ip("late").await?;
-        dns.wait_for("api.service.consul", A, &[&late]).await?;
+        reader.wait_for("late").await?;
         for _ in 0..3 {
             place.web("api", &[("http", 80)]).await?;
             let address = place.cluster_ip("api").await?;
+            reader.wait_for("api").await?;
             dns.wait_for("api.service.consul", A, &[&address]).await?;
             let told = bridge.wait_for_problem(namespace, "late", "NameConflict").await?;
             ensure!(told.contains(&format!("{namespace}/api")), "{told}");
             place.delete("api").await?;
+            reader.wait_for("late").await?;
             dns.wait_for("api.service.consul", A, &[&late]).await?;
             bridge.wait_for_no_problem(namespace, "late").await?;
         }
-        ended.send(true)?;
         Ok(())
     };
-    let (seen, ()) = tokio::try_join!(follow(&place, "api", end), script)?;
+    tokio::select! {
+        outcome = reader.poll() => outcome?,
+        outcome = script => outcome?,
+    }
     // Between two holders both may be seen for a moment, or none. Whoever has got it keeps it.
-    let holders = seen.iter().filter(|owners| owners.len() == 1).map(|owners| owners[0].as_str());
-    let holders: Vec<&str> = holders.collect();
+    let seen = reader.seen.borrow().clone();
+    let mut holders: Vec<&str> = Vec::new();
+    for owners in seen.iter().filter(|owners| owners.len() == 1) {
+        if holders.last() != Some(&owners[0].as_str()) {
+            holders.push(&owners[0]);
+        }
+    }
     ensure!(holders == ["late", "api", "late", "api", "late", "api", "late"], "{seen:?}");
     ensure!(bridge.status().await?["problems"] == json!([]));
     Ok(())
