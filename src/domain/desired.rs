@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::annotations::{NameOverride, Overrides, overrides};
 use super::claims::{Class, Rank};
-use super::names::ObjectKey;
+use super::names::{ObjectKey, lookup_form};
 use super::object::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType};
 use super::problem::{Problem, Reason};
 use super::record::{CLUSTER_META, Check, Registration};
@@ -64,6 +64,15 @@ pub enum Permit {
     Unknown,
 }
 
+/// An instance that may not have the name that it wants.
+#[derive(Debug)]
+pub struct Blocked {
+    /// The instance, under the name that it wants.
+    pub registration: Registration,
+    /// The reverse key of its address, where that has one.
+    pub reverse: Option<Box<str>>,
+}
+
 /// What ought to be in Consul for one Service.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -72,6 +81,11 @@ pub struct Desired {
     /// Instances that wait until it is known whether others hold their name: neither written
     /// nor removed.
     pub undecided: BTreeSet<Box<str>>,
+    /// Instances whose name others hold. What is registered of them already stays under the name
+    /// that it has.
+    pub blocked: Vec<Blocked>,
+    /// Whether some stay so.
+    pub keeps_former_name: bool,
     /// Its reverse keys, each with the Consul service name that the record would point to.
     pub reverse: BTreeMap<Box<str>, Box<str>>,
     /// What is wrong with it.
@@ -113,17 +127,18 @@ pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted
 }
 
 impl Wanted {
-    /// The claims to names that follow, for [`super::claims::NameClaims`].
+    /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
+    /// Consul looks them up.
     pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
         let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
         let mut claims = BTreeMap::new();
         for port in &self.ports {
             if let Some(fallback) = &port.fallback {
-                claims.entry((&**fallback).into()).or_insert_with(|| rank(Class::Suffixed));
+                claims.entry(lookup_form(fallback).into()).or_insert_with(|| rank(Class::Suffixed));
             }
         }
         for port in self.ports.iter().rev() {
-            claims.insert((&*port.name).into(), rank(port.class));
+            claims.insert(lookup_form(&port.name).into(), rank(port.class));
         }
         claims
     }
@@ -145,12 +160,12 @@ pub fn desired<'a>(
         key,
         service,
         overrides: &overrides,
-        decided: true,
+        standing: Standing::Granted,
         out: Desired::default(),
     };
     for wanted in &ports {
-        if let Some((name, decided)) = permitted_name(wanted, join, permit, &mut problems) {
-            builder.decided = decided;
+        if let Some((name, standing)) = permitted_name(wanted, join, permit, &mut problems) {
+            builder.standing = standing;
             builder.port(name, &service.ports[wanted.index], slices.clone());
         }
     }
@@ -207,7 +222,7 @@ fn wanted_ports(
         else {
             continue;
         };
-        if name == CONSULS_OWN_NAME && class != Class::Annotated {
+        if lookup_form(&name) == CONSULS_OWN_NAME && class != Class::Annotated {
             problems.push(Problem::new(
                 Reason::InvalidName,
                 "the name \"consul\" is that of Consul's own servers; \
@@ -286,13 +301,21 @@ fn dns_problem(name: &str) -> Option<Problem> {
     })
 }
 
-/// The name under which a wanted port is registered, if under any, and whether that is decided.
+/// Whether a port may be registered under its name, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Granted,
+    Undecided,
+    Blocked,
+}
+
+/// The name that a wanted port is to have, if any, and whether it may.
 fn permitted_name<'w>(
     wanted: &'w WantedPort,
     join: bool,
     permit: &impl Fn(&str, bool) -> Permit,
     problems: &mut Vec<Problem>,
-) -> Option<(&'w str, bool)> {
+) -> Option<(&'w str, Standing)> {
     let foreign = |name: &str, consequence: &str| {
         Problem::new(
             Reason::ForeignName,
@@ -306,15 +329,15 @@ fn permitted_name<'w>(
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
         match permit(name, join) {
-            Permit::Granted => return Some((name, true)),
-            Permit::Unknown => return Some((name, false)),
+            Permit::Granted => return Some((name, Standing::Granted)),
+            Permit::Unknown => return Some((name, Standing::Undecided)),
             Permit::ForeignToo => {
                 problems.push(foreign(name, "what is registered already stays"));
-                return Some((name, true));
+                return Some((name, Standing::Granted));
             }
             Permit::Foreign => {
-                problems.push(foreign(name, "it is not registered"));
-                return None;
+                problems.push(foreign(name, "it is not registered under it"));
+                return Some((name, Standing::Blocked));
             }
             Permit::Taken(holder) if wanted.fallback.as_ref().is_none_or(|last| last == name) => {
                 problems.push(Problem::new(
@@ -341,8 +364,8 @@ struct Builder<'a> {
     key: &'a ObjectKey,
     service: &'a Service,
     overrides: &'a Overrides,
-    /// Whether the port at hand may be registered under its name, as far as that is known.
-    decided: bool,
+    /// That of the port at hand.
+    standing: Standing,
     out: Desired,
 }
 
@@ -461,15 +484,17 @@ impl Builder<'_> {
     }
 
     fn instance(&mut self, name: &str, port: &ServicePort, target: Target<'_>) {
-        if let Some(address) = target.reverse
-            && self.settings.reverse != ReverseScope::Off
+        let reverse = target.reverse.filter(|_| self.settings.reverse != ReverseScope::Off);
+        let reverse: Option<Box<str>> = reverse.map(|address| reverse_key(address).into());
+        if let Some(key) = &reverse
+            && self.standing != Standing::Blocked
         {
             // The primary port comes first: its name stands in the reverse record.
-            self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
+            self.out.reverse.entry(key.clone()).or_insert_with(|| name.into());
         }
         let id =
             registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
-        if !self.decided {
+        if self.standing == Standing::Undecided {
             self.out.undecided.insert(id);
             return;
         }
@@ -489,7 +514,11 @@ impl Builder<'_> {
             weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
             check,
         };
-        self.out.registrations.insert(id, registration);
+        if self.standing == Standing::Blocked {
+            self.out.blocked.push(Blocked { registration, reverse });
+        } else {
+            self.out.registrations.insert(id, registration);
+        }
     }
 
     /// Namespace and port name, for nested DNS names, then what the annotation asks for.
