@@ -373,17 +373,18 @@ impl Reconciler {
 
     /// Sets the Consul names under which others than a bridge hold instances.
     pub fn set_foreign_names(&mut self, names: ForeignNames) {
-        let Some(before) = self.foreign.replace(names.clone()) else {
+        let Some(before) = self.foreign.take() else {
+            self.foreign = Some(names);
             return self.mark_all_dirty();
         };
         let all = before.keys().chain(names.keys());
-        let changed: BTreeSet<&Box<str>> =
-            all.filter(|name| before.get(*name) != names.get(*name)).collect();
+        let changed = all.filter(|name| before.get(*name) != names.get(*name));
         for name in changed {
             for claimant in self.names.claimants(name) {
                 self.dirty.push(claimant);
             }
         }
+        self.foreign = Some(names);
     }
 
     /// Sets the service IDs that the agent has and the catalog lacks, for longer than the agent

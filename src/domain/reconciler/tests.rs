@@ -823,7 +823,7 @@ fn a_lone_record_that_fails_is_a_problem_once_consul_is_known_to_read() {
         simulation.read_back();
         simulation.bridge.wake(simulation.now);
         simulation.step(&mut |_| Fate::Failed);
-        simulation.now += Duration::from_secs(60);
+        simulation.now += Duration::from_mins(1);
     }
     assert_eq!(simulation.bridge.problems().count(), 1);
     assert!(simulation.bridge.is_settled());
