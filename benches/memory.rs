@@ -5,7 +5,6 @@
 //! Each mode runs in a process of its own, so that none sees what another one left. The floor is
 //! that process before the first object.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::process::{Command, ExitCode};
@@ -18,7 +17,7 @@ use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
 use kube_consul::domain::desired::{Permit, desired};
-use kube_consul::domain::names::ObjectKey;
+use kube_consul::domain::names::{ForeignNames, ObjectKey};
 use kube_consul::domain::object::{EndpointSlice, Node, Service, WatchEvent};
 use kube_consul::domain::reconciler::{Action, Moment, Reconciler};
 use kube_consul::domain::record::{
@@ -88,7 +87,7 @@ impl Bridge {
         let mut state = Reconciler::new(settings.clone());
         let zone = ReverseZone { datacenter: "dc1".into(), domain: "consul".into() };
         state.set_reverse_zone(Some(zone.clone()));
-        state.set_foreign_names(HashSet::new());
+        state.set_foreign_names(ForeignNames::new());
         Self { settings, zone, state, now: Duration::from_secs(1) }
     }
 

@@ -13,7 +13,7 @@ use super::error::Error;
 use super::sentinel;
 use super::stream::{Item, Layout};
 use super::wire::{CheckEntry, KeyEntry, ServiceEntry, decode};
-use crate::domain::names::ClusterName;
+use crate::domain::names::{ClusterName, ForeignNames, Holders, lookup_form};
 use crate::domain::record::{
     CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK,
 };
@@ -219,29 +219,36 @@ impl Client {
         certain(evidence, found.is_none(), what).map(|()| found)
     }
 
-    /// The names under which others than bridges and consul-k8s hold instances. `is_held` are
-    /// the names that need no answer: those that we hold already.
+    /// The names under which others than bridges and consul-k8s hold instances, and whether
+    /// `cluster` holds some there too. `is_held` are the names that need no answer: those that we
+    /// hold already.
     ///
     /// A Consul that does not know the filter ignores it and lists all names: these are then
-    /// looked up one by one, but for those held.
-    pub async fn service_names_not_ours(
+    /// looked up one by one, but for those held, and none counts as the cluster's.
+    pub async fn foreign_names(
         &self,
+        cluster: &ClusterName,
         is_held: impl Fn(&str) -> bool + Send + Sync,
-        mut each: impl FnMut(&str) + Send,
-    ) -> Result<(), Unknown> {
+    ) -> Result<ForeignNames, Unknown> {
+        let mut foreign = ForeignNames::new();
+        let mut note = |name: &str| {
+            foreign.insert(lookup_form(name).into(), Holders::Others);
+        };
         // A filter that no service passes shows whether filters are heeded.
         let mut unheeded = false;
         self.service_names(r#"ServiceName == """#, |_| unheeded = true).await?;
         let filter = foreign_filter();
         if !unheeded {
-            let mut count = 0_usize;
-            let evidence = self
-                .service_names(&filter, |name| {
-                    count += 1;
-                    each(name);
-                })
-                .await?;
-            return certain(evidence, count == 0, CATALOG_SERVICES);
+            let evidence = self.service_names(&filter, note).await?;
+            certain(evidence, foreign.is_empty(), CATALOG_SERVICES)?;
+            let ours = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
+            let share = |name: &str| {
+                if let Some(holders) = foreign.get_mut(&*lookup_form(name)) {
+                    *holders = Holders::OthersAndOurs;
+                }
+            };
+            self.service_names(&ours, share).await?;
+            return Ok(foreign);
         }
         let mut names: Vec<String> = Vec::new();
         self.service_names("", |name| {
@@ -252,10 +259,10 @@ impl Client {
         .await?;
         for name in names {
             if self.has_instance(&name, &filter).await? {
-                each(&name);
+                note(&name);
             }
         }
-        Ok(())
+        Ok(foreign)
     }
 
     /// Service names that pass the filter.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::names::ObjectKey;
+use super::names::{ObjectKey, lookup_form};
 use super::record::Fingerprint;
 
 /// Up to this many instances a Service's list has no room to spare.
@@ -16,7 +16,7 @@ pub struct Ledger {
     registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
     /// Reverse keys that are ours, or that we want and others have.
     reverse: HashMap<Box<str>, KnownReverse>,
-    /// Registrations under each Consul name.
+    /// Registrations under each Consul name, in the form in which Consul looks it up.
     names: HashMap<Arc<str>, usize>,
     registration_count: usize,
     /// Registrations of each namespace.
@@ -186,14 +186,14 @@ impl Ledger {
         self.namespaces.get(namespace).copied().unwrap_or(0)
     }
 
-    /// The Consul names that registrations are under.
+    /// The Consul names that registrations are under, as [`lookup_form`] has them.
     pub fn names(&self) -> impl Iterator<Item = Arc<str>> {
         self.names.keys().cloned()
     }
 
-    /// Whether any registration is under this Consul name.
+    /// Whether any registration is under this Consul name, however it is written.
     pub fn holds_name(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.names.contains_key(&*lookup_form(name))
     }
 
     /// Has every registration written once more, whatever it says.
@@ -212,19 +212,21 @@ impl Ledger {
     }
 
     fn count_name(&mut self, name: &str) -> Arc<str> {
-        let shared =
-            self.names.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone());
-        *self.names.entry(Arc::clone(&shared)).or_default() += 1;
+        let form = lookup_form(name);
+        let known = self.names.get_key_value(&*form).map(|(form, _)| Arc::clone(form));
+        let form = known.unwrap_or_else(|| form.into());
+        *self.names.entry(Arc::clone(&form)).or_default() += 1;
         self.registration_count += 1;
-        shared
+        if *form == *name { form } else { name.into() }
     }
 
     fn uncount_name(&mut self, name: &str) {
-        if let Some(count) = self.names.get_mut(name) {
+        let form = lookup_form(name);
+        if let Some(count) = self.names.get_mut(&*form) {
             *count -= 1;
             self.registration_count -= 1;
             if *count == 0 {
-                self.names.remove(name);
+                self.names.remove(&*form);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Names that are parsed once, at the edge, and are valid from then on.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
@@ -24,6 +26,18 @@ pub struct Names {
 /// Name of the Kubernetes cluster whose records these are: one RFC 1123 label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ClusterName(Box<str>);
+
+/// Who holds instances under a name that others than bridges use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holders {
+    /// Others only.
+    Others,
+    /// Others, and a bridge of our cluster: this one or another replica.
+    OthersAndOurs,
+}
+
+/// Consul names, as [`lookup_form`] has them, under which others than bridges hold instances.
+pub type ForeignNames = HashMap<Box<str>, Holders>;
 
 /// A string that is not an RFC 1123 label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +98,16 @@ impl fmt::Display for ClusterName {
     }
 }
 
+/// The form of a service name by which Consul looks it up, over DNS and HTTP (tried on 1.20.1):
+/// names that differ in case only are one, although the catalog lists each as it was registered.
+pub fn lookup_form(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_uppercase) {
+        Cow::Owned(name.chars().flat_map(char::to_lowercase).collect())
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 /// Whether `text` is a label by RFC 1123 as Kubernetes reads it: lower case, at most 63 bytes.
 pub fn is_label(text: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -97,6 +121,13 @@ pub fn is_label(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn consul_looks_names_up_without_regard_to_case() {
+        for (name, form) in [("web", "web"), ("Web-1", "web-1"), ("ÄRGER", "ärger")] {
+            assert_eq!(lookup_form(name), form);
+        }
+    }
 
     #[test]
     fn a_cluster_name_is_one_label() {

@@ -26,6 +26,8 @@ pub enum Reason {
     NameConflict,
     /// Others than this program hold instances under this Consul name.
     ForeignName,
+    /// Reverse records cannot be written: the datacenter or the DNS domain is not known.
+    NoReverseZone,
     /// Others than this program hold this reverse record.
     ForeignReverseRecord,
     /// The object could not be read.
@@ -55,6 +57,7 @@ impl Reason {
             Reason::Incomplete => "Incomplete",
             Reason::NameConflict => "NameConflict",
             Reason::ForeignName => "ForeignName",
+            Reason::NoReverseZone => "NoReverseZone",
             Reason::ForeignReverseRecord => "ForeignReverseRecord",
             Reason::Undecodable => "Undecodable",
             Reason::Refused => "Refused",

@@ -120,7 +120,7 @@ impl World {
                     before.is_none_or(|before| before.object != self.services[&key].object);
                 changed.then_some(key).into_iter().collect()
             }
-            SeenObject::EndpointSlice(key, slice) => self.slice_seen(key, slice),
+            SeenObject::EndpointSlice(key, slice) => self.slice_seen(key, &slice),
             SeenObject::Node(key, node) => {
                 let was_unread = self.undecodable.remove(&(Kind::Node, key.clone())).is_some();
                 let list = self.current(Kind::Node);
@@ -140,7 +140,7 @@ impl World {
         }
     }
 
-    fn slice_seen(&mut self, key: ObjectKey, slice: EndpointSlice) -> BTreeSet<ObjectKey> {
+    fn slice_seen(&mut self, key: ObjectKey, slice: &EndpointSlice) -> BTreeSet<ObjectKey> {
         let mut changed = BTreeSet::new();
         self.undecodable.remove(&(Kind::EndpointSlice, key.clone()));
         let service = ObjectKey::new(key.namespace.clone(), &*slice.service);
@@ -149,7 +149,7 @@ impl World {
             changed.extend(self.remove(Kind::EndpointSlice, &key));
         }
         let list = self.current(Kind::EndpointSlice);
-        let slice = Listed { object: PackedSlice::new(&slice), list };
+        let slice = Listed { object: PackedSlice::new(slice), list };
         let slices = self.slices.entry(service.clone()).or_default();
         let same = match place(slices, &key) {
             Ok(place) => {

@@ -1,5 +1,6 @@
 //! The edge to Consul, against real agents.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use kube_consul::consul::read::{Consistency, Listing, Unknown};
 use kube_consul::consul::sentinel::{Lost, Sentinel};
 use kube_consul::consul::txn::{NodeBody, Operation};
 use kube_consul::consul::wire::{CheckBody, ServiceBody, readiness_check_id};
-use kube_consul::domain::names::ClusterName;
+use kube_consul::domain::names::{ClusterName, Holders};
 use kube_consul::domain::record::{
     Answer, CLUSTER_META, Check, ObservedRegistration, ObservedReverse, Registration, ReverseOwner,
     ReverseRecord, Write,
@@ -202,14 +203,14 @@ async fn without_rights_nothing_is_known_and_nothing_is_absent() {
     let blank = client(consul.url());
     assert!(matches!(agent(&blank).await, Err(Unknown::NotAuthoritative { .. })));
     assert!(matches!(reverse(&blank).await, Err(Unknown::NotAuthoritative { .. })));
-    let names = blank.service_names_not_ours(|_| false, |_| ()).await;
+    let names = blank.foreign_names(&"c".parse().unwrap(), |_| false).await;
     assert!(matches!(names, Err(Unknown::NotAuthoritative { .. })), "{names:?}");
     let key = blank.reverse_record("0.1/a").await;
     assert!(matches!(&key, Err(Unknown::Failed { source: Error::Denied { .. }, .. })), "{key:?}");
 
     let limited = client_with(consul.url(), LIMITED);
     assert!(matches!(reverse(&limited).await, Err(Unknown::Filtered { .. })));
-    let names = limited.service_names_not_ours(|_| false, |_| ()).await;
+    let names = limited.foreign_names(&"c".parse().unwrap(), |_| false).await;
     assert!(matches!(names, Err(Unknown::Filtered { .. })), "{names:?}");
     let node = consul.node();
     let catalog =
@@ -340,7 +341,7 @@ fn futures_can_be_sent() {
     let reader = client.clone();
     sent(async move { reader.reverse_records(Consistency::Default, drop).await });
     let reader = client.clone();
-    sent(async move { reader.service_names_not_ours(|_| true, |_| ()).await });
+    sent(async move { reader.foreign_names(&"c".parse().unwrap(), |_| true).await });
     let owner = OwnerKey::new(client.clone(), &cluster());
     sent(async move { owner.claim("uid", None).await });
     let sentinel = Sentinel::new(client, cluster());
@@ -490,16 +491,14 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
     let recorder = HttpRecorder::start(consul.url()).await.unwrap();
     let client = client(&recorder.url());
     let names = async |held: &'static str| {
-        let mut names = Vec::new();
-        client
-            .service_names_not_ours(move |name| name == held, |name| names.push(name.to_owned()))
-            .await
-            .map(|()| {
-                names.sort();
-                names
-            })
+        let names = client.foreign_names(&"c".parse().unwrap(), |name| name == held).await;
+        names.map(|names| names.into_iter().collect::<BTreeMap<_, _>>())
     };
-    let expected = ["both", "consul", "foreign"];
+    let others = |names: &[&str]| -> BTreeMap<Box<str>, Holders> {
+        names.iter().map(|name| ((*name).into(), Holders::Others)).collect()
+    };
+    let mut expected = others(&["consul", "foreign"]);
+    expected.insert("both".into(), Holders::OthersAndOurs);
     eventually(PATIENCE, || async {
         let found = names("").await?;
         anyhow::ensure!(found == expected, "found {found:?}");
@@ -510,8 +509,8 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
 
     let all = consul.api().get("/v1/catalog/services").await.unwrap().to_string();
     recorder.fault(Fault::Answer(StatusCode::OK, all), path_begins("/v1/catalog/services"));
-    assert_eq!(names("").await.unwrap(), expected);
-    assert_eq!(names("both").await.unwrap(), ["consul", "foreign"]);
+    assert_eq!(names("").await.unwrap(), others(&["both", "consul", "foreign"]));
+    assert_eq!(names("both").await.unwrap(), others(&["consul", "foreign"]));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{Desired, Wanted, port_label};
+use super::{Blocked, Desired, Standing, Wanted, port_label};
 use crate::domain::annotations::Overrides;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort};
@@ -25,8 +25,8 @@ pub(super) struct Builder<'a> {
     service: &'a Service,
     overrides: &'a Overrides,
     mode: AddressMode,
-    /// Whether the port at hand may be registered under its name, as far as that is known.
-    decided: bool,
+    /// Whether the port at hand may be registered under its name.
+    standing: Standing,
     out: Desired,
 }
 
@@ -63,7 +63,7 @@ impl<'a> Builder<'a> {
             service,
             overrides: &wanted.overrides,
             mode: wanted.address,
-            decided: true,
+            standing: Standing::Granted,
             out: Desired::default(),
         }
     }
@@ -71,12 +71,12 @@ impl<'a> Builder<'a> {
     /// Adds the instances of one port under a name, of which it says whether it may be used.
     pub(super) fn port<'s>(
         &mut self,
-        (name, decided): (&str, bool),
+        (name, standing): (&str, Standing),
         port: &ServicePort,
         slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) {
-        self.decided = decided;
+        self.standing = standing;
         let targets = match self.mode {
             AddressMode::Endpoints => self.endpoint_targets(port, slices),
             AddressMode::NodePort => self.node_targets(port, slices, nodes),
@@ -247,15 +247,17 @@ impl<'a> Builder<'a> {
     }
 
     fn instance(&mut self, name: &str, port: &ServicePort, target: Target<'_>) {
-        if let Some(address) = target.reverse
-            && self.settings.reverse != ReverseScope::Off
+        let reverse = target.reverse.filter(|_| self.settings.reverse != ReverseScope::Off);
+        let reverse: Option<Box<str>> = reverse.map(|address| reverse_key(address).into());
+        if let Some(key) = &reverse
+            && self.standing != Standing::Blocked
         {
             // The primary port comes first: its name stands in the reverse record.
-            self.out.reverse.entry(reverse_key(address).into()).or_insert_with(|| name.into());
+            self.out.reverse.entry(key.clone()).or_insert_with(|| name.into());
         }
         let id =
             registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
-        if !self.decided {
+        if self.standing == Standing::Undecided {
             self.out.undecided.insert(id);
             return;
         }
@@ -275,7 +277,11 @@ impl<'a> Builder<'a> {
             weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
             check,
         };
-        self.out.registrations.insert(id, registration);
+        if self.standing == Standing::Blocked {
+            self.out.blocked.push(Blocked { registration, reverse });
+        } else {
+            self.out.registrations.insert(id, registration);
+        }
     }
 
     /// Namespace and port name, for nested DNS names, then what the annotation asks for.

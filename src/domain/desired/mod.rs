@@ -8,7 +8,7 @@ use std::sync::Arc;
 use self::instances::Builder;
 use super::annotations::{NameOverride, Overrides, overrides};
 use super::claims::{Class, Rank};
-use super::names::ObjectKey;
+use super::names::{ObjectKey, lookup_form};
 use super::object::{EndpointSlice, Node, Service, ServicePort, ServiceType};
 use super::problem::{Problem, Reason};
 use super::record::Registration;
@@ -62,6 +62,15 @@ pub enum Permit {
     Unknown,
 }
 
+/// An instance that may not have the name that it wants.
+#[derive(Debug)]
+pub struct Blocked {
+    /// The instance, under the name that it wants.
+    pub registration: Registration,
+    /// The reverse key of its address, where that has one.
+    pub reverse: Option<Box<str>>,
+}
+
 /// What ought to be in Consul for one Service.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -70,6 +79,11 @@ pub struct Desired {
     /// Instances that wait until it is known whether others hold their name: neither written
     /// nor removed.
     pub undecided: BTreeSet<Box<str>>,
+    /// Instances whose name others hold. What is registered of them already stays under the name
+    /// that it has.
+    pub blocked: Vec<Blocked>,
+    /// Whether some stay so.
+    pub keeps_former_name: bool,
     /// Its reverse keys, each with the Consul service name that the record would point to.
     pub reverse: BTreeMap<Box<str>, Box<str>>,
     /// Whether it cannot be told before the nodes are known: until then nothing is written, and
@@ -124,17 +138,18 @@ impl Wanted {
         !self.ports.is_empty() && self.address == AddressMode::NodePort
     }
 
-    /// The claims to names that follow, for [`super::claims::NameClaims`].
+    /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
+    /// Consul looks them up.
     pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
         let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
         let mut claims = BTreeMap::new();
         for port in &self.ports {
             if let Some(fallback) = &port.fallback {
-                claims.entry((&**fallback).into()).or_insert_with(|| rank(Class::Suffixed));
+                claims.entry(lookup_form(fallback).into()).or_insert_with(|| rank(Class::Suffixed));
             }
         }
         for port in self.ports.iter().rev() {
-            claims.insert((&*port.name).into(), rank(port.class));
+            claims.insert(lookup_form(&port.name).into(), rank(port.class));
         }
         claims
     }
@@ -159,13 +174,8 @@ pub fn desired<'a>(
     let join = wanted.overrides.join.unwrap_or(settings.join_existing);
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
-        if let Some((name, decided)) = permitted_name(port, join, permit, &mut problems) {
-            builder.port(
-                (name, decided),
-                &service.ports[port.index],
-                slices.clone(),
-                nodes.clone(),
-            );
+        if let Some(named) = permitted_name(port, join, permit, &mut problems) {
+            builder.port(named, &service.ports[port.index], slices.clone(), nodes.clone());
         }
     }
     let mut desired = builder.finish();
@@ -221,7 +231,7 @@ fn wanted_ports(
         else {
             continue;
         };
-        if name == CONSULS_OWN_NAME && class != Class::Annotated {
+        if lookup_form(&name) == CONSULS_OWN_NAME && class != Class::Annotated {
             problems.push(Problem::new(
                 Reason::InvalidName,
                 "the name \"consul\" is that of Consul's own servers; \
@@ -300,13 +310,21 @@ fn dns_problem(name: &str) -> Option<Problem> {
     })
 }
 
-/// The name under which a wanted port is registered, if under any, and whether that is decided.
+/// Whether a port may be registered under its name, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Granted,
+    Undecided,
+    Blocked,
+}
+
+/// The name that a wanted port is to have, if any, and whether it may.
 fn permitted_name<'w>(
     wanted: &'w WantedPort,
     join: bool,
     permit: &impl Fn(&str, bool) -> Permit,
     problems: &mut Vec<Problem>,
-) -> Option<(&'w str, bool)> {
+) -> Option<(&'w str, Standing)> {
     let foreign = |name: &str, consequence: &str| {
         Problem::new(
             Reason::ForeignName,
@@ -320,15 +338,15 @@ fn permitted_name<'w>(
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
         match permit(name, join) {
-            Permit::Granted => return Some((name, true)),
-            Permit::Unknown => return Some((name, false)),
+            Permit::Granted => return Some((name, Standing::Granted)),
+            Permit::Unknown => return Some((name, Standing::Undecided)),
             Permit::ForeignToo => {
                 problems.push(foreign(name, "what is registered already stays"));
-                return Some((name, true));
+                return Some((name, Standing::Granted));
             }
             Permit::Foreign => {
-                problems.push(foreign(name, "it is not registered"));
-                return None;
+                problems.push(foreign(name, "it is not registered under it"));
+                return Some((name, Standing::Blocked));
             }
             Permit::Taken(holder) if wanted.fallback.as_ref().is_none_or(|last| last == name) => {
                 problems.push(Problem::new(

@@ -115,12 +115,11 @@ impl Reconciler {
             track.answers = self.outage.answers();
             track.lonely = track.lonely.saturating_add(1);
         }
-        track.trouble = Some(match track.lonely.checked_sub(LONELY_FAILURES) {
-            Some(attempt) => Trouble::Failing(now + denied_delay(attempt, record), why),
-            None => {
-                self.outage.failed(record, now);
-                Self::later(track, record, now, &why)
-            }
+        track.trouble = Some(if let Some(attempt) = track.lonely.checked_sub(LONELY_FAILURES) {
+            Trouble::Failing(now + denied_delay(attempt, record), why)
+        } else {
+            self.outage.failed(record, now);
+            Self::later(track, record, now, &why)
         });
         track.attempt = track.attempt.saturating_add(1);
     }

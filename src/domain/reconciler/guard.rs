@@ -163,6 +163,7 @@ impl Reconciler {
             return;
         }
         self.guard.confirmation = None;
+        let mut confirmed = !self.guard.suspects.is_empty();
         for (kind, key) in std::mem::take(&mut self.guard.suspects) {
             self.remove(kind, &key);
         }
@@ -172,9 +173,18 @@ impl Reconciler {
         self.guard.held = still_held;
         let released: HashMap<ObjectKey, Cause> = released;
         for service in released.into_keys() {
+            confirmed |= self.loses(&service);
             self.mark_dirty(service);
         }
-        self.reports.push(Report::Released);
+        self.reports.push(Report::Released { confirmed });
+    }
+
+    /// Whether records of the Service, or of nobody, would be removed or turn critical now.
+    fn loses(&self, service: &ObjectKey) -> bool {
+        let desired = self.desired_of(service, &|_, _| false);
+        let mut released = self.released.get(service).into_iter().flatten();
+        self.ledger.of(service).iter().any(|known| is_lost(known, &desired))
+            || released.any(|key| self.reverse.holder(key).is_none())
     }
 
     /// Takes what a complete list of one kind did not show.

@@ -36,9 +36,9 @@ use self::queue::Queue;
 use self::read_back::nobody;
 use self::repairs::Repairs;
 use super::claims::{Handover, NameClaims, ReverseClaims};
-use super::desired::{Desired, Permit, desired, is_read_label, left_out, wanted};
+use super::desired::{Blocked, Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
-use super::names::ObjectKey;
+use super::names::{ForeignNames, Holders, ObjectKey, lookup_form};
 use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
 use super::record::{Fingerprint, RecordKey, Write};
@@ -57,11 +57,13 @@ pub struct Reconciler {
     zone: Option<ReverseZone>,
     has_nodes: bool,
     /// Consul names that others than a bridge hold; `None` while that is not known.
-    foreign: Option<HashSet<Box<str>>>,
+    foreign: Option<ForeignNames>,
     world: World,
     node_watch: NodeWatch,
     ledger: Ledger,
     names: NameClaims,
+    /// Services that keep a name which they no longer claim, because others hold the new one.
+    keeping: BTreeSet<ObjectKey>,
     reverse: ReverseClaims,
     phase: Phase,
     /// Services that have to be planned.
@@ -149,8 +151,11 @@ pub enum Report {
         /// Of how many.
         total: usize,
     },
-    /// Held removals are confirmed, or no longer wanted.
-    Released,
+    /// Held removals are confirmed, or the second list showed again what was missing.
+    Released {
+        /// Whether there is something to remove.
+        confirmed: bool,
+    },
     /// A read-back found that this many records were not as we had left them.
     Repaired(usize),
 }
@@ -240,6 +245,7 @@ impl Reconciler {
             node_watch: NodeWatch::default(),
             ledger: Ledger::default(),
             names: NameClaims::default(),
+            keeping: BTreeSet::new(),
             reverse: ReverseClaims::default(),
             phase: Phase::Loading { read_back: false },
             dirty: Queue::default(),
@@ -380,17 +386,19 @@ impl Reconciler {
     }
 
     /// Sets the Consul names under which others than a bridge hold instances.
-    pub fn set_foreign_names(&mut self, names: HashSet<Box<str>>) {
-        let Some(before) = self.foreign.replace(names) else { return self.mark_all_dirty() };
-        let changed: Vec<Box<str>> = match &self.foreign {
-            Some(names) => before.symmetric_difference(names).cloned().collect(),
-            None => Vec::new(),
+    pub fn set_foreign_names(&mut self, names: ForeignNames) {
+        let Some(before) = self.foreign.take() else {
+            self.foreign = Some(names);
+            return self.mark_all_dirty();
         };
+        let all = before.keys().chain(names.keys());
+        let changed = all.filter(|name| before.get(*name) != names.get(*name));
         for name in changed {
-            for claimant in self.names.claimants(&name) {
+            for claimant in self.names.claimants(name) {
                 self.dirty.push(claimant);
             }
         }
+        self.foreign = Some(names);
     }
 
     /// Sets the service IDs that the agent has and the catalog lacks, for longer than the agent
@@ -475,8 +483,11 @@ impl Reconciler {
     }
 
     fn handed_over(&mut self, handover: Handover) {
-        // The new holder first: the name must not stand empty in between.
-        for service in [handover.to, handover.from].into_iter().flatten() {
+        // The new holder first: the name must not stand empty in between. The others are told who
+        // has it.
+        let claimants: Vec<ObjectKey> = self.names.claimants(&handover.thing).collect();
+        let keeping = std::mem::take(&mut self.keeping);
+        for service in claimants.into_iter().chain(handover.from).chain(keeping) {
             self.mark_dirty(service);
         }
     }
@@ -511,10 +522,31 @@ impl Reconciler {
             nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
         });
         let permit = |name: &str, join| self.permit(key, name, join);
-        desired(&self.settings, key, service, slices.iter(), nodes, &permit)
+        let mut desired = desired(&self.settings, key, service, slices.iter(), nodes, &permit);
+        self.keep_former_names(key, &mut desired);
+        desired
+    }
+
+    /// Instances of a Service whose new name others hold stay under the name that they have,
+    /// while no other Service wants that: nothing is removed for a move that cannot be made.
+    fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
+        for Blocked { mut registration, reverse } in std::mem::take(&mut desired.blocked) {
+            let Some(known) = self.ledger.registration(key, &registration.id) else { continue };
+            let form = lookup_form(&known.service);
+            let is_free = self.names.holder(&form).is_none_or(|holder| holder == key);
+            if is_free || self.settings.on_conflict == OnConflict::Merge {
+                registration.service = (&*known.service).into();
+                if let Some(reverse) = reverse {
+                    desired.reverse.entry(reverse).or_insert_with(|| registration.service.clone());
+                }
+                desired.registrations.insert(registration.id.clone(), registration);
+                desired.keeps_former_name = true;
+            }
+        }
     }
 
     fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {
+        let name = &*lookup_form(name);
         if self.settings.on_conflict != OnConflict::Merge
             && let Some(holder) = self.names.holder(name)
             && holder != service
@@ -522,13 +554,14 @@ impl Reconciler {
             return Permit::Taken(holder.clone());
         }
         let held = self.ledger.holds_name(name);
-        match &self.foreign {
+        match self.foreign.as_ref().map(|foreign| foreign.get(name)) {
             _ if join => Permit::Granted,
             None if held => Permit::Granted,
             None => Permit::Unknown,
-            Some(foreign) if !foreign.contains(name) => Permit::Granted,
-            Some(_) if held => Permit::ForeignToo,
-            Some(_) => Permit::Foreign,
+            Some(None) => Permit::Granted,
+            Some(Some(Holders::OthersAndOurs)) => Permit::ForeignToo,
+            Some(Some(Holders::Others)) if held => Permit::ForeignToo,
+            Some(Some(Holders::Others)) => Permit::Foreign,
         }
     }
 

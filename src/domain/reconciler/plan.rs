@@ -203,6 +203,11 @@ impl Reconciler {
             return VecDeque::new();
         }
         let desired = self.desired_of(key, &|_, _| false);
+        if desired.keeps_former_name {
+            self.keeping.insert(key.clone());
+        } else {
+            self.keeping.remove(key);
+        }
         self.claim_reverse(key, &desired);
         self.let_go(key, &desired);
         let mut draft = Draft::default();
@@ -323,6 +328,7 @@ impl Reconciler {
                 Gate::Shut => {}
             }
         }
+        self.forget_reverse_troubles(draft.puts.keys());
     }
 
     /// Reverse records are collected first: each goes with the first instance of its address,
@@ -334,10 +340,15 @@ impl Reconciler {
         now: Moment,
         draft: &mut Draft,
     ) {
-        let Some(zone) = self.zone.clone() else { return };
+        let Some(zone) = self.zone.clone() else {
+            if !desired.reverse.is_empty() {
+                draft.problems.push(no_reverse_zone());
+            }
+            return self.forget_reverse_troubles(desired.reverse.keys());
+        };
         if !desired.undecided.is_empty() {
             // A record must not lead to a name that is not registered yet.
-            return;
+            return self.forget_reverse_troubles(desired.reverse.keys());
         }
         for (reverse, service) in &desired.reverse {
             if self.reverse.holder(reverse) != Some(key) {
@@ -487,6 +498,13 @@ impl Reconciler {
         }
     }
 
+    /// These reverse records are not to be written now, so that what a write ran into is past.
+    fn forget_reverse_troubles<'k>(&mut self, keys: impl Iterator<Item = &'k Box<str>>) {
+        for key in keys {
+            self.forget_trouble(&RecordKey::Reverse(key.clone()));
+        }
+    }
+
     /// Records that the agent could not pass on.
     fn missing_in_catalog(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
         let missing =
@@ -526,6 +544,14 @@ impl Reconciler {
             })
             .collect()
     }
+}
+
+fn no_reverse_zone() -> Problem {
+    Problem::new(
+        Reason::NoReverseZone,
+        "no reverse record is written: expected the Consul datacenter and the DNS domain, found \
+         them unknown; set --datacenter and --dns-domain, or --reverse-dns off",
+    )
 }
 
 fn foreign_reverse(wanted: &ReverseRecord, found: &str) -> Problem {

@@ -51,7 +51,7 @@ impl Simulation {
             datacenter: "dc1".into(),
             domain: "consul".into(),
         }));
-        bridge.set_foreign_names(HashSet::new());
+        bridge.set_foreign_names(ForeignNames::new());
         Self {
             bridge,
             now: Moment::ZERO,
@@ -248,6 +248,10 @@ impl Simulation {
     fn take_sent(&mut self) -> usize {
         std::mem::take(&mut self.sent).len()
     }
+}
+
+fn foreign(names: &[&str]) -> ForeignNames {
+    names.iter().map(|name| ((*name).into(), Holders::Others)).collect()
 }
 
 fn cluster() -> crate::domain::names::ClusterName {
@@ -591,7 +595,7 @@ fn a_second_list_that_agrees_releases_what_is_held() {
     confirm(&mut simulation, Vec::new(), (1..=30).map(|n| slice_seen(n, true)).collect());
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0));
     assert!(!simulation.bridge.is_holding());
-    assert!(simulation.bridge.take_reports().contains(&Report::Released));
+    assert!(simulation.bridge.take_reports().contains(&Report::Released { confirmed: true }));
 }
 
 #[test]
@@ -603,6 +607,8 @@ fn a_second_list_that_disagrees_removes_nothing() {
     confirm(&mut simulation, (1..=30).map(service_seen).collect(), slices);
     assert_eq!(simulation.take_sent(), 0);
     assert!(!simulation.bridge.is_holding());
+    let unconfirmed = Report::Released { confirmed: false };
+    assert!(simulation.bridge.take_reports().contains(&unconfirmed));
 
     // At the start, too.
     let mut simulation = simulation.restarted(settings());
@@ -613,6 +619,7 @@ fn a_second_list_that_disagrees_removes_nothing() {
     let slices: Vec<_> = (1..=30).map(|n| slice_seen(n, true)).collect();
     confirm(&mut simulation, (1..=30).map(service_seen).collect(), slices);
     assert_eq!(simulation.take_sent(), 0);
+    assert!(simulation.bridge.take_reports().contains(&unconfirmed), "at the start");
 }
 
 #[test]
@@ -818,10 +825,127 @@ fn a_lone_record_that_fails_is_a_problem_once_consul_is_known_to_read() {
         simulation.read_back();
         simulation.bridge.wake(simulation.now);
         simulation.step(&mut |_| Fate::Failed);
-        simulation.now += Duration::from_secs(60);
+        simulation.now += Duration::from_mins(1);
     }
     assert_eq!(simulation.bridge.problems().count(), 1);
     assert!(simulation.bridge.is_settled());
+}
+
+fn named(n: u8, name: &str) -> SeenObject {
+    let mut service = numbered(n);
+    service.annotations.insert("kube-consul.io/service-name".into(), name.into());
+    SeenObject::Service(key(&format!("s{n}")), service)
+}
+
+fn messages(simulation: &Simulation, n: u8) -> Vec<String> {
+    let key = key(&format!("s{n}"));
+    let problems = simulation.bridge.problems().of(Kind::Service, &key);
+    problems.map(|problem| problem.message.clone()).collect()
+}
+
+#[test]
+fn names_that_differ_in_case_only_are_one() {
+    let mut simulation = in_step(2);
+    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.seen(named(3, "S1"));
+    simulation.seen(named(4, "Postgres"));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 2, "{:?}", simulation.registered());
+    assert!(messages(&simulation, 3)[0].contains("Service ns/s1"));
+    assert_eq!(messages(&simulation, 4).len(), 1);
+
+    // One that is held already stays.
+    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 3);
+    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 3);
+    assert!(messages(&simulation, 4)[0].contains("stays"));
+}
+
+#[test]
+fn a_name_that_another_replica_holds_is_taken_although_others_joined_it() {
+    let mut simulation = in_step(1);
+    simulation.bridge.set_foreign_names(foreign(&["s2", "s3"]));
+    simulation.seen(service_seen(2));
+    simulation.seen(service_seen(3));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 1);
+    let mut names = foreign(&["s2", "s3"]);
+    names.insert("s2".into(), Holders::OthersAndOurs);
+    simulation.bridge.set_foreign_names(names);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 2);
+    assert!(messages(&simulation, 2)[0].contains("stays"));
+    assert!(messages(&simulation, 3)[0].contains("not registered under it"));
+}
+
+#[test]
+fn a_service_renamed_to_a_name_of_others_keeps_the_one_it_has() {
+    let mut simulation = in_step(2);
+    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.seen(named(1, "postgres"));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    assert_eq!(messages(&simulation, 1).len(), 1);
+    simulation.seen(slice_seen(1, false));
+    simulation.settle();
+    assert_eq!(simulation.registered()[0], "s1 10.0.0.1 Critical", "its health is followed");
+
+    // Another Service wants the name that it keeps.
+    simulation.seen(named(3, "s1"));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s2 10.0.0.2 None", "s1 10.0.0.3 Critical"]);
+    simulation.deleted(Kind::Service, "s3");
+    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["postgres 10.0.0.1 Critical", "s2 10.0.0.2 None"]);
+}
+
+#[test]
+fn a_conflict_names_the_holder_of_today() {
+    let mut simulation = in_step(1);
+    for (n, created) in [(2, 9), (3, 8), (4, 7)] {
+        let SeenObject::Service(key, mut service) = named(n, "shared") else { return };
+        service.created = created;
+        simulation.seen(SeenObject::Service(key, service));
+        simulation.settle();
+    }
+    for n in [2, 3] {
+        assert!(
+            messages(&simulation, n)[0].contains("Service ns/s4"),
+            "{:?}",
+            messages(&simulation, n)
+        );
+    }
+}
+
+#[test]
+fn without_a_reverse_zone_each_service_with_an_address_has_a_problem() {
+    let mut simulation = in_step(2);
+    simulation.bridge.set_reverse_zone(None);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "what is written stays");
+    let reasons: Vec<Reason> =
+        simulation.bridge.problems().iter().map(|(_, _, problem)| problem.reason).collect();
+    assert_eq!(reasons, [Reason::NoReverseZone; 2]);
+}
+
+#[test]
+fn a_denied_reverse_record_that_is_not_to_be_written_is_no_problem() {
+    let denied = |write: &Write| match write {
+        Write::PutReverse { .. } => Fate::Denied,
+        _ => Fate::Applied,
+    };
+    let mut simulation = in_step(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| denied(write));
+    assert_eq!(messages(&simulation, 2).len(), 1);
+    simulation.bridge.set_reverse_zone(None);
+    simulation.step(&mut |write| denied(write));
+    assert_eq!(messages(&simulation, 2).len(), 1, "{:?}", messages(&simulation, 2));
+    assert!(messages(&simulation, 2)[0].contains("datacenter"));
 }
 
 #[test]
@@ -852,13 +976,13 @@ fn new_names_wait_for_the_listing_of_foreign_ones() {
     simulation.list(Kind::EndpointSlice, [slice_seen(1, true), slice_seen(2, false)]);
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None", "s2 10.0.0.2 Critical"]);
-    simulation.bridge.set_foreign_names(["s1".into(), "s3".into()].into());
+    simulation.bridge.set_foreign_names(foreign(&["s1", "s3"]));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2, "s3 is others', s1 stays");
     let problems: Vec<_> =
         simulation.bridge.problems().iter().map(|(_, k, p)| (k.clone(), p.reason)).collect();
     assert_eq!(problems, [(key("s1"), Reason::ForeignName), (key("s3"), Reason::ForeignName)]);
-    simulation.bridge.set_foreign_names(HashSet::new());
+    simulation.bridge.set_foreign_names(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
     assert_eq!(simulation.bridge.problems().count(), 0);
@@ -896,7 +1020,7 @@ fn a_new_name_waits_for_the_listing_and_keeps_what_is_registered() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "whether the name is free is not known");
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (3, 3));
-    simulation.bridge.set_foreign_names(HashSet::new());
+    simulation.bridge.set_foreign_names(ForeignNames::new());
     let mut removed = 0;
     simulation.settle_with(|write| {
         removed +=
@@ -919,7 +1043,7 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
     assert!(!simulation.bridge.is_holding());
-    simulation.bridge.set_foreign_names(HashSet::new());
+    simulation.bridge.set_foreign_names(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.take_sent(), 60, "each instance and its reverse record once");
     assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));

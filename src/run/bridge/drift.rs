@@ -14,6 +14,7 @@ use crate::consul::owner::Owner;
 use crate::consul::read::Consistency;
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::sink::Sink;
+use crate::domain::names::ForeignNames;
 use crate::domain::reconciler::Moment;
 use crate::run::Error;
 use crate::run::patience::Hush;
@@ -221,7 +222,8 @@ impl Bridge {
         if self.drift.progress >= Progress::Read && self.drift.foreign.is_due() {
             self.drift.foreign.begin();
             let held = self.state.ledger().names().collect();
-            self.jobs.push(jobs::foreign_names(self.consul.clone(), held).boxed());
+            let cluster = self.options.settings.cluster.clone();
+            self.jobs.push(jobs::foreign_names(self.consul.clone(), cluster, held).boxed());
         }
         if self.may_ask_catalog() && self.drift.catalog.is_due() {
             self.ask_catalog();
@@ -313,7 +315,7 @@ impl Bridge {
         }
     }
 
-    pub(super) fn foreign_names(&mut self, result: Result<HashSet<Box<str>>, String>) {
+    pub(super) fn foreign_names(&mut self, result: Result<ForeignNames, String>) {
         // The next reading of all hurries the next one of names.
         let until_reading = self.drift.reading.next.saturating_duration_since(Instant::now());
         let pause = if result.is_ok() { until_reading + READ_BACK_RETRY } else { READ_BACK_RETRY };

@@ -16,7 +16,7 @@ use crate::consul::owner::{ClaimError, Owner, OwnerKey};
 use crate::consul::read::{Consistency, Unknown};
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::sink::Sink;
-use crate::domain::names::ClusterName;
+use crate::domain::names::{ClusterName, ForeignNames, lookup_form};
 use crate::domain::record::{
     Answer, NamespaceNodeAnswer, ObservedRegistration, ObservedReverse, RecordKey, Write,
 };
@@ -48,7 +48,7 @@ pub(super) enum Done {
     /// Consul was read back.
     ReadBack(Result<Owner, String>),
     /// The names that others hold were read.
-    ForeignNames(Result<HashSet<Box<str>>, String>),
+    ForeignNames(Result<ForeignNames, String>),
     /// The IDs that the catalog shows on the agent's node were read.
     Catalog(Result<HashSet<Box<str>>, String>),
     /// The agent lost the sentinel, or somebody changed it.
@@ -206,17 +206,14 @@ impl ReadBack {
 }
 
 /// Reads the names under which others hold instances.
-pub(super) async fn foreign_names(client: Client, held: HashSet<Arc<str>>) -> Done {
-    let mut names = HashSet::new();
-    let result = client
-        .service_names_not_ours(
-            |name| held.contains(name),
-            |name| {
-                names.insert(name.into());
-            },
-        )
-        .await;
-    Done::ForeignNames(result.map(|()| names).map_err(|error| chain(&error)))
+pub(super) async fn foreign_names(
+    client: Client,
+    cluster: ClusterName,
+    held: HashSet<Arc<str>>,
+) -> Done {
+    let is_held = |name: &str| held.contains(&*lookup_form(name));
+    let names = client.foreign_names(&cluster, is_held).await;
+    Done::ForeignNames(names.map_err(|error| chain(&error)))
 }
 
 /// Reads which of our service IDs the catalog shows on the agent's node.

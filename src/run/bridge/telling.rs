@@ -160,7 +160,12 @@ impl Bridge {
                         "because their objects still exist; --allow-removals lets it happen",
                 }
             ),
-            Report::Released => tracing::info!("what was held back is confirmed"),
+            Report::Released { confirmed: true } => {
+                tracing::info!("what was held back is confirmed");
+            }
+            Report::Released { confirmed: false } => {
+                tracing::info!("what was missing is there again: nothing is removed");
+            }
             Report::Repaired(records) => {
                 self.told.metrics.repaired.inc_by(records as u64);
                 tracing::warn!(records, "others changed our records in Consul: repairing them");

@@ -322,7 +322,8 @@ impl<'a> Row<'a> {
     fn found<'o>(&self, objects: impl IntoIterator<Item = &'o SeenObject>) -> Vec<String> {
         let objects: Vec<&SeenObject> = objects.into_iter().collect();
         let mut simulation = Simulation::new(self.settings.clone());
-        simulation.bridge.set_foreign_names(self.foreign.clone());
+        let names: Vec<&str> = self.foreign.iter().map(|name| &**name).collect();
+        simulation.bridge.set_foreign_names(foreign(&names));
         simulation.read_back();
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             if kind != Kind::Node || self.has_nodes {
