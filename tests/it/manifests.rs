@@ -133,7 +133,7 @@ async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
 
 #[tokio::test]
 async fn the_bridge_takes_the_flags_and_variables_of_the_manifests() -> Result<()> {
-    for overlay in ["base", "acl"] {
+    for overlay in ["base", "acl", "catalog-ha"] {
         let objects = objects(overlay).await?;
         let deployment = of_kind(&objects, "Deployment")?;
         let bridge = container(deployment, "bridge")?;

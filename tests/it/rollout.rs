@@ -18,6 +18,9 @@ use crate::support::{Bridge, DEADLINE, Dns, Place, manifest};
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// How long it goes on after what was done: longer than gossip and the servers take for it.
 const AFTERWARDS: Duration = Duration::from_secs(2);
+/// Leaving takes the agent seconds. A sync of its that falls into them brings its records back,
+/// until the servers compare the catalog with their members, every minute.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(90);
 
 /// What runs in one pod.
 struct Pair {
@@ -115,7 +118,7 @@ async fn services(place: &Place) -> Result<BTreeMap<String, Vec<String>>> {
 
 /// Waits until the catalog has this many agents that are not the server.
 async fn wait_for_agents(place: &Place, wanted: usize) -> Result<()> {
-    eventually(DEADLINE, || async {
+    eventually(LEAVE_DEADLINE, || async {
         let nodes = place.consul.api().get("/v1/catalog/nodes").await?;
         let found = nodes.as_array().map_or(0, Vec::len).saturating_sub(1);
         ensure!(found == wanted, "{found} agents, want {wanted}");
