@@ -121,6 +121,7 @@ impl CatalogSink {
             Ok(_) => NamespaceNodeAnswer::Removed,
             Err(error) => match error.answer(Reach::Servers) {
                 Answer::Fenced => NamespaceNodeAnswer::Fenced,
+                Answer::Unanswered(why) => NamespaceNodeAnswer::Unanswered(why),
                 _ => NamespaceNodeAnswer::Failed(error.chain()),
             },
         }
