@@ -72,7 +72,8 @@ impl Reconciler {
         let (failed, denied) = (first(&self.failed), first(&self.denied));
         let failed = if self.outage.is_on() {
             let has_work = failed.is_some() || !self.dirty.is_empty() || self.planned.is_some();
-            (has_work && self.in_flight == 0).then_some(self.outage.next_probe())
+            let may_probe = self.phase == Phase::Running && self.in_flight == 0;
+            (has_work && may_probe).then_some(self.outage.next_probe())
         } else {
             failed
         };
