@@ -174,7 +174,11 @@ impl Reconciler {
         }
         let tracks = &mut self.tracks;
         unit.troubled.retain(|record| {
-            let in_trouble = tracks.get(record).is_some_and(|track| track.trouble.is_some());
+            // One that another Service has taken over is that one's to end.
+            let Some(track) = tracks.get(record).filter(|track| track.service == *service) else {
+                return false;
+            };
+            let in_trouble = track.trouble.is_some();
             if !in_trouble {
                 tracks.remove(record);
             }
