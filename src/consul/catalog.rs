@@ -96,8 +96,9 @@ impl CatalogSink {
                     break;
                 }
             }
-            while !batch.groups.is_empty() {
-                batch = self.send(batch, &mut answers).await;
+            let mut batches = vec![batch];
+            while let Some(batch) = batches.pop() {
+                batches.extend(self.send(batch, &mut answers).await);
             }
         }
         answers
@@ -120,6 +121,7 @@ impl CatalogSink {
             Ok(_) => NamespaceNodeAnswer::Removed,
             Err(error) => match error.answer(Reach::Servers) {
                 Answer::Fenced => NamespaceNodeAnswer::Fenced,
+                Answer::Unanswered(why) => NamespaceNodeAnswer::Unanswered(why),
                 _ => NamespaceNodeAnswer::Failed(error.chain()),
             },
         }
@@ -177,33 +179,39 @@ impl CatalogSink {
         CheckBody::new(&self.nodes.of_namespace(&registration.namespace), registration)
     }
 
-    /// Sends one transaction. Returns what has to be sent again without the groups at fault.
-    async fn send(&self, batch: Batch, answers: &mut Vec<(RecordKey, Answer)>) -> Batch {
+    /// Sends one transaction. Returns what has to be sent again, the last one first: the groups
+    /// that are not at fault, or each half, where Consul does not say which ones are.
+    async fn send(&self, batch: Batch, answers: &mut Vec<(RecordKey, Answer)>) -> Vec<Batch> {
         let fence = self.fence.as_ref().map(Fence::operation);
         let nodes = batch.nodes.iter().map(|node| Operation::SetNode(body(node, &self.cluster)));
         let written = batch.groups.iter().flat_map(|group| group.operations.iter().flatten());
         let operations: Vec<Operation> =
             fence.into_iter().chain(nodes).chain(written.cloned()).collect();
-        let errors = match self.client.transaction(&operations).await {
+        let error = match self.client.transaction(&operations).await {
             Ok(keys) => {
                 batch.groups.iter().for_each(|group| group.applied(&keys, answers));
-                return Batch::default();
+                return Vec::new();
             }
-            Err(Error::RolledBack { errors, .. }) => errors,
-            Err(error) => {
-                let answer = error.answer(Reach::Servers);
-                batch.groups.iter().for_each(|group| group.all(&answer, answers));
-                return Batch::default();
+            Err(Error::RolledBack { errors, .. }) => {
+                let rest = batch.without_failed(&errors, self, answers);
+                return Some(rest).filter(|rest| !rest.groups.is_empty()).into_iter().collect();
             }
+            Err(error) => error,
         };
-        batch.without_failed(&errors, self, answers)
+        let answer = error.answer(Reach::Servers);
+        if matches!(answer, Answer::Refused(_)) && batch.groups.len() > 1 {
+            return batch.halves(self).into();
+        }
+        batch.groups.iter().for_each(|group| group.all(&answer, answers));
+        Vec::new()
     }
 }
 
 // === impl Fence ===
 
 impl Fence {
-    fn operation(&self) -> Operation {
+    /// The operation that rolls a transaction back unless the fence holds.
+    pub(super) fn operation(&self) -> Operation {
         Operation::CheckSession { key: self.key.clone(), session: self.session.as_str().into() }
     }
 }
@@ -298,16 +306,30 @@ impl Batch {
         if of_all.is_none() && at_fault.iter().all(Option::is_none) {
             of_all = Some(Answer::Failed("rolled back without a reason".to_owned()));
         }
-        let mut rest = Batch::default();
+        let mut rest = Vec::new();
         for (group, fault) in self.groups.into_iter().zip(at_fault) {
             match (&of_all, fault) {
                 (Some(answer), _) => group.all(answer, answers),
                 (None, Some((write, answer))) => group.failed(write, &answer, answers),
-                // What fitted before fits again.
-                (None, None) => drop(rest.add(group, sink)),
+                (None, None) => rest.push(group),
             }
         }
-        rest
+        Self::of_part(rest, sink)
+    }
+
+    /// Its second half and its first.
+    fn halves(mut self, sink: &CatalogSink) -> [Self; 2] {
+        let second = self.groups.split_off(self.groups.len() / 2);
+        [second, self.groups].map(|groups| Self::of_part(groups, sink))
+    }
+
+    /// A batch of groups that have been in one batch: what fitted before fits again.
+    fn of_part(groups: Vec<Group>, sink: &CatalogSink) -> Self {
+        let mut batch = Batch::default();
+        for group in groups {
+            drop(batch.add(group, sink));
+        }
+        batch
     }
 
     fn origins(&self, sink: &CatalogSink) -> Vec<Origin<'_>> {
@@ -319,5 +341,77 @@ impl Batch {
             })
         });
         fence.into_iter().chain(nodes).chain(writes).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::put;
+
+    use super::*;
+    use crate::consul::config::Config;
+    use crate::domain::record::Check;
+
+    /// A Consul that answers a transaction by what stands in its body.
+    async fn consul(
+        answer: impl Fn(&str) -> (StatusCode, String) + Clone + Send + Sync + 'static,
+    ) -> Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new()
+            .route("/v1/txn", put(move |body: String| std::future::ready(answer(&body))));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Client::new(&Config { address: address.parse().unwrap(), ..Config::default() }).unwrap()
+    }
+
+    fn groups(count: usize) -> Vec<Vec<Write>> {
+        let registration = |number| Registration {
+            id: format!("c_ns_svc_80_{number}").into(),
+            service: "svc".into(),
+            namespace: "ns".into(),
+            address: "10.0.0.1".into(),
+            port: 80,
+            tags: Vec::new(),
+            meta: [].into(),
+            weight: 1,
+            check: Check::None,
+        };
+        (0..count).map(|number| vec![Write::Register(registration(number))]).collect()
+    }
+
+    async fn written(client: Client, count: usize) -> Vec<Answer> {
+        let cluster: ClusterName = "c".parse().unwrap();
+        let nodes = NodeNames::new(&cluster, None);
+        let answers = CatalogSink::new(client, cluster, nodes).write(groups(count)).await;
+        let keys: Vec<_> = answers.iter().map(|(key, _)| key.clone()).collect();
+        let sent: Vec<_> = groups(count).iter().map(|group| group[0].key()).collect();
+        assert_eq!(keys, sent, "each is answered once, in its turn");
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_refused_as_a_whole_harms_only_the_record_at_fault() {
+        for status in [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::BAD_REQUEST] {
+            let client = consul(move |body| {
+                let bad = body.contains("c_ns_svc_80_5\"");
+                if bad { (status, "no".to_owned()) } else { (StatusCode::OK, "{}".to_owned()) }
+            });
+            let answers = written(client.await, 20).await;
+            for (number, answer) in answers.iter().enumerate() {
+                let refused = matches!(answer, Answer::Refused(_));
+                assert_eq!(refused, number == 5, "{status} {number}: {answer:?}");
+                assert!(refused || *answer == Answer::Applied { index: 0 }, "{answer:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_in_trouble_refuse_nothing() {
+        let trouble = |_: &str| (StatusCode::INTERNAL_SERVER_ERROR, "something new".to_owned());
+        let answers = written(consul(trouble).await, 3).await;
+        assert!(answers.iter().all(|it| matches!(it, Answer::Unanswered(_))), "{answers:?}");
     }
 }

@@ -8,21 +8,25 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::catalog::Fence;
 use super::client::{Client, Request, encode_key};
-use super::error::{Error, chain};
+use super::error::{Error, Reach, chain};
 use super::nodes::NodeNames;
 use super::session::{SessionId, TTL_SECONDS};
 use super::stream::Layout;
 use super::wire::decode;
 use crate::domain::names::ClusterName;
+use crate::domain::record::Answer;
 
 /// The session's time to live.
 const TTL: Duration = Duration::from_secs(TTL_SECONDS);
-/// Between two renewals: two may fail before the session's time is over.
+/// Between two renewals: two may fail, or get no answer, before the session's time is over.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// How long the answer to a renewal is waited for: it takes milliseconds, and whoever waits for a
+/// connection that is dead loses the lock with it.
+const RENEW_DEADLINE: Duration = Duration::from_secs(2);
 /// How much earlier than its session a leader takes itself for deposed: what a write that is
 /// sent at the last moment takes on its way.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -31,6 +35,9 @@ const RENEW_RETRY: Duration = Duration::from_millis(500);
 /// After a failed try to become the leader: an election is rare, a Consul in trouble is not
 /// helped by haste.
 const CANDIDATE_RETRY: Duration = Duration::from_secs(1);
+/// Between two questions for the lock: a key that is changed again and again, an answer without an
+/// index or a lock that another one's delay keeps shut must not make a candidate ask without end.
+const CANDIDATE_PAUSE: Duration = Duration::from_millis(200);
 /// How long one wait for the lock may last: it bounds how long a peer that is gone without a
 /// word is taken for a quiet one.
 const WAIT: Duration = Duration::from_mins(1);
@@ -99,8 +106,12 @@ impl Election {
         let mut index = 0;
         loop {
             match self.try_to_win(&mut index).await {
-                Ok(Some(lease)) => return lease,
-                Ok(None) => {}
+                Ok(Some(lease)) => {
+                    // Should the lock be lost, nobody is known to have it.
+                    self.rival.send_replace(Rival::Unknown);
+                    return lease;
+                }
+                Ok(None) => sleep(CANDIDATE_PAUSE).await,
                 Err(error) => {
                     index = 0;
                     let why = chain(&*error);
@@ -145,25 +156,40 @@ impl Election {
         loop {
             let until = *lease.until.borrow();
             tokio::select! {
-                () = tokio::time::sleep_until(until) => {
+                () = sleep_until(until) => {
                     return format!("the lock could not be renewed within {TTL_SECONDS} s");
                 }
                 () = sleep(pause) => {}
             }
             let asked = Instant::now();
-            let renewed = tokio::time::timeout_at(until, self.client.renew_session(&lease.session));
+            let renewed = timeout_at(until.min(asked + RENEW_DEADLINE), self.renew(&lease));
             match renewed.await {
-                Ok(Ok(true)) => {
+                Ok(Ok(None)) => {
                     lease.until.send_replace(asked + TTL - MARGIN);
                     pause = RENEW_EVERY;
                 }
-                Ok(Ok(false)) => return "its session is over".to_owned(),
+                Ok(Ok(Some(lost))) => return lost.to_owned(),
                 Ok(Err(error)) => {
                     tracing::debug!(error = error.chain(), "the session could not be renewed");
                     pause = RENEW_RETRY;
                 }
                 Err(_) => pause = RENEW_RETRY,
             }
+        }
+    }
+
+    /// Renews the session. Tells how the lock is lost, if it is: somebody may have deleted its key
+    /// while the session goes on.
+    async fn renew(&self, lease: &Lease) -> Result<Option<&'static str>, Error> {
+        if !self.client.renew_session(&lease.session).await? {
+            return Ok(Some("its session is over"));
+        }
+        // A transaction that only asks costs the servers' log nothing.
+        match self.client.transaction(&[lease.fence().operation()]).await {
+            Err(error) if error.answer(Reach::Servers) == Answer::Fenced => {
+                Ok(Some("the lock is no longer its session's"))
+            }
+            _ => Ok(None),
         }
     }
 

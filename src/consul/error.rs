@@ -164,8 +164,11 @@ enum Class {
 const DENIALS: [&str; 3] = ["Permission denied", "ACL not found", "Forbidden"];
 
 /// Texts of a 500 that mean that no server could serve the request.
-const NO_QUORUM: [&str; 8] = [
+const NO_QUORUM: [&str; 11] = [
     "No cluster leader",
+    "Raft leader not found",
+    "leadership transfer in progress",
+    "snapshot restored while committing log",
     "No known Consul servers",
     "No path to datacenter",
     "rpc error",
@@ -240,7 +243,17 @@ impl Error {
     pub fn answer(&self, reach: Reach) -> Answer {
         let text = self.chain();
         match self {
+            // What lies in an operation makes its transaction roll back: this is the servers' own
+            // trouble, in words that are not known here.
+            Error::Refused { status: 500, .. } if reach == Reach::Servers => {
+                Answer::Unanswered(text)
+            }
             Error::Refused { .. } | Error::TooLarge { .. } => Answer::Refused(text),
+            // Consul was not asked for the write at all, and may not have been there to ask.
+            Error::Token(token::Error::TooSoon) => Answer::Failed(text),
+            Error::Token(token::Error::Login { source, .. }) if source.is_transient() => {
+                Answer::Failed(text)
+            }
             Error::Denied { .. } | Error::Token(_) => Answer::Denied(text),
             Error::RolledBack { errors, .. } => match errors.first() {
                 Some(error) => error.answer(),
@@ -289,13 +302,14 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
 // === impl OperationError ===
 
 impl OperationError {
-    /// What kind of failure it is, by Consul's words (the API has nothing else to go by).
+    /// What kind of failure it is, by Consul's words (the API has nothing else to go by). They
+    /// may quote a name that an annotation gave: what stands there says nothing.
     pub fn failure(&self) -> OperationFailure {
         let message = &self.message;
-        if message.contains("index is stale") {
+        if message.ends_with("index is stale") {
             OperationFailure::Stale
-        } else if message.contains("failed session check")
-            || message.contains("failed to check session")
+        } else if message.starts_with("failed session check")
+            || message.starts_with("failed to check session")
         {
             OperationFailure::Fenced
         } else if DENIALS.iter().any(|denial| message.contains(denial)) {
@@ -367,7 +381,7 @@ fn first(errors: &[OperationError]) -> String {
 mod tests {
     use super::*;
 
-    /// Every text here was given by Consul 1.20.1.
+    /// Every text here was given by Consul 1.20.1, or stands in its source.
     #[test]
     fn answers_are_classified_by_status_and_words() {
         for (status, body, class) in [
@@ -384,6 +398,9 @@ mod tests {
             (500, "rpc error making call: Permission denied", Class::Denied),
             (500, "No path to datacenter", Class::NoQuorum),
             (500, "leadership lost while committing log", Class::NoQuorum),
+            (500, "leadership transfer in progress", Class::NoQuorum),
+            (500, "snapshot restored while committing log", Class::NoQuorum),
+            (500, "Raft leader not found in server lookup mapping", Class::NoQuorum),
             (500, "Invalid service address", Class::Refused),
             (502, "bad gateway", Class::NoQuorum),
             (504, "gateway timeout", Class::NoQuorum),
@@ -420,6 +437,31 @@ mod tests {
     }
 
     #[test]
+    fn a_transaction_that_fails_as_a_whole_is_no_records_fault() {
+        let of = |status, body: &[u8]| Error::of_answer("PUT /v1/txn".into(), status, body);
+        let unknown = of(500, b"something new");
+        assert!(matches!(unknown.answer(Reach::Servers), Answer::Unanswered(_)));
+        assert!(matches!(unknown.answer(Reach::Agent), Answer::Refused(_)));
+        assert!(matches!(of(400, b"bad").answer(Reach::Servers), Answer::Refused(_)));
+    }
+
+    #[test]
+    fn a_login_that_consul_could_not_serve_denies_nothing() {
+        let login = |status, body: &[u8]| {
+            let source = Error::of_answer("POST /v1/acl/login".into(), status, body).into();
+            Error::Token(token::Error::Login { auth_method: "m".into(), source })
+        };
+        for reach in [Reach::Agent, Reach::Servers] {
+            let away = login(500, b"No cluster leader").answer(reach);
+            assert!(matches!(away, Answer::Failed(_)), "{away:?}");
+            let denied = login(403, b"Permission denied").answer(reach);
+            assert!(matches!(denied, Answer::Denied(_)), "{denied:?}");
+        }
+        let too_soon = Error::Token(token::Error::TooSoon).answer(Reach::Servers);
+        assert!(matches!(too_soon, Answer::Failed(_)), "{too_soon:?}");
+    }
+
+    #[test]
     fn a_rolled_back_operation_is_told_by_its_words() {
         for (message, answer) in [
             ("failed to set key \"0.x/1\", index is stale", Answer::Conflict),
@@ -427,6 +469,20 @@ mod tests {
             ("failed to check session, key \"lk\" doesn't exist", Answer::Fenced),
             ("failed session check for key \"lk\", current session \"\" != \"a\"", Answer::Fenced),
             ("Missing node registration", Answer::Refused("Missing node registration".into())),
+            (
+                "Permission denied: lacks permission 'service:write' on \"failed session check\"",
+                Answer::Denied(
+                    "Permission denied: lacks permission 'service:write' on \"failed session check\""
+                        .into(),
+                ),
+            ),
+            (
+                "Permission denied: lacks permission 'service:write' on \"index is stale\"",
+                Answer::Denied(
+                    "Permission denied: lacks permission 'service:write' on \"index is stale\""
+                        .into(),
+                ),
+            ),
             (
                 "Permission denied: lacks permission 'key:write' on \"0.x/1\"",
                 Answer::Denied(

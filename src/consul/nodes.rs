@@ -169,7 +169,8 @@ impl Client {
         cluster: &ClusterName,
     ) -> Result<Occupied, Unknown> {
         let path = format!("/v1/catalog/node-services/{}", encode(node));
-        let request: Request = Consistency::Consistent.of_path(path).listing();
+        // No listing: its Services wait for the answer, and it is about to be empty.
+        let request: Request = Consistency::Consistent.of_path(path);
         let (reply, evidence) = self.open(&request, CATALOG_SERVICES).await?;
         let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
         let (mut ours, mut others) = (false, Vec::new());

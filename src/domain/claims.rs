@@ -113,6 +113,11 @@ impl<C: Clone + Ord> Claims<C> {
         self.claimants.get(thing)?.first().map(|(_, owner)| owner)
     }
 
+    /// Everyone who claims anything.
+    pub fn owners(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.of.keys()
+    }
+
     /// Everyone who claims it, the holder first.
     pub fn claimants(&self, thing: &str) -> impl Iterator<Item = ObjectKey> {
         self.claimants.get(thing).into_iter().flatten().map(|(_, owner)| owner.clone())

@@ -145,6 +145,8 @@ pub enum NamespaceNodeAnswer {
     },
     /// It could not be read or removed.
     Failed(String),
+    /// The removal got no answer: it may still be made, up to 30 s later.
+    Unanswered(String),
     /// The lock is no longer ours (invariant 9).
     Fenced,
 }

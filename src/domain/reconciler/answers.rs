@@ -10,7 +10,7 @@ use crate::domain::record::{Answer, ObservedReverse, RecordKey, ReverseOwner};
 
 /// A write that got no answer may still be applied this much later (`CONSUL.md`: measured as
 /// the longest that a server holds on to a request).
-const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
+pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
 
 // === impl Reconciler ===
 

@@ -375,6 +375,8 @@ impl Reconciler {
         }
         self.abort_read_back();
         self.guard.start_over();
+        // Others may hold a name by the time this one leads again: it must be asked for anew.
+        self.foreign = None;
     }
 
     /// Sets what reverse records end with; `None`: none can be written.
@@ -493,6 +495,11 @@ impl Reconciler {
     }
 
     fn mark_dirty(&mut self, service: ObjectKey) {
+        if self.phase != Phase::Running {
+            // The first reconciliation takes all there is. What comes and goes before it must not
+            // heap up: a standby may wait for months.
+            return;
+        }
         if self.planned.as_ref().is_some_and(|(planned, _)| *planned == service) {
             self.planned = None;
         }
@@ -507,6 +514,11 @@ impl Reconciler {
             self.dirty.push(key.clone());
         }
         for (key, _) in self.ledger.services() {
+            self.dirty.push(key.clone());
+        }
+        // Of those that are neither here nor there something may be left to be ended.
+        let left = self.units.keys().chain(self.released.keys()).chain(self.reverse.owners());
+        for key in left {
             self.dirty.push(key.clone());
         }
     }

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Action, Moment, Phase, Reconciler, Unit};
+use super::answers::MAY_STILL_APPLY;
+use super::{Action, Moment, Phase, Reconciler};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::{Problem, Reason};
@@ -24,7 +25,7 @@ pub(super) struct NamespaceNodes {
     /// Namespaces whose node is being removed.
     removing: BTreeSet<Box<str>>,
     /// Services that wait for that.
-    waiting: Vec<ObjectKey>,
+    waiting: BTreeSet<ObjectKey>,
     /// Namespaces whose node the reading under way has shown.
     shown: BTreeSet<Box<str>>,
 }
@@ -40,7 +41,7 @@ impl NamespaceNodes {
     pub(super) fn makes_wait(&mut self, service: &ObjectKey) -> bool {
         let waits = self.removing.contains(&*service.namespace);
         if waits {
-            self.waiting.push(service.clone());
+            self.waiting.insert(service.clone());
         }
         waits
     }
@@ -68,15 +69,17 @@ impl Reconciler {
             return;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
-        if !matches!(answer, NamespaceNodeAnswer::Failed(_)) {
+        if !matches!(answer, NamespaceNodeAnswer::Failed(_) | NamespaceNodeAnswer::Unanswered(_)) {
             self.consul_answered(now);
         }
         let mut problems = BTreeSet::new();
         match answer {
+            // What a reading under way has shown was there before.
+            NamespaceNodeAnswer::Removed => {
+                self.nodes.shown.remove(namespace);
+            }
             // What is on it is shown by the next reading.
-            NamespaceNodeAnswer::Removed
-            | NamespaceNodeAnswer::InUse
-            | NamespaceNodeAnswer::Fenced => {}
+            NamespaceNodeAnswer::InUse | NamespaceNodeAnswer::Fenced => {}
             NamespaceNodeAnswer::Foreign { node, ids } => {
                 let ids = ids.join(", ");
                 problems.insert(Problem::new(
@@ -91,13 +94,18 @@ impl Reconciler {
             NamespaceNodeAnswer::Failed(_) => {
                 self.nodes.empty.insert(namespace.into(), now + RETRY);
             }
+            // It may still take along what is written to the node from now on: that is read back.
+            NamespaceNodeAnswer::Unanswered(_) => {
+                self.uncertain_until = Some(now + MAY_STILL_APPLY);
+                self.nodes.empty.insert(namespace.into(), now + RETRY);
+            }
         }
         self.set_problems(Kind::Namespace, &ObjectKey::new("", namespace), problems);
         let (back, waiting) = std::mem::take(&mut self.nodes.waiting)
             .into_iter()
             .partition(|service| *service.namespace == *namespace);
         self.nodes.waiting = waiting;
-        let back: Vec<ObjectKey> = back;
+        let back: BTreeSet<ObjectKey> = back;
         for service in back {
             self.mark_dirty(service);
         }
@@ -105,8 +113,21 @@ impl Reconciler {
 
     /// A complete reading is over: nodes that it showed and on which nothing of ours stands.
     pub(super) fn collect_empty_nodes(&mut self) {
-        for namespace in std::mem::take(&mut self.nodes.shown) {
-            if self.ledger.count_in(&namespace) == 0 {
+        let shown = std::mem::take(&mut self.nodes.shown);
+        // What stood in the way of removing a node matters no more once it is gone or needed.
+        let solved: Vec<ObjectKey> = self
+            .problems
+            .iter()
+            .filter(|(kind, ..)| *kind == Kind::Namespace)
+            .map(|(_, key, _)| key)
+            .filter(|key| !shown.contains(&*key.name) || self.ledger.count_in(&key.name) > 0)
+            .cloned()
+            .collect();
+        for key in solved {
+            self.set_problems(Kind::Namespace, &key, BTreeSet::new());
+        }
+        for namespace in shown {
+            if self.ledger.count_in(&namespace) == 0 && !self.nodes.removing.contains(&namespace) {
                 self.nodes.emptied(&namespace);
             }
         }
@@ -114,8 +135,10 @@ impl Reconciler {
 
     /// When the next node may be removed. While something is in flight, its answer is waited for.
     pub(super) fn next_node_timer(&self) -> Option<Moment> {
-        let next = self.removable_nodes().map(|(_, due)| due).min();
-        let next = next.filter(|_| self.phase == Phase::Running && self.in_flight == 0)?;
+        if self.phase != Phase::Running || self.in_flight > 0 {
+            return None;
+        }
+        let next = self.removable_nodes().map(|(_, due)| due).min()?;
         Some(if self.outage.is_on() { next.max(self.outage.next_probe()) } else { next })
     }
 
@@ -133,12 +156,14 @@ impl Reconciler {
     /// Namespaces on whose node nothing stands, nothing is being written and nothing may yet be.
     fn removable_nodes(&self) -> impl Iterator<Item = (&Box<str>, Moment)> {
         let certain = self.uncertain_until.is_none();
+        let written_to = self.units.iter().filter(|(_, unit)| unit.in_flight > 0);
+        let written_to: BTreeSet<&str> = written_to.map(|(key, _)| &*key.namespace).collect();
         let empty = self.nodes.empty.iter().map(|(namespace, due)| (namespace, *due));
         empty.filter(move |(namespace, _)| {
-            let writes = |(key, unit): (&ObjectKey, &Unit)| {
-                unit.in_flight > 0 && key.namespace == **namespace
-            };
-            certain && self.ledger.count_in(namespace) == 0 && !self.units.iter().any(writes)
+            certain
+                && self.ledger.count_in(namespace) == 0
+                && !written_to.contains(&***namespace)
+                && !self.nodes.removing.contains(*namespace)
         })
     }
 }

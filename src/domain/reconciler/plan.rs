@@ -72,7 +72,8 @@ impl Reconciler {
         let (failed, denied) = (first(&self.failed), first(&self.denied));
         let failed = if self.outage.is_on() {
             let has_work = failed.is_some() || !self.dirty.is_empty() || self.planned.is_some();
-            (has_work && self.in_flight == 0).then_some(self.outage.next_probe())
+            let may_probe = self.phase == Phase::Running && self.in_flight == 0;
+            (has_work && may_probe).then_some(self.outage.next_probe())
         } else {
             failed
         };
@@ -173,7 +174,11 @@ impl Reconciler {
         }
         let tracks = &mut self.tracks;
         unit.troubled.retain(|record| {
-            let in_trouble = tracks.get(record).is_some_and(|track| track.trouble.is_some());
+            // One that another Service has taken over is that one's to end.
+            let Some(track) = tracks.get(record).filter(|track| track.service == *service) else {
+                return false;
+            };
+            let in_trouble = track.trouble.is_some();
             if !in_trouble {
                 tracks.remove(record);
             }

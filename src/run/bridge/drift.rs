@@ -147,8 +147,17 @@ impl Drift {
         self.progress
     }
 
+    /// Notes a success, if what it needs has succeeded too: an answer may come to a question of
+    /// before a new start.
     fn reached(&mut self, progress: Progress) {
-        self.progress = self.progress.max(progress);
+        let before = match progress {
+            Progress::Begun | Progress::Read => Progress::Begun,
+            Progress::NamesKnown => Progress::Read,
+            Progress::Shown => Progress::NamesKnown,
+        };
+        if self.progress >= before {
+            self.progress = self.progress.max(progress);
+        }
     }
 
     /// The reading under way is given up; the next may start after `pause`.
@@ -252,7 +261,10 @@ impl Bridge {
         let state = [
             self.state.next_timer(),
             self.state.confirmation_due(),
-            self.state.uncertain_until().filter(|_| self.drift.may_hurry()),
+            // Who may not read has to wait for that, not to ask for it again and again.
+            self.state
+                .uncertain_until()
+                .filter(|_| self.leadership.may_read() && self.drift.may_hurry()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
         let reads = self.introduced.is_some() && self.leadership.may_read();
@@ -321,6 +333,8 @@ impl Bridge {
         let pause = if result.is_ok() { until_reading + READ_BACK_RETRY } else { READ_BACK_RETRY };
         self.drift.foreign.end(pause);
         match result {
+            // An answer from before a new start may be outdated.
+            Ok(_) if self.drift.progress < Progress::Read => {}
             Ok(names) => {
                 self.state.set_foreign_names(names);
                 self.drift.reached(Progress::NamesKnown);
@@ -494,6 +508,17 @@ mod tests {
         assert!(wake_at(now, None, past, None) >= now + Duration::from_millis(50));
         let soon = now + Duration::from_secs(1);
         assert_eq!(wake_at(now, None, None, Some(soon)), soon);
+    }
+
+    #[test]
+    fn an_answer_to_a_question_of_before_says_nothing_after_a_new_start() {
+        let mut drift = Drift::new(Duration::from_mins(1), 0);
+        drift.reached(Progress::Read);
+        drift.reached(Progress::NamesKnown);
+        assert_eq!(drift.progress(), Progress::NamesKnown);
+        drift.reading_ends(Duration::ZERO);
+        drift.reached(Progress::NamesKnown);
+        assert_eq!(drift.progress(), Progress::Begun, "so that Consul is read consistently");
     }
 
     #[test]

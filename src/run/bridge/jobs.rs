@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::introduction::Introduced;
+use super::leadership::Term;
 use crate::consul::client::Client;
 use crate::consul::election::Lease;
 use crate::consul::nodes::NodeNames;
@@ -35,10 +36,10 @@ pub(super) type Job = BoxFuture<'static, Done>;
 pub(super) enum Done {
     /// The handshake is over.
     Introduced(Result<Introduced, Error>),
-    /// Writes were answered, within this time.
-    Wrote(Vec<(RecordKey, Answer)>, Duration),
-    /// The removal of a namespace's node was answered.
-    NodeRemoved(Box<str>, NamespaceNodeAnswer),
+    /// Writes of this term were answered, within this time.
+    Wrote(Term, Vec<(RecordKey, Answer)>, Duration),
+    /// The removal of a namespace's node in this term was answered.
+    NodeRemoved(Term, Box<str>, NamespaceNodeAnswer),
     /// This process leads.
     Elected(Lease),
     /// It does no longer, and why.
@@ -89,16 +90,16 @@ pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
 }
 
 /// Sends groups of writes that belong together.
-pub(super) async fn write(sink: Sink, groups: Vec<Vec<Write>>) -> Done {
+pub(super) async fn write(term: Term, sink: Sink, groups: Vec<Vec<Write>>) -> Done {
     let began = Instant::now();
     let answers = sink.write(groups).await;
-    Done::Wrote(answers, began.elapsed())
+    Done::Wrote(term, answers, began.elapsed())
 }
 
 /// Removes the node of a namespace on which nothing stands any more.
-pub(super) async fn remove_node(sink: Sink, namespace: Box<str>) -> Done {
+pub(super) async fn remove_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
     let answer = sink.remove_node(namespace.clone()).await;
-    Done::NodeRemoved(namespace, answer)
+    Done::NodeRemoved(term, namespace, answer)
 }
 
 /// Reads one reverse key.

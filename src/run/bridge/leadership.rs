@@ -13,6 +13,9 @@ use crate::consul::election::{Election, Lease, Rival};
 /// How long giving the lock back may take at the end: after that its session runs out.
 const RESIGN: Duration = Duration::from_secs(1);
 
+/// Which of its times as a leader a write is of: how often it has been elected.
+pub(super) type Term = u32;
+
 /// Whether this process leads.
 pub(super) enum Leadership {
     /// There is no election.
@@ -102,9 +105,18 @@ impl Bridge {
         let keep = election.clone().keep(lease.clone()).map(Done::Deposed);
         self.election_job = Some(keep.boxed());
         self.sink.set_fence(Some(lease.fence()));
+        self.term += 1;
         self.leadership = Leadership::Leading(election.clone(), lease);
         self.told.metrics.leader.set(1);
         self.begin_read_back();
+    }
+
+    /// A write of this term found the lock in other hands. One of an earlier term says nothing of
+    /// the lock that is held now.
+    pub(super) fn fenced(&mut self, term: Term) {
+        if term == self.term {
+            self.deposed("the lock is lost");
+        }
     }
 
     /// Another one may lead from now on: nothing more is written.

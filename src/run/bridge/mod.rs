@@ -28,7 +28,7 @@ use tokio_stream::StreamMap;
 use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
 use self::jobs::{Done, Job, Marker, Observation};
-use self::leadership::Leadership;
+use self::leadership::{Leadership, Term};
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
 use crate::admin::{self, Admin, PAGE_QUEUE, PageRequest};
@@ -245,6 +245,7 @@ struct Bridge {
     /// The reading of all that is ours, while it is under way.
     reading_job: Option<Job>,
     leadership: Leadership,
+    term: Term,
     /// Standing for election, or keeping the lock.
     election_job: Option<Job>,
     owner: OwnerKey,
@@ -291,6 +292,7 @@ impl Bridge {
             sentinel_job: None,
             reading_job: None,
             leadership: Leadership::new(election),
+            term: 0,
             election_job: None,
             owner: OwnerKey::new(consul.clone(), &cluster),
             drift: Drift::new(resync, consul.token_generation()),
@@ -310,8 +312,19 @@ impl Bridge {
         self.began.elapsed()
     }
 
+    /// Runs until it is over, and gives the lock back whatever ends it.
     async fn run(
         mut self,
+        pages: mpsc::Receiver<PageRequest>,
+        stop: impl Future<Output = Stop>,
+    ) -> Result<(), Error> {
+        let result = self.turns(pages, stop).await;
+        self.leadership.resign().await;
+        result
+    }
+
+    async fn turns(
+        &mut self,
         mut pages: mpsc::Receiver<PageRequest>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
@@ -483,12 +496,12 @@ impl Bridge {
                         self.send(jobs::read_reverse(self.consul.clone(), key));
                     }
                     Action::RemoveNode(namespace) => {
-                        self.send(jobs::remove_node(self.sink.clone(), namespace));
+                        self.send(jobs::remove_node(self.term, self.sink.clone(), namespace));
                     }
                 }
             }
             if !groups.is_empty() {
-                self.send(jobs::write(self.sink.clone(), groups));
+                self.send(jobs::write(self.term, self.sink.clone(), groups));
             }
         }
     }
@@ -502,14 +515,9 @@ impl Bridge {
     fn take(&mut self, done: Done) -> Result<(), Error> {
         match done {
             Done::Introduced(introduced) => self.met(introduced?),
-            Done::Wrote(answers, took) => self.wrote(answers, took),
-            Done::NodeRemoved(namespace, answer) => {
-                self.writing = self.writing.saturating_sub(1);
-                if answer == NamespaceNodeAnswer::Fenced {
-                    self.deposed("the lock is lost");
-                }
-                let now = self.now();
-                self.state.node_answered(&namespace, answer, now);
+            Done::Wrote(term, answers, took) => self.wrote(term, answers, took),
+            Done::NodeRemoved(term, namespace, answer) => {
+                self.node_removed(term, &namespace, answer);
             }
             Done::Elected(lease) => self.elected(lease),
             Done::Deposed(why) => self.deposed(&why),
@@ -548,11 +556,25 @@ impl Bridge {
         }
     }
 
-    fn wrote(&mut self, answers: Vec<(RecordKey, Answer)>, took: Duration) {
+    fn node_removed(&mut self, term: Term, namespace: &str, answer: NamespaceNodeAnswer) {
+        self.writing = self.writing.saturating_sub(1);
+        match &answer {
+            NamespaceNodeAnswer::Fenced => self.fenced(term),
+            NamespaceNodeAnswer::Failed(why) | NamespaceNodeAnswer::Unanswered(why) => {
+                let what = format!("the empty node of namespace {namespace} is not removed");
+                self.drift.failed(&what, why.clone());
+            }
+            _ => self.drift.heard(),
+        }
+        let now = self.now();
+        self.state.node_answered(namespace, answer, now);
+    }
+
+    fn wrote(&mut self, term: Term, answers: Vec<(RecordKey, Answer)>, took: Duration) {
         self.writing = self.writing.saturating_sub(1);
         let now = self.now();
         if answers.iter().any(|(_, answer)| *answer == Answer::Fenced) {
-            self.deposed("the lock is lost");
+            self.fenced(term);
         }
         for (record, answer) in answers {
             if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
@@ -599,14 +621,14 @@ impl Bridge {
             .then(|| Err(Error::Failed(format!("{why}: {}", self.not_ready_reason()))))
     }
 
-    /// Lets the writes in flight finish, and gives the lock back.
+    /// Lets the writes in flight finish.
     async fn finish(&mut self) {
         let state = &mut self.state;
         let (jobs, writing, began) = (&mut self.jobs, &mut self.writing, self.began);
         let finished = timeout(FINISH, async {
             while *writing > 0 {
                 match jobs.next().await {
-                    Some(Done::Wrote(answers, _)) => {
+                    Some(Done::Wrote(_, answers, _)) => {
                         *writing -= 1;
                         for (record, answer) in answers {
                             state.answered(&record, answer, began.elapsed());
@@ -621,6 +643,5 @@ impl Bridge {
         if finished.await.is_err() {
             tracing::warn!("{} writes were not answered in time", self.writing);
         }
-        self.leadership.resign().await;
     }
 }

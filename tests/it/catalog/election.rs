@@ -70,3 +70,32 @@ async fn a_leader_that_stood_still_writes_nothing_afterwards() -> Result<()> {
     ensure!(leads(&second).await?, "a standby that stops takes the lock along");
     second.stop().await
 }
+
+#[tokio::test]
+async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Result<()> {
+    let place = Place::new("lock").await?;
+    let first = bridge(&place, &["--leader-elect"]).await?;
+    wait_for_lead(&first).await?;
+    let second = bridge(&place, &["--leader-elect"]).await?;
+    let (consul, cluster) = (place.consul.api(), &place.namespace);
+    // With the key goes the lock, but not the session; with the base node both.
+    consul.delete(&format!("/v1/kv/kube-consul/{cluster}/leader")).await?;
+    wait_for_lead(&second).await?;
+    eventually(DEADLINE, || async {
+        ensure!(!leads(&first).await?, "two lead");
+        Ok(())
+    })
+    .await?;
+    let base = serde_json::json!({"Node": format!("k8s-{cluster}"), "Datacenter": "dc1"});
+    consul.put("/v1/catalog/deregister", &base).await?;
+    wait_for_lead(&first).await?;
+    eventually(DEADLINE, || async {
+        ensure!(!leads(&second).await?, "two lead");
+        Ok(())
+    })
+    .await?;
+    place.web("web", &PORTS).await?;
+    place.wait_for_instances("web", 1).await?;
+    first.stop().await?;
+    second.stop().await
+}

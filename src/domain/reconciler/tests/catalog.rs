@@ -140,3 +140,98 @@ fn a_record_that_is_changed_back_again_and_again_is_left_to_people() {
     assert_eq!((simulation.take_sent(), simulation.bridge.problems().count()), (1, 0));
     assert!(!simulation.registrations.values().any(|it| it.meta.contains_key("owner")));
 }
+
+#[test]
+fn a_reading_does_not_have_a_node_removed_that_is_being_removed() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    // It shows the node: its removal is not yet made.
+    simulation.read_back();
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
+    simulation.nodes.clear();
+    simulation.bridge.node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
+    assert!(simulation.bridge.is_settled());
+}
+
+#[test]
+fn what_is_written_after_a_removal_without_an_answer_is_read_back() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    let unanswered = NamespaceNodeAnswer::Unanswered("timeout".to_owned());
+    simulation.bridge.node_answered("ns", unanswered, simulation.now);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 1);
+    // The removal is made all the same, late, and takes along what stands on the node.
+    simulation.registrations.clear();
+    simulation.nodes.clear();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s2 10.0.0.2 Critical"]);
+}
+
+#[test]
+fn one_that_stepped_down_in_an_outage_waits_without_a_timer() {
+    let mut simulation = in_step(4);
+    for n in 1..=4 {
+        simulation.seen(slice_seen(n, false));
+    }
+    simulation.step(&mut |_| Fate::Failed);
+    assert!(simulation.bridge.next_timer().is_some());
+    simulation.bridge.step_down();
+    simulation.now += Duration::from_mins(1);
+    simulation.bridge.wake(simulation.now);
+    assert_eq!(simulation.bridge.next_timer(), None);
+    simulation.read_back();
+    simulation.settle();
+    assert!(simulation.registered().iter().all(|it| it.ends_with("Critical")));
+}
+
+#[test]
+fn a_name_that_others_took_meanwhile_is_not_joined_by_whoever_leads_again() {
+    let mut simulation = in_step(1);
+    simulation.bridge.step_down();
+    simulation.seen(service_seen(2));
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"], "it is not known who has s2");
+    simulation.bridge.set_foreign_names(["s2".into()].into());
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
+    assert_eq!(simulation.bridge.problems().count(), 1);
+}
+
+#[test]
+fn what_comes_and_goes_beside_a_standby_does_not_heap_up() {
+    let mut simulation = in_step(2);
+    simulation.bridge.step_down();
+    let before = simulation.bridge.backlog();
+    for n in 3..=9 {
+        simulation.seen(service_seen(n));
+        simulation.deleted(Kind::Service, &format!("s{n}"));
+    }
+    assert_eq!(simulation.bridge.backlog(), before);
+    // One that is gone here while the other one has not yet removed it.
+    simulation.deleted(Kind::Service, "s1");
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s2 10.0.0.2 None"]);
+    assert_eq!((simulation.kv.len(), simulation.bridge.is_settled()), (1, true));
+}
+
+#[test]
+fn what_others_put_on_a_node_is_no_problem_once_the_node_is_needed_again() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    let foreign =
+        NamespaceNodeAnswer::Foreign { node: "k8s-kubernetes.ns".into(), ids: vec!["db".into()] };
+    simulation.bridge.node_answered("ns", foreign, simulation.now);
+    simulation.seen(service_seen(2));
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    simulation.read_back();
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
