@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::domain::names::ObjectKey;
+use crate::domain::object::Kind;
 use crate::domain::problem::Problem;
 
 /// Most Services and most problems on one page: bounds what one request costs the loop.
@@ -78,7 +80,7 @@ pub struct Counts {
 }
 
 /// A problem and the object that has it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectProblem {
     /// Kind of the object.
     pub kind: &'static str,
@@ -89,6 +91,20 @@ pub struct ObjectProblem {
     /// What is wrong.
     #[serde(flatten)]
     pub problem: Problem,
+}
+
+// === impl ObjectProblem ===
+
+impl ObjectProblem {
+    /// This problem of this object.
+    pub fn new((kind, key, problem): (Kind, &ObjectKey, &Problem)) -> Self {
+        Self {
+            kind: kind.as_str(),
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
+            problem: problem.clone(),
+        }
+    }
 }
 
 /// A Service and what is registered for it.

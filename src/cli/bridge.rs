@@ -109,7 +109,7 @@ pub struct BridgeArgs {
     /// Synchronize once and exit: 0 when all is in step, 1 when not
     #[arg(long, env = "KUBE_CONSUL_ONCE")]
     once: bool,
-    /// With --once: how long each side may take to be reached
+    /// With --once, and for plan: how long each side may take to be reached
     #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
     /// Where /livez, /readyz, /metrics and /status are served
@@ -157,6 +157,17 @@ enum Conflict {
 // === impl BridgeArgs ===
 
 impl BridgeArgs {
+    /// What a one-shot command that takes the bridge's flags needs to know, and how long each
+    /// side may take to be reached.
+    pub(super) fn options_for_plan(
+        mut self,
+    ) -> Result<(Options, Duration), Box<dyn std::error::Error>> {
+        // Whatever the bridge is told, a plan is made once.
+        self.once = false;
+        let timeout = self.timeout;
+        self.options().map(|options| (options, timeout))
+    }
+
     /// What the bridge needs to know.
     pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
         if self.health == HealthMode::Always && self.sink == SinkKind::Agent {

@@ -8,6 +8,8 @@
 mod bridge;
 mod connections;
 mod hook;
+mod plan;
+mod purge;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +21,8 @@ use clap_complete::Shell;
 pub use self::bridge::BridgeArgs;
 pub use self::connections::{ConsulArgs, KubernetesArgs};
 use self::hook::{AclFileArgs, DeregisterArgs, HookCli, RegisterArgs, is_invoked_as_hook};
+pub use self::plan::PlanArgs;
+pub use self::purge::PurgeArgs;
 use crate::kubernetes::text::chain;
 use crate::logging::{self, LogFormat};
 use crate::run;
@@ -61,6 +65,12 @@ enum Command {
     /// Keep Consul in step with the Services of the cluster
     #[command(after_help = bridge::EXAMPLES)]
     Bridge(Box<BridgeArgs>),
+    /// Show what bridge would change now, and change nothing
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(Box<PlanArgs>),
+    /// Remove everything that one cluster owns in Consul, after showing it
+    #[command(after_help = purge::EXAMPLES)]
+    Purge(Box<PurgeArgs>),
     /// Register an instance with Consul's agent, from a lifecycle hook
     Register(RegisterArgs),
     /// Remove an instance from Consul's agent, from a lifecycle hook
@@ -89,7 +99,22 @@ pub fn main() -> ExitCode {
             Err(error) => usage(&error),
         });
     }
-    ExitCode::from(Cli::parse().run())
+    ExitCode::from(match Cli::try_parse() {
+        Ok(cli) => cli.run(),
+        Err(error) => misused(&error),
+    })
+}
+
+/// Tells what is wrong with the command line, or the help that it asks for.
+fn misused(error: &clap::Error) -> u8 {
+    // Nobody is left to tell it to when this fails.
+    let _ = error.print();
+    let code = u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE);
+    let lenient = Cli::command().ignore_errors(true).try_get_matches();
+    match lenient.as_ref().map(clap::ArgMatches::subcommand_name) {
+        Ok(Some("plan")) => plan::without_usage(code),
+        _ => code,
+    }
 }
 
 // === impl Cli ===
@@ -97,12 +122,20 @@ pub fn main() -> ExitCode {
 impl Cli {
     fn run(self) -> u8 {
         if let Err(error) = logging::start(&self.log_level, self.log_format) {
-            return usage(&error);
+            return match self.command {
+                Command::Plan(_) => failed(&error),
+                _ => usage(&error),
+            };
         }
         match self.command {
             Command::Bridge(args) => match args.options() {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::bridge::main(options)),
+            },
+            Command::Plan(args) => args.run(),
+            Command::Purge(args) => match args.options() {
+                Err(error) => usage(&*error),
+                Ok(options) => finish(run::purge::main(options)),
             },
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),

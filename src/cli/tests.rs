@@ -46,6 +46,40 @@ fn the_defaults_are_those_of_the_documentation() {
 }
 
 #[test]
+fn purge_names_whose_records_go() {
+    let options = |args: &[&str]| {
+        let args = ["kube-consul", "purge"].iter().chain(args);
+        let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
+        match cli.command {
+            Command::Purge(args) => args.options().map_err(|error| error.to_string()),
+            other => Err(format!("expected purge, found {other:?}")),
+        }
+    };
+    for (args, expected) in [
+        (vec![], "--cluster"),
+        (vec!["--cluster", "Not A Label"], "--cluster"),
+        (vec!["--owner", "consul-k8s"], "--node"),
+        (vec!["--cluster", "eu", "--node", "a"], "--owner"),
+        (vec!["--owner", "nomad", "--node", "a"], "consul-k8s"),
+    ] {
+        let error = options(&args).map(drop).expect_err(&format!("{args:?} was accepted"));
+        assert!(error.contains(expected), "{args:?}: {error}");
+    }
+    for (sink, agent, catalog) in [(None, true, true), (Some("agent"), true, false)] {
+        let sink = sink.map(|sink| format!("--sink={sink}"));
+        let options = options(
+            &[&["--cluster=eu"], &*sink.as_deref().into_iter().collect::<Vec<_>>()].concat(),
+        );
+        match options.unwrap().owner {
+            run::purge::Owner::Cluster(cluster) => {
+                assert_eq!((cluster.agent, cluster.catalog), (agent, catalog), "{sink:?}");
+            }
+            other @ run::purge::Owner::ConsulK8s { .. } => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn every_flag_has_its_variable() {
     // The hook's flags keep the variables that its users have.
     let hook = ["register", "deregister"];
@@ -74,19 +108,23 @@ fn durations_are_read_as_people_write_them() {
     }
 }
 
-/// Regenerates the README's table with `UPDATE_README=1`.
+/// Regenerates the README's tables with `UPDATE_README=1`.
 #[test]
 fn the_readme_lists_the_flags() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let (start, end) = ("<!-- flags of bridge: begin -->\n", "<!-- flags of bridge: end -->");
-    let (before, rest) = readme.split_once(start).expect("the README has the table's begin");
-    let (found, after) = rest.split_once(end).expect("the README has the table's end");
-    let expected = flag_table("bridge");
-    if std::env::var_os("UPDATE_README").is_some() {
-        std::fs::write(path, format!("{before}{start}{expected}{end}{after}")).unwrap();
-    } else {
-        assert_eq!(found, expected, "run: UPDATE_README=1 cargo test --lib readme");
+    let mut readme = std::fs::read_to_string(path).unwrap();
+    for subcommand in ["bridge", "purge"] {
+        let start = format!("<!-- flags of {subcommand}: begin -->\n");
+        let end = format!("<!-- flags of {subcommand}: end -->");
+        let (before, rest) = readme.split_once(&start).expect("the README has the table's begin");
+        let (found, after) = rest.split_once(&end).expect("the README has the table's end");
+        let expected = flag_table(subcommand);
+        if std::env::var_os("UPDATE_README").is_some() {
+            readme = format!("{before}{start}{expected}{end}{after}");
+            std::fs::write(path, &readme).unwrap();
+        } else {
+            assert_eq!(found, expected, "run: UPDATE_README=1 cargo test --lib readme");
+        }
     }
 }
 

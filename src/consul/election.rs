@@ -16,7 +16,7 @@ use super::error::{Error, Reach, chain};
 use super::nodes::NodeNames;
 use super::session::{SessionId, TTL_SECONDS};
 use super::stream::Layout;
-use super::wire::decode;
+use super::wire::{decode, text_of};
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
 
@@ -86,12 +86,17 @@ struct LockEntry {
     value: Option<Box<str>>,
 }
 
+/// The KV key of a cluster's lock.
+pub(super) fn lock_key(cluster: &ClusterName) -> String {
+    format!("kube-consul/{cluster}/leader")
+}
+
 // === impl Election ===
 
 impl Election {
     /// The election of this cluster; `candidate` is this process's name.
     pub fn new(client: Client, cluster: ClusterName, nodes: NodeNames, candidate: &str) -> Self {
-        let key = format!("kube-consul/{cluster}/leader").into();
+        let key = lock_key(&cluster).into();
         let rival = watch::Sender::default();
         Self { client, cluster, nodes, key, candidate: candidate.into(), rival }
     }
@@ -227,13 +232,6 @@ impl Election {
         }
         super::read::certain(evidence, holder.is_none(), LOCK).map(|()| holder)
     }
-}
-
-/// The value of a KV entry as text.
-fn text_of(encoded: &str) -> Box<str> {
-    use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into()
 }
 
 // === impl Lease ===

@@ -13,6 +13,7 @@
 //! | [`agent`] | the agent sink |
 //! | [`catalog`] | the catalog sink |
 //! | [`nodes`] | the synthetic nodes of the catalog sink |
+//! | [`purge`] | everything with a cluster's mark, and its removal |
 //! | [`hook`] | what the registration hook asks of the agent and the catalog |
 //! | [`txn`] | transactions |
 //! | [`session`] | what holds the leader's lock (invariant 9) |
@@ -29,6 +30,7 @@ pub mod error;
 pub mod hook;
 pub mod nodes;
 pub mod owner;
+pub mod purge;
 pub mod read;
 pub mod sentinel;
 pub mod session;

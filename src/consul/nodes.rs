@@ -20,9 +20,9 @@ use crate::domain::record::CLUSTER_META;
 
 /// Address of every synthetic node: one for documentation (RFC 5737), never a service's, because
 /// reverse lookups prefer nodes.
-const ADDRESS: &str = "192.0.2.1";
+pub(super) const ADDRESS: &str = "192.0.2.1";
 
-const NODES: &str = "the catalog's nodes";
+pub(super) const NODES: &str = "the catalog's nodes";
 
 /// What the nodes of one cluster are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,11 +163,7 @@ impl Client {
 
     /// What stands on a node, whoever made it, as the leader has it now. On a node that is not
     /// there stands nothing.
-    pub(super) async fn occupied(
-        &self,
-        node: &str,
-        cluster: &ClusterName,
-    ) -> Result<Occupied, Unknown> {
+    pub async fn occupied(&self, node: &str, cluster: &ClusterName) -> Result<Occupied, Unknown> {
         let path = format!("/v1/catalog/node-services/{}", encode(node));
         // No listing: its Services wait for the answer, and it is about to be empty.
         let request: Request = Consistency::Consistent.of_path(path);

@@ -69,6 +69,11 @@ impl OwnerKey {
         Ok(self.read().await?.map(|(holder, _)| owner(holder, uid)))
     }
 
+    /// The uid of the cluster that holds the name; none: nobody.
+    pub async fn holder(&self) -> Result<Option<String>, Unknown> {
+        Ok(self.read().await?.map(|(holder, _)| holder))
+    }
+
     /// Takes the name for the cluster `uid` if nobody holds it, or if `adopt` does. Whoever
     /// holds it otherwise keeps it.
     pub async fn claim(&self, uid: &str, adopt: Option<&str>) -> Result<Owner, ClaimError> {

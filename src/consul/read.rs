@@ -234,11 +234,8 @@ impl Client {
         let mut note = |name: &str| {
             foreign.insert(lookup_form(name).into(), Holders::Others);
         };
-        // A filter that no service passes shows whether filters are heeded.
-        let mut unheeded = false;
-        self.service_names(r#"ServiceName == """#, |_| unheeded = true).await?;
         let filter = foreign_filter();
-        if !unheeded {
+        if self.heeds_filters().await? {
             let evidence = self.service_names(&filter, note).await?;
             certain(evidence, foreign.is_empty(), CATALOG_SERVICES)?;
             let ours = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
@@ -265,8 +262,15 @@ impl Client {
         Ok(foreign)
     }
 
+    /// Whether Consul filters the names of services: a filter that no service passes shows it.
+    pub(super) async fn heeds_filters(&self) -> Result<bool, Unknown> {
+        let mut heeded = true;
+        self.service_names(r#"ServiceName == """#, |_| heeded = false).await?;
+        Ok(heeded)
+    }
+
     /// Service names that pass the filter.
-    async fn service_names(
+    pub(super) async fn service_names(
         &self,
         filter: &str,
         mut each: impl FnMut(&str) + Send,
@@ -394,7 +398,7 @@ impl Consistency {
 }
 
 /// Only what carries the cluster's mark.
-fn marked(request: Request, field: &str, cluster: &ClusterName) -> Request {
+pub(super) fn marked(request: Request, field: &str, cluster: &ClusterName) -> Request {
     // A cluster's name is a label: nothing in it needs quoting.
     request.parameter("filter", &format!("{field}[{CLUSTER_META:?}] == \"{cluster}\""))
 }

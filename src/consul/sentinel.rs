@@ -72,6 +72,11 @@ impl Sentinel {
         Self { client, cluster, id }
     }
 
+    /// Its service ID.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Registers it unless it is there as it should be.
     pub async fn ensure(&self) -> Result<ContentHash, Error> {
         match self.read(None).await? {

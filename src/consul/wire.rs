@@ -127,6 +127,11 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(
         .map_err(|error| Malformed::Item { expected, reason: error.to_string() })
 }
 
+/// The value of a KV entry as text, as far as it is text.
+pub(super) fn text_of(encoded: &str) -> Box<str> {
+    String::from_utf8_lossy(&STANDARD.decode(encoded).unwrap_or_default()).into()
+}
+
 // === impl ServiceBody ===
 
 impl ServiceBody {
@@ -178,8 +183,12 @@ impl Weights<u16> {
 impl ServiceEntry {
     /// Whether a bridge of this cluster made it.
     pub(super) fn is_of(&self, cluster: &str) -> bool {
-        let mark = self.meta.as_ref().and_then(|meta| meta.get(CLUSTER_META));
-        mark.is_some_and(|mark| mark == cluster)
+        self.meta(CLUSTER_META) == Some(cluster)
+    }
+
+    /// What its meta says under this key.
+    pub(super) fn meta(&self, key: &str) -> Option<&str> {
+        self.meta.as_ref()?.get(key).map(String::as_str)
     }
 
     /// In our form, with the check that was found for it.

@@ -6,6 +6,8 @@
 pub mod annotations;
 pub mod claims;
 pub mod desired;
+pub mod difference;
+pub mod forecast;
 pub mod hook;
 pub mod ledger;
 pub mod names;

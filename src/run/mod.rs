@@ -4,6 +4,8 @@ pub mod bridge;
 pub mod hook;
 pub mod install;
 mod patience;
+pub mod plan;
+pub mod purge;
 
 use thiserror::Error;
 
@@ -22,4 +24,16 @@ pub enum Error {
     /// The user interrupted it: exit code 130.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A runtime with this many threads for what runs beside the main one, and TLS.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Error> {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("another TLS provider is installed already");
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Failed(format!("cannot start: {error}")))
 }

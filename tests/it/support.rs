@@ -111,6 +111,13 @@ pub async fn ends_with(code: i32, options: ProgramOptions) -> Result<String> {
     Ok(program.stderr())
 }
 
+/// Runs the program to its end and gives what it wrote to standard output.
+pub async fn says(code: i32, options: ProgramOptions) -> Result<String> {
+    let program = Program::start("kube-consul", options).await?;
+    program.wait_for_code(code, DEADLINE).await?;
+    Ok(program.stdout())
+}
+
 /// A Consul, and a namespace of the shared cluster.
 pub struct Place {
     pub kubernetes: &'static Kubernetes,
@@ -133,8 +140,13 @@ impl Place {
 
     /// `bridge` for the namespace, with the shipped rights.
     pub async fn command(&self) -> Result<ProgramOptions> {
+        self.subcommand("bridge").await
+    }
+
+    /// A subcommand that takes the flags of `bridge`, likewise.
+    pub async fn subcommand(&self, name: &str) -> Result<ProgramOptions> {
         Ok(kube_consul()
-            .args(["bridge", "--namespace", &self.namespace])
+            .args([name, "--namespace", &self.namespace])
             .args([Path::new("--kubeconfig"), shipped_kubeconfig().await?])
             .env("CONSUL_HTTP_ADDR", self.consul.url()))
     }

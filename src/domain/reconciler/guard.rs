@@ -4,7 +4,7 @@
 //! restored etcd, a broken aggregation layer or a changed flag look the same as a mass
 //! deletion, and only one of them is meant.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::read_back::nobody;
@@ -185,6 +185,18 @@ impl Reconciler {
         let mut released = self.released.get(service).into_iter().flatten();
         self.ledger.of(service).iter().any(|known| is_lost(known, &desired))
             || released.any(|key| self.reverse.holder(key).is_none())
+    }
+
+    /// Lets go of all that the first reconciliation holds back, and says what and why: only a
+    /// plan may, which shows it and writes nothing.
+    pub fn let_all_go(&mut self) -> BTreeMap<ObjectKey, Cause> {
+        self.guard.confirmation = None;
+        let held: BTreeMap<ObjectKey, Cause> =
+            std::mem::take(&mut self.guard.held).into_iter().collect();
+        for service in held.keys() {
+            self.mark_dirty(service.clone());
+        }
+        held
     }
 
     /// Takes what a complete list of one kind did not show.

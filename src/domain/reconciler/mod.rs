@@ -462,6 +462,12 @@ impl Reconciler {
         &self.ledger
     }
 
+    /// The Service for which a write of this record is in flight.
+    pub fn in_flight_for(&self, record: &RecordKey) -> Option<&ObjectKey> {
+        let track = self.tracks.get(record).filter(|track| track.sent.is_some());
+        track.map(|track| &track.service)
+    }
+
     /// How many Services have to be planned or have something under way.
     pub fn backlog(&self) -> usize {
         self.dirty.len() + self.units.len()

@@ -19,38 +19,38 @@ use crate::run::patience::{Waits, patiently};
 
 /// What the handshake found.
 #[derive(Debug)]
-pub(super) struct Introduced {
+pub(in crate::run) struct Introduced {
     /// The cluster's identity.
-    pub(super) uid: String,
+    pub(in crate::run) uid: String,
     /// Version of the Kubernetes API.
-    pub(super) kubernetes_version: String,
+    pub(in crate::run) kubernetes_version: String,
     /// What the agent says of itself; none where the token may not ask.
-    pub(super) agent: Option<AgentInfo>,
+    pub(in crate::run) agent: Option<AgentInfo>,
     /// What reverse records end with, if that is known.
-    pub(super) zone: Option<ReverseZone>,
+    pub(in crate::run) zone: Option<ReverseZone>,
     /// The sentinel as the agent has it, where that is the marker.
-    pub(super) sentinel: Option<ContentHash>,
+    pub(in crate::run) sentinel: Option<ContentHash>,
 }
 
 /// Everything that the handshake needs.
-pub(super) struct Introduction {
-    pub(super) kubernetes: KubeClient,
-    pub(super) kubernetes_url: String,
-    pub(super) consul: ConsulClient,
-    pub(super) owner: OwnerKey,
-    pub(super) marker: Marker,
-    pub(super) cluster: ClusterName,
-    pub(super) cluster_uid: Option<String>,
-    pub(super) adopt: Option<String>,
-    pub(super) datacenter: Option<String>,
-    pub(super) dns_domain: Option<String>,
-    pub(super) waits: Waits,
+pub(in crate::run) struct Introduction {
+    pub(in crate::run) kubernetes: KubeClient,
+    pub(in crate::run) kubernetes_url: String,
+    pub(in crate::run) consul: ConsulClient,
+    pub(in crate::run) owner: OwnerKey,
+    pub(in crate::run) marker: Marker,
+    pub(in crate::run) cluster: ClusterName,
+    pub(in crate::run) cluster_uid: Option<String>,
+    pub(in crate::run) adopt: Option<String>,
+    pub(in crate::run) datacenter: Option<String>,
+    pub(in crate::run) dns_domain: Option<String>,
+    pub(in crate::run) waits: Waits,
 }
 
 // === impl Introduction ===
 
 impl Introduction {
-    pub(super) fn new(
+    pub(in crate::run) fn new(
         options: &Options,
         kubernetes: (KubeClient, String),
         consul: ConsulClient,
@@ -74,7 +74,7 @@ impl Introduction {
     }
 
     /// Waits for both sides as long as it takes. An error is final.
-    pub(super) async fn run(self) -> Result<Introduced, Error> {
+    pub(in crate::run) async fn run(self) -> Result<Introduced, Error> {
         let token = self.consul.token_generation();
         let ((kubernetes_version, uid), mut agent) =
             tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
@@ -86,6 +86,24 @@ impl Introduction {
         let sentinel = self.mark().await?;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
+    }
+
+    /// As [`Introduction::run`], without writing anything: also gives the holder of the owner
+    /// key, if there is one.
+    pub(in crate::run) async fn look(self) -> Result<(Introduced, Option<Owner>), Error> {
+        let ((kubernetes_version, uid), agent) =
+            tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
+        let ask = || async { self.owner.check(&uid).await.map_err(|error| chain(&error)) };
+        let owner = patiently("for Consul to tell the owner key", &self.waits, ask)
+            .await
+            .map_err(Error::Failed)?;
+        if let Some(Owner::Other(other)) = &owner
+            && self.adopt.as_ref() != Some(other)
+        {
+            return Err(other_owner(&self.owner, &self.cluster, &uid, other));
+        }
+        let zone = self.zone(agent.as_ref());
+        Ok((Introduced { uid, kubernetes_version, agent, zone, sentinel: None }, owner))
     }
 
     async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
@@ -189,7 +207,12 @@ impl Introduction {
 }
 
 /// The refusal to touch the records of another cluster.
-pub(super) fn other_owner(key: &OwnerKey, cluster: &ClusterName, ours: &str, other: &str) -> Error {
+pub(in crate::run) fn other_owner(
+    key: &OwnerKey,
+    cluster: &ClusterName,
+    ours: &str,
+    other: &str,
+) -> Error {
     Error::Refused(format!(
         "the records of cluster {cluster:?} belong to the cluster with uid {other} (KV key {}), and this one has uid {ours}: \
          choose another --cluster, or take them over with --adopt {other}",

@@ -63,7 +63,7 @@ pub(super) enum Done {
 }
 
 /// What a reading shows, while it goes on.
-pub(super) enum Observation {
+pub(in crate::run) enum Observation {
     Registration(ObservedRegistration),
     Reverse(ObservedReverse),
     /// The node of this namespace is there.
@@ -74,7 +74,7 @@ pub(super) enum Observation {
 
 /// What shows that a reading is of the Consul that we wrote to (invariant 1).
 #[derive(Clone)]
-pub(super) enum Marker {
+pub(in crate::run) enum Marker {
     /// The sentinel, in the agent.
     Sentinel(Sentinel),
     /// The base node, in the catalog.
@@ -110,14 +110,14 @@ pub(super) async fn read_reverse(client: Client, key: Box<str>) -> Done {
 
 /// Everything that a reading needs.
 #[derive(Clone)]
-pub(super) struct ReadBack {
-    pub(super) client: Client,
-    pub(super) cluster: ClusterName,
-    pub(super) marker: Marker,
-    pub(super) consistency: Consistency,
-    pub(super) owner: OwnerKey,
-    pub(super) uid: String,
-    pub(super) seen: mpsc::UnboundedSender<Observation>,
+pub(in crate::run) struct ReadBack {
+    pub(in crate::run) client: Client,
+    pub(in crate::run) cluster: ClusterName,
+    pub(in crate::run) marker: Marker,
+    pub(in crate::run) consistency: Consistency,
+    pub(in crate::run) owner: OwnerKey,
+    pub(in crate::run) uid: String,
+    pub(in crate::run) seen: mpsc::UnboundedSender<Observation>,
 }
 
 // === impl ReadBack ===
@@ -143,10 +143,22 @@ impl ReadBack {
                 .map_err(|error| chain(&error))?
                 .map_err(|marker_missing| chain(&marker_missing))?;
         }
+        self.reverse_records().await.map_err(|error| chain(&error))?;
+        Ok(owner)
+    }
+
+    /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
+    /// is there.
+    pub(in crate::run) async fn look(&self) -> Result<bool, Unknown> {
+        let marked = self.registrations().await?.is_ok();
+        self.reverse_records().await?;
+        Ok(marked)
+    }
+
+    async fn reverse_records(&self) -> Result<(), Unknown> {
         let seen = self.seen.clone();
         let each = move |observed| drop(seen.send(Observation::Reverse(observed)));
-        self.client.reverse_records(self.consistency, each).await.map_err(|error| chain(&error))?;
-        Ok(owner)
+        self.client.reverse_records(self.consistency, each).await.map(drop)
     }
 
     async fn mark(&self) -> Result<(), String> {
@@ -212,9 +224,17 @@ pub(super) async fn foreign_names(
     cluster: ClusterName,
     held: HashSet<Arc<str>>,
 ) -> Done {
+    Done::ForeignNames(names_of_others(client, cluster, held).await)
+}
+
+/// The names under which others hold instances; `held` need no answer.
+pub(in crate::run) async fn names_of_others(
+    client: Client,
+    cluster: ClusterName,
+    held: HashSet<Arc<str>>,
+) -> Result<ForeignNames, String> {
     let is_held = |name: &str| held.contains(&*lookup_form(name));
-    let names = client.foreign_names(&cluster, is_held).await;
-    Done::ForeignNames(names.map_err(|error| chain(&error)))
+    client.foreign_names(&cluster, is_held).await.map_err(|error| chain(&error))
 }
 
 /// Reads which of our service IDs the catalog shows on the agent's node.

@@ -5,8 +5,8 @@
 //! same loop polls: there is no lock around the state and no queue of work.
 
 mod drift;
-mod introduction;
-mod jobs;
+pub(super) mod introduction;
+pub(super) mod jobs;
 mod leadership;
 mod telling;
 
@@ -51,8 +51,8 @@ use crate::kubernetes::client::{
 };
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
-use crate::run::Error;
 use crate::run::patience::{Waits, patiently};
+use crate::run::{Error, runtime};
 
 /// How long writes in flight may take to finish at the end (invariant 10).
 const FINISH: Duration = Duration::from_secs(5);
@@ -107,7 +107,7 @@ pub enum SinkOptions {
 
 /// Why the loop ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     /// SIGTERM: done.
     Terminated,
     /// SIGINT: interrupted.
@@ -116,16 +116,8 @@ enum Stop {
 
 /// Runs until a signal, or until all is in step with `--once`.
 pub fn main(options: Options) -> Result<(), Error> {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("another TLS provider is installed already");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // One for the loop, one for the admin server and name resolution.
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| Error::Failed(format!("cannot start: {error}")))?;
-    runtime.block_on(async {
+    // One thread for the loop, one for the admin server and name resolution.
+    runtime(2)?.block_on(async {
         let listener = match options.once {
             Some(_) => None,
             None => Some(admin::listen(options.admin_addr).await.map_err(|error| {
@@ -138,7 +130,7 @@ pub fn main(options: Options) -> Result<(), Error> {
     })
 }
 
-fn signals() -> Result<impl Future<Output = Stop>, Error> {
+pub(super) fn signals() -> Result<impl Future<Output = Stop>, Error> {
     let listen = |kind| {
         signal(kind).map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))
     };
@@ -158,15 +150,7 @@ async fn run(
     listener: Option<TcpListener>,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Error> {
-    let kubernetes = connect(&options.access, &options.environment).await.map_err(|error| {
-        if error.is_configuration() {
-            Error::Usage(error.to_string())
-        } else {
-            Error::Failed(error.to_string())
-        }
-    })?;
-    let consul = ConsulClient::new(&options.consul)
-        .map_err(|error| Error::Usage(crate::kubernetes::text::chain(&error)))?;
+    let (kubernetes, consul) = connections(&options).await?;
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
     let (pages_in, pages) = mpsc::channel(PAGE_QUEUE);
     let metrics = Arc::new(Metrics::default());
@@ -195,6 +179,20 @@ async fn run(
     result
 }
 
+/// Clients for both sides; neither was asked yet.
+pub(super) async fn connections(options: &Options) -> Result<(Connected, ConsulClient), Error> {
+    let kubernetes = connect(&options.access, &options.environment).await.map_err(|error| {
+        if error.is_configuration() {
+            Error::Usage(error.to_string())
+        } else {
+            Error::Failed(error.to_string())
+        }
+    })?;
+    let consul = ConsulClient::new(&options.consul)
+        .map_err(|error| Error::Usage(crate::kubernetes::text::chain(&error)))?;
+    Ok((kubernetes, consul))
+}
+
 /// The name of the pod or host, for Events.
 fn instance() -> String {
     let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -202,7 +200,7 @@ fn instance() -> String {
 }
 
 /// The sink that the options ask for, what marks a reading of it as true, and the election.
-fn sink(options: &Options, consul: &ConsulClient) -> (Sink, Marker, Option<Election>) {
+pub(super) fn sink(options: &Options, consul: &ConsulClient) -> (Sink, Marker, Option<Election>) {
     let cluster = &options.settings.cluster;
     match &options.sink {
         SinkOptions::Agent => (

@@ -313,7 +313,7 @@ impl Bridge {
                 problems: self.state.problems().count(),
             },
             holding: self.state.is_holding(),
-            problems: self.state.problems().iter().take(PAGE).map(object_problem).collect(),
+            problems: self.state.problems().iter().take(PAGE).map(ObjectProblem::new).collect(),
             services,
             next,
         }
@@ -330,14 +330,5 @@ impl Bridge {
             name: key.name.to_string(),
             instances: instances.collect(),
         }
-    }
-}
-
-fn object_problem((kind, key, problem): (Kind, &ObjectKey, &Problem)) -> ObjectProblem {
-    ObjectProblem {
-        kind: kind.as_str(),
-        namespace: key.namespace.to_string(),
-        name: key.name.to_string(),
-        problem: problem.clone(),
     }
 }

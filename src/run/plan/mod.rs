@@ -1,0 +1,444 @@
+//! `plan`: what `bridge` would change now. It asks both sides what a bridge asks, has the same
+//! reconciler decide, and sends nothing: no record, no owner key, no marker.
+
+mod document;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Write as _;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt as _};
+use futures::{FutureExt as _, future::BoxFuture};
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::StreamMap;
+
+pub use self::document::Plan;
+use self::document::{OwnChange, State, Summary, held, services};
+use super::bridge::introduction::{Introduced, Introduction};
+use super::bridge::jobs::{Marker, Observation, ReadBack, names_of_others};
+use super::bridge::{Options, SinkOptions, connections, signals, sink};
+use super::patience::Waits;
+use super::{Error, runtime};
+use crate::admin::status::ObjectProblem;
+use crate::consul::client::Client as ConsulClient;
+use crate::consul::nodes::{NodeNames, Occupied};
+use crate::consul::owner::{Owner, OwnerKey};
+use crate::consul::read::Consistency;
+use crate::domain::forecast::{Forecast, Reading, Verb};
+use crate::domain::names::{ForeignNames, ObjectKey};
+use crate::domain::object::Kind;
+use crate::domain::reconciler::{Action, Cause, Moment, Reconciler};
+use crate::domain::record::{Answer, NamespaceNodeAnswer, Write};
+use crate::kubernetes::client::{Connected, endpoint_source};
+use crate::kubernetes::text::chain;
+use crate::kubernetes::watch::{
+    Error as WatchError, Notice, Relist, endpoints, nodes, services as watch_services,
+};
+
+/// A plan is of one moment.
+const NOW: Moment = Moment::ZERO;
+/// Actions taken in one go: any number will do, as none is sent.
+const ACTIONS: usize = 256;
+/// Between two looks of the spinner: often enough to be seen turning.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How a plan is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object, see [`Plan`].
+    Json,
+}
+
+/// Prints what a bridge with these options would change. Whether there is anything.
+///
+/// `limit`: how long each side may be silent.
+pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, Error> {
+    let plan = runtime(1)?.block_on(async {
+        let mut stop = pin!(signals()?);
+        tokio::select! {
+            plan = make(options, limit) => plan,
+            _ = &mut stop => Err(Error::Interrupted),
+        }
+    })?;
+    let text = match output {
+        Output::Text => text::text(&plan),
+        Output::Json => {
+            let json = serde_json::to_string_pretty(&plan);
+            json.map_err(|error| Error::Failed(format!("cannot write the plan: {error}")))? + "\n"
+        }
+    };
+    anstream::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::Failed(format!("cannot write the plan: {error}")))?;
+    Ok(plan.has_changes())
+}
+
+/// Reads both sides and makes the plan.
+async fn make(options: &Options, limit: Duration) -> Result<Plan, Error> {
+    let (kubernetes, consul) = connections(options).await?;
+    let (_, marker, _) = sink(options, &consul);
+    let owner = OwnerKey::new(consul.clone(), &options.settings.cluster);
+    let waits = Waits::default();
+    let introduction = Introduction::new(
+        options,
+        (kubernetes.client.clone(), kubernetes.url.clone()),
+        consul.clone(),
+        owner.clone(),
+        marker.clone(),
+        waits.clone(),
+    );
+    let (introduced, holder) = timeout(limit, introduction.look()).await.map_err(|_| {
+        let why = waits.reason().unwrap_or_else(|| "no answer yet".to_owned());
+        Error::Failed(format!("not reached within --timeout: {why}"))
+    })??;
+    let planner = Planner::new(options, consul, marker, owner, &introduced);
+    planner.run(&kubernetes, limit, introduced, holder).await
+}
+
+/// Collects what both sides show.
+struct Planner<'a> {
+    options: &'a Options,
+    consul: ConsulClient,
+    marker: Marker,
+    owner: OwnerKey,
+    state: Reconciler,
+    reading: Reading,
+    notes: BTreeSet<String>,
+    progress: ProgressBar,
+    /// Newest failure of a watch.
+    trouble: Option<String>,
+}
+
+/// What Consul is asked, one after the other.
+enum Asked {
+    /// All that is ours; whether the marker is there.
+    Records(Result<bool, String>),
+    /// The names that others hold.
+    Names(Result<ForeignNames, String>),
+}
+
+// === impl Planner ===
+
+impl<'a> Planner<'a> {
+    fn new(
+        options: &'a Options,
+        consul: ConsulClient,
+        marker: Marker,
+        owner: OwnerKey,
+        introduced: &Introduced,
+    ) -> Self {
+        let has_nodes = matches!(options.sink, SinkOptions::Catalog { .. });
+        let mut state = Reconciler::new(options.settings.clone()).with_nodes(has_nodes);
+        state.set_reverse_zone(introduced.zone.clone());
+        let mut notes = BTreeSet::new();
+        if introduced.zone.is_none() {
+            notes.insert(
+                "no reverse record can be written: the datacenter or the DNS domain is not known; \
+                 set --datacenter and --dns-domain"
+                    .to_owned(),
+            );
+        }
+        // Nothing is drawn where standard error is no terminal.
+        let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        progress.enable_steady_tick(TICK);
+        Self {
+            options,
+            consul,
+            marker,
+            owner,
+            state,
+            reading: Reading::default(),
+            notes,
+            progress,
+            trouble: None,
+        }
+    }
+
+    async fn run(
+        mut self,
+        kubernetes: &Connected,
+        limit: Duration,
+        introduced: Introduced,
+        holder: Option<Owner>,
+    ) -> Result<Plan, Error> {
+        let marked = self.read(kubernetes, limit, &introduced.uid).await?;
+        self.progress.finish_and_clear();
+        let mut forecast = Forecast::new(self.options.settings.cluster.clone());
+        let mut nodes = BTreeMap::new();
+        self.drain(None, &mut forecast, &mut nodes).await?;
+        let causes = self.state.let_all_go();
+        if !causes.is_empty() {
+            self.drain(Some(&causes), &mut forecast, &mut nodes).await?;
+        }
+        let services = services(forecast.changes(&self.reading));
+        let mut own = self.marks(marked, holder.as_ref(), &introduced.uid);
+        own.extend(nodes.into_values());
+        let problems = self.state.problems().iter().map(ObjectProblem::new);
+        Ok(Plan {
+            cluster: self.options.settings.cluster.to_string(),
+            cluster_uid: introduced.uid,
+            sink: match self.options.sink {
+                SinkOptions::Agent => "agent",
+                SinkOptions::Catalog { .. } => "catalog",
+            },
+            state: match (marked, holder) {
+                (true, _) => State::Known,
+                (false, Some(_)) => State::Lost,
+                (false, None) => State::New,
+            },
+            summary: Summary::of(&own, &services),
+            own,
+            services,
+            problems: problems.collect(),
+            notes: self.notes.into_iter().collect(),
+        })
+    }
+
+    /// Lists Kubernetes and reads Consul. Whether our marker is there.
+    async fn read(
+        &mut self,
+        kubernetes: &Connected,
+        limit: Duration,
+        uid: &str,
+    ) -> Result<bool, Error> {
+        let source = endpoint_source(&kubernetes.client).await;
+        let source = source.map_err(|error| Error::Failed(error.to_string()))?;
+        let mut watches: StreamMap<Kind, BoxStream<'static, Notice>> = StreamMap::new();
+        let client = || kubernetes.client.clone();
+        watches.insert(Kind::Service, watch_services(client(), Relist::default()));
+        watches.insert(Kind::EndpointSlice, endpoints(client(), source, Relist::default()));
+        let mut watches_nodes = false;
+
+        let (seen, mut observations) = mpsc::unbounded_channel();
+        self.state.begin_read_back(NOW);
+        let mut asked = self.read_records(uid, seen);
+        let (mut marked, mut named) = (None, false);
+        let (mut heard, mut objects) = (Instant::now(), 0_usize);
+        while !named || !self.state.is_listed() {
+            if self.state.wants_nodes() && !watches_nodes {
+                watches_nodes = true;
+                watches.insert(Kind::Node, nodes(client(), Relist::default()));
+            }
+            tokio::select! {
+                Some((_, notice)) = watches.next() => {
+                    if let Notice::Event(_) = &notice {
+                        (heard, objects) = (Instant::now(), objects + 1);
+                    }
+                    self.notice(notice);
+                }
+                Some(observation) = observations.recv() => {
+                    (heard, objects) = (Instant::now(), objects + 1);
+                    self.observe(observation);
+                }
+                answer = &mut asked, if !named => {
+                    heard = Instant::now();
+                    match answer {
+                        Asked::Records(result) => {
+                            while let Ok(observation) = observations.try_recv() {
+                                self.observe(observation);
+                            }
+                            marked = Some(result.map_err(|why| unreadable(&why))?);
+                            self.state.finish_read_back(NOW);
+                            asked = self.read_names();
+                        }
+                        Asked::Names(result) => {
+                            self.state.set_foreign_names(result.map_err(|why| unreadable(&why))?);
+                            named = true;
+                        }
+                    }
+                }
+                () = sleep_until(heard + limit) => return Err(self.silent(named)),
+            }
+            self.progress.set_message(format!("{objects} objects and records"));
+        }
+        Ok(marked.unwrap_or(false))
+    }
+
+    fn read_records(
+        &self,
+        uid: &str,
+        seen: mpsc::UnboundedSender<Observation>,
+    ) -> BoxFuture<'static, Asked> {
+        let reading = ReadBack {
+            client: self.consul.clone(),
+            cluster: self.options.settings.cluster.clone(),
+            marker: self.marker.clone(),
+            consistency: Consistency::Consistent,
+            owner: self.owner.clone(),
+            uid: uid.to_owned(),
+            seen,
+        };
+        let look = async move { reading.look().await.map_err(|error| chain(&error)) };
+        look.map(Asked::Records).boxed()
+    }
+
+    fn read_names(&self) -> BoxFuture<'static, Asked> {
+        let held: HashSet<_> = self.state.ledger().names().collect();
+        let cluster = self.options.settings.cluster.clone();
+        names_of_others(self.consul.clone(), cluster, held).map(Asked::Names).boxed()
+    }
+
+    fn silent(&self, consul_is_read: bool) -> Error {
+        let trouble = self.trouble.as_deref().unwrap_or("it did not answer");
+        Error::Failed(if consul_is_read {
+            format!("not listed within --timeout: waiting for the Kubernetes API: {trouble}")
+        } else {
+            "not read within --timeout: waiting for Consul".to_owned()
+        })
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Event(event) => self.state.watch(event, NOW),
+            Notice::Trouble(trouble) => {
+                if trouble.kind == Kind::Node {
+                    let denied = matches!(trouble.error, WatchError::Denied { .. });
+                    self.state.nodes_failed(denied.then(|| trouble.error.to_string()), NOW);
+                }
+                self.trouble = Some(trouble.error.to_string());
+            }
+            Notice::Recovered(_) => self.trouble = None,
+        }
+    }
+
+    fn observe(&mut self, seen: Observation) {
+        match seen {
+            Observation::Registration(observed) => {
+                self.state.observed_registration(&observed);
+                let registration = observed.registration;
+                self.reading.registrations.insert(registration.id.clone(), registration);
+            }
+            Observation::Reverse(observed) => {
+                self.state.observed_reverse(&observed);
+                let record = observed.record;
+                self.reading.reverse.insert(record.key, record.value);
+            }
+            Observation::Node(namespace) => {
+                self.state.observed_node(&namespace);
+                self.reading.nodes.insert(namespace);
+            }
+            Observation::Stray(what) => {
+                self.notes.insert(format!("left alone: {what}"));
+            }
+        }
+    }
+
+    /// Takes all that the reconciler would do, as if each write had been applied.
+    async fn drain(
+        &mut self,
+        causes: Option<&BTreeMap<ObjectKey, Cause>>,
+        forecast: &mut Forecast,
+        nodes: &mut BTreeMap<Box<str>, OwnChange>,
+    ) -> Result<(), Error> {
+        // What follows from a removal that is held back is held back by the gravest cause.
+        let gravest = causes.and_then(|causes| causes.values().max().copied());
+        let why = |service: &ObjectKey| {
+            causes.and_then(|causes| causes.get(service).copied().or(gravest))
+        };
+        loop {
+            let actions = self.state.next_actions(NOW, ACTIONS);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                match action {
+                    Action::Write(writes) => {
+                        for write in writes {
+                            self.write(write, &why, forecast, nodes);
+                        }
+                    }
+                    // Only after a write whose fate is not known, and each of these is.
+                    Action::ReadReverse(key) => {
+                        self.state.reverse_read(&key, Ok(None), NOW);
+                    }
+                    Action::RemoveNode(namespace) => {
+                        self.remove_node(&namespace, gravest, nodes).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        write: Write,
+        why: &impl Fn(&ObjectKey) -> Option<Cause>,
+        forecast: &mut Forecast,
+        nodes: &mut BTreeMap<Box<str>, OwnChange>,
+    ) {
+        let key = write.key();
+        let service =
+            self.state.in_flight_for(&key).cloned().unwrap_or_else(|| ObjectKey::new("", ""));
+        let held_by = why(&service);
+        if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
+            && !self.reading.nodes.contains(&registration.namespace)
+        {
+            let change = node(names, Verb::Add, &registration.namespace, held_by);
+            nodes.entry(registration.namespace.clone()).or_insert(change);
+        }
+        forecast.applied(service, write, held_by);
+        // Any index will do for the next write, which is not sent either.
+        self.state.answered(&key, Answer::Applied { index: 1 }, NOW);
+    }
+
+    /// A node goes with the last record on it, unless others have something there.
+    async fn remove_node(
+        &mut self,
+        namespace: &str,
+        held_by: Option<Cause>,
+        nodes: &mut BTreeMap<Box<str>, OwnChange>,
+    ) -> Result<(), Error> {
+        let Marker::BaseNode(names) = &self.marker else { return Ok(()) };
+        let name = names.of_namespace(namespace);
+        let occupied = self.consul.occupied(&name, &self.options.settings.cluster).await;
+        let answer = match occupied.map_err(|error| unreadable(&chain(&error)))? {
+            Occupied::ByOthers(ids) => NamespaceNodeAnswer::Foreign { node: name, ids },
+            Occupied::No | Occupied::ByOurs => {
+                nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
+                NamespaceNodeAnswer::Removed
+            }
+        };
+        self.state.node_answered(namespace, answer, NOW);
+        Ok(())
+    }
+
+    /// What a bridge writes before anything else.
+    fn marks(&self, marked: bool, holder: Option<&Owner>, uid: &str) -> Vec<OwnChange> {
+        let mut own = Vec::new();
+        let owner = |action, said: String| OwnChange {
+            action,
+            what: format!("KV key {}: {said}", self.owner.key()),
+            held: None,
+        };
+        match holder {
+            Some(Owner::Ours) => {}
+            Some(Owner::Other(other)) => own.push(owner(Verb::Change, format!("{other} -> {uid}"))),
+            None => own.push(owner(Verb::Add, uid.to_owned())),
+        }
+        if !marked {
+            let what = match &self.marker {
+                Marker::Sentinel(sentinel) => {
+                    format!("service ID {} (the sentinel)", sentinel.id())
+                }
+                Marker::BaseNode(names) => format!("node {}", names.base()),
+            };
+            own.push(OwnChange { action: Verb::Add, what, held: None });
+        }
+        own
+    }
+}
+
+fn node(names: &NodeNames, action: Verb, namespace: &str, held_by: Option<Cause>) -> OwnChange {
+    let what = format!("node {}", names.of_namespace(namespace));
+    OwnChange { action, what, held: held_by.map(held) }
+}
+
+fn unreadable(why: &str) -> Error {
+    Error::Failed(format!("Consul cannot be read: {why}"))
+}
