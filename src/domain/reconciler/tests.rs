@@ -118,7 +118,7 @@ impl Simulation {
     /// A reading, and after it the names that others hold: none.
     fn read_all(&mut self) {
         self.read_back();
-        self.bridge.set_foreign_names(HashSet::new());
+        self.bridge.set_foreign_names(ForeignNames::new());
     }
 
     /// Sends what is to be sent until nothing is, without letting time pass.

@@ -197,7 +197,7 @@ fn a_name_that_others_took_meanwhile_is_not_joined_by_whoever_leads_again() {
     simulation.read_back();
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"], "it is not known who has s2");
-    simulation.bridge.set_foreign_names(["s2".into()].into());
+    simulation.bridge.set_foreign_names(foreign(&["s2"]));
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
     assert_eq!(simulation.bridge.problems().count(), 1);
