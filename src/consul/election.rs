@@ -225,7 +225,7 @@ impl Election {
             let entries = reply.items(Layout::Elements, |item| {
                 let entry: LockEntry = decode("a KV entry", item.value)?;
                 let name = entry.value.as_deref().map(text_of).unwrap_or_default();
-                holder = entry.session.filter(|session| !session.is_empty()).map(|_| name);
+                holder = entry.session.filter(|session| !session.is_empty()).map(|_| shown(&name));
                 Ok(())
             });
             entries.await.map_err(&failed)?;
@@ -245,5 +245,22 @@ impl Lease {
     /// What transactions carry.
     pub fn fence(&self) -> Fence {
         Fence { key: self.key.clone(), session: self.session.clone() }
+    }
+}
+
+/// The lock's value as a name that fits a line: anybody may have written it.
+fn shown(name: &str) -> Box<str> {
+    crate::domain::annotations::excerpt(&name.replace(char::is_control, " ")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_writes_the_lock_fills_no_page() {
+        assert_eq!(&*shown("bridge-0"), "bridge-0");
+        assert_eq!(&*shown("a\x1b[31m\nb"), "a [31m b");
+        assert_eq!(shown(&"x".repeat(9_000)).chars().count(), 81);
     }
 }

@@ -235,3 +235,33 @@ fn what_others_put_on_a_node_is_no_problem_once_the_node_is_needed_again() {
     simulation.read_back();
     assert_eq!(simulation.bridge.problems().count(), 0);
 }
+
+#[test]
+fn one_that_takes_over_with_empty_lists_holds_everything_back() {
+    let mut simulation = in_step(30);
+    simulation.bridge.step_down();
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.read_all();
+    simulation.settle();
+    assert!(simulation.bridge.is_holding());
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (30, 30));
+    // A second look agrees.
+    confirm(&mut simulation, Vec::new(), Vec::new());
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0));
+}
+
+#[test]
+fn one_that_is_deposed_while_it_holds_back_holds_back_again() {
+    let mut simulation = in_step(30);
+    simulation.list(Kind::Service, []);
+    assert!(simulation.bridge.is_holding());
+    simulation.bridge.step_down();
+    // The second look is over before this one leads again, and says nothing of Consul then.
+    confirm(&mut simulation, Vec::new(), Vec::new());
+    assert!(!simulation.bridge.is_holding());
+    simulation.read_all();
+    simulation.settle();
+    assert!(simulation.bridge.is_holding());
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (30, 30));
+}
