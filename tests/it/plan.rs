@@ -233,6 +233,12 @@ async fn a_plan_shows_what_is_held_back_and_what_is_wrong() -> Result<()> {
     let allowed = json_plan(&place, 2, &["--selector=app=none", "--allow-removals"]).await?;
     let counts = json!({"add": 0, "change": 0, "remove": 21, "held": 0});
     ensure!(allowed["summary"] == counts, "{allowed}");
+    // Nodes are asked for when a Service needs them; the shipped rights have none on them.
+    let denied =
+        says(2, place.subcommand("plan").await?.args(["--address=node-port", "--allow-removals"]));
+    let denied = denied.await?;
+    ensure!(denied.contains("Denied: node ports cannot be registered"), "{denied}");
+    ensure!(!denied.contains("- kubernetes_"), "a registration would go: {denied}");
 
     let theirs = json!({"Node": "theirs", "Address": "10.9.9.9", "Service": {"Service": "db"}});
     place.consul.api().put("/v1/catalog/register", &theirs).await?;

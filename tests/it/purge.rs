@@ -82,6 +82,28 @@ async fn everything_goes_once_it_is_confirmed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_bridge_that_runs_writes_again_what_it_owns() -> Result<()> {
+    let place = Place::new("purge").await?;
+    place.web("web", &[("http", 80)]).await?;
+    let bridge = Bridge::start(place.command().await?.arg("--resync=1s")).await?;
+    bridge.wait_ready().await?;
+    let consul = place.consul.api();
+    let (services, all) = (in_agent(consul).await?, keys(consul).await?);
+    let program = Program::start("kube-consul", purge(&place, "kubernetes").arg("--yes")).await?;
+    // Whether it sees what the bridge has written by then is a matter of milliseconds.
+    let status = program.wait(DEADLINE).await?;
+    ensure!([Some(0), Some(1)].contains(&status.code()), "{status}");
+    contains(&program.stdout(), &["A BRIDGE MAY BE RUNNING", "Removed: "])?;
+    eventually(DEADLINE, || async {
+        let found = (in_agent(consul).await?, keys(consul).await?);
+        ensure!(found == (services.clone(), all.clone()), "{found:?}");
+        Ok(())
+    })
+    .await?;
+    place.wait_for_instances("web", 1).await
+}
+
+#[tokio::test]
 async fn an_interrupted_purge_is_completed_by_the_next() -> Result<()> {
     let place = Place::new("purge").await?;
     let endpoints: Vec<String> = (1..=150).map(|number| format!("10.1.0.{number}")).collect();

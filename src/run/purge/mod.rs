@@ -267,6 +267,12 @@ impl Removal {
             if !waits || Instant::now() >= until {
                 return Ok(left);
             }
+            let again = self.client.in_agent(&Mark::Cluster(cluster.name.clone())).await;
+            if !again.map_err(|error| unreadable(&error))?.is_empty() {
+                let why = "registrations are in it again: is a bridge running?".to_owned();
+                self.left.push(("the agent".to_owned(), why));
+                return Ok(left);
+            }
             sleep(CATALOG_POLL).await;
         }
     }

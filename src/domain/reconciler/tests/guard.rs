@@ -184,6 +184,29 @@ fn changed_options_remove_many_only_when_that_is_allowed() {
 }
 
 #[test]
+fn a_plan_sees_all_that_is_held_and_why() {
+    let mut changed = settings();
+    changed.selector = "app=web".parse().unwrap();
+    for (settings, services, cause) in
+        [(changed, 30, Cause::Selection), (settings(), 0, Cause::Absence)]
+    {
+        let mut simulation = in_step(30).restarted(settings);
+        simulation.read_back();
+        simulation.list(Kind::Service, (1..=services).map(service_seen));
+        simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.registrations.len(), 30);
+        let held = simulation.bridge.let_all_go();
+        // The Services, and the one that stands for orphaned reverse records.
+        assert_eq!(held.len(), 31, "{cause:?}");
+        assert!(held.values().all(|it| *it == cause), "{cause:?}: {held:?}");
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{cause:?}");
+        assert!(simulation.bridge.let_all_go().is_empty());
+    }
+}
+
+#[test]
 fn a_changed_template_is_a_move_and_not_held() {
     let mut changed = settings();
     changed.name_template = "{service}-{namespace}".parse().unwrap();
