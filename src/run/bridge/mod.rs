@@ -8,6 +8,7 @@ mod drift;
 mod introduction;
 mod jobs;
 mod leadership;
+mod shown;
 mod telling;
 
 use std::collections::BTreeMap;
