@@ -6,7 +6,6 @@
 //! that process before the first object.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -30,13 +29,10 @@ use kube_consul::kubernetes::slim::{EndpointSlices, Projected, Services, View};
 use kube_consul::kubernetes::watch::{Notice, Relist, endpoints, services};
 use serde_json::{Value, json};
 
-const SERVICES: usize = 10_000;
-const ENDPOINTS: usize = 10;
-const NAMESPACES: usize = 100;
-/// At 50 pods a node.
-const NODES: usize = SERVICES * ENDPOINTS / 50;
-/// What the whole bridge may have, its own program included.
-const TARGET_MIB: f64 = 50.0;
+mod objects;
+
+use objects::{ENDPOINTS, Memory, SERVICES, TARGET_MIB};
+
 /// As many as the bridge has in flight.
 const SLOTS: usize = 16;
 
@@ -58,15 +54,15 @@ fn main() -> Result<ExitCode> {
 async fn measure(mode: AddressMode) -> Result<()> {
     let mut settings = Settings::new("kubernetes".parse()?);
     settings.address = mode;
-    let floor = Memory::now()?;
+    let floor = Memory::of("self")?;
     let mut bridge = Bridge::new(settings);
     let listed = bridge.list().await?;
     println!("{mode}: floor {floor}, listed {listed}");
     bridge.read_back(false)?;
     let written = bridge.write()?;
-    println!("{mode}: {written} writes answered {}", Memory::now()?);
+    println!("{mode}: {written} writes answered {}", Memory::of("self")?);
     bridge.read_back(true)?;
-    println!("{mode}: read back {}", Memory::now()?);
+    println!("{mode}: read back {}", Memory::of("self")?);
     let expected = if mode == AddressMode::Endpoints { SERVICES * ENDPOINTS } else { SERVICES };
     let known = bridge.state.ledger().registration_count();
     ensure!(known == expected, "expected {expected} registrations, found {known}");
@@ -109,7 +105,7 @@ impl Bridge {
                 other => anyhow::bail!("expected an event, found {other:?}"),
             }
         }
-        Memory::now()
+        Memory::of("self")
     }
 
     /// Answers every write that is due; returns how many there were.
@@ -188,91 +184,27 @@ fn projected(number: usize) -> Result<(ObjectKey, Service, EndpointSlice)> {
     }
 }
 
-fn name(number: usize) -> String {
-    format!("checkout-api-{number}")
-}
-
-fn metadata(number: usize, name: &str) -> Value {
-    json!({
-        "name": name,
-        "namespace": format!("team-{}", number % NAMESPACES),
-        "uid": format!("8c1f5a52-6a3e-4a55-9d0b-{number:012x}"),
-        "resourceVersion": "123456789",
-        "creationTimestamp": "2026-01-02T03:04:05Z",
-        "labels": {
-            "app.kubernetes.io/name": self::name(number),
-            "app.kubernetes.io/managed-by": "Helm",
-            "kubernetes.io/service-name": self::name(number),
-        },
-        "annotations": { "meta.helm.sh/release-name": self::name(number) },
-        "managedFields": [{ "manager": "helm", "fieldsV1": { "f:spec": { "f:ports": {} } } }],
-    })
+/// An object as the API server gives it.
+fn served(mut object: Value, number: usize) -> Value {
+    let metadata = &mut object["metadata"];
+    metadata["uid"] = format!("8c1f5a52-6a3e-4a55-9d0b-{number:012x}").into();
+    metadata["resourceVersion"] = "123456789".into();
+    metadata["creationTimestamp"] = "2026-01-02T03:04:05Z".into();
+    metadata["managedFields"] =
+        json!([{ "manager": "helm", "fieldsV1": { "f:spec": { "f:ports": {} } } }]);
+    object
 }
 
 fn service(number: usize) -> Value {
+    let mut service = served(objects::service(number), number);
     let ip = format!("10.96.{}.{}", number / 256, number % 256);
-    json!({
-        "metadata": metadata(number, &name(number)),
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": ip,
-            "clusterIPs": [ip],
-            "ports": [{ "name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP" }],
-            "selector": { "app.kubernetes.io/name": name(number) },
-        },
-        "status": { "loadBalancer": {} },
-    })
+    service["spec"]["type"] = "ClusterIP".into();
+    service["spec"]["clusterIPs"] = json!([ip]);
+    service["spec"]["clusterIP"] = ip.into();
+    service["status"] = json!({ "loadBalancer": {} });
+    service
 }
 
 fn slice(number: usize) -> Value {
-    let endpoints: Vec<Value> = (0..ENDPOINTS).map(|pod| endpoint(number, pod)).collect();
-    json!({
-        "metadata": metadata(number, &format!("{}-x7k2p", name(number))),
-        "addressType": "IPv4",
-        "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
-        "endpoints": endpoints,
-    })
-}
-
-fn endpoint(number: usize, pod: usize) -> Value {
-    let all = number * ENDPOINTS + pod;
-    let node = all % NODES;
-    json!({
-        "addresses": [format!("10.{}.{}.{}", 128 + all / 65536, all / 256 % 256, all % 256)],
-        "conditions": { "ready": true, "serving": true, "terminating": false },
-        "targetRef": {
-            "kind": "Pod",
-            "name": format!("{}-7d4b9c6f5d-{pod:05}", name(number)),
-            "namespace": format!("team-{}", number % NAMESPACES),
-            "uid": format!("0b7c9d1e-6a3e-4a55-9d0b-{all:012x}"),
-        },
-        "nodeName": format!("ip-10-0-{}-{}.eu-central-1.compute.internal", node / 256, node % 256),
-        "zone": format!("eu-central-1{}", ["a", "b", "c"][node % 3]),
-    })
-}
-
-/// What this process has resident, in MiB: now, and at the most so far.
-struct Memory {
-    now: f64,
-    most: f64,
-}
-
-impl Memory {
-    fn now() -> Result<Self> {
-        let status = std::fs::read_to_string("/proc/self/status")?;
-        let mebibytes = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            let number =
-                line.and_then(|line| line.trim_start_matches(':').split_whitespace().next());
-            let kibibytes: f64 = number.with_context(|| format!("no {field}"))?.parse()?;
-            Ok::<_, anyhow::Error>(kibibytes / 1024.0)
-        };
-        Ok(Self { now: mebibytes("VmRSS")?, most: mebibytes("VmHWM")? })
-    }
-}
-
-impl fmt::Display for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} MiB (at most {:.1})", self.now, self.most)
-    }
+    served(objects::slice(number), number)
 }

@@ -183,6 +183,9 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> u8 {
     EXIT_FAILED
 }
 
+/// Longest duration that is taken: clocks can still count with a hundred times that.
+const LONGEST: Duration = Duration::from_hours(366 * 24);
+
 /// A duration as people write it: `500ms`, `10s`, `1m30s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let found = || format!("expected a duration such as 500ms, 10s or 1m30s, found {text:?}");
@@ -190,7 +193,14 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Ok(Duration::ZERO);
     }
     let signed: jiff::SignedDuration = text.parse().map_err(|_| found())?;
-    signed.try_into().map_err(|_| found())
+    let duration = signed.try_into().map_err(|_| found())?;
+    if duration > LONGEST {
+        return Err(format!(
+            "expected at most {} days, found {text:?}",
+            LONGEST.as_secs() / 86_400
+        ));
+    }
+    Ok(duration)
 }
 
 #[cfg(test)]

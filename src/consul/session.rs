@@ -70,24 +70,8 @@ impl Client {
         session: &SessionId,
         value: &str,
     ) -> Result<bool, Error> {
-        self.lock(key, "acquire", session, value).await
-    }
-
-    /// Gives the lock back, so that nobody has to wait for the session's end; false: it was not
-    /// this session's.
-    pub async fn release_lock(&self, key: &str, session: &SessionId) -> Result<bool, Error> {
-        self.lock(key, "release", session, "").await
-    }
-
-    async fn lock(
-        &self,
-        key: &str,
-        verb: &str,
-        session: &SessionId,
-        value: &str,
-    ) -> Result<bool, Error> {
         let request = Request::put(format!("/v1/kv/{}", encode_key(key)))
-            .parameter(verb, session.as_str())
+            .parameter("acquire", session.as_str())
             .text(value);
         self.send(&request).await?.into_found().await?.json().await
     }

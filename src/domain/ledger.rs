@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::names::{ObjectKey, lookup_form};
+use super::names::{ClusterName, ObjectKey, lookup_form};
 use super::record::Fingerprint;
+use super::registration_id::local_part;
 
 /// Up to this many instances a Service's list has no room to spare.
 const FEW_INSTANCES: usize = 16;
 
 /// The known records.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
+    cluster: ClusterName,
     /// The registrations of each Service, sorted by ID.
     registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
     /// Reverse keys that are ours, or that we want and others have.
@@ -30,8 +32,8 @@ pub struct Ledger {
 /// A registration that Consul has.
 #[derive(Clone, Debug)]
 pub struct KnownRegistration {
-    /// The service ID.
-    pub id: Box<str>,
+    /// Its service ID, without what its Service tells of it: half of the room that it takes.
+    local_id: Box<str>,
     /// The Consul service name that it was registered under.
     pub service: Arc<str>,
     /// Its content; `None` while a write that got no answer may have changed it.
@@ -68,6 +70,18 @@ pub enum ReverseState {
     Unknown,
 }
 
+// === impl KnownRegistration ===
+
+impl KnownRegistration {
+    /// The service ID; `service` is the Service that it was noted with.
+    pub fn id(&self, cluster: &ClusterName, service: &ObjectKey) -> Box<str> {
+        if service.is_nobody() {
+            return self.local_id.clone();
+        }
+        format!("{cluster}_{}_{}_{}", service.namespace, service.name, self.local_id).into()
+    }
+}
+
 // === impl KnownReverse ===
 
 impl KnownReverse {
@@ -79,6 +93,20 @@ impl KnownReverse {
 // === impl Ledger ===
 
 impl Ledger {
+    /// Nothing is known yet of the records of this cluster.
+    pub fn new(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            registrations: HashMap::new(),
+            reverse: HashMap::new(),
+            names: HashMap::new(),
+            registration_count: 0,
+            namespaces: HashMap::new(),
+            reverse_count: 0,
+            read_back: 0,
+        }
+    }
+
     /// The registrations of a Service, by ID.
     pub fn of(&self, service: &ObjectKey) -> &[KnownRegistration] {
         self.registrations.get(service).map_or(&[], Vec::as_slice)
@@ -87,10 +115,11 @@ impl Ledger {
     /// One registration of a Service.
     pub fn registration(&self, service: &ObjectKey, id: &str) -> Option<&KnownRegistration> {
         let known = self.of(service);
-        known.binary_search_by(|known| (*known.id).cmp(id)).ok().map(|place| &known[place])
+        place(known, self.local_id(service, id)).ok().map(|place| &known[place])
     }
 
-    /// Notes that Consul has this registration with this content.
+    /// Notes that Consul has this registration with this content. The ID is one of the Service's
+    /// (or of none, and noted with nobody).
     pub fn put(
         &mut self,
         service: &ObjectKey,
@@ -102,7 +131,7 @@ impl Ledger {
         let name = self.count_name(name);
         let read_back = self.read_back;
         let known = KnownRegistration {
-            id: id.into(),
+            local_id: self.local_id(service, id).into(),
             service: name,
             fingerprint,
             critical,
@@ -110,7 +139,7 @@ impl Ledger {
             read_back,
         };
         let all = self.registrations.entry(service.clone()).or_default();
-        match all.binary_search_by(|other| (*other.id).cmp(id)) {
+        match place(all, &known.local_id) {
             Ok(place) => {
                 let before = std::mem::replace(&mut all[place], known);
                 self.uncount_name(&before.service);
@@ -127,8 +156,8 @@ impl Ledger {
 
     /// Notes that Consul no longer has the registration.
     pub fn deregistered(&mut self, service: &ObjectKey, id: &str) {
+        let Ok(place) = place(self.of(service), self.local_id(service, id)) else { return };
         let Some(all) = self.registrations.get_mut(service) else { return };
-        let Ok(place) = all.binary_search_by(|other| (*other.id).cmp(id)) else { return };
         let before = all.remove(place);
         if all.is_empty() {
             self.registrations.remove(service);
@@ -205,10 +234,17 @@ impl Ledger {
 
     /// Has one registration written once more, whatever it says.
     pub fn resend(&mut self, service: &ObjectKey, id: &str) {
-        let Some(all) = self.registrations.get_mut(service) else { return };
-        if let Ok(place) = all.binary_search_by(|other| (*other.id).cmp(id)) {
+        let place = place(self.of(service), self.local_id(service, id));
+        if let (Ok(place), Some(all)) = (place, self.registrations.get_mut(service)) {
             all[place].resend = true;
         }
+    }
+
+    /// What is kept of an ID.
+    fn local_id<'i>(&self, service: &ObjectKey, id: &'i str) -> &'i str {
+        let local = local_part(&self.cluster, service, id);
+        debug_assert!(local.is_some() != service.is_nobody(), "{id} is not one of {service}");
+        local.unwrap_or(id)
     }
 
     fn count_name(&mut self, name: &str) -> Arc<str> {
@@ -232,25 +268,43 @@ impl Ledger {
     }
 }
 
+/// Where the registration is in a sorted list, or has to go.
+fn place(all: &[KnownRegistration], local_id: &str) -> Result<usize, usize> {
+    all.binary_search_by(|other| (*other.local_id).cmp(local_id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn names_are_counted_by_their_registrations() {
-        let mut ledger = Ledger::default();
+        let cluster: ClusterName = "eu".parse().unwrap();
+        let mut ledger = Ledger::new(cluster.clone());
         let key = ObjectKey::new("ns", "web");
-        ledger.put(&key, "b", "web", None, false);
-        ledger.put(&key, "a", "web", None, false);
-        ledger.put(&key, "a", "api", None, true);
+        let (a, b) = ("eu_ns_web_http_10.0.0.1", "eu_ns_web_http_10.0.0.2");
+        ledger.put(&key, b, "web", None, false);
+        ledger.put(&key, a, "web", None, false);
+        ledger.put(&key, a, "api", None, true);
         assert!(ledger.holds_name("web") && ledger.holds_name("api"));
         assert_eq!(ledger.registration_count(), 2);
-        assert_eq!(ledger.of(&key).iter().map(|known| &*known.id).collect::<Vec<_>>(), ["a", "b"]);
-        ledger.deregistered(&key, "b");
-        ledger.deregistered(&key, "unknown");
+        let ids: Vec<_> = ledger.of(&key).iter().map(|known| known.id(&cluster, &key)).collect();
+        assert_eq!(ids, [a.into(), b.into()]);
+        ledger.deregistered(&key, b);
+        ledger.deregistered(&key, "eu_ns_web_http_10.0.0.3");
         assert!(!ledger.holds_name("web"));
-        ledger.deregistered(&key, "a");
+        ledger.deregistered(&key, a);
         assert_eq!(ledger.registration_count(), 0);
         assert!(ledger.of(&key).is_empty());
+    }
+
+    #[test]
+    fn the_id_of_what_is_nobodys_is_kept_whole() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        let mut ledger = Ledger::new(cluster.clone());
+        let nobody = ObjectKey::nobody();
+        ledger.put(&nobody, "eu_odd", "web", None, false);
+        assert_eq!(&*ledger.of(&nobody)[0].id(&cluster, &nobody), "eu_odd");
+        assert!(ledger.registration(&nobody, "eu_odd").is_some());
     }
 }

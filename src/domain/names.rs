@@ -55,6 +55,16 @@ impl ObjectKey {
     pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
         Self(Arc::new(Names { namespace: namespace.into(), name: name.into() }))
     }
+
+    /// Stands for the Service of records that are ours and belong to none.
+    pub fn nobody() -> Self {
+        Self::new("", "")
+    }
+
+    /// Whether it is [`ObjectKey::nobody`].
+    pub fn is_nobody(&self) -> bool {
+        self.namespace.is_empty() && self.name.is_empty()
+    }
 }
 
 impl Deref for ObjectKey {

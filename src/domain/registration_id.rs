@@ -19,9 +19,17 @@ pub fn service_of_id(cluster: &ClusterName, id: &str) -> Option<ObjectKey> {
     if parts.next()? != cluster.as_str() {
         return None;
     }
-    let key = ObjectKey::new(parts.next()?, parts.next()?);
+    let (namespace, name) = (parts.next()?, parts.next()?);
     let (_port, _address) = (parts.next()?, parts.next()?);
-    Some(key)
+    (!namespace.is_empty() && !name.is_empty()).then(|| ObjectKey::new(namespace, name))
+}
+
+/// What a Service's ID says beyond its Service, `<port>_<address>`; `None` if it is not one of
+/// the Service's.
+pub fn local_part<'i>(cluster: &ClusterName, service: &ObjectKey, id: &'i str) -> Option<&'i str> {
+    [cluster.as_str(), &service.namespace, &service.name]
+        .into_iter()
+        .try_fold(id, |rest, part| rest.strip_prefix(part)?.strip_prefix('_'))
 }
 
 #[cfg(test)]
@@ -49,6 +57,8 @@ mod tests {
             let cluster: ClusterName = cluster.parse().unwrap();
             let key = ObjectKey::new(namespace, service);
             let id = registration_id(&cluster, &key, &port, &address);
+            let local = format!("{port}_{address}");
+            prop_assert_eq!(local_part(&cluster, &key, &id), Some(&*local));
             prop_assert_eq!(service_of_id(&cluster, &id), Some(key));
         }
     }
@@ -56,7 +66,7 @@ mod tests {
     #[test]
     fn other_ids_belong_to_no_service() {
         let cluster: ClusterName = "eu".parse().unwrap();
-        for id in ["", "web", "eu_a_b_c", "us_a_b_c_d", "_kube-consul_eu"] {
+        for id in ["", "web", "eu_a_b_c", "us_a_b_c_d", "_kube-consul_eu", "eu___c_d"] {
             assert_eq!(service_of_id(&cluster, id), None, "{id}");
         }
     }

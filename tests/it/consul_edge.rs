@@ -653,12 +653,11 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
     ];
     client.transaction(&removal).await.unwrap();
     assert_eq!(catalog().await, []);
-    assert!(client.release_lock(lock, &session).await.unwrap());
-    assert!(client.acquire_lock(lock, &rival, "it").await.unwrap());
-    client.destroy_session(&rival).await.unwrap();
-    assert!(!client.renew_session(&rival).await.unwrap());
+    client.destroy_session(&session).await.unwrap();
+    assert!(!client.renew_session(&session).await.unwrap());
+    assert!(client.acquire_lock(lock, &rival, "it").await.unwrap(), "it went with the session");
     client.transaction(&[Operation::DeleteNode { node: "k8s-c".into() }]).await.unwrap();
-    assert!(!client.renew_session(&session).await.unwrap(), "a node's sessions go with it");
+    assert!(!client.renew_session(&rival).await.unwrap(), "a node's sessions go with it");
 }
 
 #[tokio::test]

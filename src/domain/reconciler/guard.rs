@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::read_back::nobody;
 use super::{Moment, Phase, Reconciler, Report};
 use crate::domain::desired::{Desired, wanted};
 use crate::domain::ledger::{KnownRegistration, ReverseState};
@@ -183,7 +182,7 @@ impl Reconciler {
     fn loses(&self, service: &ObjectKey) -> bool {
         let desired = self.desired_of(service, &|_, _| false);
         let mut released = self.released.get(service).into_iter().flatten();
-        self.ledger.of(service).iter().any(|known| is_lost(known, &desired))
+        self.lost(service, &desired).next().is_some()
             || released.any(|key| self.reverse.holder(key).is_none())
     }
 
@@ -228,7 +227,7 @@ impl Reconciler {
     pub(super) fn let_go(&mut self, key: &ObjectKey, desired: &Desired) {
         if self.guard.holds(key)
             && self.world.service(key).is_some()
-            && !self.ledger.of(key).iter().any(|known| is_lost(known, desired))
+            && self.lost(key, desired).next().is_none()
         {
             self.guard.forget(key);
         }
@@ -251,7 +250,7 @@ impl Reconciler {
                 } else {
                     self.desired_of(service, &|kind, name| absent.contains(&(kind, name.clone())))
                 };
-                self.ledger.of(service).iter().filter(|known| is_lost(known, &without)).count()
+                self.lost(service, &without).count()
             })
             .sum()
     }
@@ -281,13 +280,13 @@ impl Reconciler {
         self.collect_orphans();
         self.hold_first_losses(losses, now);
         self.mark_all_dirty();
-        self.mark_dirty(nobody());
+        self.mark_dirty(ObjectKey::nobody());
     }
 
     /// What the first look at everything would take from a Service that exists.
     pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
         let known = self.ledger.of(key);
-        let lost = known.iter().filter(|known| is_lost(known, desired)).count();
+        let lost = self.lost(key, desired).count();
         let unread = self.world.has_unread_slice(key) || self.world.may_miss_node(key);
         let service = self.world.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
         let wanted = wanted(&self.settings, key, service);
@@ -308,11 +307,29 @@ impl Reconciler {
         }
         // A Service that keeps a record and has new ones is a move: what counts is how many
         // fewer there are, and how many turn critical.
-        let turning = known.iter().filter(|known| turns_critical(known, desired)).count();
+        let turning = known.iter().filter(|known| self.turns_critical(key, known, desired)).count();
         let made_of_others = matches!(mode, Some(AddressMode::Endpoints | AddressMode::NodePort));
         let fewer =
             if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
         (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
+    }
+
+    /// The known records of the Service that would be removed or turn critical.
+    fn lost(&self, key: &ObjectKey, desired: &Desired) -> impl Iterator<Item = &KnownRegistration> {
+        self.ledger.of(key).iter().filter(move |known| {
+            !desired.keeps(&known.id(&self.settings.cluster, key))
+                || self.turns_critical(key, known, desired)
+        })
+    }
+
+    fn turns_critical(
+        &self,
+        key: &ObjectKey,
+        known: &KnownRegistration,
+        desired: &Desired,
+    ) -> bool {
+        let wanted = || desired.registrations.get(&known.id(&self.settings.cluster, key));
+        !known.critical && wanted().is_some_and(|wanted| wanted.check == Check::Critical)
     }
 
     /// Reverse records of ours that no Service claims.
@@ -325,7 +342,7 @@ impl Reconciler {
             .collect();
         for (key, ours) in unclaimed {
             if ours {
-                self.released.entry(nobody()).or_default().insert(key);
+                self.released.entry(ObjectKey::nobody()).or_default().insert(key);
             } else {
                 self.ledger.forget_reverse(&key);
             }
@@ -349,12 +366,12 @@ impl Reconciler {
                 }
             }
         }
-        let orphans = self.released.get(&nobody()).map_or(0, BTreeSet::len);
+        let orphans = self.released.get(&ObjectKey::nobody()).map_or(0, BTreeSet::len);
         let of_scope = self.settings.reverse == ReverseScope::Off && !self.settings.allow_removals;
         if !self.guard.held.is_empty() || is_most(orphans, self.ledger.reverse_count()) {
             let worst = self.guard.held.values().max().copied();
             let cause = if of_scope { Some(Cause::Selection) } else { worst };
-            self.guard.held.insert(nobody(), cause.unwrap_or(Cause::Absence));
+            self.guard.held.insert(ObjectKey::nobody(), cause.unwrap_or(Cause::Absence));
         }
         let causes: BTreeSet<Cause> = self.guard.held.values().copied().collect();
         for cause in causes {
@@ -375,13 +392,4 @@ impl Reconciler {
 /// Whether so many records are lost that it wants a second look.
 pub(super) fn is_most(lost: usize, total: usize) -> bool {
     total >= FEW && lost * 2 > total
-}
-
-fn is_lost(known: &KnownRegistration, desired: &Desired) -> bool {
-    !desired.keeps(&known.id) || turns_critical(known, desired)
-}
-
-fn turns_critical(known: &KnownRegistration, desired: &Desired) -> bool {
-    let wanted = desired.registrations.get(&known.id);
-    !known.critical && wanted.is_some_and(|wanted| wanted.check == Check::Critical)
 }

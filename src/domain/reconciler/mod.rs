@@ -33,7 +33,6 @@ use self::nodes::NodeWatch;
 use self::outage::Outage;
 pub use self::problems::Problems;
 use self::queue::Queue;
-use self::read_back::nobody;
 use self::repairs::Repairs;
 use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Blocked, Desired, Permit, desired, is_read_label, left_out, wanted};
@@ -237,13 +236,13 @@ impl Reconciler {
     /// A bridge that has seen nothing yet.
     pub fn new(settings: Settings) -> Self {
         Self {
+            ledger: Ledger::new(settings.cluster.clone()),
             settings,
             zone: None,
             has_nodes: false,
             foreign: None,
             world: World::default(),
             node_watch: NodeWatch::default(),
-            ledger: Ledger::default(),
             names: NameClaims::default(),
             keeping: BTreeSet::new(),
             reverse: ReverseClaims::default(),
@@ -352,7 +351,7 @@ impl Reconciler {
     fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
         match kind {
             _ if self.world.undecodable(kind, key).is_none() => Vec::new(),
-            Kind::Service => vec![nobody()],
+            Kind::Service => vec![ObjectKey::nobody()],
             Kind::EndpointSlice => self.world.concerned_by_unread(key),
             // Whoever uses nodes is concerned by any change of one.
             Kind::Node | Kind::Namespace => Vec::new(),

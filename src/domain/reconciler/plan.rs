@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::read_back::nobody;
 use super::{Action, Moment, Phase, Reconciler, Report, Sent, Track, Trouble};
 use crate::domain::desired::Desired;
 use crate::domain::ledger::ReverseState;
@@ -218,7 +217,7 @@ impl Reconciler {
         let mut draft = Draft::default();
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
-        let may_belong_to_unread = *key == nobody() && self.world.has_unread_service();
+        let may_belong_to_unread = key.is_nobody() && self.world.has_unread_service();
         let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_unread;
         if !draft.adding && may_lose {
             self.draft_removals(key, &desired, now, &mut draft);
@@ -407,8 +406,8 @@ impl Reconciler {
             .ledger
             .of(key)
             .iter()
-            .filter(|known| !desired.keeps(&known.id))
-            .map(|known| (known.id.clone(), (&*known.service).into()))
+            .map(|known| (known.id(&self.settings.cluster, key), (&*known.service).into()))
+            .filter(|(id, _)| !desired.keeps(id))
             .collect();
         for (id, service) in gone {
             if self.gate(key, &RecordKey::Registration(id.clone()), None, now) != Gate::Open {
@@ -512,15 +511,13 @@ impl Reconciler {
 
     /// Records that the agent could not pass on.
     fn missing_in_catalog(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
-        let missing =
-            self.ledger.of(key).iter().filter(|known| self.missing_in_catalog.contains(&known.id));
-        missing.map(|known| {
+        let ids = self.ledger.of(key).iter().map(|known| known.id(&self.settings.cluster, key));
+        ids.filter(|id| self.missing_in_catalog.contains(id)).map(|id| {
             Problem::new(
                 Reason::NotInCatalog,
                 format!(
-                    "the agent has service ID {} and the catalog does not: its servers refused it; \
-                     look at the agent's log, most often its token lacks service write",
-                    known.id
+                    "the agent has service ID {id} and the catalog does not: its servers refused \
+                     it; look at the agent's log, most often its token lacks service write",
                 ),
             )
         })

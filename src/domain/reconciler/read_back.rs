@@ -34,8 +34,8 @@ impl Reconciler {
         if self.is_touched(&RecordKey::Registration(registration.id.clone())) {
             return;
         }
-        let service =
-            service_of_id(&self.settings.cluster, &registration.id).unwrap_or_else(nobody);
+        let service = service_of_id(&self.settings.cluster, &registration.id)
+            .unwrap_or_else(ObjectKey::nobody);
         let fingerprint = registration.fingerprint();
         let known = self.ledger.registration(&service, &registration.id);
         let (same, certain, resend) = known.map_or((false, true, false), |known| {
@@ -113,15 +113,16 @@ impl Reconciler {
 
     fn forget_unseen_registrations(&mut self, touched: &HashSet<RecordKey>) {
         let current = self.ledger.read_back;
+        let cluster = &self.settings.cluster;
         let unseen: Vec<(ObjectKey, Box<str>, bool)> = self
             .ledger
             .services()
             .flat_map(|(service, known)| known.iter().map(move |known| (service, known)))
             .filter(|(_, known)| known.read_back != current)
-            .filter(|(_, known)| !touched.contains(&RecordKey::Registration(known.id.clone())))
             .map(|(service, known)| {
-                (service.clone(), known.id.clone(), known.fingerprint.is_some())
+                (service.clone(), known.id(cluster, service), known.fingerprint.is_some())
             })
+            .filter(|(_, id, _)| !touched.contains(&RecordKey::Registration(id.clone())))
             .collect();
         for (service, id, certain) in unseen {
             self.ledger.deregistered(&service, &id);
@@ -168,16 +169,11 @@ impl Reconciler {
 
     fn orphaned(&mut self, key: Box<str>, certain: bool) {
         self.drift += usize::from(certain);
-        self.released.entry(nobody()).or_default().insert(key);
-        self.mark_dirty(nobody());
+        self.released.entry(ObjectKey::nobody()).or_default().insert(key);
+        self.mark_dirty(ObjectKey::nobody());
     }
 }
 
 fn removed() -> String {
     "it was removed".to_owned()
-}
-
-/// Stands for the Service of records that are ours and belong to none.
-pub(super) fn nobody() -> ObjectKey {
-    ObjectKey::new("", "")
 }

@@ -1,7 +1,7 @@
 //! Noticing that Consul is not as it was left: readings, the sentinel, signs of life, and what
 //! the catalog shows of the agent's records.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Bridge;
 use super::introduction::other_owner;
 use super::jobs::{self, Marker, ReadBack};
+use super::shown::ShownIds;
 use crate::consul::owner::Owner;
 use crate::consul::read::Consistency;
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
@@ -214,7 +215,7 @@ impl Bridge {
         if self.state.begin_confirmation(now) {
             tracing::info!("looking a second time at what is missing");
             self.relists.values().for_each(crate::kubernetes::watch::Relist::request);
-            self.jobs.push(jobs::identity(self.kubernetes.client.clone(), Duration::ZERO).boxed());
+            self.read_identity(Duration::ZERO);
         }
         let generation = self.consul.token_generation();
         if generation != self.drift.token_generation {
@@ -358,7 +359,7 @@ impl Bridge {
         self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
     }
 
-    pub(super) fn catalog_shows(&mut self, result: Result<HashSet<Box<str>>, String>) {
+    pub(super) fn catalog_shows(&mut self, result: Result<ShownIds, String>) {
         let now = Instant::now();
         let took = self.drift.catalog.took();
         self.drift.catalog.end(CATALOG_RETRY.max(took * CATALOG_SHARE));
@@ -371,10 +372,12 @@ impl Bridge {
         };
         self.drift.heard();
         let before = std::mem::take(&mut self.drift.lacking);
-        for (_, known) in self.state.ledger().services() {
-            for known in known.iter().filter(|known| !shown.contains(&known.id)) {
-                let since = before.get(&known.id).copied().unwrap_or(now);
-                self.drift.lacking.insert(known.id.clone(), since);
+        let cluster = &self.options.settings.cluster;
+        for (service, known) in self.state.ledger().services() {
+            let ids = known.iter().map(|known| known.id(cluster, service));
+            for id in ids.filter(|id| !shown.contains(id)) {
+                let since = before.get(&id).copied().unwrap_or(now);
+                self.drift.lacking.insert(id, since);
             }
         }
         let refused = |since: &Instant| now.duration_since(*since) >= CATALOG_DELAY;
@@ -446,6 +449,11 @@ impl Bridge {
         self.jobs.push(jobs::heartbeat(self.consul.clone(), HEARTBEAT).boxed());
     }
 
+    fn read_identity(&mut self, delay: Duration) {
+        let client = self.kubernetes.client.clone();
+        self.identity_job = Some(jobs::identity(client, delay).boxed());
+    }
+
     pub(super) fn identified(
         &mut self,
         result: Result<Option<String>, String>,
@@ -463,8 +471,7 @@ impl Bridge {
             }
             Err(why) => {
                 tracing::warn!("the cluster's identity cannot be read, removals wait: {why}");
-                self.jobs
-                    .push(jobs::identity(self.kubernetes.client.clone(), IDENTITY_RETRY).boxed());
+                self.read_identity(IDENTITY_RETRY);
             }
         }
         Ok(())

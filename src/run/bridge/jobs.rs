@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::introduction::Introduced;
 use super::leadership::Term;
+use super::shown::ShownIds;
 use crate::consul::client::Client;
 use crate::consul::election::Lease;
 use crate::consul::nodes::NodeNames;
@@ -51,7 +52,7 @@ pub(super) enum Done {
     /// The names that others hold were read.
     ForeignNames(Result<ForeignNames, String>),
     /// The IDs that the catalog shows on the agent's node were read.
-    Catalog(Result<HashSet<Box<str>>, String>),
+    Catalog(Result<ShownIds, String>),
     /// The agent lost the sentinel, or somebody changed it.
     SentinelLost(Lost),
     /// The sentinel was written again.
@@ -239,10 +240,8 @@ pub(in crate::run) async fn names_of_others(
 
 /// Reads which of our service IDs the catalog shows on the agent's node.
 pub(super) async fn catalog(client: Client, cluster: ClusterName, node: String) -> Done {
-    let mut ids = HashSet::new();
-    let each = |observed: ObservedRegistration| {
-        ids.insert(observed.registration.id);
-    };
+    let mut ids = ShownIds::default();
+    let each = |observed: ObservedRegistration| ids.insert(&observed.registration.id);
     let result = client.catalog_registrations(&node, &cluster, Consistency::Default, each).await;
     Done::Catalog(result.map(|_| ids).map_err(|error| chain(&error)))
 }

@@ -8,6 +8,7 @@ mod drift;
 pub(super) mod introduction;
 pub(super) mod jobs;
 mod leadership;
+mod shown;
 mod telling;
 
 use std::collections::BTreeMap;
@@ -242,6 +243,8 @@ struct Bridge {
     sentinel_job: Option<Job>,
     /// The reading of all that is ours, while it is under way.
     reading_job: Option<Job>,
+    /// The reading of the cluster's identity for a confirmation.
+    identity_job: Option<Job>,
     leadership: Leadership,
     term: Term,
     /// Standing for election, or keeping the lock.
@@ -289,6 +292,7 @@ impl Bridge {
             marker,
             sentinel_job: None,
             reading_job: None,
+            identity_job: None,
             leadership: Leadership::new(election),
             term: 0,
             election_job: None,
@@ -360,6 +364,7 @@ impl Bridge {
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
                 done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.reading_job) => self.take(done)?,
+                done = jobs::end_of(&mut self.identity_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.election_job) => self.take(done)?,
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}

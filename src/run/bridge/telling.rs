@@ -320,8 +320,9 @@ impl Bridge {
     }
 
     fn service(&self, key: &ObjectKey) -> ServiceStatus {
+        let cluster = &self.options.settings.cluster;
         let instances = self.state.ledger().of(key).iter().take(PAGE).map(|known| InstanceStatus {
-            id: known.id.to_string(),
+            id: known.id(cluster, key).into(),
             service: known.service.to_string(),
             critical: known.critical,
         });
