@@ -298,6 +298,16 @@ fn slice_seen(n: u8, ready: bool) -> SeenObject {
     )
 }
 
+fn confirm(simulation: &mut Simulation, services: Vec<SeenObject>, slices: Vec<SeenObject>) {
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now), "a confirmation is due");
+    assert!(!simulation.bridge.begin_confirmation(simulation.now), "it is asked for once");
+    simulation.list(Kind::Service, services);
+    simulation.list(Kind::EndpointSlice, slices);
+    simulation.bridge.cluster_confirmed();
+    simulation.settle();
+}
+
 fn messages(simulation: &Simulation, n: u8) -> Vec<String> {
     let key = key(&format!("s{n}"));
     let problems = simulation.bridge.problems().of(Kind::Service, &key);

@@ -2,16 +2,6 @@
 
 use super::*;
 
-fn confirm(simulation: &mut Simulation, services: Vec<SeenObject>, slices: Vec<SeenObject>) {
-    simulation.now += Duration::from_secs(11);
-    assert!(simulation.bridge.begin_confirmation(simulation.now), "a confirmation is due");
-    assert!(!simulation.bridge.begin_confirmation(simulation.now), "it is asked for once");
-    simulation.list(Kind::Service, services);
-    simulation.list(Kind::EndpointSlice, slices);
-    simulation.bridge.cluster_confirmed();
-    simulation.settle();
-}
-
 #[test]
 fn a_few_missing_objects_are_removed_at_once() {
     let mut simulation = in_step(30);
