@@ -59,6 +59,7 @@ impl Reconciler {
             self.set_problems(Kind::Node, &key, [].into());
         }
         self.node_watch = NodeWatch::Going;
+        self.mark_dirty(ObjectKey::nobody());
         self.release_if_confirmed();
         self.start_if_loaded(now);
     }
@@ -82,6 +83,7 @@ impl Reconciler {
         if first {
             self.hold_losses_by_nodes(now);
             self.mark_node_users_dirty();
+            self.mark_dirty(ObjectKey::nobody());
         }
     }
 
@@ -96,7 +98,7 @@ impl Reconciler {
         }
     }
 
-    fn has_its_nodes(&self) -> bool {
+    pub(super) fn has_its_nodes(&self) -> bool {
         !self.wants_nodes() || self.world.is_listed(Kind::Node)
     }
 

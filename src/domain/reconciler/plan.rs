@@ -217,8 +217,10 @@ impl Reconciler {
         let mut draft = Draft::default();
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
-        let may_belong_to_unread = key.is_nobody() && self.world.has_unread_service();
-        let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_unread;
+        // What nobody claims may be a Service's that could not be read, or that waits for nodes.
+        let is_clear = !self.world.has_unread_service() && self.has_its_nodes();
+        let may_belong_to_others = key.is_nobody() && !is_clear;
+        let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_others;
         if !draft.adding && may_lose {
             self.draft_removals(key, &desired, now, &mut draft);
         }

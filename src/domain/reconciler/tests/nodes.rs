@@ -273,3 +273,17 @@ fn what_is_wrong_with_a_node_is_told_until_nobody_asks() {
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"], "they have to be listed again");
 }
+
+#[test]
+fn without_the_nodes_a_former_reverse_record_stays_as_its_instance_does() {
+    let before = in_step(1);
+    let settings = Settings { allow_removals: true, ..by_node_port() };
+    let mut simulation = relisted(before.restarted(settings), [with_node_port(1)], None);
+    simulation.bridge.nodes_failed(Some("no right".to_owned()), simulation.now);
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (1, 1));
+    simulation.list(Kind::Node, [node_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 192.0.2.1 None"]);
+    assert_eq!(simulation.kv.len(), 0, "a node has none");
+}
