@@ -3,13 +3,16 @@
 //! An instance with its check and its reverse record is one group and is never split. When
 //! Consul rolls a transaction back, the groups at fault are answered and the rest is sent again
 //! at once: one refused record harms only itself (invariant 7). With a [`Fence`] no transaction
-//! of a deposed leader gets in (invariant 9).
+//! of a deposed leader gets in (invariant 9). A node that the cluster did not make is never
+//! written to (invariant 2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::Client;
 use super::error::{Error, OperationError, Reach};
-use super::nodes::{NodeNames, Occupied, body};
+use super::nodes::{NodeError, NodeNames, Occupied, body};
+use super::read::Unknown;
 use super::session::SessionId;
 use super::txn::{MAX_BODY, MAX_OPERATIONS, Operation, WrittenKey};
 use super::wire::{CheckBody, ServiceBody, readiness_check_id};
@@ -21,6 +24,9 @@ use crate::domain::record::{
 /// Room that is left in a body for its brackets and for the fence.
 const BODY_MARGIN: usize = 1 << 10;
 
+/// HTTP status of a rollback.
+const CONFLICT: u16 = 409;
+
 /// Writes records to the catalog. A clone shares the client.
 #[derive(Clone, Debug)]
 pub struct CatalogSink {
@@ -29,6 +35,9 @@ pub struct CatalogSink {
     nodes: NodeNames,
     flags: u64,
     fence: Option<Fence>,
+    /// Nodes that were seen to be the cluster's, at most one for each namespace: no other is
+    /// written to (invariant 2).
+    trusted: Arc<Mutex<BTreeSet<Box<str>>>>,
 }
 
 /// The lock that every transaction asks for.
@@ -73,35 +82,98 @@ impl CatalogSink {
     /// A sink for the records of this cluster, on nodes of these names.
     pub fn new(client: Client, cluster: ClusterName, nodes: NodeNames) -> Self {
         let flags = ReverseOwner::flags(&cluster);
-        Self { client, cluster, nodes, flags, fence: None }
+        Self { client, cluster, nodes, flags, fence: None, trusted: Arc::default() }
     }
 
     /// The same sink, whose transactions apply only while the fence holds.
     #[must_use]
     pub fn fenced(self, fence: Option<Fence>) -> Self {
-        Self { fence, ..self }
+        // Whoever led in between may have removed nodes.
+        Self { fence, trusted: Arc::default(), ..self }
     }
 
     /// Makes these changes, each group whole or not at all, and says what became of each. The
     /// future owns what it needs.
     pub async fn write(self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
-        let mut waiting: Vec<Group> =
-            groups.into_iter().map(|writes| self.group(writes)).rev().collect();
         let mut answers = Vec::new();
-        while !waiting.is_empty() {
-            let mut batch = Batch::default();
-            while let Some(group) = waiting.pop() {
-                if let Err(group) = batch.add(group, &self) {
-                    waiting.push(*group);
-                    break;
-                }
-            }
-            let mut batches = vec![batch];
-            while let Some(batch) = batches.pop() {
-                batches.extend(self.send(batch, &mut answers).await);
-            }
+        let groups = groups.into_iter().map(|writes| self.group(writes)).collect();
+        let groups = self.on_our_nodes(groups, &mut answers).await;
+        // The last is sent first.
+        let mut waiting = self.batches(groups);
+        while let Some(batch) = waiting.pop() {
+            waiting.extend(self.send(batch, &mut answers).await);
         }
         answers
+    }
+
+    /// The groups whose node is the cluster's; answers the others.
+    async fn on_our_nodes(
+        &self,
+        groups: Vec<Group>,
+        answers: &mut Vec<(RecordKey, Answer)>,
+    ) -> Vec<Group> {
+        let mut not_ours: BTreeMap<Box<str>, Answer> = BTreeMap::new();
+        let mut on_ours = Vec::with_capacity(groups.len());
+        for group in groups {
+            if let Some(node) = &group.node
+                && !self.trusted().contains(node)
+                && !not_ours.contains_key(node)
+            {
+                match self.claim(node).await {
+                    Ok(()) => drop(self.trusted().insert(node.clone())),
+                    Err(answer) => drop(not_ours.insert(node.clone(), answer)),
+                }
+            }
+            match group.node.as_ref().and_then(|node| not_ours.get(node)) {
+                Some(answer) => group.failed(0, answer, answers),
+                None => on_ours.push(group),
+            }
+        }
+        on_ours
+    }
+
+    /// Makes sure that this node is there and the cluster's.
+    async fn claim(&self, node: &str) -> Result<(), Answer> {
+        let fence = self.fence.as_ref().map(Fence::operation);
+        let error = match self.client.ensure_node(node, &self.cluster, fence).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let why = super::error::chain(&error);
+        let answer = match &error {
+            NodeError::Foreign { .. } => return Err(Answer::Foreign(why)),
+            NodeError::Read(Unknown::Failed { source, .. }) | NodeError::Write(source) => {
+                source.answer(Reach::Servers)
+            }
+            NodeError::Read(_) => Answer::Denied(why.clone()),
+        };
+        Err(match answer {
+            // The node may come yet, but nothing of the records was sent.
+            Answer::Unanswered(_) | Answer::Conflict => Answer::Failed(why),
+            answer => answer,
+        })
+    }
+
+    fn trusted(&self) -> MutexGuard<'_, BTreeSet<Box<str>>> {
+        // Each change is one step, so a panic elsewhere leaves the set whole.
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Groups in transactions of the size that Consul allows, the first ones last.
+    fn batches(&self, groups: Vec<Group>) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        let mut batch = Batch::default();
+        for group in groups {
+            if !batch.has_room_for(&group, self) {
+                batches.push(std::mem::take(&mut batch));
+            }
+            batch.add(group, self);
+        }
+        if !batch.groups.is_empty() {
+            batches.push(batch);
+        }
+        batches.reverse();
+        batches
     }
 
     /// Removes the node of a namespace if a reading just before shows nothing on it. The caller
@@ -115,6 +187,8 @@ impl CatalogSink {
             Err(unknown) => return NamespaceNodeAnswer::Failed(super::error::chain(&unknown)),
         }
         let fence = self.fence.as_ref().map(Fence::operation);
+        // Whoever writes to it next looks whose it is then.
+        self.trusted().remove(&node);
         let delete = Operation::DeleteNode { node };
         let operations: Vec<Operation> = fence.into_iter().chain([delete]).collect();
         match self.client.transaction(&operations).await {
@@ -179,8 +253,8 @@ impl CatalogSink {
         CheckBody::new(&self.nodes.of_namespace(&registration.namespace), registration)
     }
 
-    /// Sends one transaction. Returns what has to be sent again, the last one first: the groups
-    /// that are not at fault, or each half, where Consul does not say which ones are.
+    /// Sends one transaction. Returns what has to be sent again: those not at fault where one of
+    /// them was, or both halves where Consul does not say which was.
     async fn send(&self, batch: Batch, answers: &mut Vec<(RecordKey, Answer)>) -> Vec<Batch> {
         let fence = self.fence.as_ref().map(Fence::operation);
         let nodes = batch.nodes.iter().map(|node| Operation::SetNode(body(node, &self.cluster)));
@@ -194,15 +268,27 @@ impl CatalogSink {
             }
             Err(Error::RolledBack { errors, .. }) => {
                 let rest = batch.without_failed(&errors, self, answers);
-                return Some(rest).filter(|rest| !rest.groups.is_empty()).into_iter().collect();
+                return self.batches(rest);
             }
             Err(error) => error,
         };
         let answer = error.answer(Reach::Servers);
-        if matches!(answer, Answer::Refused(_)) && batch.groups.len() > 1 {
-            return batch.halves(self).into();
+        // A rollback that is longer than what is read of it does not tell either.
+        let is_unread = matches!(error, Error::Unexpected { status: CONFLICT, .. });
+        let is_refused = matches!(answer, Answer::Refused(_));
+        if (is_refused || is_unread) && batch.groups.len() > 1 {
+            let mut first = batch.groups;
+            let second = first.split_off(first.len() / 2);
+            return [second, first].into_iter().flat_map(|half| self.batches(half)).collect();
         }
-        batch.groups.iter().for_each(|group| group.all(&answer, answers));
+        for group in &batch.groups {
+            if is_refused {
+                // What goes with a write must not be taken for refused too.
+                group.failed(0, &answer, answers);
+            } else {
+                group.all(&answer, answers);
+            }
+        }
         Vec::new()
     }
 }
@@ -252,26 +338,34 @@ impl Group {
 // === impl Batch ===
 
 impl Batch {
-    /// Adds a group, or gives it back when the transaction would be larger than Consul allows. A
-    /// group that is too large by itself is added to an empty batch: Consul says so then.
-    fn add(&mut self, group: Group, sink: &CatalogSink) -> Result<(), Box<Group>> {
-        let node = group.node.as_ref().filter(|node| !self.nodes.contains(*node));
-        let (mut operations, mut bytes) = (group.operation_count(), group.bytes);
-        if let Some(node) = node {
-            operations += 1;
-            bytes += Operation::SetNode(body(node, &sink.cluster)).json_len();
-        }
+    /// Whether the transaction stays as small as Consul allows with this group. A group that is
+    /// too large by itself has room in an empty one: Consul says so then.
+    fn has_room_for(&self, group: &Group, sink: &CatalogSink) -> bool {
+        let (operations, bytes) = self.growth(group, sink);
         let most = MAX_OPERATIONS - usize::from(sink.fence.is_some());
         let fits =
             self.operations + operations <= most && self.bytes + bytes <= MAX_BODY - BODY_MARGIN;
-        if !fits && !self.groups.is_empty() {
-            return Err(Box::new(group));
-        }
+        fits || self.groups.is_empty()
+    }
+
+    fn add(&mut self, group: Group, sink: &CatalogSink) {
+        let (operations, bytes) = self.growth(&group, sink);
         self.nodes.extend(group.node.clone());
         self.operations += operations;
         self.bytes += bytes;
         self.groups.push(group);
-        Ok(())
+    }
+
+    /// Operations and bytes that a group adds, its node's included.
+    fn growth(&self, group: &Group, sink: &CatalogSink) -> (usize, usize) {
+        let (operations, bytes) = (group.operation_count(), group.bytes);
+        match group.node.as_ref().filter(|node| !self.nodes.contains(*node)) {
+            Some(node) => {
+                let node = Operation::SetNode(body(node, &sink.cluster));
+                (operations + 1, bytes + node.json_len())
+            }
+            None => (operations, bytes),
+        }
     }
 
     /// Answers the groups at fault, and returns the others. The first error of a group counts;
@@ -281,7 +375,7 @@ impl Batch {
         errors: &[OperationError],
         sink: &CatalogSink,
         answers: &mut Vec<(RecordKey, Answer)>,
-    ) -> Self {
+    ) -> Vec<Group> {
         let origins = self.origins(sink);
         let mut at_fault: Vec<Option<(usize, Answer)>> = vec![None; self.groups.len()];
         let mut of_all = None;
@@ -314,22 +408,7 @@ impl Batch {
                 (None, None) => rest.push(group),
             }
         }
-        Self::of_part(rest, sink)
-    }
-
-    /// Its second half and its first.
-    fn halves(mut self, sink: &CatalogSink) -> [Self; 2] {
-        let second = self.groups.split_off(self.groups.len() / 2);
-        [second, self.groups].map(|groups| Self::of_part(groups, sink))
-    }
-
-    /// A batch of groups that have been in one batch: what fitted before fits again.
-    fn of_part(groups: Vec<Group>, sink: &CatalogSink) -> Self {
-        let mut batch = Batch::default();
-        for group in groups {
-            drop(batch.add(group, sink));
-        }
-        batch
+        rest
     }
 
     fn origins(&self, sink: &CatalogSink) -> Vec<Origin<'_>> {
@@ -348,7 +427,7 @@ impl Batch {
 mod tests {
     use axum::Router;
     use axum::http::StatusCode;
-    use axum::routing::put;
+    use axum::routing::{get, put};
 
     use super::*;
     use crate::consul::config::Config;
@@ -361,7 +440,9 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
+        let nodes = r#"[{"Node": "k8s-c.ns", "Meta": {"kube-consul-cluster": "c"}}]"#;
         let router = Router::new()
+            .route("/v1/catalog/nodes", get(move || std::future::ready(nodes)))
             .route("/v1/txn", put(move |body: String| std::future::ready(answer(&body))));
         tokio::spawn(async move { axum::serve(listener, router).await });
         Client::new(&Config { address: address.parse().unwrap(), ..Config::default() }).unwrap()

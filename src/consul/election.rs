@@ -150,6 +150,9 @@ impl Election {
                 self.client.destroy_session(&session).await?;
                 lost?;
                 *index = 0;
+                // Whoever was faster shows itself next; a lock that nobody holds and nobody gets
+                // must not be asked for without a pause.
+                sleep(CANDIDATE_RETRY).await;
                 Ok(None)
             }
         }

@@ -145,20 +145,70 @@ impl Client {
         &self,
         names: &NodeNames,
         cluster: &ClusterName,
-    ) -> Result<(), BaseNodeError> {
-        let wanted = body(&names.base, cluster);
-        match self.transaction(&[Operation::CreateNode(wanted)]).await {
+    ) -> Result<(), NodeError> {
+        self.ensure_node(names.base(), cluster, None).await
+    }
+
+    /// Creates a node unless it is there, in a transaction with `fence`. An error also when a
+    /// node of that name is there that this cluster did not make: it is never overwritten
+    /// (invariant 2).
+    pub(super) async fn ensure_node(
+        &self,
+        node: &str,
+        cluster: &ClusterName,
+        fence: Option<Operation>,
+    ) -> Result<(), NodeError> {
+        let foreign = || NodeError::Foreign { node: node.into() };
+        // Read first: a write that changes nothing costs the servers as much as one that does.
+        match self.node_mark(node).await.map_err(NodeError::Read)? {
+            Some(mark) if mark == cluster.as_str() => return Ok(()),
+            // Whoever registers something on a node replaces its meta, our mark with it.
+            Some(mark) if mark.is_empty() && self.holds_ours(node, cluster).await? => {
+                return Ok(());
+            }
+            Some(_) => return Err(foreign()),
+            None => {}
+        }
+        let create = Operation::CreateNode(body(node, cluster));
+        let operations: Vec<Operation> = fence.into_iter().chain([create]).collect();
+        match self.transaction(&operations).await {
             Ok(_) => return Ok(()),
+            // Another of this cluster may have been faster.
             Err(Error::RolledBack { errors, .. })
                 if errors.iter().any(|error| error.failure() == OperationFailure::Stale) => {}
-            Err(error) => return Err(BaseNodeError::Write(error)),
+            Err(error) => return Err(NodeError::Write(error)),
         }
-        let nodes = self.nodes(names, cluster, Consistency::Consistent).await;
-        if nodes.map_err(BaseNodeError::Read)?.marker {
+        match self.node_mark(node).await.map_err(NodeError::Read)? {
+            Some(mark) if mark == cluster.as_str() => Ok(()),
+            _ => Err(foreign()),
+        }
+    }
+
+    async fn holds_ours(&self, node: &str, cluster: &ClusterName) -> Result<bool, NodeError> {
+        let listing = self.catalog_registrations(node, cluster, Consistency::Consistent, drop);
+        Ok(listing.await.map_err(NodeError::Read)?.registrations > 0)
+    }
+
+    /// Which cluster a node is marked as one of, as the leader has it now: empty without a mark,
+    /// none where there is no such node.
+    async fn node_mark(&self, node: &str) -> Result<Option<String>, Unknown> {
+        // Nothing in a node's name needs quoting but what no node's name has.
+        let filter = format!("Node == {node:?}");
+        let request = Consistency::Consistent.of_path("/v1/catalog/nodes".to_owned());
+        let (reply, evidence) =
+            self.open(&request.parameter("filter", &filter).listing(), NODES).await?;
+        let mut found = None;
+        let reply = reply.into_found().await.map_err(failed(NODES))?;
+        let entries = reply.items(Layout::Elements, |item| {
+            let entry: NodeEntry = decode("a node", item.value)?;
+            if *entry.node == *node {
+                let mark = entry.meta.and_then(|mut meta| meta.remove(CLUSTER_META));
+                found = Some(mark.unwrap_or_default());
+            }
             Ok(())
-        } else {
-            Err(BaseNodeError::Foreign { node: names.base.clone() })
-        }
+        });
+        entries.await.map_err(failed(NODES))?;
+        certain(evidence, found.is_none(), NODES).map(|()| found)
     }
 
     /// What stands on a node, whoever made it, as the leader has it now. On a node that is not
@@ -189,18 +239,18 @@ impl Client {
     }
 }
 
-/// Why there is no base node of ours.
+/// Why there is no node of ours.
 #[derive(Debug, thiserror::Error)]
-pub enum BaseNodeError {
+pub enum NodeError {
     /// It could not be written.
-    #[error("cannot create the base node")]
+    #[error("cannot create the node")]
     Write(#[source] Error),
     /// Whether it is there could not be read.
-    #[error("cannot tell whether the base node is there")]
+    #[error("cannot tell whether the node is there")]
     Read(#[source] Unknown),
     /// Somebody else has a node of that name.
     #[error(
-        "node {node}: expected none or one with this cluster's mark, found one of somebody else; choose another --node-name or --cluster"
+        "node {node}: expected none or one with this cluster's mark, found one of somebody else; remove it, or choose another --node-name or --cluster"
     )]
     Foreign {
         /// The node's name.

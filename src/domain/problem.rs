@@ -40,7 +40,7 @@ pub enum Reason {
     Failing,
     /// The agent has the record and the catalog does not.
     NotInCatalog,
-    /// Somebody else keeps changing the record.
+    /// Somebody else keeps changing the record, or has something in its place.
     Contested,
     /// Services that no bridge made keep a namespace's node in the catalog.
     ForeignOnNode,

@@ -127,6 +127,9 @@ pub enum Answer {
     NotSent,
     /// The lock is no longer ours (invariant 9).
     Fenced,
+    /// Something of somebody else's stands in the way and is left alone (invariant 2). Worth
+    /// trying again, slowly: people may move it.
+    Foreign(String),
 }
 
 /// What became of the removal of a namespace's node in the catalog.

@@ -248,14 +248,19 @@ impl Bridge {
 
     /// Waits until `/readyz` says 200.
     pub async fn wait_ready(&self) -> Result<()> {
-        let ready = eventually(DEADLINE, || async {
+        self.wait_ready_within(DEADLINE).await
+    }
+
+    /// The same, for as long as it may take.
+    pub async fn wait_ready_within(&self, deadline: Duration) -> Result<()> {
+        let ready = eventually(deadline, || async {
             let (status, text) = self.get("/readyz").await?;
             ensure!(status == 200, "/readyz answers {status}: {text}");
             Ok(())
         });
         tokio::select! {
             outcome = ready => outcome.map_err(|error| self.program.failure(&format!("{error:#}"))),
-            _ = self.program.wait(DEADLINE * 2) => Err(self.program.failure("ended before it was ready")),
+            _ = self.program.wait(deadline * 2) => Err(self.program.failure("ended before it was ready")),
         }
     }
 
@@ -322,7 +327,8 @@ impl Bridge {
 pub struct Dns(TokioResolver);
 
 impl Dns {
-    fn new(server: SocketAddr) -> Result<Self> {
+    /// A resolver that asks the Consul at this address.
+    pub fn new(server: SocketAddr) -> Result<Self> {
         let connections = [ProtocolConfig::Udp, ProtocolConfig::Tcp].map(|protocol| {
             let mut connection = ConnectionConfig::new(protocol);
             connection.port = server.port();

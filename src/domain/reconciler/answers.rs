@@ -57,6 +57,12 @@ impl Reconciler {
                 self.uncertain_until = Some(now + MAY_STILL_APPLY);
                 self.failed(&mut track, record, why, now);
             }
+            Answer::Foreign(why) => {
+                self.consul_answered(now);
+                track.trouble =
+                    Some(Trouble::Contested(now + denied_delay(track.attempt, record), why));
+                track.attempt = track.attempt.saturating_add(1);
+            }
             // The write that it belongs to failed; the Service is planned again because of that.
             Answer::NotSent => {}
             Answer::Fenced => {
@@ -168,8 +174,11 @@ impl Reconciler {
         }
         let more_to_come = self.planned.as_ref().is_some_and(|(planned, _)| *planned == service);
         let all_answered = self.units.get(&service).is_none_or(|unit| unit.in_flight == 0);
-        if again || (all_answered && !more_to_come) {
+        if all_answered && !more_to_come {
             self.mark_dirty(service.clone());
+        }
+        for waiting in again {
+            self.mark_dirty(waiting);
         }
         if let RecordKey::Reverse(key) = record
             && let Some(holder) = self.reverse.holder(key)

@@ -175,8 +175,9 @@ struct Track {
     service: ObjectKey,
     /// What was sent and not yet answered.
     sent: Option<Sent>,
-    /// Whether it was passed over because a write was in flight.
-    again: bool,
+    /// Services that passed it over because a write was in flight: its own, or others that
+    /// share a reverse key.
+    again: BTreeSet<ObjectKey>,
     /// Whether the token changed while a write was in flight.
     old_token: bool,
     /// How often in a row it failed.
@@ -220,7 +221,7 @@ impl Track {
         Self {
             service: service.clone(),
             sent: None,
-            again: false,
+            again: BTreeSet::new(),
             old_token: false,
             attempt: 0,
             lonely: 0,

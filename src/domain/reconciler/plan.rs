@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::outage::LONELY_FAILURES;
 use super::{Action, Moment, Phase, Reconciler, Report, Sent, Track, Trouble};
 use crate::domain::desired::Desired;
 use crate::domain::ledger::ReverseState;
@@ -26,6 +27,8 @@ enum Gate {
 struct Draft {
     groups: Vec<Vec<Write>>,
     reads: Vec<Box<str>>,
+    /// Reverse keys that can be decided about soon: what goes with them waits.
+    awaited: BTreeSet<Box<str>>,
     /// Reverse records to write, by key.
     puts: BTreeMap<Box<str>, Write>,
     /// Whether an instance is still to come: removals wait for it.
@@ -319,6 +322,9 @@ impl Reconciler {
                 Some(fingerprint),
                 now,
             ) {
+                Gate::Open if self.has_nodes && draft.awaits(reverse.as_deref()) => {
+                    draft.adding = true;
+                }
                 Gate::Open => {
                     draft.adding = true;
                     let put = reverse.and_then(|reverse| draft.puts.remove(&*reverse));
@@ -383,15 +389,16 @@ impl Reconciler {
                 Some(ReverseState::Unknown) => None,
                 Some(ReverseState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
             };
-            if self.gate(key, &RecordKey::Reverse(reverse.clone()), Some(fingerprint), now)
-                == Gate::Open
-            {
-                match cas {
-                    Some(cas) => {
-                        draft.puts.insert(reverse.clone(), Write::PutReverse { record, cas });
-                    }
-                    None => draft.reads.push(reverse.clone()),
+            let track = RecordKey::Reverse(reverse.clone());
+            match (self.gate(key, &track, Some(fingerprint), now), cas) {
+                (Gate::Open, Some(cas)) => {
+                    draft.puts.insert(reverse.clone(), Write::PutReverse { record, cas });
                 }
+                (Gate::Open, None) => draft.read(reverse.clone()),
+                (Gate::Later, _) if self.comes_soon(&track) => {
+                    draft.awaited.insert(reverse.clone());
+                }
+                (Gate::Later | Gate::Shut, _) => {}
             }
         }
     }
@@ -412,10 +419,16 @@ impl Reconciler {
             .filter(|(id, _)| !desired.keeps(id))
             .collect();
         for (id, service) in gone {
-            if self.gate(key, &RecordKey::Registration(id.clone()), None, now) != Gate::Open {
+            let gate = self.gate(key, &RecordKey::Registration(id.clone()), None, now);
+            let reverse = reverse_key_of_id(&id);
+            if gate == Gate::Open && self.has_nodes && draft.awaits(reverse.as_deref()) {
                 continue;
             }
-            let delete = reverse_key_of_id(&id).and_then(|reverse| deletes.remove(&*reverse));
+            // It goes with its instance, and stays as long as that.
+            let delete = reverse.and_then(|reverse| deletes.remove(&*reverse));
+            if gate != Gate::Open {
+                continue;
+            }
             let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
             draft.groups.push(std::iter::once(deregister).chain(delete).collect());
         }
@@ -448,15 +461,17 @@ impl Reconciler {
                     return self.gate(key, &record, None, now) == Gate::Later;
                 }
             };
-            if self.gate(key, &RecordKey::Reverse(reverse.clone()), None, now) == Gate::Open {
-                if unknown {
-                    draft.reads.push(reverse.clone());
-                } else {
-                    deletes.insert(
-                        reverse.clone(),
-                        Write::DeleteReverse { key: reverse.clone(), cas },
-                    );
+            let track = RecordKey::Reverse(reverse.clone());
+            match self.gate(key, &track, None, now) {
+                Gate::Open if unknown => draft.read(reverse.clone()),
+                Gate::Open => {
+                    let delete = Write::DeleteReverse { key: reverse.clone(), cas };
+                    deletes.insert(reverse.clone(), delete);
                 }
+                Gate::Later if self.comes_soon(&track) => {
+                    draft.awaited.insert(reverse.clone());
+                }
+                Gate::Later | Gate::Shut => {}
             }
             true
         });
@@ -464,6 +479,12 @@ impl Reconciler {
             self.released.insert(key.clone(), released);
         }
         deletes
+    }
+
+    /// Whether a record that has to wait is worth waiting for: in the catalog an instance and its
+    /// reverse record are written together, but a key that keeps failing must not hold it up.
+    fn comes_soon(&self, record: &RecordKey) -> bool {
+        self.tracks.get(record).is_some_and(|track| track.attempt < LONELY_FAILURES)
     }
 
     /// Whether a record may be written now; notes what has to be planned again when it may not.
@@ -476,7 +497,7 @@ impl Reconciler {
     ) -> Gate {
         let Some(track) = self.tracks.get_mut(record) else { return Gate::Open };
         if track.sent.is_some() {
-            track.again = true;
+            track.again.insert(service.clone());
             return Gate::Later;
         }
         match &track.trouble {
@@ -547,6 +568,20 @@ impl Reconciler {
                 }
             })
             .collect()
+    }
+}
+
+// === impl Draft ===
+
+impl Draft {
+    /// Has a reverse key read first, and what goes with it wait for that.
+    fn read(&mut self, reverse: Box<str>) {
+        self.awaited.insert(reverse.clone());
+        self.reads.push(reverse);
+    }
+
+    fn awaits(&self, reverse: Option<&str>) -> bool {
+        reverse.is_some_and(|reverse| self.awaited.contains(reverse))
     }
 }
 

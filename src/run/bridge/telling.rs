@@ -197,6 +197,7 @@ impl Bridge {
             Answer::Failed(why) => ("failed", why.as_str()),
             Answer::Unanswered(why) => ("unanswered", why.as_str()),
             Answer::Fenced => ("fenced", "the lock is lost"),
+            Answer::Foreign(why) => ("foreign", why.as_str()),
         };
         tracing::debug!(%record, result, why, "write");
         self.told.metrics.wrote(kind, result, took);

@@ -82,6 +82,28 @@ async fn what_others_remove_is_put_back() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_node_whose_mark_was_replaced_is_ours_while_our_records_stand_on_it() -> Result<()> {
+    let place = Place::new("mark").await?;
+    let cluster = place.namespace.clone();
+    let (base, node) = (format!("k8s-{cluster}"), format!("k8s-{cluster}.{cluster}"));
+    place.web("web", &PORTS).await?;
+    bridge(&place, &[]).await?.stop().await?;
+    // It replaces the node's meta.
+    let guest = json!({"Node": node, "Address": "192.0.2.1",
+        "Service": {"ID": "guest", "Service": "guest"}});
+    place.consul.api().put("/v1/catalog/register", &guest).await?;
+    ensure!(
+        nodes(place.consul.api(), &cluster).await? == [base.clone()],
+        "the mark is still there"
+    );
+    let bridge = bridge(&place, &[]).await?;
+    wait_for_nodes(place.consul.api(), &cluster, &[&base, &node]).await?;
+    place.wait_for_instances("web", 1).await?;
+    place.wait_for_instances("guest", 1).await?;
+    bridge.stop().await
+}
+
+#[tokio::test]
 async fn options_that_need_the_other_sink_are_refused() -> Result<()> {
     for (flags, expected) in [
         (&["--leader-elect"][..], "--leader-elect: expected --sink catalog"),

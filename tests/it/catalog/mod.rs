@@ -1,5 +1,12 @@
 //! The catalog sink: synthetic nodes, transactions, a fenced leader.
 
+mod atomic;
 mod basics;
+mod edge;
 mod election;
+mod failover;
+mod large;
+mod neighbours;
+mod quorum;
+mod rights;
 mod support;

@@ -1,10 +1,31 @@
-//! A bridge with the catalog sink.
+//! A bridge with the catalog sink, three servers for it, and much for it to do.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kube_consul_stack::{ConsulApi, ProgramOptions, eventually};
-use serde_json::Value;
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube_consul_stack::{
+    ConsulApi, ConsulCluster, ConsulOptions, HttpRecorder, Kubernetes, ProgramOptions, Recorded,
+    eventually,
+};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Place, kube_consul, shipped_kubeconfig};
+
+/// Requests at a time when many objects are made.
+const AT_A_TIME: usize = 16;
+/// Between two looks of a [`Lookout`].
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// As many violations as are worth reading.
+const MAX_VIOLATIONS: usize = 20;
 
 /// `bridge --sink catalog` for the namespace, with the shipped rights; the cluster is called as
 /// the namespace.
@@ -47,4 +68,356 @@ pub fn checks(instance: &Value) -> Vec<&str> {
 /// Who leads, by `/status`.
 pub async fn leads(bridge: &Bridge) -> Result<bool> {
     Ok(bridge.status().await?["leadership"] == "leader")
+}
+
+/// Three Consul servers, a recorder in front of the first, and the shared Kubernetes.
+pub struct Servers {
+    pub kubernetes: &'static Kubernetes,
+    pub client: kube::Client,
+    pub consul: ConsulCluster,
+    pub recorder: HttpRecorder,
+}
+
+// === impl Servers ===
+
+impl Servers {
+    pub async fn start(options: ConsulOptions) -> Result<Self> {
+        let (kubernetes, consul) =
+            tokio::try_join!(Kubernetes::shared(), ConsulCluster::start_with(options))?;
+        let recorder = HttpRecorder::start(consul.servers[0].url()).await?;
+        Ok(Self { kubernetes, client: kubernetes.client()?, consul, recorder })
+    }
+
+    /// `bridge --sink catalog` for a namespace behind the recorder.
+    pub async fn command(&self, cluster: &str, namespace: &str) -> Result<ProgramOptions> {
+        command_at(&self.recorder.url(), cluster, namespace).await
+    }
+
+    /// The API of the first server.
+    pub fn api(&self) -> &ConsulApi {
+        self.consul.servers[0].api()
+    }
+
+    pub async fn objects(&self, prefix: &str) -> Result<Objects> {
+        let namespace = self.kubernetes.namespace(prefix).await?;
+        Ok(Objects::new(&self.client, &namespace))
+    }
+}
+
+/// `bridge --sink catalog` for a namespace, with the shipped rights, beside this Consul.
+pub async fn command_at(consul: &str, cluster: &str, namespace: &str) -> Result<ProgramOptions> {
+    Ok(kube_consul()
+        .args(["bridge", "--sink", "catalog", "--cluster", cluster, "--namespace", namespace])
+        .args([Path::new("--kubeconfig"), shipped_kubeconfig().await?])
+        .env("CONSUL_HTTP_ADDR", consul))
+}
+
+/// The objects of one namespace.
+#[derive(Clone)]
+pub struct Objects {
+    pub namespace: String,
+    services: Api<Service>,
+    slices: Api<EndpointSlice>,
+}
+
+/// The endpoints of one Service, ready or not.
+pub type Addresses = (Vec<String>, bool);
+
+// === impl Objects ===
+
+impl Objects {
+    pub fn new(client: &kube::Client, namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            services: Api::namespaced(client.clone(), namespace),
+            slices: Api::namespaced(client.clone(), namespace),
+        }
+    }
+
+    /// Creates a Service without a selector after its slice, so that it is first seen with its
+    /// endpoints.
+    pub async fn create(&self, name: &str, addresses: &Addresses, spec: Value) -> Result<Service> {
+        self.slices.create(&PostParams::default(), &slice(name, addresses)?).await?;
+        self.create_service(name, spec).await
+    }
+
+    /// Creates a Service whose slice is there; `spec` is what is special about it.
+    pub async fn create_service(&self, name: &str, spec: Value) -> Result<Service> {
+        let mut object = json!({
+            "metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": 80}]}
+        });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            object["spec"][key] = value.clone();
+        }
+        let object = serde_json::from_value(object)?;
+        let created = self.services.create(&PostParams::default(), &object).await;
+        created.with_context(|| format!("create Service {name}"))
+    }
+
+    /// Creates a Service at the address that it had before, once that is free.
+    pub async fn create_at(&self, name: &str, address: &str) -> Result<()> {
+        eventually(DEADLINE, || self.create_service(name, json!({"clusterIP": address}))).await?;
+        Ok(())
+    }
+
+    /// Creates many Services, each with a `ClusterIP` and one ready endpoint.
+    pub async fn create_all(&self, names: &[String]) -> Result<()> {
+        let addresses = &(vec!["10.1.0.1".to_owned()], true);
+        for_each(
+            names,
+            |name| async move { self.create(name, addresses, Value::Null).await.map(drop) },
+        )
+        .await
+    }
+
+    /// Changes whether the endpoints of a Service are ready.
+    pub async fn set_ready(&self, name: &str, addresses: &Addresses) -> Result<()> {
+        self.set_endpoints(name, &endpoints(addresses)).await
+    }
+
+    pub async fn set_endpoints(&self, name: &str, endpoints: &[Value]) -> Result<()> {
+        let patch = json!({"endpoints": endpoints});
+        self.slices.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// Sets the annotation of a Service that becomes one of its tags.
+    pub async fn tag(&self, name: &str, tag: &str) -> Result<()> {
+        self.annotate(name, json!({"kube-consul.io/service-tags": tag})).await
+    }
+
+    pub async fn annotate(&self, name: &str, annotations: Value) -> Result<()> {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        self.services.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// Deletes the namespace with all that is in it, without waiting for it.
+    pub async fn delete_namespace(&self, client: &kube::Client) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        self.services.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+fn slice(name: &str, addresses: &Addresses) -> Result<EndpointSlice> {
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": endpoints(addresses),
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    }))?)
+}
+
+fn endpoints((addresses, ready): &Addresses) -> Vec<Value> {
+    let endpoint = |it| json!({"addresses": [it], "conditions": {"ready": ready}});
+    addresses.iter().map(endpoint).collect()
+}
+
+/// Does something with each name, several at a time.
+pub async fn for_each<'a, F>(names: &'a [String], each: impl FnMut(&'a String) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    stream::iter(names.iter().map(each)).buffer_unordered(AT_A_TIME).try_collect().await
+}
+
+/// `<prefix>-000` and so on.
+pub fn numbered(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{prefix}-{number:03}")).collect()
+}
+
+/// The services on the node of a namespace: their tags by their name.
+pub async fn registered(
+    consul: &ConsulApi,
+    cluster: &str,
+    namespace: &str,
+) -> Result<BTreeMap<String, String>> {
+    let found = consul.get(&format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}")).await?;
+    Ok(named(&found))
+}
+
+/// The tags of each service in an answer of `/v1/catalog/node-services`, by its name.
+fn named(answer: &Value) -> BTreeMap<String, String> {
+    let services = answer["Services"].as_array().into_iter().flatten();
+    let named = |it: &Value| Some((it["Service"].as_str()?.to_owned(), it["Tags"].to_string()));
+    services.filter_map(named).collect()
+}
+
+/// What is registered on a node and is not as it ought to be: each of these names with its tag,
+/// and no other. An empty tag is any.
+pub fn differences(
+    found: &BTreeMap<String, String>,
+    wanted: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let missing = wanted.iter().filter_map(|(name, tag)| match found.get(name) {
+        None => Some(format!("{name} is missing")),
+        Some(tags) if !tags.contains(tag.as_str()) => Some(format!("{name} has {tags}, not {tag}")),
+        Some(_) => None,
+    });
+    let extra = found.keys().filter(|name| !wanted.contains_key(*name));
+    missing.chain(extra.map(|name| format!("{name} is too much"))).collect()
+}
+
+/// Waits until exactly these are registered.
+pub async fn wait_for_registered(
+    consul: &ConsulApi,
+    (cluster, namespace): (&str, &str),
+    wanted: &BTreeMap<String, String>,
+    deadline: Duration,
+) -> Result<()> {
+    eventually(deadline, || async {
+        let found = differences(&registered(consul, cluster, namespace).await?, wanted);
+        ensure!(found.is_empty(), "{} differences, such as {:?}", found.len(), found.first());
+        Ok(())
+    })
+    .await
+}
+
+/// Each with any tag.
+pub fn any_tag(names: &[String]) -> BTreeMap<String, String> {
+    names.iter().map(|name| (name.clone(), String::new())).collect()
+}
+
+/// Changes Services one after the other at a steady pace, until it is stopped.
+pub struct Changes {
+    workers: Vec<JoinHandle<Result<BTreeMap<String, String>>>>,
+    stop: Vec<oneshot::Sender<()>>,
+}
+
+/// Each has its own Services, so that their changes come in order.
+const WORKERS: usize = 5;
+
+// === impl Changes ===
+
+impl Changes {
+    /// `rate`: so many changes a second, of all of these Services in turn.
+    pub fn start(objects: &Objects, names: &[String], rate: u32) -> Self {
+        let pause = Duration::from_secs(1) * u32::try_from(WORKERS).unwrap_or(1) / rate;
+        let (mut workers, mut stop) = (Vec::new(), Vec::new());
+        for names in names.chunks(names.len().div_ceil(WORKERS)) {
+            let (objects, names) = (objects.clone(), names.to_vec());
+            let (sender, mut stopped) = oneshot::channel();
+            stop.push(sender);
+            workers.push(tokio::spawn(async move {
+                let mut last = BTreeMap::new();
+                let mut ticks = tokio::time::interval(pause);
+                for number in 0_usize.. {
+                    tokio::select! {
+                        _ = ticks.tick() => {}
+                        _ = &mut stopped => break,
+                    }
+                    let (name, tag) = (&names[number % names.len()], format!("change-{number}-"));
+                    objects.tag(name, &tag).await?;
+                    last.insert(name.clone(), tag);
+                }
+                Ok(last)
+            }));
+        }
+        Self { workers, stop }
+    }
+
+    /// Ends them, and gives the last tag of each Service that was changed.
+    pub async fn finish(self) -> Result<BTreeMap<String, String>> {
+        drop(self.stop);
+        let mut last = BTreeMap::new();
+        for worker in self.workers {
+            last.append(&mut worker.await??);
+        }
+        Ok(last)
+    }
+}
+
+/// Looks again and again at what must never be.
+pub struct Lookout {
+    task: JoinHandle<Seen>,
+    stop: oneshot::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    looks: usize,
+    /// Looks that were not answered.
+    blind: usize,
+    why: Option<String>,
+    violations: Vec<String>,
+}
+
+// === impl Lookout ===
+
+impl Lookout {
+    /// `look` gives what is wrong; an error means that it could not be seen.
+    pub fn start<F>(mut look: impl FnMut() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<Vec<String>>> + Send,
+    {
+        let (stop, mut stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            loop {
+                // The last look comes after the end was asked for.
+                let last = stopped.try_recv() != Err(oneshot::error::TryRecvError::Empty);
+                match look().await {
+                    Ok(violations) => {
+                        seen.looks += 1;
+                        seen.violations.extend(violations);
+                        seen.violations.truncate(MAX_VIOLATIONS);
+                    }
+                    Err(error) => {
+                        seen.blind += 1;
+                        seen.why = Some(format!("{error:#}"));
+                    }
+                }
+                if last {
+                    return seen;
+                }
+                sleep(LOOK_EVERY).await;
+            }
+        });
+        Self { task, stop }
+    }
+
+    /// Sees to it that these names stay registered, as one server has it: what it has seen once
+    /// it does not lose, whoever leads.
+    pub fn on_names(server: &ConsulApi, cluster: &str, namespace: &str, names: &[String]) -> Self {
+        let path = format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}?stale");
+        let (api, names) = (server.clone(), any_tag(names));
+        Self::start(move || {
+            let (api, path, names) = (api.clone(), path.clone(), names.clone());
+            async move {
+                let found = differences(&named(&api.get(&path).await?), &names).into_iter();
+                Ok(found.filter(|it| it.ends_with("missing")).collect())
+            }
+        })
+    }
+
+    /// Ends it; an error if anything was wrong, or if it has seen next to nothing.
+    pub async fn finish(self, what: &str) -> Result<()> {
+        drop(self.stop);
+        let seen = self.task.await?;
+        println!("{what}: {} looks, {} without an answer", seen.looks, seen.blind);
+        ensure!(seen.violations.is_empty(), "{what}: {seen:#?}");
+        ensure!(seen.looks >= 20, "{what}: it has hardly seen anything: {seen:?}");
+        Ok(())
+    }
+}
+
+/// The operations of a transaction.
+pub fn operations(request: &Recorded) -> Vec<Value> {
+    serde_json::from_slice(&request.body).unwrap_or_default()
+}
+
+/// Whether a transaction removes a service, a node or a key.
+pub fn removes(request: &Recorded) -> bool {
+    let is_delete = |it: &Value| {
+        ["Service", "Node", "KV"]
+            .iter()
+            .any(|kind| it[*kind]["Verb"].as_str().is_some_and(|verb| verb.starts_with("delete")))
+    };
+    operations(request).iter().any(is_delete)
 }

@@ -440,6 +440,17 @@ impl ConsulCluster {
         Ok(Self { servers })
     }
 
+    /// Waits until one leads that runs, and gives its index in `servers`.
+    pub async fn wait_for_leader(&self) -> Result<usize> {
+        eventually(START_DEADLINE, || async {
+            let leader = self.leader().await?;
+            let runs = self.servers[leader].program.exit_status().is_none();
+            ensure!(runs, "the others still take the dead one for their leader");
+            Ok(leader)
+        })
+        .await
+    }
+
     /// The index in `servers` of the one that leads.
     pub async fn leader(&self) -> Result<usize> {
         for server in &self.servers {

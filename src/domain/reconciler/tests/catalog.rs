@@ -113,6 +113,112 @@ fn a_fenced_write_is_made_by_whoever_leads_next() {
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 Critical"]);
 }
 
+/// A new instance whose first write is answered so, and the reverse key that goes with it.
+fn new_instance(answers: [Answer; 2]) -> (Simulation, Box<str>) {
+    let mut simulation = with_nodes(1);
+    simulation.seen(service_seen(2));
+    simulation.seen(slice_seen(2, true));
+    let actions = simulation.bridge.next_actions(simulation.now, 9);
+    let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+    for (write, answer) in writes.iter().zip(answers) {
+        simulation.bridge.answered(&write.key(), answer, simulation.now);
+    }
+    let RecordKey::Reverse(key) = writes[1].key() else { panic!("{writes:?}") };
+    (simulation, key)
+}
+
+#[test]
+fn an_instance_waits_for_the_reverse_key_that_is_read() {
+    let (mut simulation, key) = new_instance([Answer::NotSent, Answer::Conflict]);
+    let actions = simulation.bridge.next_actions(simulation.now, 9);
+    assert_eq!(actions, [Action::ReadReverse(key.clone())]);
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), [], "while it is read");
+    simulation.bridge.reverse_read(&key, Ok(None), simulation.now);
+    let actions = simulation.bridge.next_actions(simulation.now, 9);
+    assert!(matches!(&*actions, [Action::Write(writes)] if writes.len() == 2), "{actions:?}");
+}
+
+#[test]
+fn an_instance_and_its_reverse_record_are_tried_again_together() {
+    let failed = || Answer::Failed("busy".to_owned());
+    let (mut simulation, _) = new_instance([failed(), failed()]);
+    let mut actions = Vec::new();
+    while actions.is_empty() {
+        simulation.now = simulation.bridge.next_timer().unwrap();
+        simulation.bridge.wake(simulation.now);
+        actions = simulation.bridge.next_actions(simulation.now, 9);
+    }
+    assert!(matches!(&*actions, [Action::Write(writes)] if writes.len() == 2), "{actions:?}");
+}
+
+#[test]
+fn an_instance_does_not_wait_for_a_reverse_key_that_keeps_failing() {
+    let (mut simulation, key) = new_instance([Answer::NotSent, Answer::Conflict]);
+    let mut reads = 0;
+    let writes = 'writes: loop {
+        while let Some(action) = simulation.bridge.next_actions(simulation.now, 1).pop() {
+            match action {
+                Action::Write(writes) => break 'writes writes,
+                read => assert_eq!(read, Action::ReadReverse(key.clone())),
+            }
+            reads += 1;
+            assert!(reads < 10, "it is read again and again");
+            let denied = Err("no right to read it".to_owned());
+            simulation.bridge.reverse_read(&key, denied, simulation.now);
+        }
+        simulation.now = simulation.bridge.next_timer().unwrap_or(simulation.now);
+        simulation.bridge.wake(simulation.now);
+    };
+    assert!(matches!(&*writes, [Write::Register(_)]), "{writes:?}");
+    assert!(reads > 1, "it did not wait at all");
+}
+
+#[test]
+fn a_reverse_record_does_not_go_before_its_instance() {
+    let mut simulation = with_nodes(1);
+    simulation.seen(slice_seen(1, false));
+    let in_flight = simulation.bridge.next_actions(simulation.now, 9);
+    simulation.deleted(Kind::Service, "s1");
+    assert_eq!(simulation.bridge.next_actions(simulation.now, 9), [], "the instance is written");
+    for action in in_flight {
+        let Action::Write(writes) = action else { panic!("{action:?}") };
+        simulation.send(writes, &mut |_| Fate::Applied);
+    }
+    let actions = simulation.bridge.next_actions(simulation.now, 9);
+    assert!(matches!(&*actions, [Action::Write(writes)] if writes.len() == 2), "{actions:?}");
+}
+
+#[test]
+fn a_node_that_may_still_be_removed_is_looked_at_again() {
+    let mut simulation = with_nodes(1);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step_until_node(&mut |_| Fate::Applied);
+    let lost = NamespaceNodeAnswer::Unanswered("no answer".to_owned());
+    simulation.bridge.node_answered("ns", lost, simulation.now);
+    assert!(simulation.bridge.uncertain_until().is_some_and(|it| it > simulation.now));
+    simulation.seen(service_seen(2));
+    simulation.settle();
+    // The removal comes late, and takes along what was written since.
+    simulation.registrations.clear();
+    simulation.nodes.clear();
+    simulation.now += Duration::from_secs(31);
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s2 10.0.0.2 Critical"]);
+    assert!(simulation.bridge.uncertain_until().is_none());
+}
+
+#[test]
+fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
+    let foreign = || Answer::Foreign("node k8s-c.ns is somebody else's".to_owned());
+    let (mut simulation, _) = new_instance([foreign(), Answer::NotSent]);
+    simulation.step(&mut |_| Fate::Applied);
+    let problems: Vec<_> = simulation.bridge.problems().iter().collect();
+    assert!(matches!(&*problems, [(_, _, it)] if it.reason == Reason::Contested), "{problems:?}");
+    simulation.settle();
+    assert_eq!((simulation.bridge.problems().count(), simulation.registrations.len()), (0, 2));
+}
+
 #[test]
 fn a_record_that_is_changed_back_again_and_again_is_left_to_people() {
     let mut simulation = in_step(1);

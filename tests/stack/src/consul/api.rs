@@ -9,6 +9,9 @@ use serde_json::Value;
 /// Without a leader Consul answers after 7 s.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How a transaction says that something is not there: a key, a service or a check, a node.
+const ABSENT: [&str; 3] = ["doesn't exist", "not found", "does not exist"];
+
 /// A client of one agent. Belongs to the runtime of its test: its connections
 /// end there.
 #[derive(Clone)]
@@ -71,6 +74,27 @@ impl ConsulApi {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let answer = self.send(Method::PUT, path, body).await?;
         parse(&format!("PUT {path}"), &answer)
+    }
+
+    /// Which of these reads found something, all at one moment: one read-only transaction. A
+    /// read of what is absent fails, and with it the transaction.
+    pub async fn found(&self, reads: &[Value]) -> Result<Vec<bool>> {
+        let answer = self.send(Method::PUT, "/v1/txn", Value::from(reads).to_string()).await?;
+        let mut found = vec![true; reads.len()];
+        if answer.0 != StatusCode::CONFLICT {
+            return parse("PUT /v1/txn", &answer).map(|_| found);
+        }
+        let answer: Value = serde_json::from_str(&answer.1)?;
+        for error in answer["Errors"].as_array().into_iter().flatten() {
+            let what = error["What"].as_str().unwrap_or_default();
+            if !ABSENT.iter().any(|text| what.contains(text)) {
+                bail!("a read failed: {error}");
+            }
+            let index = error["OpIndex"].as_u64().and_then(|index| usize::try_from(index).ok());
+            let place = index.and_then(|index| found.get_mut(index));
+            *place.context("an error of no read")? = false;
+        }
+        Ok(found)
     }
 
     /// PUT of text as it is: a key's value.
