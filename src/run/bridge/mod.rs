@@ -10,6 +10,7 @@ pub(super) mod jobs;
 mod leadership;
 mod shown;
 mod telling;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,8 +45,7 @@ use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::Sentinel;
 use crate::consul::sink::Sink;
 use crate::domain::object::Kind;
-use crate::domain::reconciler::{Action, Moment, Reconciler};
-use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey};
+use crate::domain::reconciler::{Moment, Reconciler};
 use crate::domain::settings::Settings;
 use crate::kubernetes::client::{
     Access, Connected, EndpointSource, Environment, connect, endpoint_source,
@@ -55,8 +55,6 @@ use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, n
 use crate::run::patience::{Waits, patiently};
 use crate::run::{Error, runtime};
 
-/// How long writes in flight may take to finish at the end (invariant 10).
-const FINISH: Duration = Duration::from_secs(5);
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
 /// writes waiting, nor each event cost a turn.
 const EVENTS_A_TURN: usize = 256;
@@ -481,39 +479,6 @@ impl Bridge {
         }
     }
 
-    /// Sends what can be sent.
-    fn dispatch(&mut self) {
-        while self.introduced.is_some()
-            && self.leadership.may_write()
-            && self.writing < self.sink.requests()
-        {
-            let actions = self.state.next_actions(self.now(), self.sink.groups());
-            if actions.is_empty() {
-                return;
-            }
-            let mut groups = Vec::new();
-            for action in actions {
-                match action {
-                    Action::Write(writes) => groups.push(writes),
-                    Action::ReadReverse(key) => {
-                        self.send(jobs::read_reverse(self.consul.clone(), key));
-                    }
-                    Action::RemoveNode(namespace) => {
-                        self.send(jobs::remove_node(self.term, self.sink.clone(), namespace));
-                    }
-                }
-            }
-            if !groups.is_empty() {
-                self.send(jobs::write(self.term, self.sink.clone(), groups));
-            }
-        }
-    }
-
-    fn send(&mut self, job: impl Future<Output = Done> + Send + 'static) {
-        self.writing += 1;
-        self.jobs.push(job.boxed());
-    }
-
     /// Takes what a job found out. An error ends the process.
     fn take(&mut self, done: Done) -> Result<(), Error> {
         match done {
@@ -559,42 +524,6 @@ impl Bridge {
         }
     }
 
-    fn node_removed(&mut self, term: Term, namespace: &str, answer: NamespaceNodeAnswer) {
-        self.writing = self.writing.saturating_sub(1);
-        match &answer {
-            NamespaceNodeAnswer::Fenced => self.fenced(term),
-            NamespaceNodeAnswer::Failed(why) | NamespaceNodeAnswer::Unanswered(why) => {
-                let what = format!("the empty node of namespace {namespace} is not removed");
-                self.drift.failed(&what, why.clone());
-            }
-            _ => self.drift.heard(),
-        }
-        let now = self.now();
-        self.state.node_answered(namespace, answer, now);
-    }
-
-    fn wrote(&mut self, term: Term, answers: Vec<(RecordKey, Answer)>, took: Duration) {
-        self.writing = self.writing.saturating_sub(1);
-        let now = self.now();
-        if answers.iter().any(|(_, answer)| *answer == Answer::Fenced) {
-            self.fenced(term);
-        }
-        for (record, answer) in answers {
-            if !matches!(answer, Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent) {
-                self.drift.heard();
-            }
-            match &answer {
-                Answer::Applied { .. } => self.last_step = Instant::now(),
-                Answer::Failed(why) | Answer::Unanswered(why) => {
-                    self.drift.failed("a write failed and is tried again", why.clone());
-                }
-                _ => {}
-            }
-            self.tell_write(&record, &answer, took);
-            self.state.answered(&record, answer, now);
-        }
-    }
-
     /// Whether `--once` is over, and how.
     fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
         let deadline = deadline?;
@@ -622,29 +551,5 @@ impl Bridge {
         };
         (Instant::now() >= deadline)
             .then(|| Err(Error::Failed(format!("{why}: {}", self.not_ready_reason()))))
-    }
-
-    /// Lets the writes in flight finish.
-    async fn finish(&mut self) {
-        let state = &mut self.state;
-        let (jobs, writing, began) = (&mut self.jobs, &mut self.writing, self.began);
-        let finished = timeout(FINISH, async {
-            while *writing > 0 {
-                match jobs.next().await {
-                    Some(Done::Wrote(_, answers, _)) => {
-                        *writing -= 1;
-                        for (record, answer) in answers {
-                            state.answered(&record, answer, began.elapsed());
-                        }
-                    }
-                    Some(Done::ReverseRead(..) | Done::NodeRemoved(..)) => *writing -= 1,
-                    Some(_) => {}
-                    None => return,
-                }
-            }
-        });
-        if finished.await.is_err() {
-            tracing::warn!("{} writes were not answered in time", self.writing);
-        }
     }
 }
