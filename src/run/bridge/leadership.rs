@@ -4,14 +4,19 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Bridge;
 use super::jobs::{Done, Job};
 use crate::consul::election::{Election, Lease, Rival};
+use crate::consul::session::TTL_SECONDS;
 
 /// How long giving the lock back may take at the end: after that its session runs out.
 const RESIGN: Duration = Duration::from_secs(1);
+/// Between two tries to give a lock back that is lost: as between two questions for it.
+const RESIGN_RETRY: Duration = Duration::from_secs(1);
+/// After this much a session has run out: Consul may take twice its time.
+const SESSION_ENDS: Duration = Duration::from_secs(2 * TTL_SECONDS);
 
 /// Which of its times as a leader a write is of: how often it has been elected.
 pub(super) type Term = u32;
@@ -148,13 +153,20 @@ pub(super) async fn changed(rivals: &mut Option<watch::Receiver<Rival>>) -> Opti
     rivals.as_mut()?.changed().await.ok()
 }
 
-/// Stands for election; a lease of before is given back first, whoever holds the lock.
+/// Stands for election; a lease of before is given back first, whoever holds the lock. A Consul
+/// that cannot be reached is asked again: it may still hold the lock for this one, and nobody else
+/// gets it until it is given back or its session has run out.
 fn win(election: Election, before: Option<Lease>) -> Job {
     async move {
-        if let Some(lease) = before
-            && let Err(error) = election.resign(&lease).await
-        {
-            tracing::debug!(error = error.chain(), "the former session runs out by itself");
+        let run_out = Instant::now() + SESSION_ENDS;
+        while let Some(lease) = before.as_ref().filter(|_| Instant::now() < run_out) {
+            match election.resign(lease).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::debug!(error = error.chain(), "the former session goes on for now");
+                    sleep(RESIGN_RETRY).await;
+                }
+            }
         }
         Done::Elected(election.win().await)
     }

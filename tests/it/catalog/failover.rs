@@ -63,7 +63,7 @@ async fn killed(servers: &Servers) -> Result<()> {
     let place = (name.as_str(), name.as_str());
     wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
 
-    let lookout = Lookout::on_names(servers.api(), &name, &name, &names[..90]);
+    let lookout = Lookout::on_names(servers.api(), place, &names[..90]).await?;
     let changes = Changes::start(&objects, &names[..90], RATE);
     sleep(Duration::from_secs(2)).await;
     first.program.kill().await?;

@@ -159,3 +159,27 @@ async fn all_fail_and_recover(
     }
     Ok(())
 }
+
+#[tokio::test]
+#[ignore = "a measurement: from a change in Kubernetes to its effect in Consul"]
+async fn how_soon_a_change_is_visible() -> Result<()> {
+    let servers = Servers::start(ConsulOptions::server()).await?;
+    let objects = servers.objects("latency").await?;
+    objects.create_all(&super::support::numbered("svc", 100)).await?;
+    let command = servers.command(CLUSTER, &objects.namespace).await?;
+    let bridge = ready(command).await?;
+    let mut times = Vec::new();
+    for number in 0..50 {
+        let tag = format!("change-{number}-");
+        let began = Instant::now();
+        objects.tag("svc-050", &tag).await?;
+        let told = began.elapsed();
+        while !servers.api().get("/v1/health/service/svc-050").await?.to_string().contains(&tag) {}
+        times.push((began.elapsed(), told));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    times.sort();
+    let (all, told) = times[times.len() / 2];
+    println!("visible after {all:?} at the median, of which the API server takes {told:?}");
+    bridge.stop().await
+}

@@ -34,7 +34,7 @@ async fn the_leading_server_is_killed_three_times() -> Result<()> {
         // One that runs through, and that does not still catch up.
         let survivor = (0..3).find(|index| *index != leader && Some(*index) != restarted);
         let survivor = servers.consul.servers[survivor.unwrap_or_default()].api();
-        let lookout = Lookout::on_names(survivor, CLUSTER, &objects.namespace, &names);
+        let lookout = Lookout::on_names(survivor, place, &names).await?;
         let server = &mut servers.consul.servers[leader];
         server.kill().await?;
         let killed = Instant::now();

@@ -84,7 +84,7 @@ async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Res
     wait_for_work(&bridge, true).await?;
 
     let kept: Vec<String> = wanted.keys().cloned().collect();
-    let lookout = Lookout::on_names(servers.api(), CLUSTER, namespace, &kept);
+    let lookout = Lookout::on_names(servers.api(), place, &kept).await?;
     let changed = |tag: &str| {
         let mut changed: BTreeMap<_, _> = wanted.clone();
         changed.insert("svc-001".to_owned(), tag.to_owned());

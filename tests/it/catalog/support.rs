@@ -383,17 +383,25 @@ impl Lookout {
     }
 
     /// Sees to it that these names stay registered, as one server has it: what it has seen once
-    /// it does not lose, whoever leads.
-    pub fn on_names(server: &ConsulApi, cluster: &str, namespace: &str, names: &[String]) -> Self {
+    /// it does not lose, whoever leads. Waits until it has seen all of them.
+    pub async fn on_names(
+        server: &ConsulApi,
+        (cluster, namespace): (&str, &str),
+        names: &[String],
+    ) -> Result<Self> {
         let path = format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}?stale");
-        let (api, names) = (server.clone(), any_tag(names));
-        Self::start(move || {
-            let (api, path, names) = (api.clone(), path.clone(), names.clone());
-            async move {
-                let found = differences(&named(&api.get(&path).await?), &names).into_iter();
-                Ok(found.filter(|it| it.ends_with("missing")).collect())
-            }
+        let names = any_tag(names);
+        let api = server.clone();
+        eventually(DEADLINE, || async {
+            let missing = missing_on(&api, &path, &names).await?;
+            ensure!(missing.is_empty(), "{missing:?}");
+            Ok(())
         })
+        .await?;
+        Ok(Self::start(move || {
+            let (api, path, names) = (api.clone(), path.clone(), names.clone());
+            async move { missing_on(&api, &path, &names).await }
+        }))
     }
 
     /// Ends it; an error if anything was wrong, or if it has seen next to nothing.
@@ -405,6 +413,17 @@ impl Lookout {
         ensure!(seen.looks >= 20, "{what}: it has hardly seen anything: {seen:?}");
         Ok(())
     }
+}
+
+/// Which of these names an answer of `/v1/catalog/node-services` lacks.
+async fn missing_on(
+    api: &ConsulApi,
+    path: &str,
+    names: &BTreeMap<String, String>,
+) -> Result<Vec<String>> {
+    let found = named(&api.get(path).await?);
+    let missing = names.keys().filter(|name| !found.contains_key(*name));
+    Ok(missing.map(|name| format!("{name} is missing")).collect())
 }
 
 /// The operations of a transaction.
