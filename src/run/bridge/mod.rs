@@ -120,9 +120,10 @@ pub fn main(options: Options) -> Result<(), Error> {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("another TLS provider is installed already");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // One for the loop, one for the admin server and name resolution.
-        .worker_threads(2)
+    // One thread: the state is one task's anyway, and what others would do beside it (connections,
+    // the admin server) is little, while each would have a heap of its own: with 10,000 Services
+    // that was 5 MiB.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Failed(format!("cannot start: {error}")))?;
