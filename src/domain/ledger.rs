@@ -195,6 +195,13 @@ impl Ledger {
         self.registrations.iter().map(|(key, known)| (key, known.as_slice()))
     }
 
+    /// Puts the keys that `shared` gives in the place of equal ones, so that there is one of each in
+    /// memory.
+    pub fn share_keys(&mut self, shared: impl Fn(&ObjectKey) -> Option<ObjectKey>) {
+        let own = std::mem::take(&mut self.registrations).into_iter();
+        self.registrations = own.map(|(key, known)| (shared(&key).unwrap_or(key), known)).collect();
+    }
+
     /// All reverse keys.
     pub fn reverse_keys(&self) -> impl Iterator<Item = (&Box<str>, &KnownReverse)> {
         self.reverse.iter()
@@ -306,5 +313,17 @@ mod tests {
         ledger.put(&nobody, "eu_odd", "web", None, false);
         assert_eq!(&*ledger.of(&nobody)[0].id(&cluster, &nobody), "eu_odd");
         assert!(ledger.registration(&nobody, "eu_odd").is_some());
+    }
+
+    #[test]
+    fn a_shared_key_takes_the_place_of_an_equal_one() {
+        let mut ledger = Ledger::new("eu".parse().unwrap());
+        let (own, kept) = (ObjectKey::new("ns", "web"), ObjectKey::new("ns", "web"));
+        ledger.put(&own, "eu_ns_web_http_10.0.0.1", "web", None, false);
+        ledger.put(&ObjectKey::new("ns", "api"), "eu_ns_api_http_10.0.0.2", "api", None, false);
+        ledger.share_keys(|key| (*key == kept).then(|| kept.clone()));
+        assert!(ledger.services().any(|(key, _)| std::ptr::eq(&raw const **key, &raw const *kept)));
+        assert!(!ledger.services().any(|(key, _)| std::ptr::eq(&raw const **key, &raw const *own)));
+        assert_eq!((ledger.of(&own).len(), ledger.services().count()), (1, 2));
     }
 }

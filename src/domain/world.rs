@@ -314,9 +314,13 @@ impl World {
     }
 
     /// The key of this Service that is kept already, so that there is one of it in memory.
+    pub fn kept_key(&self, service: &ObjectKey) -> Option<ObjectKey> {
+        let known = self.services.get_key_value(service).map(|(key, _)| key);
+        known.or_else(|| Some(self.slices.get_key_value(service)?.0)).cloned()
+    }
+
     fn shared(&self, service: ObjectKey) -> ObjectKey {
-        let known = self.services.get_key_value(&service).map(|(key, _)| key);
-        known.or_else(|| Some(self.slices.get_key_value(&service)?.0)).cloned().unwrap_or(service)
+        self.kept_key(&service).unwrap_or(service)
     }
 
     fn current(&self, kind: Kind) -> u32 {

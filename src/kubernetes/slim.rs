@@ -187,7 +187,7 @@ impl Projected for Services {
         let (metadata, spec) = (object.metadata, object.spec);
         let mut left_out = LeftOut::default();
         let external_ips = spec.external_ips.unwrap_or_default();
-        let service = Service {
+        let mut service = Service {
             uid: metadata.uid.unwrap_or_default().0.into(),
             created: metadata.creation_timestamp.as_ref().map_or(0, unix_seconds),
             labels: metadata.labels.unwrap_or_default(),
@@ -203,6 +203,11 @@ impl Projected for Services {
                 .is_some_and(|policy| policy.0 == "Local"),
             left_out: left_out.into_box(),
         };
+        // What is collected from the text's parts takes up their room: here four ports'.
+        service.cluster_ips.shrink_to_fit();
+        service.external_ips.shrink_to_fit();
+        service.load_balancer.shrink_to_fit();
+        service.ports.shrink_to_fit();
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
         Ok((identity, View::Service(service)))
     }

@@ -1,5 +1,6 @@
 //! What Consul's answers mean for the records that were written.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::outage::{LONELY_FAILURES, denied_delay, retry_delay};
@@ -145,6 +146,10 @@ impl Reconciler {
         if let Some(unit) = self.units.get_mut(&track.service) {
             unit.in_flight = unit.in_flight.saturating_sub(1);
             unit.troubled.remove(record);
+            if unit.troubled.is_empty() {
+                // An emptied set keeps a node of 280 bytes, and in a burst all Services have one.
+                unit.troubled = BTreeSet::new();
+            }
         }
         Some((track, sent))
     }

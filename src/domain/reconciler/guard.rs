@@ -261,6 +261,8 @@ impl Reconciler {
             return;
         }
         self.phase = Phase::Running;
+        // Those that the reading made from IDs: it most often comes before the lists.
+        self.ledger.share_keys(|key| self.world.kept_key(key));
         let mut losses: HashMap<ObjectKey, (Cause, usize)> = HashMap::new();
         let services: Vec<ObjectKey> =
             self.world.services_after(None).map(|(key, _)| key.clone()).collect();

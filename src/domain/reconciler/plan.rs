@@ -190,6 +190,10 @@ impl Reconciler {
             (std::mem::take(&mut unit.written), std::mem::take(&mut unit.removed));
         if unit.troubled.is_empty() {
             self.units.remove(service);
+            if self.units.is_empty() {
+                // A burst must not leave its memory behind.
+                self.units.shrink_to(0);
+            }
         }
         if written + removed > 0 {
             let instances = self.ledger.of(service).len();

@@ -129,7 +129,7 @@ impl Server {
             assert!(query.contains("timeoutSeconds=190"), "{query}");
             return answer_watch(watches).await;
         }
-        assert!(query.contains("limit=500"), "{query}");
+        assert!(query.contains("limit=100"), "{query}");
         assert!(!query.contains("resourceVersion"), "not a quorum read: {query}");
         let page = query.split("continue=").nth(1).map_or(0, |token| token.parse().unwrap());
         answer_list(lists, page).await

@@ -115,8 +115,7 @@ pub(super) enum Stop {
 
 /// Runs until a signal, or until all is in step with `--once`.
 pub fn main(options: Options) -> Result<(), Error> {
-    // One thread for the loop, one for the admin server and name resolution.
-    runtime(2)?.block_on(async {
+    runtime()?.block_on(async {
         let listener = match options.once {
             Some(_) => None,
             None => Some(admin::listen(options.admin_addr).await.map_err(|error| {

@@ -59,7 +59,7 @@ pub enum Output {
 ///
 /// `limit`: how long each side may be silent.
 pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, Error> {
-    let plan = runtime(1)?.block_on(async {
+    let plan = runtime()?.block_on(async {
         let mut stop = pin!(signals()?);
         tokio::select! {
             plan = make(options, limit) => plan,

@@ -86,7 +86,7 @@ struct Removal {
 
 /// Shows what there is, asks, and removes it.
 pub fn main(options: Options) -> Result<(), Error> {
-    let runtime = runtime(1)?;
+    let runtime = runtime()?;
     let result = runtime.block_on(async {
         let stop = Box::pin(signals()?);
         let client = Client::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
