@@ -22,6 +22,7 @@ mod problems;
 mod queue;
 mod read_back;
 mod repairs;
+mod reverse;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;

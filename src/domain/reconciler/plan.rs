@@ -5,16 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::outage::LONELY_FAILURES;
 use super::{Action, Moment, Phase, Reconciler, Report, Sent, Track, Trouble};
 use crate::domain::desired::Desired;
-use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::record::{Check, Fingerprint, RecordKey, Registration, ReverseRecord, Write};
+use crate::domain::record::{Check, Fingerprint, RecordKey, Registration, Write};
 use crate::domain::reverse_dns::reverse_key;
 
 /// Whether a record may be written now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
+pub(super) enum Gate {
     Open,
     /// Not yet: a write is in flight, or failed for a reason that passes.
     Later,
@@ -24,16 +23,16 @@ enum Gate {
 
 /// The writes for one Service, in the order in which they are sent.
 #[derive(Default)]
-struct Draft {
-    groups: Vec<Vec<Write>>,
-    reads: Vec<Box<str>>,
+pub(super) struct Draft {
+    pub(super) groups: Vec<Vec<Write>>,
+    pub(super) reads: Vec<Box<str>>,
     /// Reverse keys that can be decided about soon: what goes with them waits.
-    awaited: BTreeSet<Box<str>>,
+    pub(super) awaited: BTreeSet<Box<str>>,
     /// Reverse records to write, by key.
-    puts: BTreeMap<Box<str>, Write>,
+    pub(super) puts: BTreeMap<Box<str>, Write>,
     /// Whether an instance is still to come: removals wait for it.
-    adding: bool,
-    problems: Vec<Problem>,
+    pub(super) adding: bool,
+    pub(super) problems: Vec<Problem>,
 }
 
 // === impl Reconciler ===
@@ -252,22 +251,6 @@ impl Reconciler {
         self.guard.holds(key) || (self.world.service(key).is_some() && unread())
     }
 
-    /// Notes which reverse keys the Service claims, and who is concerned by the difference.
-    pub(super) fn claim_reverse(&mut self, key: &ObjectKey, desired: &Desired) {
-        let claims = desired.reverse.iter();
-        let claims = claims.map(|(key, name)| ((&**key).into(), (&**name).into())).collect();
-        for handover in self.reverse.set(key, claims) {
-            if handover.to.is_none() {
-                self.released.entry(key.clone()).or_default().insert((&*handover.thing).into());
-            }
-            for other in [handover.from, handover.to].into_iter().flatten() {
-                if other != *key {
-                    self.mark_dirty(other);
-                }
-            }
-        }
-    }
-
     /// Forgets the troubles of records that are neither wanted nor there.
     fn forget_old_tracks(&mut self, key: &ObjectKey, desired: &Desired) {
         let Some(unit) = self.units.get_mut(key) else { return };
@@ -347,66 +330,6 @@ impl Reconciler {
         self.forget_reverse_troubles(draft.puts.keys());
     }
 
-    /// Reverse records are collected first: each goes with the first instance of its address,
-    /// and none goes without an instance.
-    fn draft_reverse(
-        &mut self,
-        key: &ObjectKey,
-        desired: &Desired,
-        now: Moment,
-        draft: &mut Draft,
-    ) {
-        let Some(zone) = self.zone.clone() else {
-            if !desired.reverse.is_empty() {
-                draft.problems.push(no_reverse_zone());
-            }
-            return self.forget_reverse_troubles(desired.reverse.keys());
-        };
-        if !desired.undecided.is_empty() {
-            // A record must not lead to a name that is not registered yet.
-            return self.forget_reverse_troubles(desired.reverse.keys());
-        }
-        for (reverse, service) in &desired.reverse {
-            if self.reverse.holder(reverse) != Some(key) {
-                continue;
-            }
-            let record =
-                ReverseRecord { key: reverse.clone(), value: zone.name_of(service).into() };
-            let fingerprint = record.fingerprint();
-            let known = self.ledger.reverse(reverse);
-            let cas = match known.map(|known| &known.state) {
-                Some(ReverseState::Ours(there)) if *there == fingerprint => {
-                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
-                    continue;
-                }
-                Some(ReverseState::OtherCluster) => {
-                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
-                    continue;
-                }
-                Some(ReverseState::Foreign(value)) => {
-                    if *value != record.value {
-                        draft.problems.push(foreign_reverse(&record, value));
-                    }
-                    self.forget_trouble(&RecordKey::Reverse(reverse.clone()));
-                    continue;
-                }
-                Some(ReverseState::Unknown) => None,
-                Some(ReverseState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
-            };
-            let track = RecordKey::Reverse(reverse.clone());
-            match (self.gate(key, &track, Some(fingerprint), now), cas) {
-                (Gate::Open, Some(cas)) => {
-                    draft.puts.insert(reverse.clone(), Write::PutReverse { record, cas });
-                }
-                (Gate::Open, None) => draft.read(reverse.clone()),
-                (Gate::Later, _) if self.comes_soon(&track) => {
-                    draft.awaited.insert(reverse.clone());
-                }
-                (Gate::Later | Gate::Shut, _) => {}
-            }
-        }
-    }
-
     fn draft_removals(
         &mut self,
         key: &ObjectKey,
@@ -439,60 +362,14 @@ impl Reconciler {
         draft.groups.extend(deletes.into_values().map(|delete| vec![delete]));
     }
 
-    /// The reverse records of the Service that nobody claims any more.
-    fn reverse_deletes(
-        &mut self,
-        key: &ObjectKey,
-        now: Moment,
-        draft: &mut Draft,
-    ) -> BTreeMap<Box<str>, Write> {
-        let mut deletes = BTreeMap::new();
-        let Some(mut released) = self.released.remove(key) else { return deletes };
-        released.retain(|reverse| {
-            if self.reverse.holder(reverse).is_some() {
-                return false;
-            }
-            let (cas, unknown) = match self.ledger.reverse(reverse) {
-                Some(known) if matches!(known.state, ReverseState::Ours(_)) => (known.index, false),
-                Some(known) if known.state == ReverseState::Unknown => (0, true),
-                Some(_) => {
-                    self.ledger.forget_reverse(reverse);
-                    return false;
-                }
-                None => {
-                    // One that is being written may exist in a moment.
-                    let record = RecordKey::Reverse(reverse.clone());
-                    return self.gate(key, &record, None, now) == Gate::Later;
-                }
-            };
-            let track = RecordKey::Reverse(reverse.clone());
-            match self.gate(key, &track, None, now) {
-                Gate::Open if unknown => draft.read(reverse.clone()),
-                Gate::Open => {
-                    let delete = Write::DeleteReverse { key: reverse.clone(), cas };
-                    deletes.insert(reverse.clone(), delete);
-                }
-                Gate::Later if self.comes_soon(&track) => {
-                    draft.awaited.insert(reverse.clone());
-                }
-                Gate::Later | Gate::Shut => {}
-            }
-            true
-        });
-        if !released.is_empty() {
-            self.released.insert(key.clone(), released);
-        }
-        deletes
-    }
-
     /// Whether a record that has to wait is worth waiting for: in the catalog an instance and its
     /// reverse record are written together, but a key that keeps failing must not hold it up.
-    fn comes_soon(&self, record: &RecordKey) -> bool {
+    pub(super) fn comes_soon(&self, record: &RecordKey) -> bool {
         self.tracks.get(record).is_some_and(|track| track.attempt < LONELY_FAILURES)
     }
 
     /// Whether a record may be written now; notes what has to be planned again when it may not.
-    fn gate(
+    pub(super) fn gate(
         &mut self,
         service: &ObjectKey,
         record: &RecordKey,
@@ -523,14 +400,14 @@ impl Reconciler {
     }
 
     /// The record is as it ought to be: whatever a write ran into matters no more.
-    fn forget_trouble(&mut self, record: &RecordKey) {
+    pub(super) fn forget_trouble(&mut self, record: &RecordKey) {
         if let Some(track) = self.tracks.get_mut(record) {
             track.trouble = None;
         }
     }
 
     /// These reverse records are not to be written now, so that what a write ran into is past.
-    fn forget_reverse_troubles<'k>(&mut self, keys: impl Iterator<Item = &'k Box<str>>) {
+    pub(super) fn forget_reverse_troubles<'k>(&mut self, keys: impl Iterator<Item = &'k Box<str>>) {
         for key in keys {
             self.forget_trouble(&RecordKey::Reverse(key.clone()));
         }
@@ -579,35 +456,14 @@ impl Reconciler {
 
 impl Draft {
     /// Has a reverse key read first, and what goes with it wait for that.
-    fn read(&mut self, reverse: Box<str>) {
+    pub(super) fn read(&mut self, reverse: Box<str>) {
         self.awaited.insert(reverse.clone());
         self.reads.push(reverse);
     }
 
-    fn awaits(&self, reverse: Option<&str>) -> bool {
+    pub(super) fn awaits(&self, reverse: Option<&str>) -> bool {
         reverse.is_some_and(|reverse| self.awaited.contains(reverse))
     }
-}
-
-fn no_reverse_zone() -> Problem {
-    Problem::new(
-        Reason::NoReverseZone,
-        "no reverse record is written: expected the Consul datacenter and the DNS domain, found \
-         them unknown; set --datacenter and --dns-domain, or --reverse-dns off",
-    )
-}
-
-fn foreign_reverse(wanted: &ReverseRecord, found: &str) -> Problem {
-    Problem::new(
-        Reason::ForeignReverseRecord,
-        format!(
-            "KV key {}: expected {:?} or nothing, found {:?}, which no bridge wrote; \
-             it is left as it is: delete it to have it written",
-            wanted.key,
-            wanted.value,
-            crate::domain::annotations::excerpt(found),
-        ),
-    )
 }
 
 fn reverse_key_of(address: &str) -> Option<String> {
