@@ -319,12 +319,14 @@ async fn a_login_that_fails_is_not_tried_by_each_request() {
     std::fs::write(&bearer, "service-account").unwrap();
     let source = TokenSource::Login { auth_method: "wrong".into(), bearer_token_file: bearer };
     let client = Client::new(&config(&recorder.url(), source)).unwrap();
-    let error = client.leader().await.unwrap_err().chain();
+    let refused = client.leader().await.unwrap_err();
+    assert!(matches!(refused.answer(Reach::Agent), Answer::Denied(_)), "{refused}");
+    let error = refused.chain();
     assert!(error.contains("\"wrong\"") && error.contains("no such method"), "{error}");
     assert!(!error.contains("service-account"), "{error}");
     for _ in 0..20 {
         let answer = client.leader().await.unwrap_err().answer(Reach::Agent);
-        assert!(matches!(answer, Answer::Denied(_)), "{answer:?}");
+        assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
     }
     assert_eq!(recorder.requests().len(), 1);
 }
