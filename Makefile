@@ -63,5 +63,5 @@ image: image-program ## build the image kube-consul:VERSION with docker or build
 	@ls -l $(image_context)/kube-consul | awk '{printf "image: $(IMAGE), %.1f MB\n", $$5 / 1000000}'
 
 .PHONY: bench
-bench: ## measure, each figure beside a floor of the same run
+bench: tools ## measure, each figure beside a floor or a target (about 20 minutes)
 	cargo bench

@@ -75,7 +75,7 @@ fn endpoint(number: usize, pod: usize) -> Value {
 /// What a process has resident, in MiB: now, and at the most so far.
 pub struct Memory {
     now: f64,
-    most: f64,
+    pub most: f64,
 }
 
 impl Memory {

@@ -19,13 +19,14 @@ use kube::client::Body;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tower::BoxError;
 
-/// Time from a request to its response's headers. The API server answers a page of 500 within
-/// a second or two; it gives up on its own storage after some seconds. Past this the connection
+/// Time from a request to its response's headers. The API server answers a page of 100 within
+/// a second; it gives up on its own storage after some seconds. Past this the connection
 /// is taken for dead.
 pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time from the headers of a response that is no watch to the end of its body. A page of
-/// 500 Services is about 1.3 MB: half a second at 20 Mbit/s; this allows a fiftieth of that rate.
+/// 100 EndpointSlices with 100 endpoints each is about 3 MB: 1.2 seconds at 20 Mbit/s; this allows
+/// a 25th of that rate.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a watch is asked to last, in seconds. The server ends it then, so a connection that
@@ -45,9 +46,9 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// each watch at once gets one request a second, not thousands.
 pub const WATCH_SPACING: Duration = Duration::from_secs(1);
 
-/// Largest body of a response that is no watch: 500 objects of 64 KiB each, which is past an
-/// EndpointSlice of 100 endpoints (25 to 50 kB) in every one of them.
-const BODY_BYTES: usize = 500 * 64 * 1024;
+/// Largest body of a response that is no watch: 100 objects of 320 KiB each. An EndpointSlice of
+/// 100 endpoints has 25 to 50 kB; the rest is for the single one that may have 1.5 MiB.
+const BODY_BYTES: usize = 100 * 320 * 1024;
 
 /// Largest event of a watch, a line: an object is at most 1.5 MiB in storage, some more as JSON.
 const EVENT_BYTES: usize = 4 * 1024 * 1024;
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(duration("/api/v1/services?watch=true&timeoutSeconds=60"), secs(60));
         assert_eq!(duration("/api/v1/services?timeoutSeconds=60&watch=1"), secs(60));
         assert_eq!(duration("/api/v1/services?watch=true"), secs(190));
-        assert_eq!(duration("/api/v1/services?limit=500"), None);
+        assert_eq!(duration("/api/v1/services?limit=100"), None);
         assert_eq!(duration("/api/v1/services?rewatch=true"), None);
         assert_eq!(duration("/api/v1/services"), None);
     }
