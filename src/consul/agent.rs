@@ -3,6 +3,8 @@
 //! The critical check of an instance that is not ready is a TTL check that nobody updates: it
 //! stays critical when its TTL runs out, so it needs no heartbeat.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::client::{Client, Request, encode};
@@ -25,19 +27,22 @@ pub struct AgentSink {
     flags: u64,
 }
 
+/// A service as the agent's register call takes it, with a check of kind `C`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct RegisterBody<'a> {
+pub(super) struct RegisterBody<'a, C> {
     #[serde(rename = "ID")]
-    id: &'a str,
-    name: &'a str,
-    address: &'a str,
-    port: u16,
-    tags: &'a [String],
-    meta: &'a std::collections::BTreeMap<String, String>,
-    weights: Weights<u16>,
+    pub id: &'a str,
+    pub name: &'a str,
+    pub address: &'a str,
+    pub port: u16,
+    pub tags: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
-    check: Option<RegisterCheck>,
+    pub meta: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights<u16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<C>,
 }
 
 #[derive(Serialize)]
@@ -114,8 +119,8 @@ impl AgentSink {
             address: &registration.address,
             port: registration.port,
             tags: &registration.tags,
-            meta: &registration.meta,
-            weights: Weights::of(registration),
+            meta: Some(&registration.meta),
+            weights: Some(Weights::of(registration)),
             check,
         };
         let request = register_request(&body);

@@ -440,7 +440,7 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let nodes = r#"[{"Node": "k8s-c.ns", "Meta": {"kube-consul-cluster": "c"}}]"#;
+        let nodes = r#"[{"Node": "k8s-c.ns", "Address": "192.0.2.1", "Meta": {"kube-consul-cluster": "c"}}]"#;
         let router = Router::new()
             .route("/v1/catalog/nodes", get(move || std::future::ready(nodes)))
             .route("/v1/txn", put(move |body: String| std::future::ready(answer(&body))));

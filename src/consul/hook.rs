@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::agent::{done, register_request, remove};
+use super::agent::{RegisterBody, done, register_request, remove};
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::read::{CATALOG_SERVICES, Unknown, certain, failed};
@@ -17,19 +17,6 @@ use crate::domain::hook::{HookCheck, HookRegistration, Target};
 /// After so long in a critical state the agent removes an instance whose pod ended without a
 /// word: consul-registration-hook's value.
 const DEREGISTER_CRITICAL_AFTER: &str = "15m";
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct RegisterBody<'a> {
-    #[serde(rename = "ID")]
-    id: &'a str,
-    name: &'a str,
-    address: &'a str,
-    port: u16,
-    tags: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    check: Option<CheckBody<'a>>,
-}
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -123,13 +110,15 @@ pub async fn is_in_catalog(
     certain(evidence, !found, CATALOG_SERVICES).map(|()| found)
 }
 
-fn body(registration: &HookRegistration) -> RegisterBody<'_> {
+fn body(registration: &HookRegistration) -> RegisterBody<'_, CheckBody<'_>> {
     RegisterBody {
         id: &registration.id,
         name: &registration.name,
         address: &registration.address,
         port: registration.port,
         tags: &registration.tags,
+        meta: None,
+        weights: None,
         check: registration.check.as_ref().map(check_body),
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::client::{Client, Request, encode};
 use super::error::{Error, OperationFailure};
-use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed};
+use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
 use super::stream::Layout;
 use super::txn::{NodeBody, Operation};
 use super::wire::{ServiceEntry, decode};
@@ -22,7 +22,9 @@ use crate::domain::record::CLUSTER_META;
 /// reverse lookups prefer nodes.
 pub(super) const ADDRESS: &str = "192.0.2.1";
 
-pub(super) const NODES: &str = "the catalog's nodes";
+const NODES: &str = "the catalog's nodes";
+
+const NODES_PATH: &str = "/v1/catalog/nodes";
 
 /// What the nodes of one cluster are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,11 +54,22 @@ pub enum Occupied {
     ByOthers(Vec<Box<str>>),
 }
 
+/// A node as the catalog shows it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct NodeEntry {
-    node: Box<str>,
+pub(super) struct NodeEntry {
+    pub node: Box<str>,
+    pub address: Box<str>,
     meta: Option<BTreeMap<String, String>>,
+}
+
+// === impl NodeEntry ===
+
+impl NodeEntry {
+    /// The cluster that it is marked as one of.
+    pub(super) fn mark(&self) -> Option<&str> {
+        self.meta.as_ref()?.get(CLUSTER_META).map(String::as_str)
+    }
 }
 
 // === impl Nodes ===
@@ -112,31 +125,48 @@ impl Client {
         cluster: &ClusterName,
         consistency: Consistency,
     ) -> Result<Nodes, Unknown> {
-        // A cluster's name is a label: nothing in it needs quoting.
-        let filter = format!("Meta[{CLUSTER_META:?}] == \"{cluster}\"");
-        let request = consistency.of_path("/v1/catalog/nodes".to_owned());
-        let (reply, evidence) =
-            self.open(&request.parameter("filter", &filter).listing(), NODES).await?;
         let mut nodes = Nodes::default();
-        let mut empty = true;
+        let each = |NodeEntry { node, .. }| match names.namespace_of(&node) {
+            _ if *node == *names.base => nodes.marker = true,
+            Some(namespace) => nodes.namespaces.push(namespace.into()),
+            None => nodes.others.push(node),
+        };
+        self.marked_entries(cluster, consistency, each).await?;
+        Ok(nodes)
+    }
+
+    /// The catalog's nodes with the cluster's mark, whatever they are called.
+    pub(super) async fn marked_entries(
+        &self,
+        cluster: &ClusterName,
+        consistency: Consistency,
+        each: impl FnMut(NodeEntry) + Send,
+    ) -> Result<(), Unknown> {
+        let request = marked(consistency.of_path(NODES_PATH.to_owned()), "Meta", cluster);
+        self.nodes_where(request, |entry| entry.mark() == Some(cluster.as_str()), each).await
+    }
+
+    /// The nodes that pass the request's filter. `passes` says the same: a Consul that does not
+    /// know the filter ignores it.
+    async fn nodes_where(
+        &self,
+        request: Request,
+        passes: impl Fn(&NodeEntry) -> bool + Send + Sync,
+        mut each: impl FnMut(NodeEntry) + Send,
+    ) -> Result<(), Unknown> {
+        let (reply, evidence) = self.open(&request.listing(), NODES).await?;
         let reply = reply.into_found().await.map_err(failed(NODES))?;
+        let mut empty = true;
         let entries = reply.items(Layout::Elements, |item| {
-            let NodeEntry { node, meta } = decode("a node", item.value)?;
-            let mark = meta.as_ref().and_then(|meta| meta.get(CLUSTER_META));
-            // Filtered here too: a Consul that does not know the filter ignores it.
-            if mark.map(String::as_str) != Some(cluster.as_str()) {
-                return Ok(());
-            }
-            empty = false;
-            match names.namespace_of(&node) {
-                _ if *node == *names.base => nodes.marker = true,
-                Some(namespace) => nodes.namespaces.push(namespace.into()),
-                None => nodes.others.push(node),
+            let entry: NodeEntry = decode("a node", item.value)?;
+            if passes(&entry) {
+                empty = false;
+                each(entry);
             }
             Ok(())
         });
         entries.await.map_err(failed(NODES))?;
-        certain(evidence, empty, NODES).map(|()| nodes)
+        certain(evidence, empty, NODES)
     }
 
     /// Creates the base node unless it is there. An error also when a node of that name is there
@@ -194,21 +224,12 @@ impl Client {
     async fn node_mark(&self, node: &str) -> Result<Option<String>, Unknown> {
         // Nothing in a node's name needs quoting but what no node's name has.
         let filter = format!("Node == {node:?}");
-        let request = Consistency::Consistent.of_path("/v1/catalog/nodes".to_owned());
-        let (reply, evidence) =
-            self.open(&request.parameter("filter", &filter).listing(), NODES).await?;
+        let request = Consistency::Consistent.of_path(NODES_PATH.to_owned());
+        let request = request.parameter("filter", &filter);
         let mut found = None;
-        let reply = reply.into_found().await.map_err(failed(NODES))?;
-        let entries = reply.items(Layout::Elements, |item| {
-            let entry: NodeEntry = decode("a node", item.value)?;
-            if *entry.node == *node {
-                let mark = entry.meta.and_then(|mut meta| meta.remove(CLUSTER_META));
-                found = Some(mark.unwrap_or_default());
-            }
-            Ok(())
-        });
-        entries.await.map_err(failed(NODES))?;
-        certain(evidence, found.is_none(), NODES).map(|()| found)
+        let each = |entry: NodeEntry| found = Some(entry.mark().unwrap_or_default().to_owned());
+        self.nodes_where(request, |entry| *entry.node == *node, each).await?;
+        Ok(found)
     }
 
     /// What stands on a node, whoever made it, as the leader has it now. On a node that is not

@@ -11,7 +11,7 @@ use super::agent::remove;
 use super::client::{Client, Request, encode};
 use super::election::lock_key;
 use super::error::Error;
-use super::nodes::{ADDRESS, NODES};
+use super::nodes::{ADDRESS, NodeEntry};
 use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
 use super::stream::Layout;
 use super::txn::{MAX_OPERATIONS, Operation};
@@ -94,14 +94,6 @@ pub type Left = (String, String);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct NodeEntry {
-    node: Box<str>,
-    address: Box<str>,
-    meta: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct InstanceEntry {
     node: Box<str>,
     service_meta: Option<BTreeMap<String, String>>,
@@ -144,22 +136,11 @@ impl Mark {
 impl Client {
     /// The catalog's nodes with the cluster's mark, by name.
     pub async fn marked_nodes(&self, cluster: &ClusterName) -> Result<Vec<MarkedNode>, Unknown> {
-        let request = Consistency::Consistent.of_path("/v1/catalog/nodes".to_owned());
-        let request = marked(request, "Meta", cluster).listing();
-        let (reply, evidence) = self.open(&request, NODES).await?;
-        let reply = reply.into_found().await.map_err(failed(NODES))?;
         let mut nodes = Vec::new();
-        let entries = reply.items(Layout::Elements, |item| {
-            let NodeEntry { node, address, meta } = decode("a node", item.value)?;
-            let mark = meta.as_ref().and_then(|meta| meta.get(CLUSTER_META));
-            // Filtered here too: a Consul that does not know the filter ignores it.
-            if mark.map(String::as_str) == Some(cluster.as_str()) {
-                nodes.push(MarkedNode { name: node, synthetic: *address == *ADDRESS });
-            }
-            Ok(())
-        });
-        entries.await.map_err(failed(NODES))?;
-        certain(evidence, nodes.is_empty(), NODES)?;
+        let each = |NodeEntry { node, address, .. }| {
+            nodes.push(MarkedNode { name: node, synthetic: *address == *ADDRESS });
+        };
+        self.marked_entries(cluster, Consistency::Consistent, each).await?;
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(nodes)
     }

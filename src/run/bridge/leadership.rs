@@ -54,10 +54,7 @@ impl Leadership {
 
     /// Whom this one waits for.
     pub(super) fn rival(&self) -> Option<Rival> {
-        match self {
-            Leadership::Standby(election) => Some(election.rival().borrow().clone()),
-            Leadership::Alone | Leadership::Leading(..) => None,
-        }
+        self.rivals().map(|rival| rival.borrow().clone())
     }
 
     /// Wakes up whenever somebody else is waited for.

@@ -2,21 +2,23 @@
 
 use super::*;
 
+/// A Service that wants the name `shared`.
+fn sharing(uid: &str, created: i64) -> SeenObject {
+    let service = service()
+        .annotations(&[("kube-consul.io/service-name", "shared")])
+        .with(|s| {
+            s.uid = uid.into();
+            s.created = created;
+        })
+        .build();
+    SeenObject::Service(key(uid), service)
+}
+
 #[test]
 fn the_runner_up_takes_over_a_name_and_an_address() {
     let mut simulation = Simulation::new(settings());
     simulation.read_back();
-    let named = |uid: &str, created| {
-        let service = service()
-            .annotations(&[("kube-consul.io/service-name", "shared")])
-            .with(|s| {
-                s.uid = uid.into();
-                s.created = created;
-            })
-            .build();
-        SeenObject::Service(key(uid), service)
-    };
-    simulation.list(Kind::Service, [named("young", 2), named("old", 1)]);
+    simulation.list(Kind::Service, [sharing("young", 2), sharing("old", 1)]);
     simulation.list(
         Kind::EndpointSlice,
         [SeenObject::EndpointSlice(
@@ -195,21 +197,11 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
 fn a_name_that_changes_hands_is_taken_before_it_is_left() {
     let mut simulation = Simulation::new(settings());
     simulation.read_back();
-    let named = |uid: &str, created| {
-        let service = service()
-            .annotations(&[("kube-consul.io/service-name", "shared")])
-            .with(|s| {
-                s.uid = uid.into();
-                s.created = created;
-            })
-            .build();
-        SeenObject::Service(key(uid), service)
-    };
-    simulation.list(Kind::Service, [named("young", 2)]);
+    simulation.list(Kind::Service, [sharing("young", 2)]);
     simulation.list(Kind::EndpointSlice, []);
     simulation.settle();
     simulation.take_sent();
-    simulation.seen(named("old", 1));
+    simulation.seen(sharing("old", 1));
     simulation.settle();
     let first = &simulation.sent[0];
     assert!(
