@@ -6,17 +6,16 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::catalog::Fence;
 use super::client::{Client, Request, encode_key};
 use super::error::{Error, Reach, chain};
+use super::lock::lock_key;
 use super::nodes::NodeNames;
+use super::read::Unknown;
 use super::session::{SessionId, TTL_SECONDS};
-use super::stream::Layout;
-use super::wire::{decode, text_of};
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
 
@@ -44,8 +43,6 @@ const WAIT: Duration = Duration::from_mins(1);
 /// Consul answers a blocking query up to a sixteenth late; the rest is for the way.
 const WAIT_DEADLINE: Duration = Duration::from_secs(75);
 
-const LOCK: &str = "the leader's lock";
-
 /// The election among the bridges of one cluster.
 #[derive(Clone, Debug)]
 pub struct Election {
@@ -56,6 +53,8 @@ pub struct Election {
     /// What the lock says of its holder.
     candidate: Box<str>,
     rival: watch::Sender<Rival>,
+    /// The session of the last try, until it is known to be over: it may hold the lock.
+    session: watch::Sender<Option<SessionId>>,
 }
 
 /// Whom a candidate waits for.
@@ -79,16 +78,13 @@ pub struct Lease {
     until: watch::Sender<Instant>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct LockEntry {
-    session: Option<Box<str>>,
-    value: Option<Box<str>>,
-}
-
-/// The KV key of a cluster's lock.
-pub(super) fn lock_key(cluster: &ClusterName) -> String {
-    format!("kube-consul/{cluster}/leader")
+/// How one try to become the leader ended.
+enum Attempt {
+    Won(Lease),
+    /// Another one holds the lock, by its name.
+    Held(Box<str>),
+    /// Another one was faster, or the lock is kept shut by the delay of a former one.
+    Missed,
 }
 
 // === impl Election ===
@@ -97,8 +93,8 @@ impl Election {
     /// The election of this cluster; `candidate` is this process's name.
     pub fn new(client: Client, cluster: ClusterName, nodes: NodeNames, candidate: &str) -> Self {
         let key = lock_key(&cluster).into();
-        let rival = watch::Sender::default();
-        Self { client, cluster, nodes, key, candidate: candidate.into(), rival }
+        let (rival, session) = (watch::Sender::default(), watch::Sender::default());
+        Self { client, cluster, nodes, key, candidate: candidate.into(), rival, session }
     }
 
     /// Wakes up whenever somebody else is waited for.
@@ -110,52 +106,53 @@ impl Election {
     pub async fn win(self) -> Lease {
         let mut index = 0;
         loop {
-            match self.try_to_win(&mut index).await {
-                Ok(Some(lease)) => {
+            let pause = match self.try_to_win(&mut index).await {
+                Ok(Attempt::Won(lease)) => {
                     // Should the lock be lost, nobody is known to have it.
                     self.rival.send_replace(Rival::Unknown);
                     return lease;
                 }
-                Ok(None) => sleep(CANDIDATE_PAUSE).await,
+                Ok(Attempt::Held(holder)) => {
+                    self.rival.send_replace(Rival::Leads(holder));
+                    CANDIDATE_PAUSE
+                }
+                Ok(Attempt::Missed) => {
+                    index = 0;
+                    CANDIDATE_RETRY
+                }
                 Err(error) => {
                     index = 0;
                     let why = chain(&*error);
                     tracing::debug!(why, "the lock cannot be asked for");
                     self.rival.send_replace(Rival::Unreachable(why));
-                    sleep(CANDIDATE_RETRY).await;
+                    CANDIDATE_RETRY
                 }
-            }
+            };
+            sleep(pause).await;
         }
     }
 
     async fn try_to_win(
         &self,
         index: &mut u64,
-    ) -> Result<Option<Lease>, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Attempt, Box<dyn std::error::Error + Send + Sync>> {
+        self.give_back().await?;
         if let Some(holder) = self.holder(index).await? {
-            self.rival.send_replace(Rival::Leads(holder));
-            return Ok(None);
+            return Ok(Attempt::Held(holder));
         }
         self.client.ensure_base_node(&self.nodes, &self.cluster).await?;
         let asked = Instant::now();
         let session = self.client.create_session(self.nodes.base()).await?;
+        self.session.send_replace(Some(session.clone()));
         let won = self.client.acquire_lock(&self.key, &session, &self.candidate).await;
-        match won {
-            Ok(true) => {
-                let until = watch::Sender::new(asked + TTL - MARGIN);
-                Ok(Some(Lease { session, key: self.key.clone(), until }))
-            }
-            lost => {
-                // Also when it is not known: a session that holds the lock must not stay.
-                self.client.destroy_session(&session).await?;
-                lost?;
-                *index = 0;
-                // Whoever was faster shows itself next; a lock that nobody holds and nobody gets
-                // must not be asked for without a pause.
-                sleep(CANDIDATE_RETRY).await;
-                Ok(None)
-            }
+        if let Ok(true) = won {
+            let until = watch::Sender::new(asked + TTL - MARGIN);
+            return Ok(Attempt::Won(Lease { session, key: self.key.clone(), until }));
         }
+        // Also when it is not known: a session that holds the lock must not stay.
+        self.give_back().await?;
+        won?;
+        Ok(Attempt::Missed)
     }
 
     /// Keeps the lock. Returns when it is lost, and why.
@@ -201,14 +198,17 @@ impl Election {
         }
     }
 
-    /// Gives the lock back, so that nobody has to wait for the session's end.
-    pub async fn resign(&self, lease: &Lease) -> Result<(), Error> {
-        self.client.destroy_session(&lease.session).await
+    /// Gives back the lock, or whatever a try has left of it, so that nobody has to wait for the
+    /// session's end. Tells whether there was something to give back.
+    pub async fn give_back(&self) -> Result<bool, Error> {
+        let Some(session) = self.session.borrow().clone() else { return Ok(false) };
+        self.client.destroy_session(&session).await?;
+        self.session.send_replace(None);
+        Ok(true)
     }
 
     /// Who holds the lock; none: nobody. Waits for a change while `index` is the newest.
-    async fn holder(&self, index: &mut u64) -> Result<Option<Box<str>>, super::read::Unknown> {
-        let failed = super::read::failed(LOCK);
+    async fn holder(&self, index: &mut u64) -> Result<Option<Box<str>>, Unknown> {
         let mut request = Request::get(format!("/v1/kv/{}", encode_key(&self.key)));
         if *index > 0 {
             request = request
@@ -218,22 +218,10 @@ impl Election {
         } else {
             request = request.flag("consistent");
         }
-        let (reply, evidence) = self.client.open(&request, LOCK).await?;
-        let newest: u64 =
-            reply.header("X-Consul-Index").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let (lock, newest) = self.client.read_lock(&request).await?;
         // One that goes backwards belongs to a restored Consul: begin anew.
         *index = if newest < *index { 0 } else { newest };
-        let mut holder = None;
-        if reply.is_found() {
-            let entries = reply.items(Layout::Elements, |item| {
-                let entry: LockEntry = decode("a KV entry", item.value)?;
-                let name = entry.value.as_deref().map(text_of).unwrap_or_default();
-                holder = entry.session.filter(|session| !session.is_empty()).map(|_| shown(&name));
-                Ok(())
-            });
-            entries.await.map_err(&failed)?;
-        }
-        super::read::certain(evidence, holder.is_none(), LOCK).map(|()| holder)
+        Ok(lock.and_then(|lock| lock.holder).map(|name| shown(&name)))
     }
 }
 

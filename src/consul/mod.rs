@@ -16,7 +16,7 @@
 //! | [`purge`] | everything with a cluster's mark, and its removal |
 //! | [`hook`] | what the registration hook asks of the agent and the catalog |
 //! | [`txn`] | transactions |
-//! | [`session`] | what holds the leader's lock (invariant 9) |
+//! | [`session`], [`lock`] | the leader's lock and what holds it (invariant 9) |
 //! | [`election`] | which of several bridges writes (invariant 9) |
 //! | [`sentinel`] | notices that the agent lost its state |
 //! | [`owner`] | which cluster a name belongs to (invariant 3) |
@@ -28,6 +28,7 @@ pub mod config;
 pub mod election;
 pub mod error;
 pub mod hook;
+pub mod lock;
 pub mod nodes;
 pub mod owner;
 pub mod purge;

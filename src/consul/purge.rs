@@ -9,7 +9,6 @@ use serde::Deserialize;
 
 use super::agent::remove;
 use super::client::{Client, Request, encode};
-use super::election::lock_key;
 use super::error::Error;
 use super::nodes::{ADDRESS, NodeEntry};
 use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
@@ -26,8 +25,6 @@ const MAX_OTHER_NODES: usize = 100;
 /// How often a name may be listed and have no instance a moment later: each is a service that
 /// went just then.
 const MAX_VANISHED: usize = 10;
-
-const LOCK: &str = "the leader's lock";
 
 /// A synthetic node with the cluster's mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,17 +66,6 @@ pub enum Mark {
     ConsulK8s,
 }
 
-/// The leader's lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lock {
-    /// Whether a session holds it.
-    pub held: bool,
-    /// What its holder calls itself.
-    pub holder: Box<str>,
-    /// Its `ModifyIndex`.
-    index: u64,
-}
-
 /// A KV entry that is to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MarkedKey {
@@ -97,14 +83,6 @@ pub type Left = (String, String);
 struct InstanceEntry {
     node: Box<str>,
     service_meta: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct LockEntry {
-    session: Option<Box<str>>,
-    value: Option<Box<str>>,
-    modify_index: u64,
 }
 
 // === impl Mark ===
@@ -271,30 +249,6 @@ impl Client {
         };
         self.reverse_records(Consistency::Consistent, each).await?;
         Ok(keys)
-    }
-
-    /// The leader's lock of the cluster, if there is one.
-    pub async fn lock_of(&self, cluster: &ClusterName) -> Result<Option<Lock>, Unknown> {
-        let path = format!("/v1/kv/{}", lock_key(cluster));
-        let (reply, evidence) = self.open(&Consistency::Consistent.of_path(path), LOCK).await?;
-        let mut lock = None;
-        if reply.is_found() {
-            let entries = reply.items(Layout::Elements, |item| {
-                let entry: LockEntry = decode("a KV entry", item.value)?;
-                let holder = entry.value.as_deref().map(super::wire::text_of).unwrap_or_default();
-                let held = entry.session.is_some_and(|session| !session.is_empty());
-                lock = Some(Lock { held, holder, index: entry.modify_index });
-                Ok(())
-            });
-            entries.await.map_err(failed(LOCK))?;
-        }
-        certain(evidence, lock.is_none(), LOCK).map(|()| lock)
-    }
-
-    /// Removes the lock, unless it was changed since it was read.
-    pub async fn remove_lock(&self, cluster: &ClusterName, lock: &Lock) -> Result<(), Error> {
-        let key = lock_key(cluster).into();
-        self.transaction(&[Operation::DeleteKey { key, index: lock.index }]).await.map(drop)
     }
 
     /// Removes a service from the agent, the sentinel too; one that is gone is no failure.

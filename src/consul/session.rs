@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::client::{Client, Request, encode, encode_key};
+use super::client::{Client, Request, encode};
 use super::error::Error;
 
 /// How long a session lasts without renewal: the shortest that Consul allows. Consul may take
@@ -60,19 +60,5 @@ impl Client {
     pub async fn destroy_session(&self, session: &SessionId) -> Result<(), Error> {
         let path = format!("/v1/session/destroy/{}", encode(session.as_str()));
         self.send(&Request::put(path)).await?.into_found().await.map(drop)
-    }
-
-    /// Takes the lock `key` with the session; false: another session holds it. `value` tells
-    /// people who the holder is.
-    pub async fn acquire_lock(
-        &self,
-        key: &str,
-        session: &SessionId,
-        value: &str,
-    ) -> Result<bool, Error> {
-        let request = Request::put(format!("/v1/kv/{}", encode_key(key)))
-            .parameter("acquire", session.as_str())
-            .text(value);
-        self.send(&request).await?.into_found().await?.json().await
     }
 }

@@ -4,20 +4,14 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::Bridge;
 use super::jobs::{Done, Job};
 use crate::consul::election::{Election, Lease, Rival};
-use crate::consul::session::TTL_SECONDS;
 
 /// How long giving the lock back may take at the end: after that its session runs out.
 const RESIGN: Duration = Duration::from_secs(1);
-/// Between two tries to give a lock back that is lost: as between two questions for it.
-const RESIGN_RETRY: Duration = Duration::from_secs(1);
-/// After this much a session has run out: Consul may take twice its time.
-const SESSION_ENDS: Duration = Duration::from_secs(2 * TTL_SECONDS);
-
 /// Which of its times as a leader a write is of: how often it has been elected.
 pub(super) type Term = u32;
 
@@ -78,11 +72,14 @@ impl Leadership {
         }
     }
 
-    /// Gives the lock back.
+    /// Gives the lock back, one too whose try is not yet known to have succeeded.
     pub(super) async fn resign(&self) {
-        let Leadership::Leading(election, lease) = self else { return };
-        match timeout(RESIGN, election.resign(lease)).await {
-            Ok(Ok(())) => tracing::info!("gave the lock back"),
+        let (Leadership::Leading(election, _) | Leadership::Standby(election)) = self else {
+            return;
+        };
+        match timeout(RESIGN, election.give_back()).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => tracing::info!("gave the lock back"),
             Ok(Err(error)) => {
                 tracing::warn!(error = error.chain(), "cannot give the lock back: it runs out");
             }
@@ -97,7 +94,7 @@ impl Bridge {
     /// Takes part in the election, if there is one.
     pub(super) fn stand(&mut self) {
         if let Leadership::Standby(election) = &self.leadership {
-            self.election_job = Some(win(election.clone(), None));
+            self.election_job = Some(win(election.clone()));
         }
     }
 
@@ -123,10 +120,11 @@ impl Bridge {
 
     /// Another one may lead from now on: nothing more is written.
     pub(super) fn deposed(&mut self, why: &str) {
-        let Leadership::Leading(election, lease) = &self.leadership else { return };
+        let Leadership::Leading(election, _) = &self.leadership else { return };
         tracing::warn!(why, "this one no longer leads");
-        let (election, lease) = (election.clone(), lease.clone());
-        self.election_job = Some(win(election.clone(), Some(lease)));
+        let election = election.clone();
+        // The session that is lost is ended first, whoever holds the lock.
+        self.election_job = Some(win(election.clone()));
         self.leadership = Leadership::Standby(election);
         self.sink.set_fence(None);
         self.told.metrics.leader.set(0);
@@ -150,22 +148,6 @@ pub(super) async fn changed(rivals: &mut Option<watch::Receiver<Rival>>) -> Opti
     rivals.as_mut()?.changed().await.ok()
 }
 
-/// Stands for election; a lease of before is given back first, whoever holds the lock. A Consul
-/// that cannot be reached is asked again: it may still hold the lock for this one, and nobody else
-/// gets it until it is given back or its session has run out.
-fn win(election: Election, before: Option<Lease>) -> Job {
-    async move {
-        let run_out = Instant::now() + SESSION_ENDS;
-        while let Some(lease) = before.as_ref().filter(|_| Instant::now() < run_out) {
-            match election.resign(lease).await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::debug!(error = error.chain(), "the former session goes on for now");
-                    sleep(RESIGN_RETRY).await;
-                }
-            }
-        }
-        Done::Elected(election.win().await)
-    }
-    .boxed()
+fn win(election: Election) -> Job {
+    election.win().map(Done::Elected).boxed()
 }

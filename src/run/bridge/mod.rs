@@ -318,6 +318,8 @@ impl Bridge {
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let result = self.turns(pages, stop).await;
+        // No further try to lead goes out after the lock is given back.
+        self.election_job = None;
         self.leadership.resign().await;
         result
     }

@@ -5,9 +5,10 @@ use std::fmt::{self, Write as _};
 
 use super::Cluster;
 use crate::consul::client::Client;
+use crate::consul::lock::Lock;
 use crate::consul::nodes::NodeNames;
 use crate::consul::owner::OwnerKey;
-use crate::consul::purge::{Lock, Mark, MarkedKey, MarkedService, OnNode};
+use crate::consul::purge::{Mark, MarkedKey, MarkedService, OnNode};
 use crate::consul::read::Unknown;
 use crate::consul::sentinel::Sentinel;
 use crate::kubernetes::text::one_line;
@@ -183,11 +184,11 @@ impl Inventory {
     /// What tells that a bridge runs, which would write again what is removed.
     fn signs_of_life(&self) -> Vec<String> {
         let mut signs = Vec::new();
-        if let Some(lock) = self.lock.as_ref().filter(|lock| lock.held) {
+        if let Some(holder) = self.lock.as_ref().and_then(|lock| lock.holder.as_deref()) {
             signs.push(format!(
                 "A BRIDGE IS RUNNING: {} holds the leader's lock. It writes again what is removed: \
                  stop it first.",
-                clean(&lock.holder)
+                clean(holder)
             ));
         } else if !self.nodes.is_empty() {
             signs.push(

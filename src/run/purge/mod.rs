@@ -23,6 +23,7 @@ use super::bridge::{Stop, signals};
 use super::{Error, runtime};
 use crate::consul::client::Client;
 use crate::consul::config::Config;
+use crate::consul::lock::Lock;
 use crate::consul::owner::OwnerKey;
 use crate::consul::purge::{Left, Mark};
 use crate::consul::txn::{MAX_OPERATIONS, Operation};
@@ -208,8 +209,8 @@ impl Removal {
         let named = "the leader's lock".to_owned();
         match lock {
             None => {}
-            Some(lock) if lock.held => {
-                let why = format!("{} holds it: a bridge is running", clean(&lock.holder));
+            Some(Lock { holder: Some(holder), .. }) => {
+                let why = format!("{} holds it: a bridge is running", clean(&holder));
                 self.left.push((named, why));
             }
             Some(lock) => {

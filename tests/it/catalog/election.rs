@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::eventually;
+use kube_consul_stack::{Fault, HttpRecorder, eventually};
 
-use super::support::{bridge, leads};
+use super::support::{bridge, command, leads};
 use crate::support::{Bridge, DEADLINE, Place};
 
 const PORTS: [(&str, u16); 1] = [("http", 80)];
 
 /// A session of 10 s runs out within 20 s; the rest is for a machine with other work.
 const TAKE_OVER: Duration = Duration::from_secs(40);
+
+/// Longer than a bridge takes to end.
+const ENDS: Duration = Duration::from_secs(8);
 
 async fn wait_for_lead(bridge: &Bridge) -> Result<()> {
     eventually(TAKE_OVER, || async {
@@ -48,4 +51,27 @@ async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Resul
     place.wait_for_instances("web", 1).await?;
     first.stop().await?;
     second.stop().await
+}
+
+#[tokio::test]
+async fn a_candidate_that_ends_while_it_takes_the_lock_leaves_it_to_others() -> Result<()> {
+    let place = Place::new("candidate").await?;
+    let recorder = HttpRecorder::start(place.consul.url()).await?;
+    let takes = |path: &str| path.contains("acquire=");
+    recorder.fault_times(1, Fault::DropAfter, move |it| takes(&it.path));
+    recorder.fault_times(1, Fault::Delay(ENDS), |it| it.path.contains("/v1/session/destroy"));
+    let command = command(&place).await?.args(["--leader-elect"]);
+    let candidate = Bridge::start(command.env("CONSUL_HTTP_ADDR", recorder.url())).await?;
+    let lock = format!("/v1/kv/kube-consul/{}/leader", place.namespace);
+    let is_held =
+        || async { anyhow::Ok(!place.consul.api().get(&lock).await?[0]["Session"].is_null()) };
+    // The lock is its own, and it does not know.
+    eventually(DEADLINE, || async {
+        ensure!(is_held().await?, "it is not asked for yet");
+        Ok(())
+    })
+    .await?;
+    candidate.stop().await?;
+    ensure!(!is_held().await?, "whoever comes next has to wait");
+    Ok(())
 }
