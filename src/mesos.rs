@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::domain::annotations::excerpt;
 use crate::domain::hook::mesos::State;
+use crate::domain::text::excerpt;
 
 /// Time to connect: the agent is on the same host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

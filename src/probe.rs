@@ -1,6 +1,5 @@
 //! The edge that tries a probe once, as the kubelet would.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -8,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::domain::hook::Target;
+use crate::domain::text::chain;
 
 /// Time for one try, connection included: consul-registration-hook's value.
 pub const TRY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,16 +62,7 @@ impl Prober {
     }
 
     async fn get(&self, url: &str, headers: &[(String, String)]) -> Result<(), Failed> {
-        let failed = |error: reqwest::Error| {
-            let error = error.without_url();
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            Failed::Unreachable(text)
-        };
+        let failed = |error: reqwest::Error| Failed::Unreachable(chain(&error.without_url()));
         let request = self.http.get(url).headers(header_map(headers));
         let status = request.send().await.map_err(failed)?.status().as_u16();
         if (200..400).contains(&status) { Ok(()) } else { Err(Failed::Status(status)) }

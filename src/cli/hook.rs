@@ -14,8 +14,8 @@ use crate::domain::hook::mesos::Place;
 use crate::domain::hook::ports::{PORT_DEFINITIONS, PortDefinitions};
 use crate::domain::hook::{Invalid, required};
 use crate::domain::names::ObjectKey;
+use crate::domain::text::chain;
 use crate::kubernetes::client::Environment;
-use crate::kubernetes::text::chain;
 use crate::mesos;
 use crate::run::hook::{self, Job, Options, PodOptions, TaskOptions};
 

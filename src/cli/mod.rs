@@ -23,7 +23,7 @@ pub use self::connections::{ConsulArgs, KubernetesArgs};
 use self::hook::{AclFileArgs, DeregisterArgs, HookCli, RegisterArgs, is_invoked_as_hook};
 pub use self::plan::PlanArgs;
 pub use self::purge::PurgeArgs;
-use crate::kubernetes::text::chain;
+use crate::domain::text::chain;
 use crate::logging::{self, LogFormat};
 use crate::run;
 

@@ -6,6 +6,7 @@
 //! of a deposed leader gets in (invariant 9). A node that the cluster did not make is never
 //! written to (invariant 2).
 
+use crate::domain::text::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -139,7 +140,7 @@ impl CatalogSink {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let why = super::error::chain(&error);
+        let why = chain(&error);
         let answer = match &error {
             NodeError::Foreign { .. } => return Err(Answer::Foreign(why)),
             NodeError::Read(Unknown::Failed { source, .. }) | NodeError::Write(source) => {
@@ -184,7 +185,7 @@ impl CatalogSink {
             Ok(Occupied::No) => {}
             Ok(Occupied::ByOurs) => return NamespaceNodeAnswer::InUse,
             Ok(Occupied::ByOthers(ids)) => return NamespaceNodeAnswer::Foreign { node, ids },
-            Err(unknown) => return NamespaceNodeAnswer::Failed(super::error::chain(&unknown)),
+            Err(unknown) => return NamespaceNodeAnswer::Failed(chain(&unknown)),
         }
         let fence = self.fence.as_ref().map(Fence::operation);
         // Whoever writes to it next looks whose it is then.

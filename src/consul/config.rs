@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::domain::text::parse_bool;
 use secrecy::SecretString;
 
 /// Consul's own default address.
@@ -298,11 +299,7 @@ fn boolean(
     default: bool,
 ) -> Result<bool, ConfigError> {
     let Some(found) = value else { return Ok(default) };
-    match found.as_str() {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(ConfigError::Boolean { variable, found }),
-    }
+    parse_bool(&found).ok_or(ConfigError::Boolean { variable, found })
 }
 
 #[cfg(test)]

@@ -11,13 +11,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::catalog::Fence;
 use super::client::{Client, Request, encode_key};
-use super::error::{Error, Reach, chain};
+use super::error::{Error, Reach};
 use super::lock::lock_key;
 use super::nodes::NodeNames;
 use super::read::Unknown;
 use super::session::{SessionId, TTL_SECONDS};
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
+use crate::domain::text::{chain, one_line};
 
 /// The session's time to live.
 const TTL: Duration = Duration::from_secs(TTL_SECONDS);
@@ -42,6 +43,9 @@ const CANDIDATE_PAUSE: Duration = Duration::from_millis(200);
 const WAIT: Duration = Duration::from_mins(1);
 /// Consul answers a blocking query up to a sixteenth late; the rest is for the way.
 const WAIT_DEADLINE: Duration = Duration::from_secs(75);
+
+/// Longest name of a holder that is shown: ours are pods' names with a process ID.
+const HOLDER_BYTES: usize = 80;
 
 /// The election among the bridges of one cluster.
 #[derive(Clone, Debug)]
@@ -241,7 +245,7 @@ impl Lease {
 
 /// The lock's value as a name that fits a line: anybody may have written it.
 fn shown(name: &str) -> Box<str> {
-    crate::domain::annotations::excerpt(&name.replace(char::is_control, " ")).into()
+    one_line(name, HOLDER_BYTES).into()
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! What can go wrong with a request to Consul, sorted by what it means for a write.
 
-use std::error::Error as StdError;
-use std::fmt::Write as _;
-
 use serde::Deserialize;
 
 use super::token;
 use crate::domain::record::Answer;
+use crate::domain::text::{chain, one_line};
 
-/// Longest text of Consul's that is kept in an error, in characters: its own sentences are
+/// Longest text of Consul's that is kept in an error, in bytes: its own sentences are
 /// below 300, and a message has to fit in a Kubernetes Event's note (1 kB).
 const MAX_MESSAGE: usize = 500;
 
@@ -287,18 +285,6 @@ impl Error {
     }
 }
 
-/// An error with its sources, for where only text can go.
-pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {error}");
-        source = error.source();
-    }
-    text
-}
-
 // === impl OperationError ===
 
 impl OperationError {
@@ -353,17 +339,12 @@ fn classify(status: u16, message: &str) -> Class {
     }
 }
 
-/// Text from the network on one line, without control characters, at most [`MAX_MESSAGE`] long.
+/// Text from the network on one line, at most [`MAX_MESSAGE`] long.
 fn clean(text: &str) -> String {
-    let printable = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut cleaned: String = printable.take(MAX_MESSAGE).collect();
-    if text.trim().chars().nth(MAX_MESSAGE).is_some() {
-        cleaned.push('…');
+    match text.trim() {
+        "" => "no reason given".to_owned(),
+        text => one_line(text, MAX_MESSAGE),
     }
-    if cleaned.is_empty() {
-        cleaned.push_str("no reason given");
-    }
-    cleaned
 }
 
 fn deserialize_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

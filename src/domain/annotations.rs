@@ -9,6 +9,7 @@ use super::object::{ANNOTATION_PREFIXES, Service};
 use super::problem::{Problem, Reason};
 use super::record::CLUSTER_META;
 use super::settings::AddressMode;
+use super::text::{excerpt, parse_bool};
 
 /// Longest Consul service name that is registered, in characters.
 const MAX_NAME: usize = 255;
@@ -100,14 +101,11 @@ impl<'a> Reader<'a> {
     /// A boolean as Go's `strconv.ParseBool` reads it.
     fn flag(&mut self, names: &[&str]) -> Option<bool> {
         let (key, value) = self.get(names)?;
-        match value.trim() {
-            "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
-            "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
-            _ => {
-                self.problem(key, "true or false; the default applies", value);
-                None
-            }
+        let flag = parse_bool(value.trim());
+        if flag.is_none() {
+            self.problem(key, "true or false; the default applies", value);
         }
+        flag
     }
 
     fn name(&mut self) -> NameOverride {
@@ -219,15 +217,6 @@ fn append(tags: &mut [String], c: char) {
     if let Some(tag) = tags.last_mut() {
         tag.push(c);
     }
-}
-
-/// What is shown of a value that may be anything: its first 80 characters.
-pub fn excerpt(text: &str) -> String {
-    let mut shown: String = text.chars().take(80).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    shown
 }
 
 #[cfg(test)]

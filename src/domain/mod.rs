@@ -23,4 +23,5 @@ pub mod settings;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod text;
 pub mod world;

@@ -14,8 +14,9 @@ use kube::client::ClientBuilder;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, ResourceExt};
 
+use super::errors::failure;
 use super::guard::guard;
-use super::text::{chain, failure, one_line};
+use crate::domain::text::{chain, one_line};
 
 /// Time to open a connection. Within [`super::guard::HEADERS_TIMEOUT`], so that a connection that cannot be made
 /// is told as such.

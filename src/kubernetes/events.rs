@@ -23,11 +23,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::errors::failure;
 use super::slim::{EndpointSlices, Nodes, Services, Slim};
-use super::text::{failure, one_line};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::Problem;
+use crate::domain::text::one_line;
 
 /// `reportingController` of the Events.
 pub const CONTROLLER: &str = "kube-consul.io/bridge";

@@ -5,6 +5,7 @@
 //! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
 //! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::object::WatchEvent)s.
 //! - [`pods`] gets one pod and its node, for the registration hook.
+//! - [`errors`] makes what the client fails with fit for a line.
 //! - [`events`] reports problems on the objects that have them.
 //!
 //! Two invariants are kept here. **Nothing is removed out of ignorance**: `ListCompleted` is said
@@ -13,11 +14,11 @@
 
 pub mod client;
 pub mod endpoints;
+pub mod errors;
 pub mod events;
 pub mod guard;
 pub mod pods;
 pub mod slim;
-pub mod text;
 pub mod watch;
 mod wire;
 

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use kube::api::{Api, PartialObjectMeta};
 
-use super::text::failure;
+use super::errors::failure;
 use crate::domain::hook::k8s::{Action, Container, ContainerPort, Pod, Port, Probe};
 use crate::domain::names::ObjectKey;
 

@@ -28,11 +28,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::EndpointSource;
 use super::endpoints::{Endpoints, subset_key};
+use super::errors::failure;
 use super::guard::WATCH_SECONDS;
 use super::slim::{EndpointSlices, Nodes, Projected, Services, Slim, View};
-use super::text::{failure, one_line};
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
+use crate::domain::text::one_line;
 
 /// Objects in one page of a list. An EndpointSlice has up to 100 endpoints, 30 KB of text, and a page
 /// is in memory twice while it is decoded: 6 MB at most, where client-go's 500 would be 30 MB.

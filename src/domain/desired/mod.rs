@@ -13,6 +13,7 @@ use super::object::{EndpointSlice, Node, Service, ServicePort, ServiceType};
 use super::problem::{Problem, Reason};
 use super::record::Registration;
 use super::settings::{AddressMode, OnConflict, Settings};
+use super::text::excerpt;
 
 /// The name of Consul's own servers in its catalog.
 const CONSULS_OWN_NAME: &str = "consul";
@@ -263,7 +264,7 @@ fn primary_port(service: &Service, overrides: &Overrides, problems: &mut Vec<Pro
                 "annotation service-port: expected one of the Service's ports ({}), found {:?}; \
                  the first is used",
                 ports.join(", "),
-                super::annotations::excerpt(asked),
+                excerpt(asked),
             ),
         ));
         0
@@ -304,7 +305,7 @@ fn dns_problem(name: &str) -> Option<Problem> {
             Reason::InvalidName,
             format!(
                 "{:?} is registered, but DNS cannot carry it: expected at most 63 of A-Z, a-z, 0-9 and '-'",
-                super::annotations::excerpt(name)
+                excerpt(name)
             ),
         )
     })

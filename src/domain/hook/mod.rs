@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::annotations::excerpt;
+use super::text::excerpt;
 
 pub mod cli;
 pub mod k8s;

@@ -13,6 +13,7 @@ use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::record::NamespaceNodeAnswer;
+use crate::domain::text::excerpt;
 
 /// After a removal that failed: an empty node harms nobody.
 const RETRY: Duration = Duration::from_secs(30);
@@ -87,7 +88,7 @@ impl Reconciler {
                     format!(
                         "node {node}: expected nothing on it any more, found {} that no bridge \
                          made; the node stays as long as they do",
-                        crate::domain::annotations::excerpt(&ids)
+                        excerpt(&ids)
                     ),
                 ));
             }

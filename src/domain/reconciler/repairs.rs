@@ -4,9 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::{Moment, Reconciler, Track, Trouble};
-use crate::domain::annotations::excerpt;
 use crate::domain::names::ObjectKey;
 use crate::domain::record::{CLUSTER_META, ObservedRegistration, RecordKey};
+use crate::domain::text::excerpt;
 
 /// Repairs of one record within [`WINDOW`]: one more is a fight.
 const MANY: usize = 5;

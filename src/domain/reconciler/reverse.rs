@@ -9,6 +9,7 @@ use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::record::{RecordKey, ReverseRecord, Write};
+use crate::domain::text::excerpt;
 
 // === impl Reconciler ===
 
@@ -144,7 +145,7 @@ fn foreign_reverse(wanted: &ReverseRecord, found: &str) -> Problem {
              it is left as it is: delete it to have it written",
             wanted.key,
             wanted.value,
-            crate::domain::annotations::excerpt(found),
+            excerpt(found),
         ),
     )
 }

@@ -12,8 +12,8 @@ use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::ContentHash;
 use crate::domain::names::ClusterName;
 use crate::domain::reverse_dns::ReverseZone;
+use crate::domain::text::chain;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
-use crate::kubernetes::text::chain;
 use crate::run::Error;
 use crate::run::patience::{Waits, patiently};
 

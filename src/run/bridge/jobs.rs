@@ -23,7 +23,7 @@ use crate::domain::record::{
     Answer, NamespaceNodeAnswer, ObservedRegistration, ObservedReverse, RecordKey, Write,
 };
 use crate::domain::registration_id::service_of_id;
-use crate::kubernetes::text::chain;
+use crate::domain::text::chain;
 use crate::run::Error;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its

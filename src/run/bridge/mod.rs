@@ -47,6 +47,7 @@ use crate::consul::sink::Sink;
 use crate::domain::object::Kind;
 use crate::domain::reconciler::{Moment, Reconciler};
 use crate::domain::settings::Settings;
+use crate::domain::text::chain;
 use crate::kubernetes::client::{
     Access, Connected, EndpointSource, Environment, connect, endpoint_source,
 };
@@ -186,8 +187,7 @@ pub(super) async fn connections(options: &Options) -> Result<(Connected, ConsulC
             Error::Failed(error.to_string())
         }
     })?;
-    let consul = ConsulClient::new(&options.consul)
-        .map_err(|error| Error::Usage(crate::kubernetes::text::chain(&error)))?;
+    let consul = ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
     Ok((kubernetes, consul))
 }
 

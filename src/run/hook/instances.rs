@@ -10,6 +10,7 @@ use crate::consul::client::Client;
 use crate::consul::config::Config;
 use crate::consul::{error, hook};
 use crate::domain::hook::HookRegistration;
+use crate::domain::text::chain;
 
 /// Time between two looks at the catalog, at first: an agent's write is there within some
 /// milliseconds.
@@ -194,7 +195,7 @@ impl Instances {
                 Ok(Ok(present)) if present == (wanted == Wanted::Present) => return Ok(()),
                 Ok(Ok(true)) => "it is there".clone_into(&mut found),
                 Ok(Ok(false)) => "it is not there".clone_into(&mut found),
-                Ok(Err(unknown)) => found = crate::kubernetes::text::chain(&unknown),
+                Ok(Err(unknown)) => found = chain(&unknown),
                 Err(_) => return Err(found),
             }
             if Instant::now() + delay >= deadline {
@@ -210,7 +211,7 @@ impl Instances {
 fn several(failures: &[(String, Unsettled<error::Error>)], of: usize) -> Error {
     let mut ids = Vec::with_capacity(failures.len());
     for (id, error) in failures {
-        tracing::error!(id, error = crate::kubernetes::text::chain(error), "cannot deregister");
+        tracing::error!(id, error = chain(error), "cannot deregister");
         ids.push(id.as_str());
     }
     Error::DeregisterSome { count: failures.len(), of, ids: ids.join(", ") }

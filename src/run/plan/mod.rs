@@ -33,8 +33,8 @@ use crate::domain::names::{ForeignNames, ObjectKey};
 use crate::domain::object::Kind;
 use crate::domain::reconciler::{Action, Cause, Moment, Reconciler};
 use crate::domain::record::{Answer, NamespaceNodeAnswer, Write};
+use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
-use crate::kubernetes::text::chain;
 use crate::kubernetes::watch::{
     Error as WatchError, Notice, Relist, endpoints, nodes, services as watch_services,
 };

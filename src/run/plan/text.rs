@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use super::document::{Plan, RecordChange, ServiceChanges, State, Summary};
 use crate::domain::difference::{FieldChange, FieldValue};
 use crate::domain::forecast::Verb;
-use crate::kubernetes::text::one_line;
+use crate::domain::text::one_line;
 
 /// Longest value that is shown whole, in bytes: the longest that Consul takes in meta.
 const MAX_VALUE: usize = 512;

@@ -11,7 +11,7 @@ use crate::consul::owner::OwnerKey;
 use crate::consul::purge::{Mark, MarkedKey, MarkedService, OnNode};
 use crate::consul::read::Unknown;
 use crate::consul::sentinel::Sentinel;
-use crate::kubernetes::text::one_line;
+use crate::domain::text::one_line;
 
 /// Namespaces that are shown for one place: a screen's worth.
 const MAX_NAMESPACES: usize = 20;

@@ -28,7 +28,7 @@ use crate::consul::owner::OwnerKey;
 use crate::consul::purge::{Left, Mark};
 use crate::consul::txn::{MAX_OPERATIONS, Operation};
 use crate::domain::names::ClusterName;
-use crate::kubernetes::text::chain;
+use crate::domain::text::chain;
 
 /// Requests to an agent under way at a time: as many as a bridge makes.
 const AGENT_REQUESTS: usize = 16;

@@ -1,11 +1,14 @@
-//! Untrusted text and errors of others, made fit for one line of a log.
+//! Text that others wrote, made fit to be shown: on one line and bounded.
 
 use std::error::Error;
 use std::fmt::Write as _;
 
-/// Longest text of others that is passed on: an API server's message fits, a page of HTML does
-/// not.
-const TEXT_BYTES: usize = 512;
+/// Longest chain of errors, in bytes: a reason of Consul or of the API server fits with what was
+/// asked, a page of HTML does not.
+const CHAIN_BYTES: usize = 1 << 10;
+
+/// Longest excerpt, in characters: a value fits a line beside what is said of it.
+const EXCERPT_CHARS: usize = 80;
 
 /// `text` on one line, without control characters, of at most `bytes` bytes (and an ellipsis).
 pub fn one_line(text: &str, bytes: usize) -> String {
@@ -21,6 +24,15 @@ pub fn one_line(text: &str, bytes: usize) -> String {
     line
 }
 
+/// What is shown of a value that may be anything: its first 80 characters. Quote it.
+pub fn excerpt(text: &str) -> String {
+    let mut shown: String = text.chars().take(EXCERPT_CHARS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// An error and its sources as one line, each message once: many errors repeat their source.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -33,30 +45,15 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
         next = source.source();
     }
-    one_line(&text, TEXT_BYTES)
+    one_line(&text, CHAIN_BYTES)
 }
 
-/// What the Kubernetes client failed with, as one line.
-pub fn failure(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => {
-            let text = format!("HTTP {} {}: {}", status.code, status.reason, status.message);
-            one_line(&text, TEXT_BYTES)
-        }
-        // The message may quote the body: only where it went wrong is told.
-        kube::Error::SerdeError(error) => {
-            format!(
-                "the response is not the JSON that was expected (line {}, column {})",
-                error.line(),
-                error.column()
-            )
-        }
-        kube::Error::Service(error) => chain(&**error),
-        kube::Error::ReadEvents(error) => {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<kube::Error>());
-            inner.map_or_else(|| chain(error), failure)
-        }
-        other => chain(other),
+/// A truth value as Go's `strconv.ParseBool` reads it, which Consul's command and consul-k8s use.
+pub fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 
@@ -64,17 +61,22 @@ pub fn failure(error: &kube::Error) -> String {
 mod tests {
     use super::*;
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot list: {0}")]
+    struct Repeating(#[source] std::io::Error);
+
     #[test]
     fn text_of_others_is_one_short_line() {
         assert_eq!(one_line("a\nb\u{1b}[31m", 80), "a b [31m");
         assert_eq!(one_line("äöü", 4), "äö…");
         assert_eq!(one_line("äöü", 6), "äöü");
+        assert_eq!(excerpt(&"ä".repeat(80)), "ä".repeat(80));
+        assert_eq!(excerpt(&"ä".repeat(81)).chars().count(), 81);
     }
 
     #[test]
     fn a_repeated_source_is_told_once() {
         let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
-        let error = kube::Error::ReadEvents(io);
-        assert_eq!(chain(&error), "Error reading events stream: refused");
+        assert_eq!(chain(&Repeating(io)), "cannot list: refused");
     }
 }
