@@ -3,7 +3,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | the variables of Consul's own command |
-//! | [`client`] | requests: deadlines, bounded bodies, token, TLS |
+//! | [`setup`] | what a client is made from: certificates, server name, HTTP authentication |
+//! | [`client`] | requests: deadlines, bounded bodies, token |
 //! | [`token`] | the token in use: file, login, renewal |
 //! | [`error`] | what a failed request means for a write |
 //! | [`stream`] | cuts a long listing into its items while it arrives |
@@ -35,6 +36,7 @@ pub mod purge;
 pub mod read;
 pub mod sentinel;
 pub mod session;
+pub mod setup;
 pub mod sink;
 pub mod stream;
 pub mod token;
