@@ -54,7 +54,7 @@ use crate::kubernetes::client::{
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
 use crate::run::patience::{Waits, patiently};
-use crate::run::{Error, runtime};
+use crate::run::{Error, log_out, runtime};
 
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
 /// writes waiting, nor each event cost a turn.
@@ -149,7 +149,7 @@ async fn run(
     listener: Option<TcpListener>,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Error> {
-    let (kubernetes, consul) = connections(&options).await?;
+    let (kubernetes, consul) = (kubernetes(&options).await?, consul(&options)?);
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
     let (pages_in, pages) = mpsc::channel(PAGE_QUEUE);
     let metrics = Arc::new(Metrics::default());
@@ -178,17 +178,20 @@ async fn run(
     result
 }
 
-/// Clients for both sides; neither was asked yet.
-pub(super) async fn connections(options: &Options) -> Result<(Connected, ConsulClient), Error> {
-    let kubernetes = connect(&options.access, &options.environment).await.map_err(|error| {
+/// A client for Kubernetes, which was not asked yet.
+pub(super) async fn kubernetes(options: &Options) -> Result<Connected, Error> {
+    connect(&options.access, &options.environment).await.map_err(|error| {
         if error.is_configuration() {
             Error::Usage(error.to_string())
         } else {
             Error::Failed(error.to_string())
         }
-    })?;
-    let consul = ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
-    Ok((kubernetes, consul))
+    })
+}
+
+/// A client for Consul, which was not asked yet.
+pub(super) fn consul(options: &Options) -> Result<ConsulClient, Error> {
+    ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))
 }
 
 /// The name of the pod or host, for Events.
@@ -311,16 +314,25 @@ impl Bridge {
         self.began.elapsed()
     }
 
-    /// Runs until it is over, and gives the lock back whatever ends it.
+    /// Runs until it is over. Whatever ends it, the lock is given back, and then the login is
+    /// ended: but for that of the agent sink, because an agent goes on using the token of each
+    /// registration, to keep the catalog in step with it.
     async fn run(
         mut self,
         pages: mpsc::Receiver<PageRequest>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let result = self.turns(pages, stop).await;
-        // No further try to lead goes out after the lock is given back.
+        // No further try to lead goes out after the lock is given back, and no job keeps the token
+        // to itself or asks for another one.
+        self.jobs.clear();
+        self.reading_job = None;
+        self.sentinel_job = None;
         self.election_job = None;
         self.leadership.resign().await;
+        if let Sink::Catalog(_) = self.sink {
+            log_out(&self.consul).await;
+        }
         result
     }
 

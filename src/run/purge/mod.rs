@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use self::inventory::{AgentPart, Inventory, NodePart, clean, registrations, write_namespaces};
 use super::bridge::{Stop, signals};
-use super::{Error, runtime};
+use super::{Error, log_out, runtime};
 use crate::consul::client::Client;
 use crate::consul::config::Config;
 use crate::consul::lock::Lock;
@@ -93,11 +93,14 @@ pub fn main(options: Options) -> Result<(), Error> {
         let client = Client::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let removal = Removal { client, stop, progress, removed: 0, left: Vec::new() };
-        match options.owner {
+        let removal =
+            Removal { client: client.clone(), stop, progress, removed: 0, left: Vec::new() };
+        let result = match options.owner {
             Owner::Cluster(cluster) => removal.cluster(&cluster, options.yes).await,
             Owner::ConsulK8s { node } => removal.consul_k8s(&node, options.yes).await,
-        }
+        };
+        log_out(&client).await;
+        result
     });
     // Whoever interrupts the question leaves a thread behind that waits for the answer.
     runtime.shutdown_background();
