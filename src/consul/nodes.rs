@@ -16,7 +16,7 @@ use super::stream::Layout;
 use super::txn::{NodeBody, Operation};
 use super::wire::{ServiceEntry, decode};
 use crate::domain::names::ClusterName;
-use crate::domain::record::CLUSTER_META;
+use crate::domain::record::{CLUSTER_META, SOURCE, SOURCE_META};
 
 /// Address of every synthetic node: one for documentation (RFC 5737), never a service's, because
 /// reverse lookups prefer nodes.
@@ -107,7 +107,7 @@ impl NodeNames {
 
 /// A synthetic node of the cluster.
 pub(super) fn body(node: &str, cluster: &ClusterName) -> NodeBody {
-    let meta = [(CLUSTER_META, cluster.as_str()), ("external-source", "kubernetes")];
+    let meta = [(CLUSTER_META, cluster.as_str()), (SOURCE_META, SOURCE)];
     NodeBody {
         node: node.into(),
         address: ADDRESS.into(),

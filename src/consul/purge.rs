@@ -11,12 +11,14 @@ use super::agent::remove;
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::nodes::{ADDRESS, NodeEntry};
-use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
+use super::read::{
+    CATALOG_SERVICES, Consistency, Unknown, certain, cluster_filter, failed, marked,
+};
 use super::stream::Layout;
 use super::txn::{MAX_OPERATIONS, Operation};
 use super::wire::{ServiceEntry, decode};
 use crate::domain::names::ClusterName;
-use crate::domain::record::{CLUSTER_META, ReverseOwner};
+use crate::domain::record::{CLUSTER_META, NAMESPACE_META, ReverseOwner, SOURCE, SOURCE_META};
 
 /// Other nodes that are told of one by one; a cluster has as many as bridges were ever run beside
 /// an agent.
@@ -90,11 +92,10 @@ struct InstanceEntry {
 impl Mark {
     fn filter(&self) -> String {
         match self {
-            // A cluster's name is a label: nothing in it needs quoting.
-            Mark::Cluster(cluster) => format!("Meta[{CLUSTER_META:?}] == \"{cluster}\""),
-            Mark::ConsulK8s => format!(
-                "Meta[\"external-source\"] == \"kubernetes\" and {CLUSTER_META:?} not in Meta"
-            ),
+            Mark::Cluster(cluster) => cluster_filter("Meta", cluster),
+            Mark::ConsulK8s => {
+                format!("Meta[{SOURCE_META:?}] == {SOURCE:?} and {CLUSTER_META:?} not in Meta")
+            }
         }
     }
 
@@ -102,8 +103,7 @@ impl Mark {
         match self {
             Mark::Cluster(cluster) => entry.is_of(cluster.as_str()),
             Mark::ConsulK8s => {
-                entry.meta("external-source") == Some("kubernetes")
-                    && entry.meta(CLUSTER_META).is_none()
+                entry.meta(SOURCE_META) == Some(SOURCE) && entry.meta(CLUSTER_META).is_none()
             }
         }
     }
@@ -150,7 +150,7 @@ impl Client {
         let entries = reply.items(layout, |item| {
             let entry: ServiceEntry = decode("a service", item.value)?;
             if mark.is_on(&entry) {
-                let namespace = entry.meta(super::wire::NAMESPACE_META).unwrap_or_default().into();
+                let namespace = entry.meta(NAMESPACE_META).unwrap_or_default().into();
                 found.marked.push(MarkedService { id: entry.id, name: entry.service, namespace });
             } else {
                 found.others.push(entry.id);
@@ -188,7 +188,7 @@ impl Client {
         }
         let mut vanished = 0;
         while found.len() < MAX_OTHER_NODES {
-            let mut filter = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
+            let mut filter = cluster_filter("ServiceMeta", cluster);
             for node in known.iter().chain(&found) {
                 filter.push_str(" and Node != ");
                 filter.push_str(&quoted(node));

@@ -15,7 +15,8 @@ use super::stream::{Item, Layout};
 use super::wire::{CheckEntry, KeyEntry, ServiceEntry, decode};
 use crate::domain::names::{ClusterName, ForeignNames, Holders, lookup_form};
 use crate::domain::record::{
-    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK,
+    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK, SOURCE,
+    SOURCE_META,
 };
 
 /// Every reverse key begins with this: the host part of an IPv4 key and of an IPv6 key.
@@ -33,7 +34,9 @@ pub enum Unknown {
         source: Error,
     },
     /// The token's rights hide a part.
-    #[error("the token's rights hide a part of {what}: give it the rights that the manual lists")]
+    #[error(
+        "the token's rights hide a part of {what}: give it the rights of the policy for its sink in manifests/consul"
+    )]
     Filtered {
         /// What was read.
         what: &'static str,
@@ -238,7 +241,7 @@ impl Client {
         if self.heeds_filters().await? {
             let evidence = self.service_names(&filter, note).await?;
             certain(evidence, foreign.is_empty(), CATALOG_SERVICES)?;
-            let ours = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
+            let ours = cluster_filter("ServiceMeta", cluster);
             let share = |name: &str| {
                 if let Some(holders) = foreign.get_mut(&*lookup_form(name)) {
                     *holders = Holders::OthersAndOurs;
@@ -399,15 +402,19 @@ impl Consistency {
 
 /// Only what carries the cluster's mark.
 pub(super) fn marked(request: Request, field: &str, cluster: &ClusterName) -> Request {
+    request.parameter("filter", &cluster_filter(field, cluster))
+}
+
+/// The filter that what carries the cluster's mark passes; `field` is what the endpoint calls its
+/// meta.
+pub(super) fn cluster_filter(field: &str, cluster: &ClusterName) -> String {
     // A cluster's name is a label: nothing in it needs quoting.
-    request.parameter("filter", &format!("{field}[{CLUSTER_META:?}] == \"{cluster}\""))
+    format!("{field}[{CLUSTER_META:?}] == \"{cluster}\"")
 }
 
 /// Instances that neither a bridge nor consul-k8s made.
 fn foreign_filter() -> String {
-    format!(
-        "{CLUSTER_META:?} not in ServiceMeta and ServiceMeta[\"external-source\"] != \"kubernetes\""
-    )
+    format!("{CLUSTER_META:?} not in ServiceMeta and ServiceMeta[{SOURCE_META:?}] != {SOURCE:?}")
 }
 
 /// Invariant 1 for an answer that came whole.

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::stream::Malformed;
 use crate::domain::record::{
-    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK, Registration,
-    ReverseRecord,
+    CLUSTER_META, Check, NAMESPACE_META, ObservedRegistration, ObservedReverse, READINESS_CHECK,
+    Registration, ReverseRecord,
 };
 
-/// Meta key that says which Kubernetes namespace a registration is from.
-pub const NAMESPACE_META: &str = "external-k8s-ns";
+/// What the ID of a readiness check has after that of its service.
+const READINESS_SUFFIX: &str = ":readiness";
 
 /// Weight while a check warns: Consul's default. We never have a warning check.
 const WARNING_WEIGHT: u16 = 1;
@@ -115,7 +115,7 @@ pub(super) struct KeyEntry<'a> {
 
 /// ID of the readiness check of the registration with this ID.
 pub fn readiness_check_id(service_id: &str) -> String {
-    format!("{service_id}:readiness")
+    format!("{service_id}{READINESS_SUFFIX}")
 }
 
 /// Decodes one item of a listing.
@@ -246,7 +246,7 @@ impl CheckEntry<'_> {
     /// passing, so that it differs from critical and from none.
     pub(super) fn readiness(&self) -> Option<Check> {
         let ours = self.name == READINESS_CHECK
-            && self.check_id.strip_suffix(":readiness") == Some(&self.service_id);
+            && self.check_id.strip_suffix(READINESS_SUFFIX) == Some(&self.service_id);
         ours.then(|| if self.status == "critical" { Check::Critical } else { Check::Passing })
     }
 }
