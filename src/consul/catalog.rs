@@ -6,13 +6,13 @@
 //! of a deposed leader gets in (invariant 9). A node that the cluster did not make is never
 //! written to (invariant 2).
 
-use crate::domain::text::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::Client;
 use super::error::{Error, OperationError, Reach};
-use super::nodes::{NodeError, NodeNames, Occupied, body};
+use super::nodes::{NodeError, NodeNames, body};
+use super::purge::{Mark, OnNode};
 use super::read::Unknown;
 use super::session::SessionId;
 use super::txn::{MAX_BODY, MAX_OPERATIONS, Operation, WrittenKey};
@@ -21,6 +21,7 @@ use crate::domain::names::ClusterName;
 use crate::domain::record::{
     Answer, NamespaceNodeAnswer, RecordKey, Registration, ReverseOwner, Write,
 };
+use crate::domain::text::chain;
 
 /// Room that is left in a body for its brackets and for the fence.
 const BODY_MARGIN: usize = 1 << 10;
@@ -93,9 +94,8 @@ impl CatalogSink {
         Self { fence, trusted: Arc::default(), ..self }
     }
 
-    /// Makes these changes, each group whole or not at all, and says what became of each. The
-    /// future owns what it needs.
-    pub async fn write(self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
+    /// Makes these changes, each group whole or not at all, and says what became of each.
+    pub async fn write(&self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
         let mut answers = Vec::new();
         let groups = groups.into_iter().map(|writes| self.group(writes)).collect();
         let groups = self.on_our_nodes(groups, &mut answers).await;
@@ -179,13 +179,15 @@ impl CatalogSink {
 
     /// Removes the node of a namespace if a reading just before shows nothing on it. The caller
     /// sees to it that no write to it is under way or uncertain.
-    pub async fn remove_node(self, namespace: Box<str>) -> NamespaceNodeAnswer {
-        let node = self.nodes.of_namespace(&namespace);
-        match self.client.occupied(&node, &self.cluster).await {
-            Ok(Occupied::No) => {}
-            Ok(Occupied::ByOurs) => return NamespaceNodeAnswer::InUse,
-            Ok(Occupied::ByOthers(ids)) => return NamespaceNodeAnswer::Foreign { node, ids },
+    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
+        let node = self.nodes.of_namespace(namespace);
+        match self.client.left_on_node(&node, &Mark::Cluster(self.cluster.clone())).await {
             Err(unknown) => return NamespaceNodeAnswer::Failed(chain(&unknown)),
+            Ok(OnNode { others, .. }) if !others.is_empty() => {
+                return NamespaceNodeAnswer::Foreign { node, ids: others };
+            }
+            Ok(OnNode { marked, .. }) if !marked.is_empty() => return NamespaceNodeAnswer::InUse,
+            Ok(_) => {}
         }
         let fence = self.fence.as_ref().map(Fence::operation);
         // Whoever writes to it next looks whose it is then.

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::client::{Client, Request, encode};
+use super::client::{Client, Request};
 use super::error::{Error, OperationFailure};
-use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
+use super::read::{Consistency, Unknown, certain, failed, marked};
 use super::stream::Layout;
 use super::txn::{NodeBody, Operation};
-use super::wire::{ServiceEntry, decode};
+use super::wire::decode;
 use crate::domain::names::ClusterName;
 use crate::domain::record::{CLUSTER_META, SOURCE, SOURCE_META};
 
@@ -41,17 +41,6 @@ pub struct Nodes {
     pub namespaces: Vec<Box<str>>,
     /// Nodes that carry the cluster's mark under other names, as another `--node-name` leaves.
     pub others: Vec<Box<str>>,
-}
-
-/// What stands on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Occupied {
-    /// Nothing.
-    No,
-    /// A registration of the cluster's.
-    ByOurs,
-    /// Services that no bridge of the cluster made, by their IDs.
-    ByOthers(Vec<Box<str>>),
 }
 
 /// A node as the catalog shows it.
@@ -230,33 +219,6 @@ impl Client {
         let each = |entry: NodeEntry| found = Some(entry.mark().unwrap_or_default().to_owned());
         self.nodes_where(request, |entry| *entry.node == *node, each).await?;
         Ok(found)
-    }
-
-    /// What stands on a node, whoever made it, as the leader has it now. On a node that is not
-    /// there stands nothing.
-    pub async fn occupied(&self, node: &str, cluster: &ClusterName) -> Result<Occupied, Unknown> {
-        let path = format!("/v1/catalog/node-services/{}", encode(node));
-        // No listing: its Services wait for the answer, and it is about to be empty.
-        let request: Request = Consistency::Consistent.of_path(path);
-        let (reply, evidence) = self.open(&request, CATALOG_SERVICES).await?;
-        let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
-        let (mut ours, mut others) = (false, Vec::new());
-        let entries = reply.items(Layout::ElementsOf("Services"), |item| {
-            let entry: ServiceEntry = decode("a service", item.value)?;
-            if entry.is_of(cluster.as_str()) {
-                ours = true;
-            } else {
-                others.push(entry.id);
-            }
-            Ok(())
-        });
-        entries.await.map_err(failed(CATALOG_SERVICES))?;
-        certain(evidence, !ours && others.is_empty(), CATALOG_SERVICES)?;
-        Ok(match (ours, others.is_empty()) {
-            (_, false) => Occupied::ByOthers(others),
-            (true, true) => Occupied::ByOurs,
-            (false, true) => Occupied::No,
-        })
     }
 }
 

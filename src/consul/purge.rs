@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::agent::remove;
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::nodes::{ADDRESS, NodeEntry};
@@ -126,9 +125,14 @@ impl Client {
     /// What stands on a node of the catalog, as the leader has it now; nothing on one that is
     /// not there.
     pub async fn on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
-        let path = format!("/v1/catalog/node-services/{}", encode(node));
-        let request = Consistency::Consistent.of_path(path).listing();
+        let request = node_services(node).listing();
         self.services(&request, Layout::ElementsOf("Services"), mark).await
+    }
+
+    /// The same of a node that is to be removed if nothing is left on it. No listing, so it has the
+    /// deadline of a short answer: others wait for it.
+    pub async fn left_on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
+        self.services(&node_services(node), Layout::ElementsOf("Services"), mark).await
     }
 
     /// What a Consul agent has with the mark.
@@ -251,11 +255,6 @@ impl Client {
         Ok(keys)
     }
 
-    /// Removes a service from the agent, the sentinel too; one that is gone is no failure.
-    pub async fn remove_from_agent(&self, id: &str) -> Result<(), Error> {
-        remove(self, id).await
-    }
-
     /// Makes these operations, at most [`MAX_OPERATIONS`]: all but those that Consul refuses,
     /// each of which is told by its name.
     pub async fn remove_all(
@@ -287,6 +286,10 @@ impl Client {
         }
         Ok(left)
     }
+}
+
+fn node_services(node: &str) -> Request {
+    Consistency::Consistent.of_path(format!("/v1/catalog/node-services/{}", encode(node)))
 }
 
 /// A node's name as a literal of a filter, which knows no escapes. One with both quotes is shut

@@ -53,7 +53,7 @@ impl Sink {
 
     /// Makes these changes. Those of one group belong together: if one fails, those after it
     /// are not made, and with the catalog none is.
-    pub async fn write(self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
+    pub async fn write(&self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
         match self {
             Sink::Catalog(sink) => sink.write(groups).await,
             Sink::Agent(sink) => {
@@ -67,7 +67,7 @@ impl Sink {
     }
 
     /// Removes the node of a namespace on which nothing stands any more. An agent has none.
-    pub async fn remove_node(self, namespace: Box<str>) -> NamespaceNodeAnswer {
+    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
         match self {
             Sink::Agent(_) => NamespaceNodeAnswer::Removed,
             Sink::Catalog(sink) => sink.remove_node(namespace).await,

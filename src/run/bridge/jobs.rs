@@ -99,7 +99,7 @@ pub(super) async fn write(term: Term, sink: Sink, groups: Vec<Vec<Write>>) -> Do
 
 /// Removes the node of a namespace on which nothing stands any more.
 pub(super) async fn remove_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
-    let answer = sink.remove_node(namespace.clone()).await;
+    let answer = sink.remove_node(&namespace).await;
     Done::NodeRemoved(term, namespace, answer)
 }
 

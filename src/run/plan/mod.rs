@@ -25,8 +25,9 @@ use super::patience::Waits;
 use super::{Error, log_out, runtime};
 use crate::admin::status::ObjectProblem;
 use crate::consul::client::Client as ConsulClient;
-use crate::consul::nodes::{NodeNames, Occupied};
+use crate::consul::nodes::NodeNames;
 use crate::consul::owner::{Owner, OwnerKey};
+use crate::consul::purge::Mark;
 use crate::consul::read::Consistency;
 use crate::domain::forecast::{Forecast, Reading, Verb};
 use crate::domain::names::{ForeignNames, ObjectKey};
@@ -399,13 +400,14 @@ impl<'a> Planner<'a> {
     ) -> Result<(), Error> {
         let Marker::BaseNode(names) = &self.marker else { return Ok(()) };
         let name = names.of_namespace(namespace);
-        let occupied = self.consul.occupied(&name, &self.options.settings.cluster).await;
-        let answer = match occupied.map_err(|error| unreadable(&chain(&error)))? {
-            Occupied::ByOthers(ids) => NamespaceNodeAnswer::Foreign { node: name, ids },
-            Occupied::No | Occupied::ByOurs => {
-                nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
-                NamespaceNodeAnswer::Removed
-            }
+        let mark = Mark::Cluster(self.options.settings.cluster.clone());
+        let on = self.consul.left_on_node(&name, &mark).await;
+        let others = on.map_err(|error| unreadable(&chain(&error)))?.others;
+        let answer = if others.is_empty() {
+            nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
+            NamespaceNodeAnswer::Removed
+        } else {
+            NamespaceNodeAnswer::Foreign { node: name, ids: others }
         };
         self.state.node_answered(namespace, answer, NOW);
         Ok(())

@@ -145,9 +145,8 @@ impl Removal {
         for batch in agent.services.chunks(MAX_OPERATIONS) {
             self.check_stop()?;
             let client = &self.client;
-            let answers = stream::iter(batch).map(|service| async move {
-                (&service.id, client.remove_from_agent(&service.id).await)
-            });
+            let answers = stream::iter(batch)
+                .map(|service| async move { (&service.id, client.deregister(&service.id).await) });
             let answers: Vec<_> = answers.buffer_unordered(AGENT_REQUESTS).collect().await;
             for (id, answer) in answers {
                 self.answered(format!("service ID {id} in the agent"), answer);
@@ -157,7 +156,7 @@ impl Removal {
             && self.left.len() == before
         {
             self.check_stop()?;
-            let answer = self.client.remove_from_agent(sentinel).await;
+            let answer = self.client.deregister(sentinel).await;
             self.answered(format!("the sentinel {sentinel}"), answer);
         }
         Ok(())
