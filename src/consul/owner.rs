@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::error::{Error, Reach};
-use super::read::Unknown;
+use super::read::{Consistency, Unknown};
 use super::txn::Operation;
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
@@ -117,8 +117,8 @@ impl OwnerKey {
     }
 
     async fn read(&self) -> Result<Option<(String, u64)>, Unknown> {
-        let found = self.client.key(&self.key, WHAT).await?;
-        Ok(found.map(|entry| (entry.record.value.trim().to_owned(), entry.index)))
+        let (entry, _) = self.client.kv(&Consistency::Consistent.of_key(&self.key), WHAT).await?;
+        Ok(entry.map(|entry| (entry.value.trim().to_owned(), entry.modify_index)))
     }
 }
 

@@ -187,8 +187,7 @@ impl Client {
         // 404 is how the KV store says that there is none.
         if reply.is_found() {
             let entries = reply.items(Layout::Elements, |item| {
-                let entry: KeyEntry = decode("a KV entry", item.value)?;
-                each(entry.observed()?);
+                each(decode::<KeyEntry>("a KV entry", item.value)?.observed());
                 count += 1;
                 Ok(())
             });
@@ -199,27 +198,29 @@ impl Client {
 
     /// One reverse record as the leader has it now, after a failed check-and-set.
     pub async fn reverse_record(&self, key: &str) -> Result<Option<ObservedReverse>, Unknown> {
-        self.key(key, REVERSE_RECORDS).await
+        let (entry, _) = self.kv(&Consistency::Consistent.of_key(key), REVERSE_RECORDS).await?;
+        Ok(entry.map(KeyEntry::observed))
     }
 
-    /// One KV key, read with `?consistent`.
-    pub(super) async fn key(
+    /// The KV entry that this request reads, if there is one, and the index of the answer, with
+    /// which the next request waits for a change (0: it has none).
+    pub(super) async fn kv(
         &self,
-        key: &str,
+        request: &Request,
         what: &'static str,
-    ) -> Result<Option<ObservedReverse>, Unknown> {
-        let path = format!("/v1/kv/{}", encode_key(key));
-        let (reply, evidence) = self.open(&Consistency::Consistent.of_path(path), what).await?;
-        let mut found = None;
+    ) -> Result<(Option<KeyEntry>, u64), Unknown> {
+        let (reply, evidence) = self.open(request, what).await?;
+        let index = reply.header("X-Consul-Index").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut entry = None;
+        // 404 is how the KV store says that there is none.
         if reply.is_found() {
             let entries = reply.items(Layout::Elements, |item| {
-                let entry: KeyEntry = decode("a KV entry", item.value)?;
-                found = Some(entry.observed()?);
+                entry = Some(decode("a KV entry", item.value)?);
                 Ok(())
             });
             entries.await.map_err(failed(what))?;
         }
-        certain(evidence, found.is_none(), what).map(|()| found)
+        certain(evidence, entry.is_none(), what).map(|()| (entry, index))
     }
 
     /// The names under which others than bridges and consul-k8s hold instances, and whether
@@ -397,6 +398,11 @@ impl Consistency {
             Consistency::Default => Request::get(path),
             Consistency::Consistent => Request::get(path).flag("consistent"),
         }
+    }
+
+    /// The request of one KV key.
+    pub(super) fn of_key(self, key: &str) -> Request {
+        self.of_path(format!("/v1/kv/{}", encode_key(key)))
     }
 }
 
