@@ -10,6 +10,7 @@
 //! | [`stream`] | cuts a long listing into its items while it arrives |
 //! | [`wire`] | services, checks and keys as JSON has them |
 //! | [`read`] | reads that say how certain they are (invariant 1) |
+//! | [`marker`] | what shows that a reading is true (invariant 1) |
 //! | [`sink`] | where records go: one interface for both sinks |
 //! | [`agent`] | the agent sink |
 //! | [`catalog`] | the catalog sink |
@@ -30,6 +31,7 @@ pub mod election;
 pub mod error;
 pub mod hook;
 pub mod lock;
+pub mod marker;
 pub mod nodes;
 pub mod owner;
 pub mod purge;

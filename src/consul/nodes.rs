@@ -22,7 +22,7 @@ use crate::domain::record::{CLUSTER_META, SOURCE, SOURCE_META};
 /// reverse lookups prefer nodes.
 pub(super) const ADDRESS: &str = "192.0.2.1";
 
-const NODES: &str = "the catalog's nodes";
+pub(super) const NODES: &str = "the catalog's nodes";
 
 const NODES_PATH: &str = "/v1/catalog/nodes";
 
@@ -58,15 +58,6 @@ impl NodeEntry {
     /// The cluster that it is marked as one of.
     pub(super) fn mark(&self) -> Option<&str> {
         self.meta.as_ref()?.get(CLUSTER_META).map(String::as_str)
-    }
-}
-
-// === impl Nodes ===
-
-impl Nodes {
-    /// The marker is there: only then is a node absent that the listing did not show.
-    pub fn marked(&self) -> Result<(), Unknown> {
-        if self.marker { Ok(()) } else { Err(Unknown::MarkerMissing { what: NODES }) }
     }
 }
 

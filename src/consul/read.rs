@@ -64,8 +64,8 @@ pub enum Unknown {
 pub struct Listing {
     /// How many registrations of the cluster it held, the sentinel not counted.
     pub registrations: usize,
-    /// Whether the sentinel was among them. Without it absence proves nothing: see
-    /// [`Listing::marked`].
+    /// Whether the sentinel was among them. Only then is a registration absent that the callback
+    /// was not given: see [`super::marker`].
     pub marker: bool,
 }
 
@@ -115,21 +115,7 @@ struct AgentDebugConfig {
 /// The checks of ours by service ID: only what is not ready has one, so this is small.
 type Checks = HashMap<Box<str>, Check>;
 
-// === impl Listing ===
-
-impl Listing {
-    /// How many registrations there are, if the marker was among them: only then is a record
-    /// absent that the callback was not given.
-    pub fn marked(self) -> Result<usize, Unknown> {
-        if self.marker {
-            Ok(self.registrations)
-        } else {
-            Err(Unknown::MarkerMissing { what: AGENT_SERVICES })
-        }
-    }
-}
-
-const AGENT_SERVICES: &str = "the agent's services";
+pub(super) const AGENT_SERVICES: &str = "the agent's services";
 pub(super) const CATALOG_SERVICES: &str = "the catalog's services";
 const CHECKS: &str = "the readiness checks";
 const REVERSE_RECORDS: &str = "the reverse records";

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::Bridge;
 use super::introduction::other_owner;
-use super::jobs::{self, Marker, ReadBack};
+use super::jobs::{self, ReadBack};
 use super::shown::ShownIds;
+use crate::consul::marker::Marker;
 use crate::consul::owner::Owner;
 use crate::consul::read::Consistency;
 use crate::consul::sentinel::{ContentHash, Lost, Sentinel};

@@ -4,9 +4,9 @@
 use kube::Client as KubeClient;
 
 use super::Options;
-use super::jobs::Marker;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::error::Error as ConsulError;
+use crate::consul::marker::Marker;
 use crate::consul::owner::{Owner, OwnerKey};
 use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::ContentHash;
@@ -180,22 +180,15 @@ impl Introduction {
 
     /// Makes sure that the marker is there.
     async fn mark(&self) -> Result<Option<ContentHash>, Error> {
-        let marked = match &self.marker {
-            Marker::Sentinel(sentinel) => {
-                let ensure = || async { sentinel.ensure().await.map_err(|error| error.chain()) };
-                patiently("for the agent to take the sentinel", &self.waits, ensure).await.map(Some)
-            }
-            Marker::BaseNode(nodes) => {
-                let ensure = || async {
-                    let made = self.consul.ensure_base_node(nodes, &self.cluster).await;
-                    made.map_err(|error| chain(&error))
-                };
-                patiently("for Consul to take the base node", &self.waits, ensure)
-                    .await
-                    .map(|()| None)
-            }
+        let what = match &self.marker {
+            Marker::Sentinel(_) => "for the agent to take the sentinel",
+            Marker::BaseNode(_) => "for Consul to take the base node",
         };
-        marked.map_err(Error::Failed)
+        let ensure = || async {
+            let made = self.marker.ensure(&self.consul, &self.cluster).await;
+            made.map_err(|error| chain(&error))
+        };
+        patiently(what, &self.waits, ensure).await.map_err(Error::Failed)
     }
 
     fn zone(&self, agent: Option<&AgentInfo>) -> Option<ReverseZone> {

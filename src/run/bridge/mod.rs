@@ -29,7 +29,7 @@ use tokio_stream::StreamMap;
 
 use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
-use self::jobs::{Done, Job, Marker, Observation};
+use self::jobs::{Done, Job, Observation};
 use self::leadership::{Leadership, Term};
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
@@ -39,6 +39,7 @@ use crate::consul::catalog::CatalogSink;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::config::Config;
 use crate::consul::election::Election;
+use crate::consul::marker::Marker;
 use crate::consul::nodes::NodeNames;
 use crate::consul::owner::OwnerKey;
 use crate::consul::read::AgentInfo;
