@@ -145,7 +145,7 @@ impl AgentSink {
 
     /// A transaction rather than `PUT /v1/kv`, because its answer tells the new `ModifyIndex`.
     async fn transact(&self, operation: Operation) -> Answer {
-        match self.client.transaction(&[operation]).await {
+        match self.client.transaction(&[operation.encode()]).await {
             Ok(written) => {
                 Answer::Applied { index: written.first().map_or(0, |written| written.index) }
             }

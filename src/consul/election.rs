@@ -194,7 +194,7 @@ impl Election {
             return Ok(Some("its session is over"));
         }
         // A transaction that only asks costs the servers' log nothing.
-        match self.client.transaction(&[lease.fence().operation()]).await {
+        match self.client.transaction(&[lease.fence().operation().encode()]).await {
             Err(error) if error.answer(Reach::Servers) == Answer::Fenced => {
                 Ok(Some("the lock is no longer its session's"))
             }

@@ -69,6 +69,7 @@ impl Client {
     /// Removes the lock, unless it was changed since it was read.
     pub async fn remove_lock(&self, cluster: &ClusterName, lock: &Lock) -> Result<(), Error> {
         let key = lock_key(cluster).into();
-        self.transaction(&[Operation::DeleteKey { key, index: lock.index }]).await.map(drop)
+        let delete = Operation::DeleteKey { key, index: lock.index };
+        self.transaction(&[delete.encode()]).await.map(drop)
     }
 }

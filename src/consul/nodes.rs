@@ -13,7 +13,7 @@ use super::client::{Client, Request};
 use super::error::{Error, OperationFailure};
 use super::read::{Consistency, Unknown, certain, failed, marked};
 use super::stream::Layout;
-use super::txn::{NodeBody, Operation};
+use super::txn::{Encoded, NodeBody, Operation};
 use super::wire::decode;
 use crate::domain::names::ClusterName;
 use crate::domain::record::{CLUSTER_META, SOURCE, SOURCE_META};
@@ -166,7 +166,7 @@ impl Client {
         &self,
         node: &str,
         cluster: &ClusterName,
-        fence: Option<Operation>,
+        fence: Option<&Encoded>,
     ) -> Result<(), NodeError> {
         let foreign = || NodeError::Foreign { node: node.into() };
         // Read first: a write that changes nothing costs the servers as much as one that does.
@@ -179,9 +179,8 @@ impl Client {
             Some(_) => return Err(foreign()),
             None => {}
         }
-        let create = Operation::CreateNode(body(node, cluster));
-        let operations: Vec<Operation> = fence.into_iter().chain([create]).collect();
-        match self.transaction(&operations).await {
+        let create = Operation::CreateNode(body(node, cluster)).encode();
+        match self.transaction(fence.into_iter().chain([&create])).await {
             Ok(_) => return Ok(()),
             // Another of this cluster may have been faster.
             Err(Error::RolledBack { errors, .. })

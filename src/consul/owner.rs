@@ -89,7 +89,7 @@ impl OwnerKey {
                 flags: 0,
                 index,
             };
-            match self.client.transaction(&[write]).await {
+            match self.client.transaction(&[write.encode()]).await {
                 Ok(_) => return Ok(Owner::Ours),
                 Err(error) => match error.answer(Reach::Servers) {
                     // Another was faster, or this attempt was applied all the same: read it.
@@ -110,7 +110,7 @@ impl OwnerKey {
             return Ok(false);
         }
         let delete = Operation::DeleteKey { key: self.key.as_str().into(), index };
-        match self.client.transaction(&[delete]).await {
+        match self.client.transaction(&[delete.encode()]).await {
             Ok(_) => Ok(true),
             Err(source) => Err(ClaimError::Write { key: self.key.clone(), source }),
         }

@@ -14,7 +14,7 @@ use super::read::{
     CATALOG_SERVICES, Consistency, Unknown, certain, cluster_filter, failed, marked,
 };
 use super::stream::Layout;
-use super::txn::{MAX_OPERATIONS, Operation};
+use super::txn::{Encoded, MAX_OPERATIONS, Operation};
 use super::wire::{ServiceEntry, decode};
 use crate::domain::names::ClusterName;
 use crate::domain::record::{CLUSTER_META, NAMESPACE_META, ReverseOwner, SOURCE, SOURCE_META};
@@ -262,10 +262,10 @@ impl Client {
         operations: Vec<(String, Operation)>,
     ) -> Result<Vec<Left>, Error> {
         debug_assert!(operations.len() <= MAX_OPERATIONS, "the caller makes the batches");
-        let (mut waiting, mut left) = (operations, Vec::new());
+        let encoded = operations.into_iter().map(|(name, operation)| (name, operation.encode()));
+        let (mut waiting, mut left): (Vec<(String, Encoded)>, _) = (encoded.collect(), Vec::new());
         while !waiting.is_empty() {
-            let batch: Vec<Operation> = waiting.iter().map(|(_, it)| it.clone()).collect();
-            let errors = match self.transaction(&batch).await {
+            let errors = match self.transaction(waiting.iter().map(|(_, it)| it)).await {
                 Ok(_) => break,
                 Err(Error::RolledBack { errors, .. }) if !errors.is_empty() => errors,
                 Err(error) => return Err(error),

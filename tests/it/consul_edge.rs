@@ -12,7 +12,7 @@ use kube_consul::consul::error::{Error, OperationFailure, Reach};
 use kube_consul::consul::owner::{Owner, OwnerKey};
 use kube_consul::consul::read::{Consistency, Listing, Unknown};
 use kube_consul::consul::sentinel::{Lost, Sentinel};
-use kube_consul::consul::txn::{NodeBody, Operation};
+use kube_consul::consul::txn::{Encoded, NodeBody, Operation};
 use kube_consul::consul::wire::{CheckBody, ServiceBody, readiness_check_id};
 use kube_consul::domain::names::{ClusterName, Holders};
 use kube_consul::domain::record::{
@@ -92,6 +92,10 @@ async fn reverse(client: &Client) -> Result<Vec<ObservedReverse>, Unknown> {
     let mut found = Vec::new();
     client.reverse_records(Consistency::Default, |one| found.push(one)).await?;
     Ok(found)
+}
+
+fn encoded(operations: &[Operation]) -> Vec<Encoded> {
+    operations.iter().map(Operation::encode).collect()
 }
 
 fn path_begins(path: &'static str) -> impl Fn(&kube_consul_stack::Recorded) -> bool {
@@ -593,8 +597,9 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
         address: "192.0.2.1".into(),
         meta: [(CLUSTER_META.to_owned(), "c".to_owned())].into(),
     };
-    client.transaction(&[Operation::CreateNode(node.clone())]).await.unwrap();
-    let again = client.transaction(&[Operation::CreateNode(node.clone())]).await.unwrap_err();
+    let create = Operation::CreateNode(node.clone());
+    client.transaction(&[create.encode()]).await.unwrap();
+    let again = client.transaction(&[create.encode()]).await.unwrap_err();
     assert_eq!(again.answer(Reach::Servers), Answer::Conflict);
 
     let lock = "kube-consul/c/leader";
@@ -615,9 +620,9 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
             Operation::SetCheck(CheckBody::new("k8s-c", &wanted).unwrap()),
         ]
     };
-    let stale = client.transaction(&write(rival.as_str())).await.unwrap_err();
+    let stale = client.transaction(&encoded(&write(rival.as_str()))).await.unwrap_err();
     assert_eq!(stale.answer(Reach::Servers), Answer::Fenced);
-    client.transaction(&write(session.as_str())).await.unwrap();
+    client.transaction(&encoded(&write(session.as_str()))).await.unwrap();
     let catalog = async || {
         let mut found = Vec::new();
         let each = |one: ObservedRegistration| found.push(one.registration);
@@ -635,13 +640,17 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
     let mut operations = write(session.as_str());
     operations
         .push(Operation::SetService { node: "k8s-c".into(), service: ServiceBody::new(&bad) });
-    let error = client.transaction(&operations).await.unwrap_err();
+    let error = client.transaction(&encoded(&operations)).await.unwrap_err();
     let Error::RolledBack { errors, .. } = &error else { panic!("{error:?}") };
     assert_eq!((errors[0].index, errors[0].failure()), (4, OperationFailure::Refused));
 
-    let size = serde_json::to_vec(&json!([])).unwrap().len()
-        + operations.iter().map(Operation::json_len).sum::<usize>();
-    assert!(size > 500, "{size}");
+    let sent = encoded(&operations);
+    let size = sent.iter().map(Encoded::json_len).sum::<usize>();
+    assert_eq!(
+        size,
+        serde_json::to_vec(&sent).unwrap().len() - 1,
+        "the brackets and no last comma"
+    );
     let check = readiness_check_id(&wanted.id).into();
     let removal = [
         Operation::DeleteCheck { node: "k8s-c".into(), id: check, service: "svc".into() },
@@ -651,12 +660,13 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
             name: "svc".into(),
         },
     ];
-    client.transaction(&removal).await.unwrap();
+    client.transaction(&encoded(&removal)).await.unwrap();
     assert_eq!(catalog().await, []);
     client.destroy_session(&session).await.unwrap();
     assert!(!client.renew_session(&session).await.unwrap());
     assert!(client.acquire_lock(lock, &rival, "it").await.unwrap(), "it went with the session");
-    client.transaction(&[Operation::DeleteNode { node: "k8s-c".into() }]).await.unwrap();
+    let delete = Operation::DeleteNode { node: "k8s-c".into() };
+    client.transaction(&[delete.encode()]).await.unwrap();
     assert!(!client.renew_session(&rival).await.unwrap(), "a node's sessions go with it");
 }
 
@@ -673,7 +683,7 @@ async fn over_the_limits_nothing_is_applied() {
     let many: Vec<_> = (0..129).map(|number| key(number, "x")).collect();
     let large: Vec<_> = (0..4).map(|number| key(number, &"x".repeat(120_000))).collect();
     for operations in [many, large] {
-        let error = client.transaction(&operations).await.unwrap_err();
+        let error = client.transaction(&encoded(&operations)).await.unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }), "{}", error.chain());
     }
     assert_eq!(reverse(&client).await.unwrap(), []);

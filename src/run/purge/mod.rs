@@ -171,18 +171,26 @@ impl Removal {
                 (named, Operation::DeleteService { node, id, name })
             })
         });
-        self.transactions(operations.collect()).await
+        self.transactions(operations).await
     }
 
-    async fn transactions(&mut self, operations: Vec<(String, Operation)>) -> Result<(), Error> {
-        for batch in operations.chunks(MAX_OPERATIONS) {
+    async fn transactions(
+        &mut self,
+        operations: impl IntoIterator<Item = (String, Operation)>,
+    ) -> Result<(), Error> {
+        let mut operations = operations.into_iter();
+        loop {
+            let batch: Vec<_> = operations.by_ref().take(MAX_OPERATIONS).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
             self.check_stop()?;
-            let left = self.client.remove_all(batch.to_vec()).await;
+            let count = batch.len();
+            let left = self.client.remove_all(batch).await;
             let left = left.map_err(|error| Error::Failed(error.chain()))?;
-            self.count(batch.len() - left.len());
+            self.count(count - left.len());
             self.left.extend(left);
         }
-        Ok(())
     }
 
     /// Deleting a node deletes all that is on it, so it is looked at just before.
@@ -199,7 +207,7 @@ impl Removal {
             self.left.push((named, why));
         } else {
             let delete = Operation::DeleteNode { node: node.into() };
-            self.transactions(vec![(named, delete)]).await?;
+            self.transactions([(named, delete)]).await?;
         }
         Ok(())
     }
@@ -243,7 +251,7 @@ impl Removal {
         let operations = keys.into_iter().map(|it| {
             (format!("KV key {}", it.key), Operation::DeleteKey { key: it.key, index: it.index })
         });
-        self.transactions(operations.collect()).await?;
+        self.transactions(operations).await?;
         self.check_stop()?;
         if let Some(uid) = uid.filter(|_| self.left.is_empty()) {
             let key = OwnerKey::new(self.client.clone(), &cluster.name);
