@@ -38,7 +38,7 @@ pub const EXIT_REFUSED: u8 = 3;
 /// Interrupted by the user.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// Keeps Kubernetes and Consul in step, both ways, event by event.
+/// Keeps Kubernetes and Consul in step, event by event.
 #[derive(Debug, Parser)]
 #[command(name = "kube-consul", version, propagate_version = true)]
 pub struct Cli {
