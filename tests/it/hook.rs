@@ -349,6 +349,24 @@ async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_instance_whose_name_cannot_be_told_is_removed() -> Result<()> {
+    let consul = consul().await?;
+    let recorder = HttpRecorder::start(consul.url()).await?;
+    let failure = Fault::Answer(StatusCode::INTERNAL_SERVER_ERROR, "rpc error".into());
+    for fault in [failure, Fault::Delay(PATIENCE), Fault::DropBefore] {
+        let body = json!({"ID": "10.0.0.1_80", "Name": "web"});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+        recorder.fault(fault, |it| it.path.starts_with("/v1/agent/service/10.0.0.1_80"));
+        let arguments = "deregister cli --service-id 10.0.0.1_80 --timeout 4s";
+        let told = ended(hook(&recorder.url(), arguments), 0).await?.stderr();
+        ensure!(told.contains("cannot tell when the catalog no longer has it"), "{told}");
+        ensure!(services(&consul).await?.is_empty());
+        recorder.mend();
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_hook_ends_when_the_catalog_shows_the_change() -> Result<()> {
     let consul = consul().await?;
     let recorder = HttpRecorder::start(consul.url()).await?;

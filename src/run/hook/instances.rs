@@ -1,8 +1,9 @@
 //! The agent and the catalog: instances are written to the one and waited for in the other.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Error;
 use super::retry::{Unsettled, retry};
@@ -10,6 +11,7 @@ use crate::consul::client::Client;
 use crate::consul::config::Config;
 use crate::consul::{error, hook};
 use crate::domain::hook::HookRegistration;
+use crate::kubernetes::text::chain;
 
 /// Time between two looks at the catalog, at first: an agent's write is there within some
 /// milliseconds.
@@ -17,6 +19,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 
 /// The same later on: what waiting costs at most beyond the catalog's own time.
 const LATER_LOOKS: Duration = Duration::from_millis(250);
+
+/// Time for a question to the agent that a removal does not depend on: it answers from memory, in
+/// a millisecond; a lost SYN is sent again after one second.
+const ASIDE: Duration = Duration::from_secs(2);
 
 /// An instance by what finds it in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,26 +90,27 @@ impl Instances {
 
     /// Removes all, tries each whatever becomes of the others, and waits until the catalog no
     /// longer shows those that are removed.
-    pub(super) async fn deregister(&self, mut instances: Vec<Instance>) -> Result<(), Error> {
+    pub(super) async fn deregister(&self, instances: Vec<Instance>) -> Result<(), Error> {
         if instances.is_empty() {
             tracing::info!("nothing to deregister");
         }
         let deadline = self.deadline();
-        if self.wait_catalog > Duration::ZERO {
-            for instance in instances.iter_mut().filter(|instance| instance.name.is_none()) {
-                instance.name = self.ask_name(&instance.id, deadline).await;
-            }
-        }
         let count = instances.len();
         let mut removed = Vec::with_capacity(count);
         let mut failures = Vec::new();
-        for instance in instances {
-            match self.remove(&instance.id, deadline).await {
-                Ok(()) => {
-                    tracing::info!(service = instance.name, id = instance.id, "deregistered");
-                    removed.push(instance);
+        for Instance { id, name } in instances {
+            let result = match name {
+                None if self.wait_catalog > Duration::ZERO => {
+                    self.remove_unnamed(&id, deadline).await
                 }
-                Err(source) => failures.push((instance.id, source)),
+                name => self.remove(&id, deadline).await.map(|()| name),
+            };
+            match result {
+                Ok(name) => {
+                    tracing::info!(service = name, id, "deregistered");
+                    removed.push(Instance { id, name });
+                }
+                Err(source) => failures.push((id, source)),
             }
         }
         self.wait(removed, Wanted::Absent).await;
@@ -132,20 +139,37 @@ impl Instances {
         retry(deadline, || hook::deregister(&self.client, id), error::Error::is_transient).await
     }
 
-    /// Only for the wait: that it cannot be told stops nothing.
-    async fn ask_name(&self, id: &str, deadline: Instant) -> Option<String> {
-        let attempt = || hook::service_name(&self.client, id);
-        match retry(deadline, attempt, error::Error::is_transient).await {
+    /// Removes an instance and gives its name, by which the catalog is asked and which the agent
+    /// tells only as long as it has the instance. That it cannot be told stops nothing.
+    async fn remove_unnamed(
+        &self,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<Option<String>, Unsettled<error::Error>> {
+        let name = RefCell::new(Err("no answer".to_owned()));
+        let attempt = || async {
+            // Once it is known the removal may be done, and only its answer be lost.
+            if !matches!(*name.borrow(), Ok(Some(_))) {
+                let said = timeout(ASIDE, hook::service_name(&self.client, id)).await;
+                *name.borrow_mut() = match said {
+                    Ok(answer) => answer.map_err(|error| chain(&error)),
+                    Err(_) => Err(format!("no answer within {ASIDE:?}")),
+                };
+            }
+            hook::deregister(&self.client, id).await
+        };
+        retry(deadline, attempt, error::Error::is_transient).await?;
+        Ok(match name.into_inner() {
             Ok(Some(name)) => Some(name),
             Ok(None) => {
                 tracing::info!(id, "the agent has no instance of this ID");
                 None
             }
             Err(error) => {
-                tracing::warn!(id, %error, "cannot tell when the catalog no longer has it");
+                tracing::warn!(id, error, "cannot tell when the catalog no longer has it");
                 None
             }
-        }
+        })
     }
 
     /// Waits until the catalog shows all of `instances`, or none. That it does not in time is
@@ -194,7 +218,7 @@ impl Instances {
                 Ok(Ok(present)) if present == (wanted == Wanted::Present) => return Ok(()),
                 Ok(Ok(true)) => "it is there".clone_into(&mut found),
                 Ok(Ok(false)) => "it is not there".clone_into(&mut found),
-                Ok(Err(unknown)) => found = crate::kubernetes::text::chain(&unknown),
+                Ok(Err(unknown)) => found = chain(&unknown),
                 Err(_) => return Err(found),
             }
             if Instant::now() + delay >= deadline {
@@ -210,7 +234,7 @@ impl Instances {
 fn several(failures: &[(String, Unsettled<error::Error>)], of: usize) -> Error {
     let mut ids = Vec::with_capacity(failures.len());
     for (id, error) in failures {
-        tracing::error!(id, error = crate::kubernetes::text::chain(error), "cannot deregister");
+        tracing::error!(id, error = chain(error), "cannot deregister");
         ids.push(id.as_str());
     }
     Error::DeregisterSome { count: failures.len(), of, ids: ids.join(", ") }
