@@ -459,6 +459,29 @@ async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Resul
     Ok(())
 }
 
+/// An earlier owner of the address left it, under a name that is not the pod's.
+#[tokio::test]
+async fn a_stale_twin_that_may_not_be_removed_keeps_no_pod_from_registering() -> Result<()> {
+    let (shop, consul) =
+        tokio::try_join!(Shop::open(), Consul::start(ConsulOptions::dev().acl(MANAGEMENT)))?;
+    let rules = "service \"web\" { policy = \"write\" }";
+    consul.api().put("/v1/acl/policy", &json!({"Name": "hook", "Rules": rules})).await?;
+    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
+    consul.api().put("/v1/acl/token", &token).await?;
+    let stale = json!({"ID": "10.9.9.9_8080-secured", "Name": "other-secured"});
+    consul.api().put("/v1/agent/service/register", &stale).await?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    let register = shop.hook(consul.url(), "register k8s --wait-catalog 0s");
+    let told = ended(register.clone().env("CONSUL_HTTP_TOKEN", LIMITED), 0).await?.stderr();
+    ensure!(told.contains("10.9.9.9_8080-secured") && told.contains("service:write"), "{told}");
+    ensure!(services(&consul).await? == ["10.9.9.9_8080", "10.9.9.9_8080-secured"]);
+    // A token that Consul does not know is told before the probe is waited for.
+    let told = ended(register.env("CONSUL_HTTP_TOKEN", UNKNOWN), 1).await?.stderr();
+    ensure!(told.contains("cannot deregister 10.9.9.9_8080-secured"), "{told}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_the_right_to_look_the_catalog_is_not_known() -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;

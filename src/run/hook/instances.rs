@@ -124,13 +124,18 @@ impl Instances {
         }
     }
 
-    /// Removes instances that may not be there, without waiting for the catalog.
+    /// Removes instances that may not be there, without waiting for the catalog. One that Consul
+    /// does not let go, which may be another service's, keeps nobody from registering beside it.
     pub(super) async fn remove_stale(&self, ids: &[String]) -> Result<(), Error> {
         let deadline = self.deadline();
         for id in ids {
-            self.remove(id, deadline)
-                .await
-                .map_err(|source| Error::Deregister { id: id.clone(), source })?;
+            match self.remove(id, deadline).await {
+                Err(Unsettled::Failed(error)) if is_refused_alone(&error) => {
+                    let error = chain(&error);
+                    tracing::warn!(id, error, "a stale instance of the pod's address stays");
+                }
+                result => result.map_err(|source| Error::Deregister { id: id.clone(), source })?,
+            }
         }
         Ok(())
     }
@@ -228,6 +233,12 @@ impl Instances {
             delay = (delay * 2).min(LATER_LOOKS);
         }
     }
+}
+
+/// Whether Consul refuses the change of this instance, and not whoever asks.
+fn is_refused_alone(error: &error::Error) -> bool {
+    use error::Error::{Denied, Refused};
+    matches!(error, Denied { .. } | Refused { .. }) && !error.is_unknown_token()
 }
 
 /// Each is told, the error counts them.
