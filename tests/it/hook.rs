@@ -143,10 +143,18 @@ async fn consul() -> Result<Consul> {
 
 /// Answers each request with this status and body, from now on.
 async fn serve(address: SocketAddr, status: u16, body: String) -> Result<SocketAddr> {
+    serve_in_turn(address, vec![(status, body)]).await
+}
+
+/// The same, with an answer for each request; the last for all that follow.
+async fn serve_in_turn(address: SocketAddr, answers: Vec<(u16, String)>) -> Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
+        let mut turn = 0;
         while let Ok((mut stream, _)) = listener.accept().await {
+            let (status, body) = &answers[turn.min(answers.len() - 1)];
+            turn += 1;
             let answer = format!(
                 "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
@@ -234,6 +242,57 @@ async fn a_pod_without_the_label_or_the_right_is_not_registered() -> Result<()> 
     let absent = shop.hook(consul.url(), "register k8s").env("KUBERNETES_POD_NAME", "nope");
     let told = ended(absent, 1).await?.stderr();
     ensure!(told.contains("HTTP 404"), "{told}");
+
+    let empty = Patch::Merge(json!({"metadata": {"labels": {"consul": ""}}}));
+    shop.pods()?.patch("web", &PatchParams::default(), &empty).await?;
+    let told = ended(shop.hook(consul.url(), "register k8s"), 2).await?.stderr();
+    ensure!(told.contains("label consul of pod"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
+    let consul = consul().await?;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "namespace": "ns", "labels": {"consul": "web"}},
+        "spec": {"containers": [{
+            "name": "app", "ports": [{"containerPort": 8080}],
+            "readinessProbe": {"tcpSocket": {"port": 8080}},
+        }]},
+        "status": {"podIP": "127.0.0.1"},
+    });
+    let hook = |api: SocketAddr, arguments: &str| {
+        hook(consul.url(), &format!("{arguments} --kube-url http://{api}"))
+            .env("KUBERNETES_POD_NAME", "web")
+            .env("KUBERNETES_POD_NAMESPACE", "ns")
+    };
+    // It takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    for verb in ["register", "deregister"] {
+        let start = Instant::now();
+        let hung = hook(silent.local_addr()?, &format!("{verb} k8s --get-pod-timeout 1s"));
+        let told = ended(hung, 1).await?.stderr();
+        ensure!(told.contains("expected an answer by the deadline, found none"), "{told}");
+        ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
+    let answers = [(500, String::new()), (429, String::new()), (200, pod.to_string())];
+    let api = serve_in_turn(([127, 0, 0, 1], 0).into(), answers.to_vec()).await?;
+    ended(hook(api, "deregister k8s"), 0).await?;
+
+    // A probe that takes the connection and says nothing.
+    let mut probed = pod;
+    probed["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"port": silent.local_addr()?.port()}});
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, probed.to_string()).await?;
+    for (timeout, found) in [("1s", "no answer"), ("3s", "operation timed out")] {
+        let start = Instant::now();
+        let hung = hook(api, &format!("register k8s --health-check-timeout {timeout}"));
+        let told = ended(hung, 1).await?.stderr();
+        ensure!(told.contains(found) && !told.contains("no try"), "{told}");
+        ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
     ensure!(services(&consul).await?.is_empty());
     Ok(())
 }

@@ -132,20 +132,24 @@ impl PodOptions {
         let deadline = Instant::now() + timeout;
         let prober = Prober::new().map_err(Error::ProbeConfiguration)?;
         let mut next = Instant::now() + probe.initial_delay;
-        let mut last = "no try: the initial delay is longer".to_owned();
+        let mut last = None;
+        let unhealthy = |last: Option<String>, otherwise: &str| Error::Unhealthy {
+            timeout,
+            last: last.unwrap_or_else(|| otherwise.to_owned()),
+        };
         loop {
             if next >= deadline {
                 sleep_until(deadline).await;
-                return Err(Error::Unhealthy { timeout, last });
+                return Err(unhealthy(last, "no try: the initial delay is longer"));
             }
             sleep_until(next).await;
             match timeout_at(deadline, prober.attempt(&probe.target)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(failed)) => {
                     tracing::debug!(pod = %self.key, %failed, "the probe is tried again");
-                    last = failed.to_string();
+                    last = Some(failed.to_string());
                 }
-                Err(_) => return Err(Error::Unhealthy { timeout, last }),
+                Err(_) => return Err(unhealthy(last, "no answer")),
             }
             next = (next + probe.period).max(Instant::now());
         }
