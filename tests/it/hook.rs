@@ -252,6 +252,37 @@ async fn a_pod_without_the_label_or_the_right_is_not_registered() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_pod_that_lost_its_label_deregisters_what_it_registered() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    ended(shop.hook(consul.url(), "register k8s"), 0).await?;
+    // Another pod's at the same address, this pod's from another, and one that is no hook's.
+    let tags = |pod: &str| {
+        json!([format!("k8sPodName: {pod}"), format!("k8sPodNamespace: {}", shop.namespace)])
+    };
+    let others = [
+        ("10.9.9.8_8080", "10.9.9.8", "web"),
+        ("10.9.9.9_1", "10.9.9.9", "web-2"),
+        ("web-1", "10.9.9.9", "web"),
+    ];
+    for (id, address, pod) in others {
+        let body = json!({"ID": id, "Name": "web", "Address": address, "Tags": tags(pod)});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+    }
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"consul": null}}}));
+    shop.pods()?.patch("web", &PatchParams::default(), &patch).await?;
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+    ensure!(services(&consul).await? == others.map(|(id, _, _)| id));
+    ensure!(catalog(&consul, "web").await?.len() == others.len(), "the catalog still shows it");
+    // Whoever has nothing to remove does not need an agent for it.
+    let nowhere = shop.hook("http://127.0.0.1:1", "deregister k8s");
+    let told = ended(nowhere, 0).await?.stderr();
+    ensure!(told.contains("WARN") && told.contains("refused"), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
     let consul = consul().await?;
     let pod = json!({

@@ -169,6 +169,11 @@ pub struct Attempt {
 // === impl Pod ===
 
 impl Pod {
+    /// Whether it has a label that names a service.
+    pub fn is_labelled(&self) -> bool {
+        self.labels.get(SERVICE_LABEL).is_some_and(|name| !name.trim().is_empty())
+    }
+
     /// The service's name, if the pod is to be registered.
     pub fn service_name(&self) -> Result<Option<&str>, Invalid> {
         let Some(name) = self.labels.get(SERVICE_LABEL) else { return Ok(None) };
@@ -181,6 +186,11 @@ impl Pod {
             });
         }
         Ok(Some(name))
+    }
+
+    /// The tags by which its instances are known.
+    pub fn identity_tags(&self) -> [String; 2] {
+        [format!("k8sPodName: {}", self.name), format!("k8sPodNamespace: {}", self.namespace)]
     }
 
     fn described(&self) -> String {
@@ -211,10 +221,7 @@ impl Pod {
 
     /// The tags of every instance, in the order that users know.
     fn tags(&self, node_labels: &BTreeMap<String, String>) -> Vec<String> {
-        let mut tags = vec![
-            format!("k8sPodName: {}", self.name),
-            format!("k8sPodNamespace: {}", self.namespace),
-        ];
+        let mut tags = self.identity_tags().to_vec();
         for (tag, labels) in ZONE_LABELS {
             let value = labels.iter().find_map(|label| node_labels.get(*label));
             tags.extend(value.map(|value| format!("{tag}:{value}")));

@@ -124,6 +124,24 @@ impl Instances {
         }
     }
 
+    /// Removes those at an address that carry these tags, as far as the agent tells them.
+    pub(super) async fn deregister_tagged(
+        &self,
+        tags: &[String],
+        address: &str,
+    ) -> Result<(), Error> {
+        let error = match timeout(ASIDE, hook::tagged(&self.client, tags, address)).await {
+            Ok(Ok(found)) => {
+                let instance = |(id, name)| Instance { id, name: Some(name) };
+                return self.deregister(found.into_iter().map(instance).collect()).await;
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {ASIDE:?}"),
+        };
+        tracing::warn!(address, error, "cannot tell whether an instance is left behind");
+        Ok(())
+    }
+
     /// Removes instances that may not be there, without waiting for the catalog. One that Consul
     /// does not let go, which may be another service's, keeps nobody from registering beside it.
     pub(super) async fn remove_stale(&self, ids: &[String]) -> Result<(), Error> {
