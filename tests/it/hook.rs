@@ -693,6 +693,12 @@ async fn the_old_command_lines_work_word_for_word() -> Result<()> {
             "10.9.9.9_8080",
         ),
         (
+            // As its library for flags allows.
+            "/hooks/consul-registration-hook -consul-acl-file /consul-acl/token register k8s -get-pod-timeout 20s -health-check-timeout=5m0s",
+            "/hooks/consul-registration-hook deregister k8s -get-pod-timeout=20s",
+            "10.9.9.9_8080",
+        ),
+        (
             "/hooks/consul-registration-hook register mesos",
             "/hooks/consul-registration-hook deregister mesos",
             "10.8.8.8_31000",
@@ -710,6 +716,7 @@ async fn the_old_command_lines_work_word_for_word() -> Result<()> {
     }
     // Under this name it is the hook and nothing else.
     ended(line("/hooks/consul-registration-hook bridge"), 2).await?;
+    ended(line("/hooks/consul-registration-hook -v"), 0).await?;
     Ok(())
 }
 
