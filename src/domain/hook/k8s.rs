@@ -49,6 +49,9 @@ pub struct Pod {
     pub annotations: BTreeMap<String, String>,
     /// Its containers, in their order.
     pub containers: Vec<Container>,
+    /// Its init containers that run beside them (`restartPolicy: Always`). They are registered
+    /// only where they are named: the first container is an application's.
+    pub sidecars: Vec<Container>,
 }
 
 /// A container of a pod.
@@ -201,9 +204,9 @@ impl Pod {
     fn registered_port(&self) -> Result<(&Container, u16), Invalid> {
         let container = match self.labels.get(CONTAINER_LABEL) {
             Some(name) => {
-                let found = self.containers.iter().find(|container| container.name == *name);
-                Some(found.ok_or_else(|| {
-                    let names: Vec<_> = self.containers.iter().map(|it| it.name.as_str()).collect();
+                let all = || self.containers.iter().chain(&self.sidecars);
+                Some(all().find(|container| container.name == *name).ok_or_else(|| {
+                    let names: Vec<_> = all().map(|it| it.name.as_str()).collect();
                     Invalid::Label {
                         label: CONTAINER_LABEL,
                         object: self.described(),
