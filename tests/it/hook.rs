@@ -10,8 +10,8 @@ use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul_stack::{
-    Consul, ConsulOptions, Data, Fault, HttpRecorder, Kubernetes, Port, Program, ProgramOptions,
-    Recorded, eventually,
+    Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, Kubernetes, Port, Program,
+    ProgramOptions, Recorded, eventually,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -135,6 +135,27 @@ impl Shop {
         self.pods()?.delete("web", &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+/// A pod `web` as the API server writes it, with a probe by HTTP.
+fn pod_at(address: SocketAddr, probe: &Value) -> String {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "namespace": "ns", "labels": {"consul": "web"}},
+        "spec": {"containers": [{
+            "name": "app", "ports": [{"name": "main", "containerPort": address.port()}],
+            "readinessProbe": {"httpGet": probe, "periodSeconds": 1},
+        }]},
+        "status": {"podIP": address.ip()},
+    });
+    pod.to_string()
+}
+
+/// The hook of that pod, where this is all of its API server.
+fn hook_at(api: SocketAddr, consul: &Consul, arguments: &str) -> ProgramOptions {
+    hook(consul.url(), &format!("{arguments} --kube-url http://{api}"))
+        .env("KUBERNETES_POD_NAME", "web")
+        .env("KUBERNETES_POD_NAMESPACE", "ns")
 }
 
 async fn consul() -> Result<Consul> {
@@ -285,20 +306,7 @@ async fn a_pod_that_lost_its_label_deregisters_what_it_registered() -> Result<()
 #[tokio::test]
 async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
     let consul = consul().await?;
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "web", "namespace": "ns", "labels": {"consul": "web"}},
-        "spec": {"containers": [{
-            "name": "app", "ports": [{"containerPort": 8080}],
-            "readinessProbe": {"tcpSocket": {"port": 8080}},
-        }]},
-        "status": {"podIP": "127.0.0.1"},
-    });
-    let hook = |api: SocketAddr, arguments: &str| {
-        hook(consul.url(), &format!("{arguments} --kube-url http://{api}"))
-            .env("KUBERNETES_POD_NAME", "web")
-            .env("KUBERNETES_POD_NAMESPACE", "ns")
-    };
+    let hook = |api, arguments: &str| hook_at(api, &consul, arguments);
     // It takes connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     for verb in ["register", "deregister"] {
@@ -308,15 +316,15 @@ async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
         ensure!(told.contains("expected an answer by the deadline, found none"), "{told}");
         ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     }
-    let answers = [(500, String::new()), (429, String::new()), (200, pod.to_string())];
+    let pod = pod_at("127.0.0.1:8080".parse()?, &json!({"port": 8080}));
+    let answers = [(500, String::new()), (429, String::new()), (200, pod)];
     let api = serve_in_turn(([127, 0, 0, 1], 0).into(), answers.to_vec()).await?;
     ended(hook(api, "deregister k8s"), 0).await?;
 
     // A probe that takes the connection and says nothing.
-    let mut probed = pod;
-    probed["spec"]["containers"][0]["readinessProbe"] =
-        json!({"httpGet": {"port": silent.local_addr()?.port()}});
-    let api = serve(([127, 0, 0, 1], 0).into(), 200, probed.to_string()).await?;
+    let address = silent.local_addr()?;
+    let pod = pod_at(address, &json!({"port": address.port()}));
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
     for (timeout, found) in [("1s", "no answer"), ("3s", "operation timed out")] {
         let start = Instant::now();
         let hung = hook(api, &format!("register k8s --health-check-timeout {timeout}"));
@@ -406,6 +414,23 @@ async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
     })
     .await?;
     Ok(())
+}
+
+/// The application is a Consul too, with a certificate that nobody else trusts.
+#[tokio::test]
+async fn a_probe_by_https_takes_any_certificate() -> Result<()> {
+    let application = ConsulOptions::dev().tls(&Authority::new("the application's")?, false)?;
+    let (consul, application) = tokio::try_join!(consul(), Consul::start(application))?;
+    let probe = json!({"path": "/v1/status/leader", "port": "main", "scheme": "HTTPS"});
+    let pod = pod_at(application.address(), &probe);
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+    ended(hook_at(api, &consul, "register k8s --health-check-timeout 5s"), 0).await?;
+    eventually(PATIENCE, || async {
+        let passing = consul.api().get("/v1/health/service/web?passing").await?;
+        ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
