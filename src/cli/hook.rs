@@ -18,9 +18,7 @@ use crate::kubernetes::client::Environment;
 use crate::kubernetes::text::chain;
 use crate::mesos;
 use crate::run::hook::{self, Job, Options, PodOptions, TaskOptions};
-
-/// The program's name by which it is consul-registration-hook.
-pub const HOOK_NAME: &str = "consul-registration-hook";
+use crate::run::install::HOOK_NAME;
 
 /// How long a pod gets to have an address, as there.
 const GET_POD_TIMEOUT: &str = "10s";
