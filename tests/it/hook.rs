@@ -137,14 +137,14 @@ impl Shop {
     }
 }
 
-/// A pod `web` as the API server writes it, with a probe by HTTP.
+/// A pod `web` as the API server writes it, with a readiness probe.
 fn pod_at(address: SocketAddr, probe: &Value) -> String {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "web", "namespace": "ns", "labels": {"consul": "web"}},
         "spec": {"containers": [{
             "name": "app", "ports": [{"name": "main", "containerPort": address.port()}],
-            "readinessProbe": {"httpGet": probe, "periodSeconds": 1},
+            "readinessProbe": probe,
         }]},
         "status": {"podIP": address.ip()},
     });
@@ -316,20 +316,25 @@ async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
         ensure!(told.contains("expected an answer by the deadline, found none"), "{told}");
         ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     }
-    let pod = pod_at("127.0.0.1:8080".parse()?, &json!({"port": 8080}));
+    let pod = pod_at("127.0.0.1:8080".parse()?, &Value::Null);
     let answers = [(500, String::new()), (429, String::new()), (200, pod)];
     let api = serve_in_turn(([127, 0, 0, 1], 0).into(), answers.to_vec()).await?;
     ended(hook(api, "deregister k8s"), 0).await?;
 
     // A probe that takes the connection and says nothing.
     let address = silent.local_addr()?;
-    let pod = pod_at(address, &json!({"port": address.port()}));
-    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
-    for (timeout, found) in [("1s", "no answer"), ("3s", "operation timed out")] {
+    for (timeout, delay, found) in [
+        ("1s", 0, "found: no answer"),
+        ("3s", 0, "operation timed out"),
+        ("1s", 2, "no try: the initial delay is longer"),
+    ] {
+        let probe = json!({"httpGet": {"port": "main"}, "initialDelaySeconds": delay});
+        let pod = pod_at(address, &probe);
+        let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
         let start = Instant::now();
         let hung = hook(api, &format!("register k8s --health-check-timeout {timeout}"));
         let told = ended(hung, 1).await?.stderr();
-        ensure!(told.contains(found) && !told.contains("no try"), "{told}");
+        ensure!(told.contains(found), "{told}");
         ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
     ensure!(services(&consul).await?.is_empty());
@@ -416,13 +421,46 @@ async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn every_instance_is_tried_to_be_removed() -> Result<()> {
+    let consul = consul().await?;
+    let recorder = HttpRecorder::start(consul.url()).await?;
+    let pod = pod_at("10.9.9.9:80".parse()?, &Value::Null);
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+    let definitions =
+        json!([1, 2, 3].map(|port| json!({"port": port, "labels": {"service": "true"}})));
+    let hook = |arguments: &str| {
+        hook_at(api, &consul, arguments)
+            .env("CONSUL_HTTP_ADDR", recorder.url())
+            .env("PORT_DEFINITIONS", definitions.to_string())
+    };
+    let denied = || Fault::Answer(StatusCode::FORBIDDEN, "Permission denied".into());
+    ended(hook("register k8s"), 0).await?;
+    for (kept, told_last) in [
+        (&["_1", "_3"][..], "cannot deregister 2 of 3 instances: 10.9.9.9_1, 10.9.9.9_3"),
+        (&["_1"][..], "cannot deregister 10.9.9.9_1: "),
+    ] {
+        recorder.fault(denied(), move |it| kept.iter().any(|end| it.path.ends_with(end)));
+        let told = ended(hook("deregister k8s"), 1).await?.stderr();
+        ensure!(told.contains(told_last) && told.contains("Permission denied"), "{told}");
+        let left: Vec<_> = kept.iter().map(|end| format!("10.9.9.9{end}")).collect();
+        ensure!(services(&consul).await? == left, "{told}");
+        recorder.mend();
+    }
+    // One that cannot be registered is an error, whatever became of the others.
+    recorder.fault(denied(), |it| it.body.windows(12).any(|text| text == b"\"10.9.9.9_2\""));
+    let told = ended(hook("register k8s"), 1).await?.stderr();
+    ensure!(told.contains("cannot register 10.9.9.9_2: ") && told.contains("denied"), "{told}");
+    Ok(())
+}
+
 /// The application is a Consul too, with a certificate that nobody else trusts.
 #[tokio::test]
 async fn a_probe_by_https_takes_any_certificate() -> Result<()> {
     let application = ConsulOptions::dev().tls(&Authority::new("the application's")?, false)?;
     let (consul, application) = tokio::try_join!(consul(), Consul::start(application))?;
-    let probe = json!({"path": "/v1/status/leader", "port": "main", "scheme": "HTTPS"});
-    let pod = pod_at(application.address(), &probe);
+    let get = json!({"path": "/v1/status/leader", "port": "main", "scheme": "HTTPS"});
+    let pod = pod_at(application.address(), &json!({"httpGet": get, "periodSeconds": 1}));
     let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
     ended(hook_at(api, &consul, "register k8s --health-check-timeout 5s"), 0).await?;
     eventually(PATIENCE, || async {
