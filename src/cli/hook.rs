@@ -18,9 +18,7 @@ use crate::domain::text::chain;
 use crate::kubernetes::client::Environment;
 use crate::mesos;
 use crate::run::hook::{self, Job, Options, PodOptions, TaskOptions};
-
-/// The program's name by which it is consul-registration-hook.
-pub const HOOK_NAME: &str = "consul-registration-hook";
+use crate::run::install::HOOK_NAME;
 
 /// How long a pod gets to have an address, as there.
 const GET_POD_TIMEOUT: &str = "10s";
@@ -194,6 +192,11 @@ pub fn is_invoked_as_hook() -> bool {
 // === impl HookCli ===
 
 impl HookCli {
+    /// The process's command line. Ends the process where that is wrong or asks for help.
+    pub fn read() -> Self {
+        Self::parse_from(std::env::args_os().map(with_two_dashes))
+    }
+
     /// Runs it and gives the exit code; an error is told on standard error.
     pub fn run(self) -> u8 {
         match self.command {
@@ -318,6 +321,16 @@ impl TaskArgs {
             },
             agent: self.mesos_agent_url.parse()?,
         })
+    }
+}
+
+/// A long flag with one dash, which consul-registration-hook takes as well; no flag's value here
+/// begins with one.
+fn with_two_dashes(argument: OsString) -> OsString {
+    match argument.to_str().and_then(|text| text.strip_prefix('-')) {
+        Some("v") => "--version".into(),
+        Some(long) if long.len() > 1 && !long.starts_with('-') => format!("--{long}").into(),
+        _ => argument,
     }
 }
 

@@ -93,7 +93,7 @@ enum Command {
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
     if is_invoked_as_hook() {
-        let hook = HookCli::parse();
+        let hook = HookCli::read();
         return ExitCode::from(match logging::start("info", LogFormat::Auto) {
             Ok(()) => hook.run(),
             Err(error) => usage(&error),

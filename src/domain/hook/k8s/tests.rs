@@ -68,8 +68,10 @@ fn the_container_is_the_one_that_is_named_or_the_first_with_ports() {
         (vec![none(), side(), app()], None, "web@10.0.0.1_90:90"),
         (vec![app(), side()], Some("side"), "web@10.0.0.1_90:90"),
         (vec![none(), side(), app()], Some("app"), "web@10.0.0.1_80:80"),
+        (vec![none(), app()], Some("proxy"), "web@10.0.0.1_70:70"),
     ] {
         let mut pod = pod(containers);
+        pod.sidecars = vec![container("proxy", &[("", 70)])];
         pod.labels.extend(named.map(|name| ("consulContainer".to_owned(), name.to_owned())));
         assert_eq!(shown(&decided(&pod)), [expected], "{pod:?}");
     }
