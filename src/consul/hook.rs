@@ -24,6 +24,8 @@ struct CheckBody<'a> {
     interval: String,
     timeout: String,
     deregister_critical_service_after: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
     #[serde(flatten)]
     target: TargetBody<'a>,
 }
@@ -177,6 +179,7 @@ fn check_body(check: &HookCheck) -> CheckBody<'_> {
         interval: seconds(check.interval),
         timeout: seconds(check.timeout),
         deregister_critical_service_after: DEREGISTER_CRITICAL_AFTER,
+        status: check.begins_passing.then_some("passing"),
         target,
     }
 }
@@ -192,11 +195,12 @@ mod tests {
 
     use super::*;
 
-    fn sent(target: Target) -> Value {
+    fn sent(target: Target, begins_passing: bool) -> Value {
         let check = HookCheck {
             target,
             interval: Duration::from_secs(10),
             timeout: Duration::from_secs(3),
+            begins_passing,
         };
         let registration = HookRegistration {
             id: "10.0.0.1_80".into(),
@@ -241,7 +245,9 @@ mod tests {
             expected["Interval"] = json!("10s");
             expected["Timeout"] = json!("3s");
             expected["DeregisterCriticalServiceAfter"] = json!("15m");
-            assert_eq!(sent(target), expected);
+            assert_eq!(sent(target.clone(), false), expected);
+            expected["Status"] = json!("passing");
+            assert_eq!(sent(target, true), expected);
         }
     }
 }

@@ -410,11 +410,17 @@ async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
     ensure!(services(&consul).await?.contains(&id));
     let definition = consul.api().get("/v1/health/checks/web").await?[0].clone();
     ensure!(definition["Type"] == "http", "{definition:#}");
-    // Consul itself asks the probe's path.
+    // Clients see it at once: what the check asks was just asked with success.
     let path = format!("/v1/health/service/web?passing&filter=Service.ID==\"{id}\"");
+    let passing = consul.api().get(&path).await?;
+    ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+    // From then on Consul itself asks the probe's path.
     eventually(PATIENCE, || async {
-        let passing = consul.api().get(&path).await?;
-        ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+        // The catalog's copy takes up what a check says minutes later.
+        let checks = consul.api().get("/v1/agent/checks").await?;
+        let check = &checks[format!("service:{id}")];
+        let asked = check["Output"].as_str().is_some_and(|output| output.contains("/ready"));
+        ensure!(asked && check["Status"] == "passing", "{check:#}");
         anyhow::Ok(())
     })
     .await?;

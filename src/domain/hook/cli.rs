@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{HookCheck, HookRegistration, Invalid, Target, id, quoted, required, url};
+use super::{HookCheck, HookRegistration, Invalid, Target, id, quoted, required, together, url};
 
 /// Interval and timeout of the check, as consul-registration-hook has them.
 const CHECK_PERIOD: Duration = Duration::from_secs(30);
@@ -29,8 +29,11 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
     const ADDRESS_EXPECTED: &str = "an IP address or a host's name, without a port";
     const PORT: &str = "--container-port (KUBERNETES_CONTAINER_PORT)";
     const PORT_EXPECTED: &str = "a port from 1 to 65535";
-    let name = required("--service-name (KUBERNETES_SERVICE_NAME)", "a service name", flags.name)?;
-    let address = required(ADDRESS, ADDRESS_EXPECTED, flags.address)?;
+    let [name, address, text] = together([
+        required("--service-name (KUBERNETES_SERVICE_NAME)", "a service name", flags.name),
+        required(ADDRESS, ADDRESS_EXPECTED, flags.address),
+        required(PORT, PORT_EXPECTED, flags.port),
+    ])?;
     if !is_host(&address) {
         return Err(Invalid::Variable {
             variable: ADDRESS,
@@ -38,7 +41,6 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
             found: quoted(&address),
         });
     }
-    let text = required(PORT, PORT_EXPECTED, flags.port)?;
     let port = text.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(|| {
         Invalid::Variable { variable: PORT, expected: PORT_EXPECTED, found: quoted(&text) }
     })?;
@@ -51,7 +53,12 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
         name,
         port,
         tags: tags(flags.tags.unwrap_or_default()),
-        check: Some(HookCheck { target, interval: CHECK_PERIOD, timeout: CHECK_PERIOD }),
+        check: Some(HookCheck {
+            target,
+            interval: CHECK_PERIOD,
+            timeout: CHECK_PERIOD,
+            begins_passing: false,
+        }),
         address,
     })
 }

@@ -273,12 +273,13 @@ pub fn decide(
         }]
     };
     drop_repeated(&mut registrations, &mut warnings);
-    Ok(Decision {
-        stale: stale(&registrations),
-        probe: pod.containers.first().and_then(|it| attempt(it, &address, &mut warnings)),
-        registrations,
-        warnings,
-    })
+    let probe = pod.containers.first().and_then(|it| attempt(it, &address, &mut warnings));
+    if let Some(probe) = &probe {
+        for check in registrations.iter_mut().filter_map(|it| it.check.as_mut()) {
+            check.begins_passing = probe.proves(&check.target);
+        }
+    }
+    Ok(Decision { stale: stale(&registrations), probe, registrations, warnings })
 }
 
 /// The instance of a defined port, without its check.
@@ -348,7 +349,12 @@ fn check(container: &Container, address: &str, warnings: &mut Vec<String>) -> Op
         (None, None) => return None,
     };
     match target(container, &probe.action, address, Asker::Agent) {
-        Ok(target) => Some(HookCheck { target, interval: probe.period, timeout: probe.timeout }),
+        Ok(target) => Some(HookCheck {
+            target,
+            interval: probe.period,
+            timeout: probe.timeout,
+            begins_passing: false,
+        }),
         Err(why) => {
             let name = &container.name;
             warnings.push(format!(
@@ -419,6 +425,15 @@ fn target(
                 .to_owned())
         }
         Action::Unknown => Err("expected one by HTTP, TCP or gRPC, found another".to_owned()),
+    }
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    /// Whether its success is that of a check. Of gRPC only the connection is tried.
+    fn proves(&self, checked: &Target) -> bool {
+        self.target == *checked && !matches!(checked, Target::Grpc { .. })
     }
 }
 

@@ -114,13 +114,10 @@ impl Instances {
             }
         }
         self.wait(removed, Wanted::Absent).await;
-        match failures.pop() {
-            None => Ok(()),
-            Some((id, source)) if failures.is_empty() => Err(Error::Deregister { id, source }),
-            Some(last) => {
-                failures.push(last);
-                Err(several(&failures, count))
-            }
+        match <[_; 1]>::try_from(failures) {
+            Ok([(id, source)]) => Err(Error::Deregister { id, source }),
+            Err(none) if none.is_empty() => Ok(()),
+            Err(failures) => Err(several(&failures, count)),
         }
     }
 
