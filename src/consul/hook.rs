@@ -78,11 +78,6 @@ pub async fn register(client: &Client, registration: &HookRegistration) -> Resul
     done(client, &register_request(&body(registration))).await
 }
 
-/// Removes an instance from the agent; one that it does not know is removed already.
-pub async fn deregister(client: &Client, id: &str) -> Result<(), Error> {
-    client.deregister(id).await
-}
-
 /// The name of the service that the agent has under this ID.
 pub async fn service_name(client: &Client, id: &str) -> Result<Option<String>, Error> {
     let reply = client.send(&Request::get(format!("/v1/agent/service/{}", encode(id)))).await?;

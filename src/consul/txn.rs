@@ -148,6 +148,11 @@ impl Client {
 // === impl Encoded ===
 
 impl Encoded {
+    fn of_json(value: &serde_json::Value) -> Self {
+        let raw = to_raw_value(value);
+        Self(raw.expect("a JSON value has string keys and no failing Serialize"))
+    }
+
     /// Its size in a transaction's body, in bytes, the comma included: to fill a body up to
     /// [`MAX_BODY`].
     pub fn json_len(&self) -> usize {
@@ -160,8 +165,7 @@ impl Encoded {
 impl Operation {
     /// In the form in which it is sent.
     pub fn encode(&self) -> Encoded {
-        let raw = to_raw_value(&self.wire());
-        Encoded(raw.expect("a JSON value has string keys and no failing Serialize"))
+        Encoded::of_json(&self.wire())
     }
 
     fn wire(&self) -> serde_json::Value {

@@ -50,8 +50,8 @@ impl Guarded {
         consul.put("/v1/acl/policy", &json!({"Name": "all", "Rules": RULES})).await?;
         let role = json!({"Name": "all", "Policies": [{"Name": "all"}]});
         consul.put("/v1/acl/role", &role).await?;
-        let rule = json!({"AuthMethod": "kubernetes", "BindType": "role", "BindName": "all"});
-        consul.put("/v1/acl/binding-rule", &rule).await?;
+        let binding = json!({"AuthMethod": "kubernetes", "BindType": "role", "BindName": "all"});
+        consul.put("/v1/acl/binding-rule", &binding).await?;
         let folder = tempfile::tempdir()?;
         let bearer = folder.path().join("token");
         std::fs::write(&bearer, shipped_token(kubernetes).await?)?;
