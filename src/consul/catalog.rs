@@ -92,8 +92,8 @@ impl CatalogSink {
     /// The same sink, whose transactions apply only while the fence holds.
     #[must_use]
     pub fn fenced(self, fence: Option<Fence>) -> Self {
-        // Whoever led in between may have removed nodes.
         let fence = fence.map(|fence| fence.operation().encode());
+        // Whoever led in between may have removed nodes.
         Self { fence, trusted: Arc::default(), ..self }
     }
 
