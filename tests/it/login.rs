@@ -2,9 +2,10 @@
 //! go with its process, unless an agent goes on using it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kube_consul_stack::{ConsulOptions, ProgramOptions};
+use kube_consul_stack::{ConsulOptions, Fault, HttpRecorder, ProgramOptions};
 use serde_json::json;
 
 use crate::support::{Bridge, Place, ends_with, kube_consul, kubeconfig_with, says, shipped_token};
@@ -83,20 +84,30 @@ async fn what_is_over_leaves_no_token_behind() -> Result<()> {
     // Nothing else has the right to read what they show.
     says(2, plan().await?).await?;
     ensure!(guarded.tokens().await? == 0, "plan leaves its token");
+    // A Consul that does not answer holds nobody up, for as long as a request may take.
+    let recorder = HttpRecorder::start(place.consul.url()).await?;
+    let minute = Fault::Delay(Duration::from_mins(1));
+    recorder.fault(minute, |request| request.path.starts_with("/v1/acl/logout"));
+    let silent = plan().await?.env("CONSUL_HTTP_ADDR", recorder.url());
+    let said = ends_with(2, silent).await?;
+    ensure!(said.contains("no answer to logging out"), "{said}");
+    drop(recorder);
+    let left = guarded.tokens().await?;
+
     let flags = ["--sink", "catalog", "--leader-elect"];
     let bridge = Bridge::start(guarded.logs_in(place.command().await?.args(flags))).await?;
     bridge.wait_ready().await?;
-    ensure!(guarded.tokens().await? == 1, "one login is enough");
+    ensure!(guarded.tokens().await? == left + 1, "one login is enough");
     bridge.stop().await?;
-    ensure!(guarded.tokens().await? == 0, "a bridge with the catalog sink leaves its token");
+    ensure!(guarded.tokens().await? == left, "a bridge with the catalog sink leaves its token");
     let log = bridge.program.stdout() + &bridge.program.stderr();
     ensure!(log.contains("gave the lock back"), "it had no right to any more: {log}");
     // One that is not confirmed is over too.
     says(2, purge()).await?;
-    ensure!(guarded.tokens().await? == 0, "a purge that is not confirmed leaves its token");
+    ensure!(guarded.tokens().await? == left, "a purge that is not confirmed leaves its token");
     let said = says(0, purge().arg("--yes")).await?;
     ensure!(said.contains("Removed: "), "{said}");
-    ensure!(guarded.tokens().await? == 0, "purge leaves its token");
+    ensure!(guarded.tokens().await? == left, "purge leaves its token");
     Ok(())
 }
 

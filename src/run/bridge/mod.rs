@@ -95,7 +95,8 @@ pub struct Options {
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SinkOptions {
-    /// In the co-located agent.
+    /// In the co-located agent. It goes on using the token of each registration, so a login is
+    /// not ended with the process.
     Agent,
     /// In the catalog.
     Catalog {
