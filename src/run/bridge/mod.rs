@@ -33,7 +33,7 @@ use self::jobs::{Done, Job, Marker, Observation};
 use self::leadership::{Leadership, Term};
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
-use crate::admin::{self, Admin, PAGE_QUEUE, PageRequest};
+use crate::admin::{self, Admin, QUESTIONS, Question};
 use crate::consul::agent::AgentSink;
 use crate::consul::catalog::CatalogSink;
 use crate::consul::client::Client as ConsulClient;
@@ -151,9 +151,9 @@ async fn run(
 ) -> Result<(), Error> {
     let (kubernetes, consul) = connections(&options).await?;
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
-    let (pages_in, pages) = mpsc::channel(PAGE_QUEUE);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
-    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, pages: pages_in };
+    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, questions };
     let (quit_admin, admin_quits) = tokio::sync::oneshot::channel::<()>();
     let served = listener.map(|listener| {
         tokio::spawn(admin::serve(listener, admin, async { admin_quits.await.unwrap_or_default() }))
@@ -162,7 +162,7 @@ async fn run(
     let events = tokio::spawn(events);
 
     let bridge = Bridge::new(options, kubernetes, consul, Told { metrics, readiness, reporter });
-    let result = bridge.run(pages, stop).await;
+    let result = bridge.run(asked, stop).await;
 
     drop(quit_admin);
     if let Some(served) = served
@@ -314,10 +314,10 @@ impl Bridge {
     /// Runs until it is over, and gives the lock back whatever ends it.
     async fn run(
         mut self,
-        pages: mpsc::Receiver<PageRequest>,
+        asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
-        let result = self.turns(pages, stop).await;
+        let result = self.turns(asked, stop).await;
         // No further try to lead goes out after the lock is given back.
         self.election_job = None;
         self.leadership.resign().await;
@@ -326,7 +326,7 @@ impl Bridge {
 
     async fn turns(
         &mut self,
-        mut pages: mpsc::Receiver<PageRequest>,
+        mut asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let mut stop = pin!(stop);
@@ -368,7 +368,7 @@ impl Bridge {
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
                 Some(()) = leadership::changed(&mut rival) => {}
-                Some(request) = pages.recv() => self.answer_page(request),
+                Some(question) = asked.recv() => self.answer(question),
                 () = sleep_until(wake) => {}
             }
             self.observe_waiting();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Bridge;
 use super::drift::Progress;
-use crate::admin::PageRequest;
+use crate::admin::Question;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::{
     Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
@@ -268,9 +268,12 @@ impl Bridge {
         format!("waiting for the catalog to show all records{trouble}")
     }
 
-    pub(super) fn answer_page(&self, request: PageRequest) {
-        // Whoever asked may have gone.
-        let _ = request.reply.send(self.page(request.after.as_ref()));
+    /// Answers; whoever asked may have gone.
+    pub(super) fn answer(&self, question: Question) {
+        match question {
+            Question::Alive(reply) => drop(reply.send(())),
+            Question::Page(after, reply) => drop(reply.send(self.page(after.as_ref()))),
+        }
     }
 
     fn page(&self, after: Option<&ObjectKey>) -> Page {
