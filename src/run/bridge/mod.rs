@@ -356,7 +356,7 @@ impl Bridge {
                 }
                 source = &mut source, if finding => {
                     finding = false;
-                    self.start_watches(source?);
+                    self.start_watches(source);
                 }
                 Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
@@ -393,13 +393,11 @@ impl Bridge {
     }
 
     /// Finds out which kind tells the endpoints.
-    fn find_endpoints(&self) -> impl Future<Output = Result<EndpointSource, Error>> + use<> {
+    fn find_endpoints(&self) -> impl Future<Output = EndpointSource> + use<> {
         let (client, waits) = (self.kubernetes.client.clone(), self.waits.clone());
         async move {
             let ask = || endpoint_source(&client);
-            patiently("for the Kubernetes API to say what it has", &waits, ask)
-                .await
-                .map_err(|error| Error::Failed(error.to_string()))
+            patiently("for the Kubernetes API to say what it has", &waits, ask).await
         }
     }
 
