@@ -31,6 +31,7 @@ use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
 use self::jobs::{Done, Job, Marker, Observation};
 use self::leadership::{Leadership, Term};
+use self::writing::Requests;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
 use crate::admin::{self, Admin, QUESTIONS, Question};
@@ -230,6 +231,7 @@ struct Bridge {
     began: Instant,
     state: Reconciler,
     jobs: FuturesUnordered<Job>,
+    requests: Requests,
     watches: StreamMap<Kind, BoxStream<'static, Notice>>,
     relists: BTreeMap<Kind, Relist>,
     kubernetes: Connected,
@@ -251,7 +253,6 @@ struct Bridge {
     waits: Waits,
     observations: mpsc::UnboundedReceiver<Observation>,
     observe: mpsc::UnboundedSender<Observation>,
-    writing: usize,
     /// When a write was applied last, or Consul was read for the first time.
     last_step: Instant,
     drift: Drift,
@@ -282,6 +283,7 @@ impl Bridge {
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
+            requests: Requests::new(sink.requests()),
             watches: StreamMap::new(),
             relists: BTreeMap::new(),
             kubernetes,
@@ -300,7 +302,6 @@ impl Bridge {
             waits: Waits::default(),
             observations,
             observe,
-            writing: 0,
             last_step: Instant::now(),
             told,
             tally: telling::Tally::default(),
@@ -361,6 +362,7 @@ impl Bridge {
                 Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                Some(done) = self.requests.answered() => self.take(done)?,
                 done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.reading_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.identity_job) => self.take(done)?,
@@ -489,7 +491,6 @@ impl Bridge {
             Done::Elected(lease) => self.elected(lease),
             Done::Deposed(why) => self.deposed(&why),
             Done::ReverseRead(key, found) => {
-                self.writing = self.writing.saturating_sub(1);
                 let now = self.now();
                 self.state.reverse_read(&key, found, now);
             }
