@@ -46,59 +46,8 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
 
-    /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
-    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
-    address: AddressMode,
-    /// How names are made; of {service}, {namespace}, {cluster} and {port}
-    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE", help_heading = "What is registered")]
-    name_template: NameTemplate,
-    /// Checks: unready (critical while not ready), always (catalog sink only) or none
-    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE", help_heading = "What is registered")]
-    health: HealthMode,
-    /// Whether Services without an annotation are registered
-    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL", help_heading = "What is registered")]
-    default_sync: bool,
-    /// Only this namespace (repeatable) [default: all]
-    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
-    namespace: Vec<Box<str>>,
-    /// Not this namespace (repeatable, wins)
-    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
-    deny_namespace: Vec<Box<str>>,
-    /// Only Services with these labels, for example 'app=web,tier in (front,back)'
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_SELECTOR",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "SELECTOR",
-        help_heading = "What is registered"
-    )]
-    selector: Selector,
-    /// When two Services want one name: first, merge or suffix
-    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY", help_heading = "What is registered")]
-    on_conflict: OnConflict,
-    /// Register under names that others hold, too
-    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING", help_heading = "What is registered")]
-    join_existing: bool,
-    /// Reverse-DNS records: services, all (pods' too) or off
-    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE", help_heading = "What is registered")]
-    reverse_dns: ReverseScope,
-    /// Datacenter in reverse records [default: the agent's]
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_DATACENTER",
-        value_name = "NAME",
-        help_heading = "What is registered"
-    )]
-    datacenter: Option<String>,
-    /// DNS domain in reverse records [default: the agent's]
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_DNS_DOMAIN",
-        value_name = "DOMAIN",
-        help_heading = "What is registered"
-    )]
-    dns_domain: Option<String>,
+    #[command(flatten)]
+    registered: RegisteredArgs,
 
     /// Make removals at the start that options ask for, however many
     #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
@@ -121,6 +70,55 @@ pub struct BridgeArgs {
     kubernetes: KubernetesArgs,
     #[command(flatten)]
     consul: ConsulArgs,
+}
+
+/// What is registered.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What is registered")]
+pub struct RegisteredArgs {
+    /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
+    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE")]
+    address: AddressMode,
+    /// How names are made; of {service}, {namespace}, {cluster} and {port}
+    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE")]
+    name_template: NameTemplate,
+    /// Checks: unready (critical while not ready), always (catalog sink only) or none
+    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE")]
+    health: HealthMode,
+    /// Whether Services without an annotation are registered
+    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    default_sync: bool,
+    /// Only this namespace (repeatable) [default: all]
+    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
+    namespace: Vec<Box<str>>,
+    /// Not this namespace (repeatable, wins)
+    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
+    deny_namespace: Vec<Box<str>>,
+    /// Only Services with these labels, for example 'app=web,tier in (front,back)'
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_SELECTOR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "SELECTOR"
+    )]
+    selector: Selector,
+    /// When two Services want one name: first, merge or suffix
+    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY")]
+    on_conflict: OnConflict,
+    /// Register under names that others hold, too
+    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING")]
+    join_existing: bool,
+    /// Reverse-DNS records: services, all (pods' too) or off
+    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE")]
+    reverse_dns: ReverseScope,
+    /// Datacenter in reverse records, and with --sink catalog the one that is written to
+    /// [default: the agent's]
+    #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME")]
+    datacenter: Option<String>,
+    /// DNS domain in reverse records [default: the agent's]
+    #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN")]
+    dns_domain: Option<String>,
 }
 
 /// Where registrations are kept.
@@ -170,10 +168,10 @@ impl BridgeArgs {
 
     /// What the bridge needs to know.
     pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
-        if self.health == HealthMode::Always && self.sink == SinkKind::Agent {
+        if self.registered.health == HealthMode::Always && self.sink == SinkKind::Agent {
             return Err(Conflict::PassingCheckInAgent.into());
         }
-        if let Some(domain) = &self.dns_domain
+        if let Some(domain) = &self.registered.dns_domain
             && !domain.split('.').all(is_label)
         {
             return Err(Conflict::Domain(domain.clone()).into());
@@ -182,22 +180,22 @@ impl BridgeArgs {
         let mut consul = self.consul.config()?;
         if self.sink == SinkKind::Catalog {
             // An agent answers for its own datacenter only.
-            consul.datacenter.clone_from(&self.datacenter);
+            consul.datacenter.clone_from(&self.registered.datacenter);
         }
         Ok(Options {
             sink,
             settings: Settings {
                 cluster: self.cluster,
-                name_template: self.name_template,
-                address: self.address,
-                health: self.health,
-                default_sync: self.default_sync,
-                namespaces: self.namespace.into_iter().collect(),
-                deny_namespaces: self.deny_namespace.into_iter().collect(),
-                selector: self.selector,
-                on_conflict: self.on_conflict,
-                reverse: self.reverse_dns,
-                join_existing: self.join_existing,
+                name_template: self.registered.name_template,
+                address: self.registered.address,
+                health: self.registered.health,
+                default_sync: self.registered.default_sync,
+                namespaces: self.registered.namespace.into_iter().collect(),
+                deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
+                selector: self.registered.selector,
+                on_conflict: self.registered.on_conflict,
+                reverse: self.registered.reverse_dns,
+                join_existing: self.registered.join_existing,
                 allow_removals: self.allow_removals,
             },
             access: self.kubernetes.access(),
@@ -205,8 +203,8 @@ impl BridgeArgs {
             consul,
             cluster_uid: self.cluster_uid,
             adopt: self.adopt,
-            datacenter: self.datacenter,
-            dns_domain: self.dns_domain,
+            datacenter: self.registered.datacenter,
+            dns_domain: self.registered.dns_domain,
             resync: self.resync,
             once: self.once.then_some(self.timeout),
             admin_addr: self.admin_addr,
