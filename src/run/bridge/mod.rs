@@ -3,12 +3,26 @@
 //! One task owns the whole state and runs one loop over what the watches say, what Consul
 //! answers, timers and the admin server's questions. Writes and readings are futures that the
 //! same loop polls: there is no lock around the state and no queue of work.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `introduction` | the handshake with both sides before the first write (invariant 3) |
+//! | `leadership` | which of several bridges writes (invariant 9) |
+//! | `writing` | sends writes and takes their answers |
+//! | `drift` | when Consul was heard, and when it is looked at again |
+//! | `reading` | looks whether Consul is as it was left |
+//! | `signs` | the token, the sentinel, Consul's leader, the cluster's identity |
+//! | `jobs` | what is under way beside the loop: requests to both sides |
+//! | `shown` | which service IDs a listing has shown |
+//! | `telling` | logs, Events, metrics, readiness, `/status` |
 
 mod drift;
 pub(super) mod introduction;
 pub(super) mod jobs;
 mod leadership;
+mod reading;
 mod shown;
+mod signs;
 mod telling;
 mod writing;
 

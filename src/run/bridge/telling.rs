@@ -257,8 +257,7 @@ impl Bridge {
         if let Some(standby) = self.leadership.describe().filter(|_| !self.leadership.may_read()) {
             return standby;
         }
-        let trouble =
-            self.drift.trouble.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let trouble = self.drift.trouble().map(|why| format!(" ({why})")).unwrap_or_default();
         if self.drift.progress() < Progress::NamesKnown || !self.drift.is_heard() {
             return format!("waiting for Consul{trouble}");
         }
@@ -307,7 +306,7 @@ impl Bridge {
                 url: self.consul.url().to_owned(),
                 version: agent.map(|agent| agent.version.clone()),
                 datacenter: agent.map(|agent| agent.datacenter.clone()),
-                trouble: self.drift.trouble.clone(),
+                trouble: self.drift.trouble().map(ToOwned::to_owned),
             },
             counts: Counts {
                 services: self.state.world().service_count(),
