@@ -144,7 +144,8 @@ impl Bridge {
         match report {
             Report::InStep { service, written, removed, instances } => {
                 let (namespace, name) = (&service.namespace, &service.name);
-                tracing::info!(%namespace, service = %name, instances, written, removed, "registered");
+                let what = if written == 0 { "deregistered" } else { "registered" };
+                tracing::info!(%namespace, service = %name, instances, written, removed, "{what}");
             }
             Report::Problem(kind, key, problem) => self.tell_problem(kind, key, problem),
             Report::Solved(kind, key, problem) => {
