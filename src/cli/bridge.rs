@@ -25,7 +25,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused for safe
 
 /// `bridge`.
 #[derive(Clone, Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct BridgeArgs {
     /// Name of this cluster: marks its records in Consul
     #[arg(long, env = "KUBE_CONSUL_CLUSTER", default_value = "kubernetes", value_name = "NAME")]
@@ -48,24 +47,8 @@ pub struct BridgeArgs {
 
     #[command(flatten)]
     registered: RegisteredArgs,
-
-    /// Make removals at the start that options ask for, however many
-    #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
-    allow_removals: bool,
-    /// Least time between two readings of Consul that look for drift
-    #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
-    resync: Duration,
-    /// Synchronize once and exit: 0 when all is in step, 1 when not
-    #[arg(long, env = "KUBE_CONSUL_ONCE")]
-    once: bool,
-    /// With --once, and for plan: how long each side may take to be reached
-    #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
-    timeout: Duration,
-    /// Where /livez, /readyz, /metrics and /status are served
-    /// [default: [::]:9655, or 0.0.0.0:9655 without IPv6]
-    #[arg(long, env = "KUBE_CONSUL_ADMIN_ADDR", value_name = "ADDRESS")]
-    admin_addr: Option<SocketAddr>,
-
+    #[command(flatten)]
+    running: RunningArgs,
     #[command(flatten)]
     kubernetes: KubernetesArgs,
     #[command(flatten)]
@@ -121,6 +104,28 @@ pub struct RegisteredArgs {
     dns_domain: Option<String>,
 }
 
+/// How it runs. Under no heading: that of the flags before would go on.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = None::<&'static str>)]
+pub struct RunningArgs {
+    /// Make removals at the start that options ask for, however many
+    #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
+    allow_removals: bool,
+    /// Least time between two readings of Consul that look for drift
+    #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    resync: Duration,
+    /// Synchronize once and exit: 0 when all is in step, 1 when not
+    #[arg(long, env = "KUBE_CONSUL_ONCE")]
+    once: bool,
+    /// With --once, and for plan: how long each side may take to be reached
+    #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    timeout: Duration,
+    /// Where /livez, /readyz, /metrics and /status are served
+    /// [default: [::]:9655, or 0.0.0.0:9655 without IPv6]
+    #[arg(long, env = "KUBE_CONSUL_ADMIN_ADDR", value_name = "ADDRESS")]
+    admin_addr: Option<SocketAddr>,
+}
+
 /// Where registrations are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SinkKind {
@@ -161,8 +166,8 @@ impl BridgeArgs {
         mut self,
     ) -> Result<(Options, Duration), Box<dyn std::error::Error>> {
         // Whatever the bridge is told, a plan is made once.
-        self.once = false;
-        let timeout = self.timeout;
+        self.running.once = false;
+        let timeout = self.running.timeout;
         self.options().map(|options| (options, timeout))
     }
 
@@ -196,7 +201,7 @@ impl BridgeArgs {
                 on_conflict: self.registered.on_conflict,
                 reverse: self.registered.reverse_dns,
                 join_existing: self.registered.join_existing,
-                allow_removals: self.allow_removals,
+                allow_removals: self.running.allow_removals,
             },
             access: self.kubernetes.access(),
             environment: Environment::read(),
@@ -205,9 +210,9 @@ impl BridgeArgs {
             adopt: self.adopt,
             datacenter: self.registered.datacenter,
             dns_domain: self.registered.dns_domain,
-            resync: self.resync,
-            once: self.once.then_some(self.timeout),
-            admin_addr: self.admin_addr,
+            resync: self.running.resync,
+            once: self.running.once.then_some(self.running.timeout),
+            admin_addr: self.running.admin_addr,
         })
     }
 
@@ -221,7 +226,7 @@ impl BridgeArgs {
             }
             return Ok(SinkOptions::Agent);
         }
-        if self.leader_elect && self.once {
+        if self.leader_elect && self.running.once {
             return Err(Conflict::ElectedOnce);
         }
         if let Some(name) = self.node_name.as_ref().filter(|name| !is_node_name(name)) {
