@@ -84,7 +84,9 @@ impl Bridge {
                 let write = jobs::write(self.term, self.sink.clone(), groups);
                 self.requests.send(write.boxed());
             }
-            single.into_iter().for_each(|request| self.requests.send(request));
+            for request in single {
+                self.requests.send(request);
+            }
         }
     }
 
