@@ -265,11 +265,10 @@ impl Kubernetes {
 
     /// A program of the cluster by its name, to pause or to kill it.
     pub fn program(&self, name: &str) -> Result<&Program> {
-        let names = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"];
-        let index = names.iter().position(|known| *known == name);
-        index
-            .and_then(|index| self.programs.get(index))
-            .with_context(|| format!("no program '{name}', expected one of {}", names.join(", ")))
+        self.programs.iter().find(|program| program.name() == name).with_context(|| {
+            let names: Vec<&str> = self.programs.iter().map(Program::name).collect();
+            format!("no program '{name}', expected one of {}", names.join(", "))
+        })
     }
 
     /// Writes a kubeconfig file for a token.
