@@ -10,8 +10,8 @@ use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul_stack::{
-    Consul, ConsulOptions, Data, Fault, HttpRecorder, Kubernetes, Port, Program, ProgramOptions,
-    Recorded, eventually,
+    Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, Kubernetes, Port, Program,
+    ProgramOptions, Recorded, eventually,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -137,16 +137,45 @@ impl Shop {
     }
 }
 
+/// A pod `web` as the API server writes it, with a readiness probe.
+fn pod_at(address: SocketAddr, probe: &Value) -> String {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "namespace": "ns", "labels": {"consul": "web"}},
+        "spec": {"containers": [{
+            "name": "app", "ports": [{"name": "main", "containerPort": address.port()}],
+            "readinessProbe": probe,
+        }]},
+        "status": {"podIP": address.ip()},
+    });
+    pod.to_string()
+}
+
+/// The hook of that pod, where this is all of its API server.
+fn hook_at(api: SocketAddr, consul: &Consul, arguments: &str) -> ProgramOptions {
+    hook(consul.url(), &format!("{arguments} --kube-url http://{api}"))
+        .env("KUBERNETES_POD_NAME", "web")
+        .env("KUBERNETES_POD_NAMESPACE", "ns")
+}
+
 async fn consul() -> Result<Consul> {
     Consul::start(ConsulOptions::dev()).await
 }
 
 /// Answers each request with this status and body, from now on.
 async fn serve(address: SocketAddr, status: u16, body: String) -> Result<SocketAddr> {
+    serve_in_turn(address, vec![(status, body)]).await
+}
+
+/// The same, with an answer for each request; the last for all that follow.
+async fn serve_in_turn(address: SocketAddr, answers: Vec<(u16, String)>) -> Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
+        let mut turn = 0;
         while let Ok((mut stream, _)) = listener.accept().await {
+            let (status, body) = &answers[turn.min(answers.len() - 1)];
+            turn += 1;
             let answer = format!(
                 "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
@@ -234,6 +263,80 @@ async fn a_pod_without_the_label_or_the_right_is_not_registered() -> Result<()> 
     let absent = shop.hook(consul.url(), "register k8s").env("KUBERNETES_POD_NAME", "nope");
     let told = ended(absent, 1).await?.stderr();
     ensure!(told.contains("HTTP 404"), "{told}");
+
+    let empty = Patch::Merge(json!({"metadata": {"labels": {"consul": ""}}}));
+    shop.pods()?.patch("web", &PatchParams::default(), &empty).await?;
+    let told = ended(shop.hook(consul.url(), "register k8s"), 2).await?.stderr();
+    ensure!(told.contains("label consul of pod"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_that_lost_its_label_deregisters_what_it_registered() -> Result<()> {
+    let (shop, consul) = tokio::try_join!(Shop::open(), consul())?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    ended(shop.hook(consul.url(), "register k8s"), 0).await?;
+    // Another pod's at the same address, this pod's from another, and one that is no hook's.
+    let tags = |pod: &str| {
+        json!([format!("k8sPodName: {pod}"), format!("k8sPodNamespace: {}", shop.namespace)])
+    };
+    let others = [
+        ("10.9.9.8_8080", "10.9.9.8", "web"),
+        ("10.9.9.9_1", "10.9.9.9", "web-2"),
+        ("web-1", "10.9.9.9", "web"),
+    ];
+    for (id, address, pod) in others {
+        let body = json!({"ID": id, "Name": "web", "Address": address, "Tags": tags(pod)});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+    }
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"consul": null}}}));
+    shop.pods()?.patch("web", &PatchParams::default(), &patch).await?;
+    ended(shop.hook(consul.url(), "deregister k8s"), 0).await?;
+    ensure!(services(&consul).await? == others.map(|(id, _, _)| id));
+    ensure!(catalog(&consul, "web").await?.len() == others.len(), "the catalog still shows it");
+    // Whoever has nothing to remove does not need an agent for it.
+    let nowhere = shop.hook("http://127.0.0.1:1", "deregister k8s");
+    let told = ended(nowhere, 0).await?.stderr();
+    ensure!(told.contains("WARN") && told.contains("refused"), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
+    let consul = consul().await?;
+    let hook = |api, arguments: &str| hook_at(api, &consul, arguments);
+    // It takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    for verb in ["register", "deregister"] {
+        let start = Instant::now();
+        let hung = hook(silent.local_addr()?, &format!("{verb} k8s --get-pod-timeout 1s"));
+        let told = ended(hung, 1).await?.stderr();
+        ensure!(told.contains("expected an answer by the deadline, found none"), "{told}");
+        ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
+    let pod = pod_at("127.0.0.1:8080".parse()?, &Value::Null);
+    let answers = [(500, String::new()), (429, String::new()), (200, pod)];
+    let api = serve_in_turn(([127, 0, 0, 1], 0).into(), answers.to_vec()).await?;
+    ended(hook(api, "deregister k8s"), 0).await?;
+
+    // A probe that takes the connection and says nothing.
+    let address = silent.local_addr()?;
+    for (timeout, delay, found) in [
+        ("1s", 0, "found: no answer"),
+        ("3s", 0, "operation timed out"),
+        ("1s", 2, "no try: the initial delay is longer"),
+    ] {
+        let probe = json!({"httpGet": {"port": "main"}, "initialDelaySeconds": delay});
+        let pod = pod_at(address, &probe);
+        let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+        let start = Instant::now();
+        let hung = hook(api, &format!("register k8s --health-check-timeout {timeout}"));
+        let told = ended(hung, 1).await?.stderr();
+        ensure!(told.contains(found), "{told}");
+        ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
     ensure!(services(&consul).await?.is_empty());
     Ok(())
 }
@@ -307,15 +410,71 @@ async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
     ensure!(services(&consul).await?.contains(&id));
     let definition = consul.api().get("/v1/health/checks/web").await?[0].clone();
     ensure!(definition["Type"] == "http", "{definition:#}");
-    // Consul itself asks the probe's path.
+    // Clients see it at once: what the check asks was just asked with success.
     let path = format!("/v1/health/service/web?passing&filter=Service.ID==\"{id}\"");
+    let passing = consul.api().get(&path).await?;
+    ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+    // From then on Consul itself asks the probe's path.
     eventually(PATIENCE, || async {
-        let passing = consul.api().get(&path).await?;
-        ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+        // The catalog's copy takes up what a check says minutes later.
+        let checks = consul.api().get("/v1/agent/checks").await?;
+        let check = &checks[format!("service:{id}")];
+        let asked = check["Output"].as_str().is_some_and(|output| output.contains("/ready"));
+        ensure!(asked && check["Status"] == "passing", "{check:#}");
         anyhow::Ok(())
     })
     .await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn every_instance_is_tried_to_be_removed() -> Result<()> {
+    let consul = consul().await?;
+    let recorder = HttpRecorder::start(consul.url()).await?;
+    let pod = pod_at("10.9.9.9:80".parse()?, &Value::Null);
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+    let definitions =
+        json!([1, 2, 3].map(|port| json!({"port": port, "labels": {"service": "true"}})));
+    let hook = |arguments: &str| {
+        hook_at(api, &consul, arguments)
+            .env("CONSUL_HTTP_ADDR", recorder.url())
+            .env("PORT_DEFINITIONS", definitions.to_string())
+    };
+    let denied = || Fault::Answer(StatusCode::FORBIDDEN, "Permission denied".into());
+    ended(hook("register k8s"), 0).await?;
+    for (kept, told_last) in [
+        (&["_1", "_3"][..], "cannot deregister 2 of 3 instances: 10.9.9.9_1, 10.9.9.9_3"),
+        (&["_1"][..], "cannot deregister 10.9.9.9_1: "),
+    ] {
+        recorder.fault(denied(), move |it| kept.iter().any(|end| it.path.ends_with(end)));
+        let told = ended(hook("deregister k8s"), 1).await?.stderr();
+        ensure!(told.contains(told_last) && told.contains("Permission denied"), "{told}");
+        let left: Vec<_> = kept.iter().map(|end| format!("10.9.9.9{end}")).collect();
+        ensure!(services(&consul).await? == left, "{told}");
+        recorder.mend();
+    }
+    // One that cannot be registered is an error, whatever became of the others.
+    recorder.fault(denied(), |it| it.body.windows(12).any(|text| text == b"\"10.9.9.9_2\""));
+    let told = ended(hook("register k8s"), 1).await?.stderr();
+    ensure!(told.contains("cannot register 10.9.9.9_2: ") && told.contains("denied"), "{told}");
+    Ok(())
+}
+
+/// The application is a Consul too, with a certificate that nobody else trusts.
+#[tokio::test]
+async fn a_probe_by_https_takes_any_certificate() -> Result<()> {
+    let application = ConsulOptions::dev().tls(&Authority::new("the application's")?, false)?;
+    let (consul, application) = tokio::try_join!(consul(), Consul::start(application))?;
+    let get = json!({"path": "/v1/status/leader", "port": "main", "scheme": "HTTPS"});
+    let pod = pod_at(application.address(), &json!({"httpGet": get, "periodSeconds": 1}));
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+    ended(hook_at(api, &consul, "register k8s --health-check-timeout 5s"), 0).await?;
+    eventually(PATIENCE, || async {
+        let passing = consul.api().get("/v1/health/service/web?passing").await?;
+        ensure!(passing.as_array().is_some_and(|it| it.len() == 1), "{passing}");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -345,6 +504,24 @@ async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
     ended(hung, 1).await?;
     ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     consul.resume().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_whose_name_cannot_be_told_is_removed() -> Result<()> {
+    let consul = consul().await?;
+    let recorder = HttpRecorder::start(consul.url()).await?;
+    let failure = Fault::Answer(StatusCode::INTERNAL_SERVER_ERROR, "rpc error".into());
+    for fault in [failure, Fault::Delay(PATIENCE), Fault::DropBefore] {
+        let body = json!({"ID": "10.0.0.1_80", "Name": "web"});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+        recorder.fault(fault, |it| it.path.starts_with("/v1/agent/service/10.0.0.1_80"));
+        let arguments = "deregister cli --service-id 10.0.0.1_80 --timeout 4s";
+        let told = ended(hook(&recorder.url(), arguments), 0).await?.stderr();
+        ensure!(told.contains("cannot tell when the catalog no longer has it"), "{told}");
+        ensure!(services(&consul).await?.is_empty());
+        recorder.mend();
+    }
     Ok(())
 }
 
@@ -438,6 +615,29 @@ async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Resul
     let told = ended(deregister.env("CONSUL_HTTP_TOKEN", LIMITED), 0).await?.stderr();
     ensure!(!told.contains("WARN"), "{told}");
     ensure!(catalog(&consul, "web").await?.is_empty());
+    Ok(())
+}
+
+/// An earlier owner of the address left it, under a name that is not the pod's.
+#[tokio::test]
+async fn a_stale_twin_that_may_not_be_removed_keeps_no_pod_from_registering() -> Result<()> {
+    let (shop, consul) =
+        tokio::try_join!(Shop::open(), Consul::start(ConsulOptions::dev().acl(MANAGEMENT)))?;
+    let rules = "service \"web\" { policy = \"write\" }";
+    consul.api().put("/v1/acl/policy", &json!({"Name": "hook", "Rules": rules})).await?;
+    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
+    consul.api().put("/v1/acl/token", &token).await?;
+    let stale = json!({"ID": "10.9.9.9_8080-secured", "Name": "other-secured"});
+    consul.api().put("/v1/agent/service/register", &stale).await?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    let register = shop.hook(consul.url(), "register k8s --wait-catalog 0s");
+    let told = ended(register.clone().env("CONSUL_HTTP_TOKEN", LIMITED), 0).await?.stderr();
+    ensure!(told.contains("10.9.9.9_8080-secured") && told.contains("service:write"), "{told}");
+    ensure!(services(&consul).await? == ["10.9.9.9_8080", "10.9.9.9_8080-secured"]);
+    // A token that Consul does not know is told before the probe is waited for.
+    let told = ended(register.env("CONSUL_HTTP_TOKEN", UNKNOWN), 1).await?.stderr();
+    ensure!(told.contains("cannot deregister 10.9.9.9_8080-secured"), "{told}");
     Ok(())
 }
 
@@ -562,6 +762,12 @@ async fn the_old_command_lines_work_word_for_word() -> Result<()> {
             "10.9.9.9_8080",
         ),
         (
+            // As its library for flags allows.
+            "/hooks/consul-registration-hook -consul-acl-file /consul-acl/token register k8s -get-pod-timeout 20s -health-check-timeout=5m0s",
+            "/hooks/consul-registration-hook deregister k8s -get-pod-timeout=20s",
+            "10.9.9.9_8080",
+        ),
+        (
             "/hooks/consul-registration-hook register mesos",
             "/hooks/consul-registration-hook deregister mesos",
             "10.8.8.8_31000",
@@ -579,6 +785,7 @@ async fn the_old_command_lines_work_word_for_word() -> Result<()> {
     }
     // Under this name it is the hook and nothing else.
     ended(line("/hooks/consul-registration-hook bridge"), 2).await?;
+    ended(line("/hooks/consul-registration-hook -v"), 0).await?;
     Ok(())
 }
 
