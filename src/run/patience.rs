@@ -94,3 +94,37 @@ impl Hush {
         may
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+    use std::pin::pin;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("nobody there")]
+    struct Away(#[source] io::Error);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_tries_until_it_works_and_says_why_it_waits() {
+        let (waits, failures) = (Waits::default(), Cell::new(0));
+        let attempt = || async {
+            if failures.get() == 10 {
+                return Ok("there");
+            }
+            failures.set(failures.get() + 1);
+            Err(Away(io::Error::other("refused")))
+        };
+        let mut wait = pin!(patiently("for it", &waits, attempt));
+        assert!(wait.as_mut().now_or_never().is_none());
+        assert_eq!(waits.reason().as_deref(), Some("waiting for it: nobody there: refused"));
+        let began = Instant::now();
+        assert_eq!(wait.await, "there");
+        assert!(began.elapsed() < 2 * 10 * LONGEST_DELAY, "{:?}", began.elapsed());
+        assert_eq!((failures.get(), waits.reason()), (10, None));
+    }
+}

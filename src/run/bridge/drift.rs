@@ -356,4 +356,19 @@ mod tests {
         drift.reading_failed = false;
         assert!(drift.may_hurry());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_catalog_lacks_for_long_the_agent_was_refused() {
+        let mut drift = Drift::new(Duration::from_mins(1), 0);
+        let mut lacks = |ids: &[&str]| {
+            let (refused, no_others) = drift.catalog_lacks(ids.iter().map(|&id| id.into()));
+            (refused.iter().map(|id| &**id).collect::<String>(), no_others)
+        };
+        assert_eq!(lacks(&["a", "b"]), (String::new(), false));
+        tokio::time::advance(CATALOG_DELAY).await;
+        assert_eq!(lacks(&["a", "c"]), ("a".to_owned(), false), "c only since now");
+        assert_eq!(lacks(&["a"]), ("a".to_owned(), true));
+        assert_eq!(lacks(&[]), (String::new(), true));
+        assert_eq!(lacks(&["a"]), (String::new(), false), "it was there in between");
+    }
 }
