@@ -263,14 +263,6 @@ impl Kubernetes {
         &self.folder
     }
 
-    /// A program of the cluster by its name, to pause or to kill it.
-    pub fn program(&self, name: &str) -> Result<&Program> {
-        self.programs.iter().find(|program| program.name() == name).with_context(|| {
-            let names: Vec<&str> = self.programs.iter().map(Program::name).collect();
-            format!("no program '{name}', expected one of {}", names.join(", "))
-        })
-    }
-
     /// Writes a kubeconfig file for a token.
     pub fn kubeconfig_for(&self, token: &str) -> Result<PathBuf> {
         self.kubeconfig_at(&self.url(), token)

@@ -164,11 +164,6 @@ impl Program {
         Ok(Self { name: name.to_owned(), pid, signals, exit, output })
     }
 
-    /// What it was called at its start.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
