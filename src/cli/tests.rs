@@ -148,7 +148,8 @@ fn flag_table(subcommand: &str) -> String {
             format!("`{}`", default.join(","))
         };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let help = help.replace('\n', " ");
+        // What is in angle brackets would be taken for HTML.
+        let help = help.replace('\n', " ").replace('<', "\\<");
         writeln!(table, "| `--{long}{value}` | {default} | {help} |").unwrap();
     }
     table

@@ -1,4 +1,13 @@
 //! One subcommand each: the loop that joins the core and the edges.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`bridge`] | keeps Consul in step with the Services of the cluster |
+//! | [`plan`] | shows what `bridge` would change now, and changes nothing |
+//! | [`purge`] | removes everything that one cluster owns in Consul |
+//! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
+//! | [`install`] | copies the program into a volume |
+//! | `patience` | waits for a side that cannot be reached yet |
 
 pub mod bridge;
 pub mod hook;
