@@ -13,8 +13,7 @@ use super::names::ClusterName;
 /// (invariant 2).
 pub const CLUSTER_META: &str = "kube-consul-cluster";
 
-/// Meta key that says which system a registration comes from; the convention is Consul's own, and
-/// its UI shows it.
+/// Meta key that says which system a registration comes from.
 pub const SOURCE_META: &str = "external-source";
 
 /// The value of [`SOURCE_META`] that bridges set, and consul-k8s's catalog sync too.
