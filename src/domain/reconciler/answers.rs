@@ -19,6 +19,12 @@ impl Reconciler {
     /// Takes the answer to one write.
     pub fn answered(&mut self, record: &RecordKey, answer: Answer, now: Moment) {
         let Some((mut track, sent)) = self.take_track(record) else { return };
+        if self.stands_by() {
+            if matches!(answer, Answer::Unanswered(_)) {
+                self.uncertain_until = Some(now + MAY_STILL_APPLY);
+            }
+            return self.forget_answered(&track.service, record);
+        }
         match answer {
             Answer::Applied { index } => {
                 self.applied(&track, record, sent, index);
@@ -84,6 +90,9 @@ impl Reconciler {
     ) {
         let record = RecordKey::Reverse(key.into());
         let Some((mut track, _)) = self.take_track(&record) else { return };
+        if self.stands_by() {
+            return self.forget_answered(&track.service, &record);
+        }
         match found {
             Ok(found) => {
                 self.note_reverse(key, found.as_ref());

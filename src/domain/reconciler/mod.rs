@@ -23,6 +23,7 @@ mod queue;
 mod read_back;
 mod repairs;
 mod reverse;
+mod standby;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -142,6 +143,8 @@ pub enum Report {
     Problem(Kind, ObjectKey, Problem),
     /// An object no longer has this problem.
     Solved(Kind, ObjectKey, Problem),
+    /// It is no longer known here whether the object has this problem: another one leads.
+    Withdrawn(Kind, ObjectKey, Problem),
     /// Removals are held back.
     Held {
         /// Why.
@@ -317,8 +320,8 @@ impl Reconciler {
             }
         };
         self.guard.unsuspect(kind, &key);
-        // The problems of a Service are told when it is planned.
-        if kind != Kind::Service || !problems.is_empty() {
+        // The problems of a Service are told when it is planned, which a standby never does.
+        if kind != Kind::Service || !problems.is_empty() || self.phase != Phase::Running {
             self.set_problems(kind, &key, problems);
         }
         let concerned = self.concerned_by_unread(kind, &key);
@@ -368,19 +371,6 @@ impl Reconciler {
         self
     }
 
-    /// Nothing more is written until Consul is read back again: another one leads. What
-    /// Kubernetes shows is taken further on.
-    pub fn step_down(&mut self) {
-        self.phase = Phase::Loading { read_back: false };
-        if let Some((service, _)) = self.planned.take() {
-            self.dirty.push(service);
-        }
-        self.abort_read_back();
-        self.guard.start_over();
-        // Others may hold a name by the time this one leads again: it must be asked for anew.
-        self.foreign = None;
-    }
-
     /// Sets what reverse records end with; `None`: none can be written.
     pub fn set_reverse_zone(&mut self, zone: Option<ReverseZone>) {
         if self.zone != zone {
@@ -397,12 +387,12 @@ impl Reconciler {
         };
         let all = before.keys().chain(names.keys());
         let changed = all.filter(|name| before.get(*name) != names.get(*name));
-        for name in changed {
-            for claimant in self.names.claimants(name) {
-                self.dirty.push(claimant);
-            }
-        }
+        let concerned: Vec<ObjectKey> =
+            changed.flat_map(|name| self.names.claimants(name)).collect();
         self.foreign = Some(names);
+        for claimant in concerned {
+            self.mark_dirty(claimant);
+        }
     }
 
     /// Sets the service IDs that the agent has and the catalog lacks, for longer than the agent
@@ -515,6 +505,9 @@ impl Reconciler {
     }
 
     fn mark_all_dirty(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
         if let Some((service, _)) = self.planned.take() {
             self.dirty.push(service);
         }

@@ -81,6 +81,8 @@ impl Reconciler {
             }
             // What is on it is shown by the next reading.
             NamespaceNodeAnswer::InUse | NamespaceNodeAnswer::Fenced => {}
+            // Whoever leads now finds it, and tells it.
+            NamespaceNodeAnswer::Foreign { .. } if self.stands_by() => {}
             NamespaceNodeAnswer::Foreign { node, ids } => {
                 let ids = ids.join(", ");
                 problems.insert(Problem::new(

@@ -50,10 +50,7 @@ struct Simulation {
 impl Simulation {
     fn new(settings: Settings) -> Self {
         let mut bridge = Reconciler::new(settings);
-        bridge.set_reverse_zone(Some(ReverseZone {
-            datacenter: "dc1".into(),
-            domain: "consul".into(),
-        }));
+        bridge.set_reverse_zone(zone());
         bridge.set_foreign_names(ForeignNames::new());
         Self {
             bridge,
@@ -102,6 +99,12 @@ impl Simulation {
 
     fn read_back(&mut self) {
         self.bridge.begin_read_back(self.now);
+        self.show();
+        self.bridge.finish_read_back(self.now);
+    }
+
+    /// What a reading under way shows.
+    fn show(&mut self) {
         for registration in self.registrations.values() {
             let observed = ObservedRegistration { registration: registration.clone(), index: 0 };
             self.bridge.observed_registration(&observed);
@@ -112,7 +115,6 @@ impl Simulation {
         for namespace in &self.nodes {
             self.bridge.observed_node(namespace);
         }
-        self.bridge.finish_read_back(self.now);
     }
 
     /// A reading, and after it the names that others hold: none.
@@ -269,6 +271,10 @@ fn cluster() -> crate::domain::names::ClusterName {
 
 fn settings() -> Settings {
     Settings::new(cluster())
+}
+
+fn zone() -> Option<ReverseZone> {
+    Some(ReverseZone { datacenter: "dc1".into(), domain: "consul".into() })
 }
 
 fn key(name: &str) -> ObjectKey {

@@ -371,3 +371,99 @@ fn one_that_is_deposed_while_it_holds_back_holds_back_again() {
     assert!(simulation.bridge.is_holding());
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (30, 30));
 }
+
+#[test]
+fn a_deposed_leader_tells_no_more_than_one_that_has_never_led() {
+    let mut simulation = with_nodes(2);
+    let mut odd = numbered(3);
+    odd.annotations.insert("kube-consul.io/service-weight".into(), "heavy".into());
+    simulation.seen(SeenObject::Service(key("s3"), odd));
+    simulation.seen(SeenObject::Undecodable(Kind::Service, key("s4"), "no".to_owned()));
+    simulation.seen(service_seen(5));
+    let of_s5 = |write: &Write| matches!(write, Write::Register(it) if it.id.contains("_s5_"));
+    simulation.step(&mut |write| if of_s5(write) { Fate::Denied } else { Fate::Applied });
+    let reasons = |simulation: &Simulation| -> Vec<Reason> {
+        simulation.bridge.problems().iter().map(|(_, _, it)| it.reason).collect()
+    };
+    let told = [Reason::InvalidAnnotation, Reason::Undecodable, Reason::Denied];
+    assert_eq!(reasons(&simulation), told);
+    simulation.take_sent();
+    simulation.bridge.take_reports();
+
+    simulation.bridge.step_down();
+    let reports = simulation.bridge.take_reports();
+    let withdrawn: Vec<_> = reports
+        .iter()
+        .map(|report| match report {
+            Report::Withdrawn(Kind::Service, service, it) => (&*service.name, it.reason),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(withdrawn, [("s3", Reason::InvalidAnnotation), ("s5", Reason::Denied)]);
+    let ledger = simulation.bridge.ledger();
+    assert_eq!((ledger.registration_count(), ledger.reverse_count()), (0, 0));
+    assert_eq!((simulation.bridge.backlog(), simulation.bridge.next_timer()), (0, None));
+    assert_eq!(reasons(&simulation), [Reason::Undecodable], "what it sees itself");
+    simulation.seen(service_seen(4));
+    assert_eq!(reasons(&simulation), []);
+    simulation.seen(SeenObject::Undecodable(Kind::Service, key("s4"), "no".to_owned()));
+    simulation.bridge.set_reverse_zone(None);
+    assert_eq!(simulation.bridge.backlog(), 0, "it plans nothing");
+    simulation.bridge.set_reverse_zone(zone());
+    simulation.bridge.take_reports();
+
+    simulation.read_all();
+    simulation.step(&mut |write| if of_s5(write) { Fate::Denied } else { Fate::Applied });
+    // Of s4 something is known by now.
+    assert_eq!(simulation.take_sent(), 3, "s5, and s4 with its reverse record");
+    assert_eq!(reasons(&simulation), told);
+    let reports = simulation.bridge.take_reports();
+    let news = reports.iter().filter(|report| matches!(report, Report::Problem(..)));
+    assert_eq!(news.count(), 2, "{reports:?}");
+}
+
+#[test]
+fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair() {
+    let failed = || Answer::Failed("no leader".to_owned());
+    let unanswered = || Answer::Unanswered("timeout".to_owned());
+    for (answer, is_applied) in [
+        (None, true),
+        (Some(failed()), false),
+        (Some(unanswered()), true),
+        (Some(unanswered()), false),
+    ] {
+        for moment in ["before the reading", "during it", "after it"] {
+            let row = format!("{answer:?} {is_applied} {moment}");
+            let mut simulation = with_nodes(1);
+            simulation.seen(slice_seen(1, false));
+            let actions = simulation.bridge.next_actions(simulation.now, 9);
+            let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+            let [write] = &**writes else { panic!("{writes:?}") };
+            simulation.bridge.step_down();
+            simulation.deleted(Kind::Service, "s1");
+            let applied = is_applied.then(|| simulation.apply(write.clone()));
+            let answer = answer.clone().or(applied).unwrap();
+            if moment == "before the reading" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+                assert_eq!(simulation.bridge.ledger().registration_count(), 0, "{row}");
+                assert_eq!(simulation.bridge.backlog(), 0, "{row}");
+            }
+            simulation.bridge.begin_read_back(simulation.now);
+            if moment == "during it" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+            }
+            simulation.show();
+            simulation.bridge.finish_read_back(simulation.now);
+            if moment == "after it" {
+                simulation.bridge.answered(&write.key(), answer, simulation.now);
+            }
+            simulation.bridge.set_foreign_names(ForeignNames::new());
+            simulation.settle();
+            assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{row}");
+            assert!(simulation.bridge.is_settled(), "{row}");
+            let reports = simulation.bridge.take_reports();
+            let repaired = reports.iter().any(|it| matches!(it, Report::Repaired(_)));
+            assert!(!repaired, "{row}: {reports:?}");
+        }
+    }
+}
