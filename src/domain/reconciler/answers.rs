@@ -226,8 +226,8 @@ impl Reconciler {
 
     fn registration_gone(&mut self, service: &ObjectKey, id: &str) {
         self.ledger.deregistered(service, id);
-        if self.has_nodes && self.ledger.count_in(&service.namespace) == 0 {
-            self.nodes.emptied(&service.namespace);
+        if self.target.has_namespace_nodes() && self.ledger.count_in(&service.namespace) == 0 {
+            self.namespace_nodes.emptied(&service.namespace);
         }
     }
 

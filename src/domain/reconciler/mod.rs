@@ -24,6 +24,7 @@ mod read_back;
 mod repairs;
 mod reverse;
 mod standby;
+mod target;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use self::outage::Outage;
 pub use self::problems::Problems;
 use self::queue::Queue;
 use self::repairs::Repairs;
+pub use self::target::Target;
 use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Blocked, Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
@@ -56,7 +58,7 @@ pub type Moment = Duration;
 pub struct Reconciler {
     settings: Settings,
     zone: Option<ReverseZone>,
-    has_nodes: bool,
+    target: Target,
     /// Consul names that others than a bridge hold; `None` while that is not known.
     foreign: Option<ForeignNames>,
     world: World,
@@ -82,7 +84,7 @@ pub struct Reconciler {
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
     guard: Guard,
-    nodes: NamespaceNodes,
+    namespace_nodes: NamespaceNodes,
     repairs: Repairs,
     outage: Outage,
     in_flight: usize,
@@ -120,9 +122,8 @@ pub enum Action {
     /// Read this reverse key; wants [`Reconciler::reverse_read`].
     ReadReverse(Box<str>),
     /// Remove the catalog's node of this namespace, on which nothing stands any more; wants
-    /// [`Reconciler::node_answered`]. Only with namespaces that have nodes: see
-    /// [`Reconciler::with_nodes`].
-    RemoveNode(Box<str>),
+    /// [`Reconciler::namespace_node_answered`]. Only with [`Target::Catalog`].
+    RemoveNamespaceNode(Box<str>),
 }
 
 /// Something that people want to know.
@@ -244,7 +245,7 @@ impl Reconciler {
             ledger: Ledger::new(settings.cluster.clone()),
             settings,
             zone: None,
-            has_nodes: false,
+            target: Target::default(),
             foreign: None,
             world: World::default(),
             node_watch: NodeWatch::default(),
@@ -260,7 +261,7 @@ impl Reconciler {
             denied: BTreeSet::new(),
             released: HashMap::new(),
             guard: Guard::default(),
-            nodes: NamespaceNodes::default(),
+            namespace_nodes: NamespaceNodes::default(),
             repairs: Repairs::default(),
             outage: Outage::default(),
             in_flight: 0,
@@ -364,11 +365,10 @@ impl Reconciler {
         }
     }
 
-    /// Whether each namespace has a node of its own, as in the catalog.
+    /// One whose records go there; without this, to an agent.
     #[must_use]
-    pub fn with_nodes(mut self, has_nodes: bool) -> Self {
-        self.has_nodes = has_nodes;
-        self
+    pub fn with_target(self, target: Target) -> Self {
+        Self { target, ..self }
     }
 
     /// Sets what reverse records end with; `None`: none can be written.
@@ -423,7 +423,7 @@ impl Reconciler {
             && self.dirty.is_empty()
             && self.planned.is_none()
             && self.in_flight == 0
-            && !self.nodes.is_removing()
+            && !self.namespace_nodes.is_removing()
             && !self.has_retries()
     }
 

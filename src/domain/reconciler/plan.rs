@@ -49,7 +49,7 @@ impl Reconciler {
                 self.note_sent(&service, &action);
                 actions.push(action);
             } else if let Some(service) = self.dirty.pop() {
-                if self.nodes.makes_wait(&service) {
+                if self.namespace_nodes.makes_wait(&service) {
                     continue;
                 }
                 let plan = self.plan(&service, now);
@@ -58,7 +58,7 @@ impl Reconciler {
                 } else {
                     self.planned = Some((service, plan));
                 }
-            } else if let Some(action) = self.next_empty_node(now) {
+            } else if let Some(action) = self.next_empty_namespace_node(now) {
                 actions.push(action);
             } else {
                 break;
@@ -78,7 +78,7 @@ impl Reconciler {
         } else {
             failed
         };
-        [failed, denied, self.next_node_timer()].into_iter().flatten().min()
+        [failed, denied, self.next_namespace_node_timer()].into_iter().flatten().min()
     }
 
     /// Takes up what has waited long enough.
@@ -93,7 +93,8 @@ impl Reconciler {
         }
         let mut due = Vec::new();
         for waiting in [&mut self.failed, &mut self.denied] {
-            let after = (now + Moment::from_nanos(1), ObjectKey::new("", ""));
+            // Nobody's key is the first of all.
+            let after = (now + Moment::from_nanos(1), ObjectKey::nobody());
             let later = waiting.split_off(&after);
             due.extend(std::mem::replace(waiting, later).into_iter().map(|(_, service)| service));
         }
@@ -129,7 +130,7 @@ impl Reconciler {
                 self.note_in_flight(service, RecordKey::Reverse(key.clone()), Sent::Read);
             }
             // Noted where it is chosen: it is no Service's.
-            Action::RemoveNode(_) => {}
+            Action::RemoveNamespaceNode(_) => {}
             Action::Write(writes) => {
                 for write in writes {
                     let sent = match write {
@@ -224,7 +225,7 @@ impl Reconciler {
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         // What nobody claims may be a Service's that could not be read, or that waits for nodes.
-        let is_clear = !self.world.has_unread_service() && self.has_its_nodes();
+        let is_clear = !self.world.has_unread_service() && self.needed_nodes_are_listed();
         let may_belong_to_others = key.is_nobody() && !is_clear;
         let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_others;
         if !draft.adding && may_lose {
@@ -286,6 +287,7 @@ impl Reconciler {
         draft: &mut Draft,
     ) {
         let held = self.may_not_lose(key);
+        let writes_whole = self.target.writes_groups_whole();
         for registration in desired.registrations.values() {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
@@ -309,7 +311,7 @@ impl Reconciler {
                 Some(fingerprint),
                 now,
             ) {
-                Gate::Open if self.has_nodes && draft.awaits(reverse.as_deref()) => {
+                Gate::Open if writes_whole && draft.awaits(reverse.as_deref()) => {
                     draft.adding = true;
                 }
                 Gate::Open => {
@@ -337,6 +339,7 @@ impl Reconciler {
         now: Moment,
         draft: &mut Draft,
     ) {
+        let writes_whole = self.target.writes_groups_whole();
         let mut deletes = self.reverse_deletes(key, now, draft);
         let gone: Vec<(Box<str>, Box<str>)> = self
             .ledger
@@ -348,7 +351,7 @@ impl Reconciler {
         for (id, service) in gone {
             let gate = self.gate(key, &RecordKey::Registration(id.clone()), None, now);
             let reverse = reverse_key_of_id(&id);
-            if gate == Gate::Open && self.has_nodes && draft.awaits(reverse.as_deref()) {
+            if gate == Gate::Open && writes_whole && draft.awaits(reverse.as_deref()) {
                 continue;
             }
             // It goes with its instance, and stays as long as that.

@@ -35,7 +35,7 @@ impl Bridge {
                     Action::ReadReverse(key) => {
                         self.send(jobs::read_reverse(self.consul.clone(), key));
                     }
-                    Action::RemoveNode(namespace) => {
+                    Action::RemoveNamespaceNode(namespace) => {
                         self.send(jobs::remove_node(self.term, self.sink.clone(), namespace));
                     }
                 }
@@ -67,7 +67,7 @@ impl Bridge {
             _ => self.drift.heard(),
         }
         let now = self.now();
-        self.state.node_answered(namespace, answer, now);
+        self.state.namespace_node_answered(namespace, answer, now);
     }
 
     pub(super) fn wrote(&mut self, term: Term, answers: Vec<(RecordKey, Answer)>, took: Duration) {
