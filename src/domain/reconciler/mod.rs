@@ -25,6 +25,7 @@ mod repairs;
 mod reverse;
 mod standby;
 mod target;
+mod track;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -38,13 +39,14 @@ pub use self::problems::Problems;
 use self::queue::Queue;
 use self::repairs::Repairs;
 pub use self::target::Target;
+use self::track::{Track, Trouble, Unit};
 use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Blocked, Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
 use super::names::{ForeignNames, Holders, ObjectKey, lookup_form};
 use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
-use super::record::{Fingerprint, RecordKey, Write};
+use super::record::{RecordKey, Write};
 use super::registration_id::service_of_id;
 use super::reverse_dns::ReverseZone;
 use super::settings::{OnConflict, Settings};
@@ -77,10 +79,10 @@ pub struct Reconciler {
     units: HashMap<ObjectKey, Unit>,
     /// Records with a write in flight or in trouble.
     tracks: HashMap<RecordKey, Track>,
-    /// Services with writes that failed, by the moment of the next try.
-    failed: BTreeSet<(Moment, ObjectKey)>,
-    /// Services with writes that were denied or keep failing, likewise.
-    denied: BTreeSet<(Moment, ObjectKey)>,
+    /// Services with records in a [`Trouble::Transient`], by the moment of the next try.
+    retry_soon: BTreeSet<(Moment, ObjectKey)>,
+    /// Services with records in a [`Trouble::Lasting`], likewise.
+    retry_late: BTreeSet<(Moment, ObjectKey)>,
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
     guard: Guard,
@@ -164,78 +166,6 @@ pub enum Report {
     Repaired(usize),
 }
 
-/// What is under way for one Service.
-#[derive(Debug, Default)]
-struct Unit {
-    in_flight: usize,
-    written: usize,
-    removed: usize,
-    /// Its records that have a [`Track`].
-    troubled: BTreeSet<RecordKey>,
-}
-
-/// A record with a write in flight or in trouble.
-#[derive(Debug)]
-struct Track {
-    service: ObjectKey,
-    /// What was sent and not yet answered.
-    sent: Option<Sent>,
-    /// Services that passed it over because a write was in flight: its own, or others that
-    /// share a reverse key.
-    again: BTreeSet<ObjectKey>,
-    /// Whether the token changed while a write was in flight.
-    old_token: bool,
-    /// How often in a row it failed.
-    attempt: u32,
-    /// How often in a row it failed although Consul answered others.
-    lonely: u32,
-    /// [`Outage::answers`] when it was sent or failed last.
-    answers: u64,
-    trouble: Option<Trouble>,
-}
-
-/// A write in flight: what the ledger has to note once it is answered.
-#[derive(Clone, Debug)]
-enum Sent {
-    Register { name: Box<str>, fingerprint: Fingerprint, critical: bool },
-    Deregister,
-    PutReverse(Fingerprint),
-    DeleteReverse,
-    Read,
-}
-
-/// Why a record is not as it ought to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Trouble {
-    /// It passes: try again at that moment.
-    Failed(Moment, String),
-    /// A right is missing: try again at that moment.
-    Denied(Moment, String),
-    /// It should pass, and does not for this record alone: try again at that moment.
-    Failing(Moment, String),
-    /// Consul does not take this content.
-    Refused(Fingerprint, String),
-    /// Somebody else keeps changing it: left alone until that moment.
-    Contested(Moment, String),
-}
-
-// === impl Track ===
-
-impl Track {
-    fn new(service: &ObjectKey) -> Self {
-        Self {
-            service: service.clone(),
-            sent: None,
-            again: BTreeSet::new(),
-            old_token: false,
-            attempt: 0,
-            lonely: 0,
-            answers: 0,
-            trouble: None,
-        }
-    }
-}
-
 // === impl Reconciler ===
 
 impl Reconciler {
@@ -257,8 +187,8 @@ impl Reconciler {
             planned: None,
             units: HashMap::new(),
             tracks: HashMap::new(),
-            failed: BTreeSet::new(),
-            denied: BTreeSet::new(),
+            retry_soon: BTreeSet::new(),
+            retry_late: BTreeSet::new(),
             released: HashMap::new(),
             guard: Guard::default(),
             namespace_nodes: NamespaceNodes::default(),
@@ -430,8 +360,8 @@ impl Reconciler {
     /// Whether a write that failed waits for its next try. One that nobody waits for does not
     /// count: what it was to bring is not wanted at the moment.
     fn has_retries(&self) -> bool {
-        let failed = |track: &Track| matches!(track.trouble, Some(Trouble::Failed(..)));
-        !self.failed.is_empty() && self.tracks.values().any(failed)
+        let waits = |track: &Track| matches!(track.trouble, Some(Trouble::Transient { .. }));
+        !self.retry_soon.is_empty() && self.tracks.values().any(waits)
     }
 
     /// Whether removals are held back.

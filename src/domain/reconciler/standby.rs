@@ -35,8 +35,8 @@ impl Reconciler {
     fn forget_work(&mut self) {
         self.dirty = Queue::default();
         self.planned = None;
-        self.failed.clear();
-        self.denied.clear();
+        self.retry_soon.clear();
+        self.retry_late.clear();
         self.tracks.retain(|_, track| track.sent.is_some());
         self.tracks.shrink_to_fit();
         let tracks = &self.tracks;
