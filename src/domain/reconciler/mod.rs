@@ -1,14 +1,41 @@
 //! The state of a bridge, as a machine without I/O: what Kubernetes shows and what Consul
 //! answers go in, the next writes come out.
 //!
+//! | file | what it is |
+//! |---|---|
+//! | `mod` | the state, and what comes from Kubernetes and from the operator |
+//! | `plan` | from a Service that may have changed to its writes |
+//! | `reverse` | its reverse records |
+//! | `track` | what is under way, and what is wrong with a record |
+//! | `answers` | what Consul's answers mean |
+//! | `outage` | when writes are tried again, and whether Consul takes any |
+//! | `read_back` | what a reading of Consul says of the ledger |
+//! | `repairs` | records that somebody else keeps changing |
+//! | `guard` | holds back removals that a list's silence would cause |
+//! | `nodes` | Kubernetes' nodes, which are watched only at times |
+//! | `namespace_nodes` | the catalog's nodes for namespaces |
+//! | `standby` | a leader that is deposed |
+//! | `target` | what the agent and the catalog want differently |
+//! | `problems` | the problems of all objects |
+//! | `queue` | each Service once, in the order in which they came |
+//!
 //! Kept here:
 //! - Nothing is removed out of ignorance (invariant 1): nothing is written before every kind is
-//!   listed and Consul is read back; what a list no longer shows passes the [`guard`].
-//! - It converges (invariant 4): whatever a write's fate, its Service is planned again.
+//!   listed and Consul is read back (`Phase`); what a list no longer shows passes the `guard`; only
+//!   a complete reading says that a record is gone (`read_back`); of Services whose nodes are not
+//!   listed, or that cannot be read, nothing is taken (`plan`, `nodes`).
+//! - Only our own records are touched (invariant 2): foreign names and reverse keys stay as they
+//!   are (`permit`, `reverse`), a namespace node with something foreign too (`namespace_nodes`).
+//! - It converges (invariant 4): whatever a write's fate, its Service is planned again (`answers`).
 //! - Equal means silent (invariant 5): writes are the difference between what is desired and
-//!   what is known.
-//! - Newer wins (invariant 6): a record with a write in flight is left alone until its answer.
-//! - One bad object harms only itself (invariant 7): refusals and waits are per record.
+//!   what is known (`plan`).
+//! - Newer wins (invariant 6): a record with a write in flight is left alone until its answer
+//!   (`gate` in `plan`), a namespace node while anything is (`namespace_nodes`), and a reading does
+//!   not speak of a record that was written since it began (`read_back`).
+//! - One bad object harms only itself (invariant 7): refusals and waits are per record (`track`),
+//!   problems per object.
+//! - A deposed leader plans nothing (`standby`): that what it has sent does not get in any more
+//!   (invariant 9) is the transactions' to see to.
 //!
 //! Time is a [`Moment`]: how long the process has been running.
 
