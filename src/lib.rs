@@ -1,4 +1,4 @@
-//! Keeps Kubernetes and Consul in step, both ways, event by event.
+//! Keeps Kubernetes and Consul in step, event by event.
 //!
 //! The map of the crate:
 //!
@@ -12,9 +12,34 @@
 //! | [`probe`] | tries the probe of a pod, as the kubelet does |
 //! | [`run`] | one subcommand each: the loop that joins the core and the edges |
 //! | [`admin`] | HTTP: probes, metrics, status |
+//! | [`logging`] | logs: text on a terminal, JSON elsewhere |
 //!
 //! Dependencies point one way: `run` to the edges, the edges to `domain`. An edge never imports
 //! another edge, and `domain` imports nothing of ours.
+//!
+//! # The invariants
+//!
+//! Comments name them by their number where they are kept.
+//!
+//! 1. **Nothing is removed out of ignorance.** A record goes because its object was seen to be
+//!    deleted, or is absent from a complete and authoritative listing. A read that failed, was
+//!    denied, filtered or cut short is unknown, and unknown removes nothing.
+//! 2. **Only our own records are touched.** A foreign one that stands in the way is a problem on
+//!    the object that wants its place.
+//! 3. **The wrong cluster cannot take over.** The owner key holds the uid of the cluster's
+//!    `kube-system`; with another uid there nothing is written.
+//! 4. **It converges.** After any finite series of faults what is in Consul is what ought to be,
+//!    without a restart.
+//! 5. **Equal means silent.** A record that is as it should be is not written, neither by a resync
+//!    nor after a restart.
+//! 6. **Newer wins.** No older state of a record is written after a newer one: a record with a write
+//!    under way waits for its answer, and one whose write got no answer is read back later.
+//! 7. **One bad object harms only itself.** It becomes a problem, everything else goes on.
+//! 8. **Everything is bounded**: queues, requests under way, delays, bodies, deadlines, each by a
+//!    named constant that says where its number comes from.
+//! 9. **A deposed leader cannot write.** Each transaction asks for the leader's lock.
+//! 10. **An exit keeps registrations** in whatever outlives the process. Removing them is `purge`.
+//! 11. **Secrets stay secret**: no token in a log, an error, a page or an argument.
 
 pub mod admin;
 pub mod cli;

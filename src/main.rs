@@ -1,4 +1,4 @@
-//! Arguments, logging, exit codes: nothing else.
+//! The program: all of it is in the library.
 
 use std::process::ExitCode;
 

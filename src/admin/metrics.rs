@@ -132,3 +132,28 @@ impl fmt::Debug for Metrics {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// What a word in `source` stands between, each time.
+    fn between<'a>(source: &'a str, before: &'a str, after: &'a str) -> Vec<&'a str> {
+        let rest = source.split(before).skip(1);
+        rest.filter_map(|rest| Some(rest.trim_start().split_once(after)?.0)).collect()
+    }
+
+    #[test]
+    fn the_readme_explains_every_metric_and_problem() {
+        let readme = include_str!("../../README.md");
+        let metrics = between(include_str!("metrics.rs"), "r.register(", ",");
+        assert!(metrics.len() > 10, "{metrics:?}");
+        for metric in metrics {
+            let name = format!("`kube_consul_{}", metric.trim_matches('"'));
+            assert!(readme.contains(&name), "{name}");
+        }
+        let reasons = between(include_str!("../domain/problem.rs"), "=> \"", "\"");
+        assert!(reasons.len() > 10, "{reasons:?}");
+        for reason in reasons {
+            assert!(readme.contains(&format!("`{reason}`")), "{reason}");
+        }
+    }
+}

@@ -6,21 +6,19 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{EXIT_DONE, EXIT_USAGE, KubernetesArgs, duration};
+use super::{EXIT_DONE, EXIT_USAGE, KubernetesArgs, LogArgs, duration, usage};
 use crate::consul::config::{Config, ConfigError, TokenSource};
 use crate::domain::hook::cli::{Flags, registration, service_id};
 use crate::domain::hook::k8s::Variables;
 use crate::domain::hook::mesos::Place;
 use crate::domain::hook::ports::{PORT_DEFINITIONS, PortDefinitions};
-use crate::domain::hook::{Invalid, required};
+use crate::domain::hook::{Invalid, required, together};
 use crate::domain::names::ObjectKey;
 use crate::domain::text::chain;
 use crate::kubernetes::client::Environment;
 use crate::mesos;
 use crate::run::hook::{self, Job, Options, PodOptions, TaskOptions};
-
-/// The program's name by which it is consul-registration-hook.
-pub const HOOK_NAME: &str = "consul-registration-hook";
+use crate::run::install::HOOK_NAME;
 
 /// How long a pod gets to have an address, as there.
 const GET_POD_TIMEOUT: &str = "10s";
@@ -36,6 +34,8 @@ const EXIT_CODES: &str = "Every CONSUL_* variable of Consul's own command is hon
 pub struct HookCli {
     #[command(subcommand)]
     command: HookCommand,
+    #[command(flatten)]
+    log: LogArgs,
     #[command(flatten)]
     acl_file: AclFileArgs,
 }
@@ -194,8 +194,16 @@ pub fn is_invoked_as_hook() -> bool {
 // === impl HookCli ===
 
 impl HookCli {
+    /// The process's command line. Ends the process where that is wrong or asks for help.
+    pub fn read() -> Self {
+        Self::parse_from(std::env::args_os().map(with_two_dashes))
+    }
+
     /// Runs it and gives the exit code; an error is told on standard error.
     pub fn run(self) -> u8 {
+        if let Err(error) = self.log.start() {
+            return usage(&error);
+        }
         match self.command {
             HookCommand::Register(args) => args.run(&self.acl_file),
             HookCommand::Deregister(args) => args.run(&self.acl_file),
@@ -288,8 +296,10 @@ impl PodArgs {
     ) -> Result<PodOptions, Error> {
         let set = |variable: &str| lookup(variable).filter(|value| !value.is_empty());
         let pod = |variable, expected| required(variable, expected, set(variable).as_deref());
-        let namespace = pod("KUBERNETES_POD_NAMESPACE", "the pod's namespace")?;
-        let name = pod("KUBERNETES_POD_NAME", "the pod's name")?;
+        let [namespace, name] = together([
+            pod("KUBERNETES_POD_NAMESPACE", "the pod's namespace"),
+            pod("KUBERNETES_POD_NAME", "the pod's name"),
+        ])?;
         let definitions = set(PORT_DEFINITIONS);
         Ok(PodOptions {
             access: self.kubernetes.access(),
@@ -310,14 +320,23 @@ impl PodArgs {
 impl TaskArgs {
     fn options(&self, lookup: Lookup<'_>) -> Result<TaskOptions, Error> {
         let get = |variable, expected| required(variable, expected, lookup(variable).as_deref());
-        Ok(TaskOptions {
-            place: Place {
-                executor: get("MESOS_EXECUTOR_ID", "the executor's ID")?,
-                framework: get("MESOS_FRAMEWORK_ID", "the framework's ID")?,
-                host: get("HOST", "the host's address")?,
-            },
-            agent: self.mesos_agent_url.parse()?,
-        })
+        let [executor, framework, host] = together([
+            get("MESOS_EXECUTOR_ID", "the executor's ID"),
+            get("MESOS_FRAMEWORK_ID", "the framework's ID"),
+            get("HOST", "the host's address"),
+        ])?;
+        let place = Place { host, framework, executor };
+        Ok(TaskOptions { place, agent: self.mesos_agent_url.parse()? })
+    }
+}
+
+/// A long flag with one dash, which consul-registration-hook takes as well; no flag's value here
+/// begins with one.
+fn with_two_dashes(argument: OsString) -> OsString {
+    match argument.to_str().and_then(|text| text.strip_prefix('-')) {
+        Some("v") => "--version".into(),
+        Some(long) if long.len() > 1 && !long.starts_with('-') => format!("--{long}").into(),
+        _ => argument,
     }
 }
 

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::bridge::BridgeArgs;
@@ -24,7 +24,7 @@ use self::hook::{AclFileArgs, DeregisterArgs, HookCli, RegisterArgs, is_invoked_
 pub use self::plan::PlanArgs;
 pub use self::purge::PurgeArgs;
 use crate::domain::text::chain;
-use crate::logging::{self, LogFormat};
+use crate::logging::{self, InvalidFilter, LogFormat};
 use crate::run;
 
 /// Done.
@@ -38,12 +38,21 @@ pub const EXIT_REFUSED: u8 = 3;
 /// Interrupted by the user.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// Keeps Kubernetes and Consul in step, both ways, event by event.
+/// Keeps Kubernetes and Consul in step, event by event.
 #[derive(Debug, Parser)]
 #[command(name = "kube-consul", version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    acl_file: AclFileArgs,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Args)]
+struct LogArgs {
     /// Which log lines are written: a level, or a filter such as info,kube_consul=debug
     #[arg(
         long,
@@ -56,8 +65,6 @@ pub struct Cli {
     /// How they look
     #[arg(long, env = "KUBE_CONSUL_LOG_FORMAT", default_value = "auto", global = true, value_enum)]
     log_format: LogFormat,
-    #[command(flatten)]
-    acl_file: AclFileArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,11 +100,7 @@ enum Command {
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
     if is_invoked_as_hook() {
-        let hook = HookCli::parse();
-        return ExitCode::from(match logging::start("info", LogFormat::Auto) {
-            Ok(()) => hook.run(),
-            Err(error) => usage(&error),
-        });
+        return ExitCode::from(HookCli::read().run());
     }
     ExitCode::from(match Cli::try_parse() {
         Ok(cli) => cli.run(),
@@ -117,11 +120,19 @@ fn misused(error: &clap::Error) -> u8 {
     }
 }
 
+// === impl LogArgs ===
+
+impl LogArgs {
+    fn start(&self) -> Result<(), InvalidFilter> {
+        logging::start(&self.log_level, self.log_format)
+    }
+}
+
 // === impl Cli ===
 
 impl Cli {
     fn run(self) -> u8 {
-        if let Err(error) = logging::start(&self.log_level, self.log_format) {
+        if let Err(error) = self.log.start() {
             return match self.command {
                 Command::Plan(_) => failed(&error),
                 _ => usage(&error),

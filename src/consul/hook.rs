@@ -24,6 +24,8 @@ struct CheckBody<'a> {
     interval: String,
     timeout: String,
     deregister_critical_service_after: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
     #[serde(flatten)]
     target: TargetBody<'a>,
 }
@@ -53,8 +55,14 @@ enum TargetBody<'a> {
 
 #[derive(Deserialize)]
 struct AgentService {
+    #[serde(rename = "ID", default)]
+    id: String,
     #[serde(rename = "Service")]
     name: String,
+    #[serde(rename = "Address", default)]
+    address: String,
+    #[serde(rename = "Tags")]
+    tags: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +92,32 @@ pub async fn service_name(client: &Client, id: &str) -> Result<Option<String>, E
     }
     let service: AgentService = reply.json().await?;
     Ok(Some(service.name))
+}
+
+/// The hook's instances at an address that carry all of these tags, each with its ID and its
+/// service's name. What the token may not see is not among them.
+pub async fn tagged(
+    client: &Client,
+    tags: &[String],
+    address: &str,
+) -> Result<Vec<(String, String)>, Error> {
+    let filter: Vec<String> = tags.iter().map(|tag| format!("{tag:?} in Tags")).collect();
+    let request = Request::get("/v1/agent/services").parameter("filter", &filter.join(" and "));
+    let reply = client.send(&request.listing()).await?.into_found().await?;
+    let mark = format!("{address}_");
+    let mut found = Vec::new();
+    let services = reply.items(Layout::Members, |item| {
+        let service: AgentService = decode("a service", item.value)?;
+        // Filtered here too: a Consul that does not know the filter ignores it.
+        let has = service.tags.unwrap_or_default();
+        let is_hooks = service.id.starts_with(&mark) && service.address == address;
+        if is_hooks && tags.iter().all(|tag| has.contains(tag)) {
+            found.push((service.id, service.name));
+        }
+        Ok(())
+    });
+    services.await?;
+    Ok(found)
 }
 
 /// Whether the catalog has the instance; `node` is where, if that is known: an earlier owner of
@@ -145,6 +179,7 @@ fn check_body(check: &HookCheck) -> CheckBody<'_> {
         interval: seconds(check.interval),
         timeout: seconds(check.timeout),
         deregister_critical_service_after: DEREGISTER_CRITICAL_AFTER,
+        status: check.begins_passing.then_some("passing"),
         target,
     }
 }
@@ -160,11 +195,12 @@ mod tests {
 
     use super::*;
 
-    fn sent(target: Target) -> Value {
+    fn sent(target: Target, begins_passing: bool) -> Value {
         let check = HookCheck {
             target,
             interval: Duration::from_secs(10),
             timeout: Duration::from_secs(3),
+            begins_passing,
         };
         let registration = HookRegistration {
             id: "10.0.0.1_80".into(),
@@ -209,7 +245,9 @@ mod tests {
             expected["Interval"] = json!("10s");
             expected["Timeout"] = json!("3s");
             expected["DeregisterCriticalServiceAfter"] = json!("15m");
-            assert_eq!(sent(target), expected);
+            assert_eq!(sent(target.clone(), false), expected);
+            expected["Status"] = json!("passing");
+            assert_eq!(sent(target, true), expected);
         }
     }
 }

@@ -90,6 +90,13 @@ fn project(key: &ObjectKey, pod: ApiPod) -> Pod {
         labels: pod.metadata.labels.unwrap_or_default(),
         annotations: pod.metadata.annotations.unwrap_or_default(),
         containers: spec.containers.into_iter().map(container).collect(),
+        sidecars: spec
+            .init_containers
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+            .map(container)
+            .collect(),
     }
 }
 
@@ -180,6 +187,9 @@ mod tests {
                 {"name": "app", "ports": [
                     {"containerPort": 80, "name": "http"}, {"containerPort": 81},
                 ]},
+            ], "initContainers": [
+                {"name": "setup"}, {"name": "once", "restartPolicy": "Never"},
+                {"name": "proxy", "restartPolicy": "Always", "ports": [{"containerPort": 70}]},
             ]},
             "status": {"podIP": "10.0.0.1"},
         }));
@@ -189,6 +199,8 @@ mod tests {
         let ports = &pod.containers[0].ports;
         assert_eq!((ports[0].name.as_deref(), ports[0].port), (Some("http"), 80));
         assert_eq!((&ports[1].name, ports[1].port), (&None, 81));
+        let [proxy] = &pod.sidecars[..] else { panic!("{:?}", pod.sidecars) };
+        assert_eq!((proxy.name.as_str(), proxy.ports[0].port), ("proxy", 70));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Registration from flags.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{HookCheck, HookRegistration, Invalid, Target, id, quoted, required, url};
+use super::{HookCheck, HookRegistration, Invalid, Target, id, quoted, required, together, url};
 
 /// Interval and timeout of the check, as consul-registration-hook has them.
 const CHECK_PERIOD: Duration = Duration::from_secs(30);
@@ -24,19 +25,22 @@ pub struct Flags<'a> {
 
 /// The registration that the flags ask for. Without a path the check asks for `/`.
 pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
+    const ADDRESS: &str = "--pod-ip (KUBERNETES_POD_IP)";
+    const ADDRESS_EXPECTED: &str = "an IP address or a host's name, without a port";
     const PORT: &str = "--container-port (KUBERNETES_CONTAINER_PORT)";
     const PORT_EXPECTED: &str = "a port from 1 to 65535";
-    let name = required("--service-name (KUBERNETES_SERVICE_NAME)", "a service name", flags.name)?;
-    let address = required("--pod-ip (KUBERNETES_POD_IP)", "an address", flags.address)?;
-    if let Some(found) = address.find(|c: char| c.is_whitespace() || "/?#@".contains(c)) {
-        let found = format!("{} (position {found})", quoted(&address));
+    let [name, address, text] = together([
+        required("--service-name (KUBERNETES_SERVICE_NAME)", "a service name", flags.name),
+        required(ADDRESS, ADDRESS_EXPECTED, flags.address),
+        required(PORT, PORT_EXPECTED, flags.port),
+    ])?;
+    if !is_host(&address) {
         return Err(Invalid::Variable {
-            variable: "--pod-ip (KUBERNETES_POD_IP)",
-            expected: "an address",
-            found,
+            variable: ADDRESS,
+            expected: ADDRESS_EXPECTED,
+            found: quoted(&address),
         });
     }
-    let text = required(PORT, PORT_EXPECTED, flags.port)?;
     let port = text.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(|| {
         Invalid::Variable { variable: PORT, expected: PORT_EXPECTED, found: quoted(&text) }
     })?;
@@ -49,9 +53,21 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
         name,
         port,
         tags: tags(flags.tags.unwrap_or_default()),
-        check: Some(HookCheck { target, interval: CHECK_PERIOD, timeout: CHECK_PERIOD }),
+        check: Some(HookCheck {
+            target,
+            interval: CHECK_PERIOD,
+            timeout: CHECK_PERIOD,
+            begins_passing: false,
+        }),
         address,
     })
+}
+
+/// Whether it is an IP address, or may be a name: `host:port` would be registered as a host of
+/// that name.
+fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
+        || text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
 }
 
 /// The ID that `deregister cli` was given.
@@ -110,7 +126,9 @@ mod tests {
             (Flags { name: None, ..flags() }, "--service-name (KUBERNETES_SERVICE_NAME): expected"),
             (Flags { name: Some(" "), ..flags() }, "KUBERNETES_SERVICE_NAME): expected a service"),
             (Flags { address: None, ..flags() }, "--pod-ip (KUBERNETES_POD_IP): expected"),
-            (Flags { address: Some("a b"), ..flags() }, "KUBERNETES_POD_IP): expected an address"),
+            (Flags { address: Some("a b"), ..flags() }, "KUBERNETES_POD_IP): expected an IP"),
+            (Flags { address: Some("10.0.0.1:80"), ..flags() }, "found \"10.0.0.1:80\""),
+            (Flags { address: Some("[fd00::1]"), ..flags() }, "found \"[fd00::1]\""),
             (Flags { address: Some("a/b"), ..flags() }, "found \"a/b\""),
             (Flags { port: None, ..flags() }, "KUBERNETES_CONTAINER_PORT): expected a port"),
             (Flags { port: Some("0"), ..flags() }, "KUBERNETES_CONTAINER_PORT): expected a port"),

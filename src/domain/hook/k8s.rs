@@ -49,6 +49,9 @@ pub struct Pod {
     pub annotations: BTreeMap<String, String>,
     /// Its containers, in their order.
     pub containers: Vec<Container>,
+    /// Its init containers that run beside them (`restartPolicy: Always`). They are registered
+    /// only where they are named: the first container is an application's.
+    pub sidecars: Vec<Container>,
 }
 
 /// A container of a pod.
@@ -169,6 +172,11 @@ pub struct Attempt {
 // === impl Pod ===
 
 impl Pod {
+    /// Whether it has a label that names a service.
+    pub fn is_labelled(&self) -> bool {
+        self.labels.get(SERVICE_LABEL).is_some_and(|name| !name.trim().is_empty())
+    }
+
     /// The service's name, if the pod is to be registered.
     pub fn service_name(&self) -> Result<Option<&str>, Invalid> {
         let Some(name) = self.labels.get(SERVICE_LABEL) else { return Ok(None) };
@@ -183,6 +191,11 @@ impl Pod {
         Ok(Some(name))
     }
 
+    /// The tags by which its instances are known.
+    pub fn identity_tags(&self) -> [String; 2] {
+        [format!("k8sPodName: {}", self.name), format!("k8sPodNamespace: {}", self.namespace)]
+    }
+
     fn described(&self) -> String {
         format!("pod {}/{}", self.namespace, self.name)
     }
@@ -191,9 +204,9 @@ impl Pod {
     fn registered_port(&self) -> Result<(&Container, u16), Invalid> {
         let container = match self.labels.get(CONTAINER_LABEL) {
             Some(name) => {
-                let found = self.containers.iter().find(|container| container.name == *name);
-                Some(found.ok_or_else(|| {
-                    let names: Vec<_> = self.containers.iter().map(|it| it.name.as_str()).collect();
+                let all = || self.containers.iter().chain(&self.sidecars);
+                Some(all().find(|container| container.name == *name).ok_or_else(|| {
+                    let names: Vec<_> = all().map(|it| it.name.as_str()).collect();
                     Invalid::Label {
                         label: CONTAINER_LABEL,
                         object: self.described(),
@@ -211,10 +224,7 @@ impl Pod {
 
     /// The tags of every instance, in the order that users know.
     fn tags(&self, node_labels: &BTreeMap<String, String>) -> Vec<String> {
-        let mut tags = vec![
-            format!("k8sPodName: {}", self.name),
-            format!("k8sPodNamespace: {}", self.namespace),
-        ];
+        let mut tags = self.identity_tags().to_vec();
         for (tag, labels) in ZONE_LABELS {
             let value = labels.iter().find_map(|label| node_labels.get(*label));
             tags.extend(value.map(|value| format!("{tag}:{value}")));
@@ -263,12 +273,13 @@ pub fn decide(
         }]
     };
     drop_repeated(&mut registrations, &mut warnings);
-    Ok(Decision {
-        stale: stale(&registrations),
-        probe: pod.containers.first().and_then(|it| attempt(it, &address, &mut warnings)),
-        registrations,
-        warnings,
-    })
+    let probe = pod.containers.first().and_then(|it| attempt(it, &address, &mut warnings));
+    if let Some(probe) = &probe {
+        for check in registrations.iter_mut().filter_map(|it| it.check.as_mut()) {
+            check.begins_passing = probe.proves(&check.target);
+        }
+    }
+    Ok(Decision { stale: stale(&registrations), probe, registrations, warnings })
 }
 
 /// The instance of a defined port, without its check.
@@ -338,7 +349,12 @@ fn check(container: &Container, address: &str, warnings: &mut Vec<String>) -> Op
         (None, None) => return None,
     };
     match target(container, &probe.action, address, Asker::Agent) {
-        Ok(target) => Some(HookCheck { target, interval: probe.period, timeout: probe.timeout }),
+        Ok(target) => Some(HookCheck {
+            target,
+            interval: probe.period,
+            timeout: probe.timeout,
+            begins_passing: false,
+        }),
         Err(why) => {
             let name = &container.name;
             warnings.push(format!(
@@ -409,6 +425,15 @@ fn target(
                 .to_owned())
         }
         Action::Unknown => Err("expected one by HTTP, TCP or gRPC, found another".to_owned()),
+    }
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    /// Whether its success is that of a check. Of gRPC only the connection is tried.
+    fn proves(&self, checked: &Target) -> bool {
+        self.target == *checked && !matches!(checked, Target::Grpc { .. })
     }
 }
 

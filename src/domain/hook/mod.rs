@@ -53,6 +53,9 @@ pub struct HookCheck {
     pub interval: Duration,
     /// Time that an answer may take.
     pub timeout: Duration,
+    /// Whether it begins as passing: the same was asked just before, with success. Any other
+    /// begins as critical, and DNS leaves the instance out until its first run.
+    pub begins_passing: bool,
 }
 
 /// What a check or a probe asks.
@@ -87,6 +90,9 @@ pub enum Invalid {
         /// What it should hold.
         expected: &'static str,
     },
+    /// Several of these.
+    #[error("{}", joined(.0))]
+    Several(Vec<Invalid>),
     /// A variable whose value cannot be used.
     #[error("{variable}: expected {expected}, found {found}; correct it")]
     Variable {
@@ -153,6 +159,24 @@ pub fn required(
     }
 }
 
+/// All of these values, or all that is wrong with them.
+pub fn together<const N: usize>(
+    values: [Result<String, Invalid>; N],
+) -> Result<[String; N], Invalid> {
+    let mut wrong = Vec::new();
+    let values = values.map(|value| value.map_err(|error| wrong.push(error)).unwrap_or_default());
+    match wrong.len() {
+        0 => Ok(values),
+        1 => Err(wrong.swap_remove(0)),
+        _ => Err(Invalid::Several(wrong)),
+    }
+}
+
+fn joined(errors: &[Invalid]) -> String {
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    errors.join(", and ")
+}
+
 /// ID of the instance at this address and port.
 fn id(address: &str, port: u16) -> String {
     format!("{address}_{port}")
@@ -203,5 +227,17 @@ mod tests {
             let error = required("HOST", "a host", missing).unwrap_err().to_string();
             assert_eq!(error, "HOST: expected a host, found nothing; set it");
         }
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_told_at_once() {
+        let value = |variable, value| required(variable, "a text", value);
+        assert_eq!(together([value("A", Some("a"))]), Ok(["a".to_owned()]));
+        let one = together([value("A", Some("a")), value("B", None)]).unwrap_err();
+        assert_eq!(Err(one), value("B", None));
+        let all = together([value("A", None), value("B", Some("b")), value("C", None)]);
+        let all = all.unwrap_err().to_string();
+        assert!(all.contains("A: expected") && all.contains(", and C: expected"), "{all}");
+        assert!(!all.contains("B:"), "{all}");
     }
 }

@@ -1,8 +1,9 @@
 //! The agent and the catalog: instances are written to the one and waited for in the other.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Error;
 use super::retry::{Unsettled, retry};
@@ -18,6 +19,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 
 /// The same later on: what waiting costs at most beyond the catalog's own time.
 const LATER_LOOKS: Duration = Duration::from_millis(250);
+
+/// Time for a question to the agent that a removal does not depend on: it answers from memory, in
+/// a millisecond; a lost SYN is sent again after one second.
+const ASIDE: Duration = Duration::from_secs(2);
 
 /// An instance by what finds it in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,46 +90,67 @@ impl Instances {
 
     /// Removes all, tries each whatever becomes of the others, and waits until the catalog no
     /// longer shows those that are removed.
-    pub(super) async fn deregister(&self, mut instances: Vec<Instance>) -> Result<(), Error> {
+    pub(super) async fn deregister(&self, instances: Vec<Instance>) -> Result<(), Error> {
         if instances.is_empty() {
             tracing::info!("nothing to deregister");
         }
         let deadline = self.deadline();
-        if self.wait_catalog > Duration::ZERO {
-            for instance in instances.iter_mut().filter(|instance| instance.name.is_none()) {
-                instance.name = self.ask_name(&instance.id, deadline).await;
-            }
-        }
         let count = instances.len();
         let mut removed = Vec::with_capacity(count);
         let mut failures = Vec::new();
-        for instance in instances {
-            match self.remove(&instance.id, deadline).await {
-                Ok(()) => {
-                    tracing::info!(service = instance.name, id = instance.id, "deregistered");
-                    removed.push(instance);
+        for Instance { id, name } in instances {
+            let result = match name {
+                None if self.wait_catalog > Duration::ZERO => {
+                    self.remove_unnamed(&id, deadline).await
                 }
-                Err(source) => failures.push((instance.id, source)),
+                name => self.remove(&id, deadline).await.map(|()| name),
+            };
+            match result {
+                Ok(name) => {
+                    tracing::info!(service = name, id, "deregistered");
+                    removed.push(Instance { id, name });
+                }
+                Err(source) => failures.push((id, source)),
             }
         }
         self.wait(removed, Wanted::Absent).await;
-        match failures.pop() {
-            None => Ok(()),
-            Some((id, source)) if failures.is_empty() => Err(Error::Deregister { id, source }),
-            Some(last) => {
-                failures.push(last);
-                Err(several(&failures, count))
-            }
+        match <[_; 1]>::try_from(failures) {
+            Ok([(id, source)]) => Err(Error::Deregister { id, source }),
+            Err(none) if none.is_empty() => Ok(()),
+            Err(failures) => Err(several(&failures, count)),
         }
     }
 
-    /// Removes instances that may not be there, without waiting for the catalog.
+    /// Removes those at an address that carry these tags, as far as the agent tells them.
+    pub(super) async fn deregister_tagged(
+        &self,
+        tags: &[String],
+        address: &str,
+    ) -> Result<(), Error> {
+        let error = match timeout(ASIDE, hook::tagged(&self.client, tags, address)).await {
+            Ok(Ok(found)) => {
+                let instance = |(id, name)| Instance { id, name: Some(name) };
+                return self.deregister(found.into_iter().map(instance).collect()).await;
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {ASIDE:?}"),
+        };
+        tracing::warn!(address, error, "cannot tell whether an instance is left behind");
+        Ok(())
+    }
+
+    /// Removes instances that may not be there, without waiting for the catalog. One that Consul
+    /// does not let go, which may be another service's, keeps nobody from registering beside it.
     pub(super) async fn remove_stale(&self, ids: &[String]) -> Result<(), Error> {
         let deadline = self.deadline();
         for id in ids {
-            self.remove(id, deadline)
-                .await
-                .map_err(|source| Error::Deregister { id: id.clone(), source })?;
+            match self.remove(id, deadline).await {
+                Err(Unsettled::Failed(error)) if is_refused_alone(&error) => {
+                    let error = chain(&error);
+                    tracing::warn!(id, error, "a stale instance of the pod's address stays");
+                }
+                result => result.map_err(|source| Error::Deregister { id: id.clone(), source })?,
+            }
         }
         Ok(())
     }
@@ -133,20 +159,37 @@ impl Instances {
         retry(deadline, || hook::deregister(&self.client, id), error::Error::is_transient).await
     }
 
-    /// Only for the wait: that it cannot be told stops nothing.
-    async fn ask_name(&self, id: &str, deadline: Instant) -> Option<String> {
-        let attempt = || hook::service_name(&self.client, id);
-        match retry(deadline, attempt, error::Error::is_transient).await {
+    /// Removes an instance and gives its name, by which the catalog is asked and which the agent
+    /// tells only as long as it has the instance. That it cannot be told stops nothing.
+    async fn remove_unnamed(
+        &self,
+        id: &str,
+        deadline: Instant,
+    ) -> Result<Option<String>, Unsettled<error::Error>> {
+        let name = RefCell::new(Err("no answer".to_owned()));
+        let attempt = || async {
+            // Once it is known the removal may be done, and only its answer be lost.
+            if !matches!(*name.borrow(), Ok(Some(_))) {
+                let said = timeout(ASIDE, hook::service_name(&self.client, id)).await;
+                *name.borrow_mut() = match said {
+                    Ok(answer) => answer.map_err(|error| chain(&error)),
+                    Err(_) => Err(format!("no answer within {ASIDE:?}")),
+                };
+            }
+            hook::deregister(&self.client, id).await
+        };
+        retry(deadline, attempt, error::Error::is_transient).await?;
+        Ok(match name.into_inner() {
             Ok(Some(name)) => Some(name),
             Ok(None) => {
                 tracing::info!(id, "the agent has no instance of this ID");
                 None
             }
             Err(error) => {
-                tracing::warn!(id, %error, "cannot tell when the catalog no longer has it");
+                tracing::warn!(id, error, "cannot tell when the catalog no longer has it");
                 None
             }
-        }
+        })
     }
 
     /// Waits until the catalog shows all of `instances`, or none. That it does not in time is
@@ -205,6 +248,12 @@ impl Instances {
             delay = (delay * 2).min(LATER_LOOKS);
         }
     }
+}
+
+/// Whether Consul refuses the change of this instance, and not whoever asks.
+fn is_refused_alone(error: &error::Error) -> bool {
+    use error::Error::{Denied, Refused};
+    matches!(error, Denied { .. } | Refused { .. }) && !error.is_unknown_token()
 }
 
 /// Each is told, the error counts them.

@@ -1,7 +1,7 @@
 //! `register` and `deregister`: the registration hook.
 //!
 //! A hook is run by whoever starts and ends the instance, which waits for it: so `register` ends
-//! when clients can see the instance, `deregister` when they no longer can. Every phase has a
+//! when the catalog shows the instance, `deregister` when it no longer does. Every phase has a
 //! deadline that holds over all of it, name lookups and connecting included; within it,
 //! transient failures are tried again.
 //!

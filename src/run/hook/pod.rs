@@ -1,7 +1,6 @@
 //! What Kubernetes says about the pod, and the probe before registering.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use kube::Client;
@@ -42,7 +41,12 @@ pub struct PodOptions {
 pub(super) async fn register(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
     let client = options.connect().await?;
     let deadline = Instant::now() + options.get_pod_timeout;
-    let Some((pod, ip)) = options.find(&client, deadline).await? else { return Ok(()) };
+    let pod = options.find(&client, deadline).await?;
+    if pod.service_name()?.is_none() {
+        tracing::info!(pod = %options.key, "no label consul: nothing to do");
+        return Ok(());
+    }
+    let Some(ip) = pod.ip else { return Ok(()) };
     let node_labels = node_labels(&client, &pod, deadline).await;
     let decision = decide(&pod, ip, &node_labels, &options.variables)?;
     let Decision { registrations, stale, probe, warnings } = decision;
@@ -68,11 +72,17 @@ pub(super) async fn register(instances: &Instances, options: &PodOptions) -> Res
     instances.register(&registrations).await
 }
 
-/// Removes what [`register`] registers.
+/// Removes what [`register`] registers. Of a pod that lost its label since, which is how people
+/// take one out of service, the agent tells what was registered.
 pub(super) async fn deregister(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
     let client = options.connect().await?;
     let deadline = Instant::now() + options.get_pod_timeout;
-    let Some((pod, ip)) = options.find(&client, deadline).await? else { return Ok(()) };
+    let pod = options.find(&client, deadline).await?;
+    let Some(ip) = pod.ip else { return Ok(()) };
+    if !pod.is_labelled() {
+        tracing::info!(pod = %options.key, "no label consul: what is left behind is removed");
+        return instances.deregister_tagged(&pod.identity_tags(), &ip.to_string()).await;
+    }
     // Neither tags nor warnings matter now.
     let decision = decide(&pod, ip, &BTreeMap::new(), &options.variables)?;
     instances.deregister(decision.registrations.iter().map(Instance::of).collect()).await
@@ -89,25 +99,17 @@ impl PodOptions {
         Ok(connected.client)
     }
 
-    /// The pod with its address; none if it is not to be registered, or goes without having
-    /// had an address.
-    async fn find(
-        &self,
-        client: &Client,
-        deadline: Instant,
-    ) -> Result<Option<(Pod, IpAddr)>, Error> {
+    /// The pod once it has its address; without one if it is not to be registered, or goes
+    /// without having had one.
+    async fn find(&self, client: &Client, deadline: Instant) -> Result<Pod, Error> {
         loop {
             let pod = self.read(client, deadline).await.map_err(Error::ReadPod)?;
-            if pod.service_name()?.is_none() {
-                tracing::info!(pod = %self.key, "no label consul: nothing to do");
-                return Ok(None);
-            }
-            if let Some(ip) = pod.ip {
-                return Ok(Some((pod, ip)));
+            if pod.ip.is_some() || !pod.is_labelled() {
+                return Ok(pod);
             }
             if pod.terminating {
                 tracing::info!(pod = %self.key, "terminating without an address: nothing to do");
-                return Ok(None);
+                return Ok(pod);
             }
             if Instant::now() + ADDRESS_INTERVAL >= deadline {
                 let pod = self.key.to_string();
@@ -132,20 +134,24 @@ impl PodOptions {
         let deadline = Instant::now() + timeout;
         let prober = Prober::new().map_err(Error::ProbeConfiguration)?;
         let mut next = Instant::now() + probe.initial_delay;
-        let mut last = "no try: the initial delay is longer".to_owned();
+        let mut last = None;
+        let unhealthy = |last: Option<String>, otherwise: &str| Error::Unhealthy {
+            timeout,
+            last: last.unwrap_or_else(|| otherwise.to_owned()),
+        };
         loop {
             if next >= deadline {
                 sleep_until(deadline).await;
-                return Err(Error::Unhealthy { timeout, last });
+                return Err(unhealthy(last, "no try: the initial delay is longer"));
             }
             sleep_until(next).await;
             match timeout_at(deadline, prober.attempt(&probe.target)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(failed)) => {
                     tracing::debug!(pod = %self.key, %failed, "the probe is tried again");
-                    last = failed.to_string();
+                    last = Some(failed.to_string());
                 }
-                Err(_) => return Err(Error::Unhealthy { timeout, last }),
+                Err(_) => return Err(unhealthy(last, "no answer")),
             }
             next = (next + probe.period).max(Instant::now());
         }

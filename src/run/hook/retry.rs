@@ -14,6 +14,9 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// for its hook, so shorter than a daemon's.
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
+/// Time that the last try gets at least: an answer takes milliseconds.
+const LAST_TRY: Duration = Duration::from_millis(100);
+
 /// How it ended without success.
 #[derive(Debug)]
 pub enum Unsettled<E> {
@@ -53,11 +56,12 @@ pub(super) async fn retry<T, E: fmt::Display, F: Future<Output = Result<T, E>>>(
             }
             Err(_) => return Err(Unsettled::TimedOut { tries, last }),
         }
-        let delay = delays.next().unwrap_or(LONGEST_DELAY);
-        if Instant::now() + delay >= deadline {
+        // The last try begins just before the deadline, however long the delay would be.
+        let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(LAST_TRY);
+        if left.is_zero() {
             return Err(Unsettled::TimedOut { tries, last });
         }
-        sleep(delay).await;
+        sleep(delays.next().unwrap_or(LONGEST_DELAY).min(left)).await;
     }
 }
 
@@ -132,7 +136,8 @@ mod tests {
         let result = run(30, &[Err("a"); 1000]).await.unwrap_err();
         assert!(start.elapsed() <= Duration::from_secs(30), "{:?}", start.elapsed());
         let Unsettled::TimedOut { tries, .. } = result else { panic!("{result:?}") };
-        // 1 to 2 s a try with jitter, after the first few.
+        // 1 to 2 s a try with jitter, after the first few, and one just before the deadline.
+        assert!(start.elapsed() + 2 * LAST_TRY >= Duration::from_secs(30), "{:?}", start.elapsed());
         assert!((15..=34).contains(&tries), "{tries}");
     }
 }

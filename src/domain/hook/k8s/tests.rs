@@ -68,8 +68,10 @@ fn the_container_is_the_one_that_is_named_or_the_first_with_ports() {
         (vec![none(), side(), app()], None, "web@10.0.0.1_90:90"),
         (vec![app(), side()], Some("side"), "web@10.0.0.1_90:90"),
         (vec![none(), side(), app()], Some("app"), "web@10.0.0.1_80:80"),
+        (vec![none(), app()], Some("proxy"), "web@10.0.0.1_70:70"),
     ] {
         let mut pod = pod(containers);
+        pod.sidecars = vec![container("proxy", &[("", 70)])];
         pod.labels.extend(named.map(|name| ("consulContainer".to_owned(), name.to_owned())));
         assert_eq!(shown(&decided(&pod)), [expected], "{pod:?}");
     }
@@ -295,7 +297,9 @@ fn each_kind_of_probe_becomes_a_check_and_is_tried() {
         let decision = decided(&pod);
         let [interval, timeout] = [10, 3].map(Duration::from_secs);
         let target = check.clone();
-        let expected = HookCheck { target, interval, timeout };
+        // What was just asked with success need not be asked again before clients come.
+        let begins_passing = tried.is_none() && !matches!(target, Target::Grpc { .. });
+        let expected = HookCheck { target, interval, timeout, begins_passing };
         assert_eq!(decision.registrations[0].check, Some(expected));
         let target = tried.unwrap_or(check);
         let attempt = Attempt { target, initial_delay: Duration::from_secs(1), period: interval };
@@ -344,8 +348,9 @@ fn the_check_is_of_readiness_and_what_is_tried_of_startup() {
         (app.startup, app.readiness, app.liveness) = (startup, readiness, liveness);
         let decision = decided(&pod);
         let to = |port: u16| Target::Tcp(format!("10.0.0.1:{port}"));
-        let checked = decision.registrations[0].check.as_ref().map(|check| check.target.clone());
-        assert_eq!(checked, check.map(to));
+        let made = decision.registrations[0].check.as_ref();
+        assert_eq!(made.map(|made| made.target.clone()), check.map(to));
+        assert_eq!(made.is_some_and(|made| made.begins_passing), check.is_some() && check == tried);
         assert_eq!(decision.probe.map(|probe| probe.target), tried.map(to));
     }
 }
