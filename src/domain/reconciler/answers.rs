@@ -88,18 +88,15 @@ impl Reconciler {
         if self.stands_by() {
             return self.forget_answered(&track.service, &record);
         }
-        match found {
-            Ok(found) => {
-                self.note_reverse(key, found.as_ref());
-                // A track that only waited for this reading is done with.
-                if !matches!(track.trouble, Some(Trouble::Refused { .. })) {
-                    track.trouble = None;
-                }
+        if let Ok(found) = found {
+            self.note_reverse(key, found.as_ref());
+            // A track that only waited for this reading is done with.
+            if !matches!(track.trouble, Some(Trouble::Refused { .. })) {
+                track.trouble = None;
             }
-            Err(_) => {
-                track.trouble = Some(Self::later(&track, &record, now));
-                track.attempt = track.attempt.saturating_add(1);
-            }
+        } else {
+            track.trouble = Some(Self::later(&track, &record, now));
+            track.attempt = track.attempt.saturating_add(1);
         }
         self.put_track(&record, track);
     }

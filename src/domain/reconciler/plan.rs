@@ -432,8 +432,7 @@ impl Reconciler {
     /// What Consul said against records of the Service.
     fn troubles(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
         let troubled = self.units.get(key).into_iter().flat_map(|unit| &unit.troubled);
-        let troubles = troubled.filter_map(|record| self.tracks.get(record)?.trouble.as_ref());
-        troubles.filter_map(|trouble| trouble.problem().cloned())
+        troubled.filter_map(|record| self.tracks.get(record)?.trouble.as_ref()?.problem().cloned())
     }
 }
 

@@ -50,7 +50,7 @@ struct Simulation {
 impl Simulation {
     fn new(settings: Settings) -> Self {
         let mut bridge = Reconciler::new(settings);
-        bridge.set_reverse_zone(zone());
+        bridge.set_reverse_zone(Some(zone()));
         bridge.set_foreign_names(ForeignNames::new());
         Self {
             bridge,
@@ -273,8 +273,8 @@ fn settings() -> Settings {
     Settings::new(cluster())
 }
 
-fn zone() -> Option<ReverseZone> {
-    Some(ReverseZone { datacenter: "dc1".into(), domain: "consul".into() })
+fn zone() -> ReverseZone {
+    ReverseZone { datacenter: "dc1".into(), domain: "consul".into() }
 }
 
 fn key(name: &str) -> ObjectKey {

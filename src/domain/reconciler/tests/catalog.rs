@@ -409,7 +409,7 @@ fn a_deposed_leader_tells_no_more_than_one_that_has_never_led() {
     simulation.seen(SeenObject::Undecodable(Kind::Service, key("s4"), "no".to_owned()));
     simulation.bridge.set_reverse_zone(None);
     assert_eq!(simulation.bridge.backlog(), 0, "it plans nothing");
-    simulation.bridge.set_reverse_zone(zone());
+    simulation.bridge.set_reverse_zone(Some(zone()));
     simulation.bridge.take_reports();
 
     simulation.read_all();
