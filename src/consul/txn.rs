@@ -3,7 +3,6 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::client::{Client, Request};

@@ -89,13 +89,13 @@ impl Forecast {
         self.writes.insert(key, Outcome { service, record, held });
     }
 
-    /// The changes by Service, in a fixed order. A Service without a name stands for records
-    /// that belong to none.
+    /// The changes by Service, in a fixed order; those of records that belong to none by
+    /// [`ObjectKey::nobody`].
     pub fn changes(self, reading: &Reading) -> BTreeMap<ObjectKey, Vec<Change>> {
         let mut changes: BTreeMap<ObjectKey, Vec<Change>> = BTreeMap::new();
         for (key, outcome) in self.writes {
             let service = match &key {
-                RecordKey::Reverse(reverse) if outcome.service.name.is_empty() => {
+                RecordKey::Reverse(reverse) if outcome.service.is_nobody() => {
                     reading.service_at(&self.cluster, reverse).unwrap_or(outcome.service)
                 }
                 _ => outcome.service,
@@ -178,10 +178,6 @@ mod tests {
         ObjectKey::new("shop", "web")
     }
 
-    fn nobody() -> ObjectKey {
-        ObjectKey::new("", "")
-    }
-
     fn put(value: &str) -> Write {
         let record = ReverseRecord { key: KEY.into(), value: value.into() };
         Write::PutReverse { record, cas: 0 }
@@ -230,16 +226,16 @@ mod tests {
             (&full, vec![register(81), register(80)], vec![]),
             (
                 &full,
-                vec![(web(), deregister()), (nobody(), delete())],
+                vec![(web(), deregister()), (ObjectKey::nobody(), delete())],
                 vec!["shop/web Remove service,address,port,tags", "shop/web Remove value"],
             ),
             (&full, vec![(web(), put("b"))], vec!["shop/web Change value"]),
-            (&empty, vec![(nobody(), delete())], vec![]),
+            (&empty, vec![(ObjectKey::nobody(), delete())], vec![]),
             (&empty, vec![(web(), put("b"))], vec!["shop/web Add value"]),
         ] {
             assert_eq!(told(reading, writes), expected);
         }
         let orphan = Reading { registrations: BTreeMap::new(), ..full };
-        assert_eq!(told(&orphan, vec![(nobody(), delete())]), ["/ Remove value"]);
+        assert_eq!(told(&orphan, vec![(ObjectKey::nobody(), delete())]), ["/ Remove value"]);
     }
 }

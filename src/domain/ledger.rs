@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::names::{ClusterName, ObjectKey, lookup_form};
-use super::record::Fingerprint;
+use super::record::{Fingerprint, RecordKey};
 use super::registration_id::local_part;
 
 /// Up to this many instances a Service's list has no room to spare.
@@ -200,6 +200,32 @@ impl Ledger {
     pub fn share_keys(&mut self, shared: impl Fn(&ObjectKey) -> Option<ObjectKey>) {
         let own = std::mem::take(&mut self.registrations).into_iter();
         self.registrations = own.map(|(key, known)| (shared(&key).unwrap_or(key), known)).collect();
+    }
+
+    /// Forgets all records but these of these Services.
+    pub fn forget_all_but<'r>(
+        &mut self,
+        kept: impl Iterator<Item = (&'r ObjectKey, &'r RecordKey)>,
+    ) {
+        let empty = Self { read_back: self.read_back, ..Self::new(self.cluster.clone()) };
+        let before = std::mem::replace(self, empty);
+        for (service, record) in kept {
+            match record {
+                RecordKey::Registration(id) => {
+                    if let Some(known) = before.registration(service, id) {
+                        self.put(service, id, &known.service, known.fingerprint, known.critical);
+                        if known.resend {
+                            self.resend(service, id);
+                        }
+                    }
+                }
+                RecordKey::Reverse(key) => {
+                    if let Some(known) = before.reverse(key) {
+                        self.put_reverse(key, known.state.clone(), known.index);
+                    }
+                }
+            }
+        }
     }
 
     /// All reverse keys.

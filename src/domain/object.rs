@@ -137,7 +137,7 @@ pub fn node_addresses(found: &[(NodeAddressType, IpAddr)]) -> Vec<IpAddr> {
     [true, false].into_iter().filter_map(of_family).map(|(_, address)| *address).collect()
 }
 
-/// The kinds that are watched.
+/// The kinds that are watched, and those of which problems are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `v1` Service.

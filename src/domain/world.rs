@@ -239,7 +239,7 @@ impl World {
 
     /// Whether an instance of the Service may be on a node of which nothing could ever be read.
     pub fn may_miss_node(&self, service: &ObjectKey) -> bool {
-        let mut unread = self.undecodable.range((Kind::Node, ObjectKey::new("", ""))..);
+        let mut unread = self.undecodable.range((Kind::Node, ObjectKey::nobody())..);
         self.node_users.contains(service)
             && unread
                 .any(|((kind, key), _)| *kind == Kind::Node && !self.nodes.contains_key(&key.name))

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::outage::{LONELY_FAILURES, denied_delay, retry_delay};
-use super::{Moment, Reconciler, Sent, Track, Trouble};
+use super::track::{Sent, Track, Trouble};
+use super::{Moment, Reconciler};
 use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
 use crate::domain::record::{Answer, ObservedReverse, RecordKey, ReverseOwner};
@@ -19,58 +20,58 @@ impl Reconciler {
     /// Takes the answer to one write.
     pub fn answered(&mut self, record: &RecordKey, answer: Answer, now: Moment) {
         let Some((mut track, sent)) = self.take_track(record) else { return };
+        if self.stands_by() {
+            if matches!(answer, Answer::Unanswered(_)) {
+                self.uncertain_until = Some(now + MAY_STILL_APPLY);
+            }
+            return self.forget_answered(&track.service, record);
+        }
+        let is_consuls = !matches!(
+            answer,
+            Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent | Answer::Fenced
+        );
+        if is_consuls {
+            self.consul_answered(now);
+        }
+        let attempt = match &answer {
+            Answer::Applied { .. } => 0,
+            // The write that it belongs to failed; the Service is planned again because of that.
+            Answer::NotSent => track.attempt,
+            _ => track.attempt.saturating_add(1),
+        };
+        let until = now + denied_delay(track.attempt, record);
         match answer {
             Answer::Applied { index } => {
                 self.applied(&track, record, sent, index);
-                self.consul_answered(now);
                 track.trouble = None;
-                track.attempt = 0;
                 track.lonely = 0;
             }
             Answer::Conflict => {
-                self.consul_answered(now);
                 self.doubt_reverse(record);
                 // The first conflict is settled by reading; whoever goes on writing is not
                 // outpaced by writing faster.
-                track.trouble =
-                    (track.attempt > 0).then(|| Self::later(&track, record, now, "conflict"));
-                track.attempt = track.attempt.saturating_add(1);
+                track.trouble = (track.attempt > 0).then(|| Self::later(&track, record, now));
             }
             Answer::Refused(why) => {
-                self.consul_answered(now);
                 track.trouble = Some(match sent {
                     Sent::Register { fingerprint, .. } | Sent::PutReverse(fingerprint) => {
-                        Trouble::Refused(fingerprint, why)
+                        Trouble::refused(fingerprint, record, &why)
                     }
-                    _ => Trouble::Denied(now + denied_delay(track.attempt, record), why),
+                    _ => Trouble::denied(until, record, &why),
                 });
-                track.attempt = track.attempt.saturating_add(1);
             }
-            Answer::Denied(why) => {
-                self.consul_answered(now);
-                track.trouble =
-                    Some(Trouble::Denied(now + denied_delay(track.attempt, record), why));
-                track.attempt = track.attempt.saturating_add(1);
-            }
-            Answer::Failed(why) => self.failed(&mut track, record, why, now),
+            Answer::Denied(why) => track.trouble = Some(Trouble::denied(until, record, &why)),
+            Answer::Failed(why) => self.failed(&mut track, record, &why, now),
             Answer::Unanswered(why) => {
                 self.doubt(&track, record, sent);
                 self.uncertain_until = Some(now + MAY_STILL_APPLY);
-                self.failed(&mut track, record, why, now);
+                self.failed(&mut track, record, &why, now);
             }
-            Answer::Foreign(why) => {
-                self.consul_answered(now);
-                track.trouble =
-                    Some(Trouble::Contested(now + denied_delay(track.attempt, record), why));
-                track.attempt = track.attempt.saturating_add(1);
-            }
-            // The write that it belongs to failed; the Service is planned again because of that.
+            Answer::Foreign(why) => track.trouble = Some(Trouble::contested(until, record, &why)),
             Answer::NotSent => {}
-            Answer::Fenced => {
-                track.trouble = Some(Self::later(&track, record, now, "the lock is lost"));
-                track.attempt = track.attempt.saturating_add(1);
-            }
+            Answer::Fenced => track.trouble = Some(Self::later(&track, record, now)),
         }
+        track.attempt = attempt;
         self.put_track(record, track);
     }
 
@@ -84,18 +85,18 @@ impl Reconciler {
     ) {
         let record = RecordKey::Reverse(key.into());
         let Some((mut track, _)) = self.take_track(&record) else { return };
-        match found {
-            Ok(found) => {
-                self.note_reverse(key, found.as_ref());
-                // A track that only waited for this reading is done with.
-                if !matches!(track.trouble, Some(Trouble::Refused(..))) {
-                    track.trouble = None;
-                }
+        if self.stands_by() {
+            return self.forget_answered(&track.service, &record);
+        }
+        if let Ok(found) = found {
+            self.note_reverse(key, found.as_ref());
+            // A track that only waited for this reading is done with.
+            if !matches!(track.trouble, Some(Trouble::Refused { .. })) {
+                track.trouble = None;
             }
-            Err(why) => {
-                track.trouble = Some(Self::later(&track, &record, now, &why));
-                track.attempt = track.attempt.saturating_add(1);
-            }
+        } else {
+            track.trouble = Some(Self::later(&track, &record, now));
+            track.attempt = track.attempt.saturating_add(1);
         }
         self.put_track(&record, track);
     }
@@ -117,22 +118,21 @@ impl Reconciler {
     }
 
     /// A write failed for a reason that passes, or that is the record's own.
-    fn failed(&mut self, track: &mut Track, record: &RecordKey, why: String, now: Moment) {
+    fn failed(&mut self, track: &mut Track, record: &RecordKey, why: &str, now: Moment) {
         if track.answers != self.outage.answers() {
             track.answers = self.outage.answers();
             track.lonely = track.lonely.saturating_add(1);
         }
         track.trouble = Some(if let Some(attempt) = track.lonely.checked_sub(LONELY_FAILURES) {
-            Trouble::Failing(now + denied_delay(attempt, record), why)
+            Trouble::failing(now + denied_delay(attempt, record), record, why)
         } else {
             self.outage.failed(record, now);
-            Self::later(track, record, now, &why)
+            Self::later(track, record, now)
         });
-        track.attempt = track.attempt.saturating_add(1);
     }
 
-    fn later(track: &Track, record: &RecordKey, now: Moment, why: &str) -> Trouble {
-        Trouble::Failed(now + retry_delay(track.attempt, record), why.to_owned())
+    fn later(track: &Track, record: &RecordKey, now: Moment) -> Trouble {
+        Trouble::Transient { until: now + retry_delay(track.attempt, record) }
     }
 
     /// Takes the track of a record whose write was answered.
@@ -161,17 +161,13 @@ impl Reconciler {
         let service = track.service.clone();
         if track.trouble.is_some() || track.attempt > 0 {
             match &track.trouble {
-                Some(Trouble::Failed(until, _)) => {
-                    self.failed.insert((*until, service.clone()));
+                Some(Trouble::Transient { until }) => {
+                    self.retry_soon.insert((*until, service.clone()));
                 }
-                Some(
-                    Trouble::Denied(until, _)
-                    | Trouble::Failing(until, _)
-                    | Trouble::Contested(until, _),
-                ) => {
-                    self.denied.insert((*until, service.clone()));
+                Some(Trouble::Lasting { until, .. }) => {
+                    self.retry_late.insert((*until, service.clone()));
                 }
-                Some(Trouble::Refused(..)) | None => {}
+                Some(Trouble::Refused { .. }) | None => {}
             }
             let unit = self.units.entry(service.clone()).or_default();
             unit.troubled.insert(record.clone());
@@ -217,8 +213,8 @@ impl Reconciler {
 
     fn registration_gone(&mut self, service: &ObjectKey, id: &str) {
         self.ledger.deregistered(service, id);
-        if self.has_nodes && self.ledger.count_in(&service.namespace) == 0 {
-            self.nodes.emptied(&service.namespace);
+        if self.target.has_namespace_nodes() && self.ledger.count_in(&service.namespace) == 0 {
+            self.namespace_nodes.emptied(&service.namespace);
         }
     }
 
@@ -253,7 +249,7 @@ impl Reconciler {
         if !self.outage.answered() {
             return;
         }
-        for (_, service) in std::mem::take(&mut self.failed) {
+        for (_, service) in std::mem::take(&mut self.retry_soon) {
             self.forgive(&service, now);
             self.mark_dirty(service);
         }

@@ -53,13 +53,6 @@ struct Confirmation {
     same_cluster: bool,
 }
 
-/// How many records a change would remove or turn critical.
-#[derive(Clone, Copy, Debug, Default)]
-struct Loss {
-    absence: usize,
-    selection: usize,
-}
-
 // === impl Guard ===
 
 impl Guard {
@@ -351,25 +344,19 @@ impl Reconciler {
         }
     }
 
-    fn hold_first_losses(&mut self, losses: HashMap<ObjectKey, (Cause, usize)>, now: Moment) {
-        let mut losses_by_cause = Loss::default();
+    fn hold_first_losses(&mut self, mut losses: HashMap<ObjectKey, (Cause, usize)>, now: Moment) {
+        let allowed = self.settings.allow_removals;
+        losses.retain(|_, (cause, _)| !(allowed && *cause == Cause::Selection));
+        let mut lost_by_cause: BTreeMap<Cause, usize> = BTreeMap::new();
         for (cause, lost) in losses.values() {
-            match cause {
-                Cause::Absence => losses_by_cause.absence += lost,
-                Cause::Selection if self.settings.allow_removals => {}
-                Cause::Selection => losses_by_cause.selection += lost,
-            }
+            *lost_by_cause.entry(*cause).or_default() += lost;
         }
         let total = self.ledger.registration_count();
-        if is_most(losses_by_cause.absence + losses_by_cause.selection, total) {
-            for (key, (cause, _)) in losses {
-                if cause == Cause::Absence || !self.settings.allow_removals {
-                    self.guard.held.insert(key, cause);
-                }
-            }
+        if is_most(lost_by_cause.values().sum(), total) {
+            self.guard.held.extend(losses.into_iter().map(|(key, (cause, _))| (key, cause)));
         }
         let orphans = self.released.get(&ObjectKey::nobody()).map_or(0, BTreeSet::len);
-        let of_scope = self.settings.reverse == ReverseScope::Off && !self.settings.allow_removals;
+        let of_scope = self.settings.reverse == ReverseScope::Off && !allowed;
         if !self.guard.held.is_empty() || is_most(orphans, self.ledger.reverse_count()) {
             let worst = self.guard.held.values().max().copied();
             let cause = if of_scope { Some(Cause::Selection) } else { worst };
@@ -377,10 +364,7 @@ impl Reconciler {
         }
         let causes: BTreeSet<Cause> = self.guard.held.values().copied().collect();
         for cause in causes {
-            let lost = match cause {
-                Cause::Absence => losses_by_cause.absence,
-                Cause::Selection => losses_by_cause.selection,
-            };
+            let lost = lost_by_cause.get(&cause).copied().unwrap_or(0);
             let (lost, total) =
                 if lost > 0 { (lost, total) } else { (orphans, self.ledger.reverse_count()) };
             self.reports.push(Report::Held { cause, lost, total });

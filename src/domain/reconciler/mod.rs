@@ -1,14 +1,41 @@
 //! The state of a bridge, as a machine without I/O: what Kubernetes shows and what Consul
 //! answers go in, the next writes come out.
 //!
+//! | file | what it is |
+//! |---|---|
+//! | `mod` | the state, and what comes from Kubernetes and from the operator |
+//! | `plan` | from a Service that may have changed to its writes |
+//! | `reverse` | its reverse records |
+//! | `track` | what is under way, and what is wrong with a record |
+//! | `answers` | what Consul's answers mean |
+//! | `outage` | when writes are tried again, and whether Consul takes any |
+//! | `read_back` | what a reading of Consul says of the ledger |
+//! | `repairs` | records that somebody else keeps changing |
+//! | `guard` | holds back removals that a list's silence would cause |
+//! | `nodes` | Kubernetes' nodes, which are watched only at times |
+//! | `namespace_nodes` | the catalog's nodes for namespaces |
+//! | `standby` | a leader that is deposed |
+//! | `target` | what the agent and the catalog want differently |
+//! | `problems` | the problems of all objects |
+//! | `queue` | each Service once, in the order in which they came |
+//!
 //! Kept here:
 //! - Nothing is removed out of ignorance (invariant 1): nothing is written before every kind is
-//!   listed and Consul is read back; what a list no longer shows passes the [`guard`].
-//! - It converges (invariant 4): whatever a write's fate, its Service is planned again.
+//!   listed and Consul is read back (`Phase`); what a list no longer shows passes the `guard`; only
+//!   a complete reading says that a record is gone (`read_back`); of Services whose nodes are not
+//!   listed, or that cannot be read, nothing is taken (`plan`, `nodes`).
+//! - Only our own records are touched (invariant 2): foreign names and reverse keys stay as they
+//!   are (`permit`, `reverse`), a namespace node with something foreign too (`namespace_nodes`).
+//! - It converges (invariant 4): whatever a write's fate, its Service is planned again (`answers`).
 //! - Equal means silent (invariant 5): writes are the difference between what is desired and
-//!   what is known.
-//! - Newer wins (invariant 6): a record with a write in flight is left alone until its answer.
-//! - One bad object harms only itself (invariant 7): refusals and waits are per record.
+//!   what is known (`plan`).
+//! - Newer wins (invariant 6): a record with a write in flight is left alone until its answer
+//!   (`gate` in `plan`), a namespace node while anything is (`namespace_nodes`), and a reading does
+//!   not speak of a record that was written since it began (`read_back`).
+//! - One bad object harms only itself (invariant 7): refusals and waits are per record (`track`),
+//!   problems per object.
+//! - A deposed leader plans nothing (`standby`): that what it has sent does not get in any more
+//!   (invariant 9) is the transactions' to see to.
 //!
 //! Time is a [`Moment`]: how long the process has been running.
 
@@ -23,6 +50,9 @@ mod queue;
 mod read_back;
 mod repairs;
 mod reverse;
+mod standby;
+mod target;
+mod track;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -35,13 +65,15 @@ use self::outage::Outage;
 pub use self::problems::Problems;
 use self::queue::Queue;
 use self::repairs::Repairs;
+pub use self::target::Target;
+use self::track::{Track, Trouble, Unit};
 use super::claims::{Handover, NameClaims, ReverseClaims};
 use super::desired::{Blocked, Desired, Permit, desired, is_read_label, left_out, wanted};
 use super::ledger::Ledger;
 use super::names::{ForeignNames, Holders, ObjectKey, lookup_form};
 use super::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use super::problem::{Problem, Reason};
-use super::record::{Fingerprint, RecordKey, Write};
+use super::record::{RecordKey, Write};
 use super::registration_id::service_of_id;
 use super::reverse_dns::ReverseZone;
 use super::settings::{OnConflict, Settings};
@@ -55,7 +87,7 @@ pub type Moment = Duration;
 pub struct Reconciler {
     settings: Settings,
     zone: Option<ReverseZone>,
-    has_nodes: bool,
+    target: Target,
     /// Consul names that others than a bridge hold; `None` while that is not known.
     foreign: Option<ForeignNames>,
     world: World,
@@ -74,14 +106,14 @@ pub struct Reconciler {
     units: HashMap<ObjectKey, Unit>,
     /// Records with a write in flight or in trouble.
     tracks: HashMap<RecordKey, Track>,
-    /// Services with writes that failed, by the moment of the next try.
-    failed: BTreeSet<(Moment, ObjectKey)>,
-    /// Services with writes that were denied or keep failing, likewise.
-    denied: BTreeSet<(Moment, ObjectKey)>,
+    /// Services with records in a [`Trouble::Transient`], by the moment of the next try.
+    retry_soon: BTreeSet<(Moment, ObjectKey)>,
+    /// Services with records in a [`Trouble::Lasting`], likewise.
+    retry_late: BTreeSet<(Moment, ObjectKey)>,
     /// Reverse keys that a Service no longer claims and no other does.
     released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
     guard: Guard,
-    nodes: NamespaceNodes,
+    namespace_nodes: NamespaceNodes,
     repairs: Repairs,
     outage: Outage,
     in_flight: usize,
@@ -119,9 +151,8 @@ pub enum Action {
     /// Read this reverse key; wants [`Reconciler::reverse_read`].
     ReadReverse(Box<str>),
     /// Remove the catalog's node of this namespace, on which nothing stands any more; wants
-    /// [`Reconciler::node_answered`]. Only with namespaces that have nodes: see
-    /// [`Reconciler::with_nodes`].
-    RemoveNode(Box<str>),
+    /// [`Reconciler::namespace_node_answered`]. Only with [`Target::Catalog`].
+    RemoveNamespaceNode(Box<str>),
 }
 
 /// Something that people want to know.
@@ -142,6 +173,8 @@ pub enum Report {
     Problem(Kind, ObjectKey, Problem),
     /// An object no longer has this problem.
     Solved(Kind, ObjectKey, Problem),
+    /// It is no longer known here whether the object has this problem: another one leads.
+    Withdrawn(Kind, ObjectKey, Problem),
     /// Removals are held back.
     Held {
         /// Why.
@@ -160,78 +193,6 @@ pub enum Report {
     Repaired(usize),
 }
 
-/// What is under way for one Service.
-#[derive(Debug, Default)]
-struct Unit {
-    in_flight: usize,
-    written: usize,
-    removed: usize,
-    /// Its records that have a [`Track`].
-    troubled: BTreeSet<RecordKey>,
-}
-
-/// A record with a write in flight or in trouble.
-#[derive(Debug)]
-struct Track {
-    service: ObjectKey,
-    /// What was sent and not yet answered.
-    sent: Option<Sent>,
-    /// Services that passed it over because a write was in flight: its own, or others that
-    /// share a reverse key.
-    again: BTreeSet<ObjectKey>,
-    /// Whether the token changed while a write was in flight.
-    old_token: bool,
-    /// How often in a row it failed.
-    attempt: u32,
-    /// How often in a row it failed although Consul answered others.
-    lonely: u32,
-    /// [`Outage::answers`] when it was sent or failed last.
-    answers: u64,
-    trouble: Option<Trouble>,
-}
-
-/// A write in flight: what the ledger has to note once it is answered.
-#[derive(Clone, Debug)]
-enum Sent {
-    Register { name: Box<str>, fingerprint: Fingerprint, critical: bool },
-    Deregister,
-    PutReverse(Fingerprint),
-    DeleteReverse,
-    Read,
-}
-
-/// Why a record is not as it ought to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Trouble {
-    /// It passes: try again at that moment.
-    Failed(Moment, String),
-    /// A right is missing: try again at that moment.
-    Denied(Moment, String),
-    /// It should pass, and does not for this record alone: try again at that moment.
-    Failing(Moment, String),
-    /// Consul does not take this content.
-    Refused(Fingerprint, String),
-    /// Somebody else keeps changing it: left alone until that moment.
-    Contested(Moment, String),
-}
-
-// === impl Track ===
-
-impl Track {
-    fn new(service: &ObjectKey) -> Self {
-        Self {
-            service: service.clone(),
-            sent: None,
-            again: BTreeSet::new(),
-            old_token: false,
-            attempt: 0,
-            lonely: 0,
-            answers: 0,
-            trouble: None,
-        }
-    }
-}
-
 // === impl Reconciler ===
 
 impl Reconciler {
@@ -241,7 +202,7 @@ impl Reconciler {
             ledger: Ledger::new(settings.cluster.clone()),
             settings,
             zone: None,
-            has_nodes: false,
+            target: Target::default(),
             foreign: None,
             world: World::default(),
             node_watch: NodeWatch::default(),
@@ -253,11 +214,11 @@ impl Reconciler {
             planned: None,
             units: HashMap::new(),
             tracks: HashMap::new(),
-            failed: BTreeSet::new(),
-            denied: BTreeSet::new(),
+            retry_soon: BTreeSet::new(),
+            retry_late: BTreeSet::new(),
             released: HashMap::new(),
             guard: Guard::default(),
-            nodes: NamespaceNodes::default(),
+            namespace_nodes: NamespaceNodes::default(),
             repairs: Repairs::default(),
             outage: Outage::default(),
             in_flight: 0,
@@ -317,8 +278,8 @@ impl Reconciler {
             }
         };
         self.guard.unsuspect(kind, &key);
-        // The problems of a Service are told when it is planned.
-        if kind != Kind::Service || !problems.is_empty() {
+        // The problems of a Service are told when it is planned, which a standby never does.
+        if kind != Kind::Service || !problems.is_empty() || self.phase != Phase::Running {
             self.set_problems(kind, &key, problems);
         }
         let concerned = self.concerned_by_unread(kind, &key);
@@ -361,24 +322,10 @@ impl Reconciler {
         }
     }
 
-    /// Whether each namespace has a node of its own, as in the catalog.
+    /// One whose records go there; without this, to an agent.
     #[must_use]
-    pub fn with_nodes(mut self, has_nodes: bool) -> Self {
-        self.has_nodes = has_nodes;
-        self
-    }
-
-    /// Nothing more is written until Consul is read back again: another one leads. What
-    /// Kubernetes shows is taken further on.
-    pub fn step_down(&mut self) {
-        self.phase = Phase::Loading { read_back: false };
-        if let Some((service, _)) = self.planned.take() {
-            self.dirty.push(service);
-        }
-        self.abort_read_back();
-        self.guard.start_over();
-        // Others may hold a name by the time this one leads again: it must be asked for anew.
-        self.foreign = None;
+    pub fn with_target(self, target: Target) -> Self {
+        Self { target, ..self }
     }
 
     /// Sets what reverse records end with; `None`: none can be written.
@@ -397,12 +344,12 @@ impl Reconciler {
         };
         let all = before.keys().chain(names.keys());
         let changed = all.filter(|name| before.get(*name) != names.get(*name));
-        for name in changed {
-            for claimant in self.names.claimants(name) {
-                self.dirty.push(claimant);
-            }
-        }
+        let concerned: Vec<ObjectKey> =
+            changed.flat_map(|name| self.names.claimants(name)).collect();
         self.foreign = Some(names);
+        for claimant in concerned {
+            self.mark_dirty(claimant);
+        }
     }
 
     /// Sets the service IDs that the agent has and the catalog lacks, for longer than the agent
@@ -433,15 +380,15 @@ impl Reconciler {
             && self.dirty.is_empty()
             && self.planned.is_none()
             && self.in_flight == 0
-            && !self.nodes.is_removing()
+            && !self.namespace_nodes.is_removing()
             && !self.has_retries()
     }
 
     /// Whether a write that failed waits for its next try. One that nobody waits for does not
     /// count: what it was to bring is not wanted at the moment.
     fn has_retries(&self) -> bool {
-        let failed = |track: &Track| matches!(track.trouble, Some(Trouble::Failed(..)));
-        !self.failed.is_empty() && self.tracks.values().any(failed)
+        let waits = |track: &Track| matches!(track.trouble, Some(Trouble::Transient { .. }));
+        !self.retry_soon.is_empty() && self.tracks.values().any(waits)
     }
 
     /// Whether removals are held back.
@@ -515,6 +462,9 @@ impl Reconciler {
     }
 
     fn mark_all_dirty(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
         if let Some((service, _)) = self.planned.take() {
             self.dirty.push(service);
         }

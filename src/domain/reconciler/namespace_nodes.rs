@@ -1,6 +1,6 @@
-//! The catalog's nodes for namespaces: each goes with the last record on it.
+//! Namespace nodes, which are the catalog's: each goes with the last record on it.
 //!
-//! Deleting a node deletes all that stands on it, so a node is a record of its own (invariant 6):
+//! Deleting one deletes all that stands on it, so it is a record of its own (invariant 6):
 //! it is removed only while no write to it is in flight or uncertain, and nothing is written to
 //! it meanwhile.
 
@@ -15,10 +15,10 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::record::NamespaceNodeAnswer;
 use crate::domain::text::excerpt;
 
-/// After a removal that failed: an empty node harms nobody.
+/// After a removal that failed: an empty namespace node harms nobody.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// What is known of the nodes.
+/// What is known of them.
 #[derive(Debug, Default)]
 pub(super) struct NamespaceNodes {
     /// Namespaces whose node may be there with nothing of ours on it, and when it may be tried.
@@ -60,13 +60,18 @@ impl NamespaceNodes {
 
 impl Reconciler {
     /// The reading shows the node of this namespace.
-    pub fn observed_node(&mut self, namespace: &str) {
-        self.nodes.shown.insert(namespace.into());
+    pub fn observed_namespace_node(&mut self, namespace: &str) {
+        self.namespace_nodes.shown.insert(namespace.into());
     }
 
-    /// Takes the answer to [`Action::RemoveNode`].
-    pub fn node_answered(&mut self, namespace: &str, answer: NamespaceNodeAnswer, now: Moment) {
-        if !self.nodes.removing.remove(namespace) {
+    /// Takes the answer to [`Action::RemoveNamespaceNode`].
+    pub fn namespace_node_answered(
+        &mut self,
+        namespace: &str,
+        answer: NamespaceNodeAnswer,
+        now: Moment,
+    ) {
+        if !self.namespace_nodes.removing.remove(namespace) {
             return;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -77,10 +82,12 @@ impl Reconciler {
         match answer {
             // What a reading under way has shown was there before.
             NamespaceNodeAnswer::Removed => {
-                self.nodes.shown.remove(namespace);
+                self.namespace_nodes.shown.remove(namespace);
             }
             // What is on it is shown by the next reading.
             NamespaceNodeAnswer::InUse | NamespaceNodeAnswer::Fenced => {}
+            // Whoever leads now finds it, and tells it.
+            NamespaceNodeAnswer::Foreign { .. } if self.stands_by() => {}
             NamespaceNodeAnswer::Foreign { node, ids } => {
                 let ids = ids.join(", ");
                 problems.insert(Problem::new(
@@ -93,28 +100,29 @@ impl Reconciler {
                 ));
             }
             NamespaceNodeAnswer::Failed(_) => {
-                self.nodes.empty.insert(namespace.into(), now + RETRY);
+                self.namespace_nodes.empty.insert(namespace.into(), now + RETRY);
             }
             // It may still take along what is written to the node from now on: that is read back.
             NamespaceNodeAnswer::Unanswered(_) => {
                 self.uncertain_until = Some(now + MAY_STILL_APPLY);
-                self.nodes.empty.insert(namespace.into(), now + RETRY);
+                self.namespace_nodes.empty.insert(namespace.into(), now + RETRY);
             }
         }
         self.set_problems(Kind::Namespace, &ObjectKey::new("", namespace), problems);
-        let (back, waiting) = std::mem::take(&mut self.nodes.waiting)
+        let (back, waiting) = std::mem::take(&mut self.namespace_nodes.waiting)
             .into_iter()
             .partition(|service| *service.namespace == *namespace);
-        self.nodes.waiting = waiting;
+        self.namespace_nodes.waiting = waiting;
         let back: BTreeSet<ObjectKey> = back;
         for service in back {
             self.mark_dirty(service);
         }
     }
 
-    /// A complete reading is over: nodes that it showed and on which nothing of ours stands.
-    pub(super) fn collect_empty_nodes(&mut self) {
-        let shown = std::mem::take(&mut self.nodes.shown);
+    /// A complete reading is over: namespace nodes that it showed and on which nothing of ours
+    /// stands.
+    pub(super) fn collect_empty_namespace_nodes(&mut self) {
+        let shown = std::mem::take(&mut self.namespace_nodes.shown);
         // What stood in the way of removing a node matters no more once it is gone or needed.
         let solved: Vec<ObjectKey> = self
             .problems
@@ -128,43 +136,45 @@ impl Reconciler {
             self.set_problems(Kind::Namespace, &key, BTreeSet::new());
         }
         for namespace in shown {
-            if self.ledger.count_in(&namespace) == 0 && !self.nodes.removing.contains(&namespace) {
-                self.nodes.emptied(&namespace);
+            if self.ledger.count_in(&namespace) == 0
+                && !self.namespace_nodes.removing.contains(&namespace)
+            {
+                self.namespace_nodes.emptied(&namespace);
             }
         }
     }
 
-    /// When the next node may be removed. While something is in flight, its answer is waited for.
-    pub(super) fn next_node_timer(&self) -> Option<Moment> {
+    /// When the next namespace node may be removed. While something is in flight, its answer is waited for.
+    pub(super) fn next_namespace_node_timer(&self) -> Option<Moment> {
         if self.phase != Phase::Running || self.in_flight > 0 {
             return None;
         }
-        let next = self.removable_nodes().map(|(_, due)| due).min()?;
+        let next = self.removable_namespace_nodes().map(|(_, due)| due).min()?;
         Some(if self.outage.is_on() { next.max(self.outage.next_probe()) } else { next })
     }
 
-    /// The next node to remove. To be asked only while nothing else can be sent.
-    pub(super) fn next_empty_node(&mut self, now: Moment) -> Option<Action> {
-        self.nodes.empty.retain(|namespace, _| self.ledger.count_in(namespace) == 0);
-        let due = self.removable_nodes().find(|(_, due)| *due <= now);
+    /// The next namespace node to remove. To be asked only while nothing else can be sent.
+    pub(super) fn next_empty_namespace_node(&mut self, now: Moment) -> Option<Action> {
+        self.namespace_nodes.empty.retain(|namespace, _| self.ledger.count_in(namespace) == 0);
+        let due = self.removable_namespace_nodes().find(|(_, due)| *due <= now);
         let namespace = due.map(|(namespace, _)| namespace.clone())?;
-        self.nodes.empty.remove(&namespace);
-        self.nodes.removing.insert(namespace.clone());
+        self.namespace_nodes.empty.remove(&namespace);
+        self.namespace_nodes.removing.insert(namespace.clone());
         self.in_flight += 1;
-        Some(Action::RemoveNode(namespace))
+        Some(Action::RemoveNamespaceNode(namespace))
     }
 
     /// Namespaces on whose node nothing stands, nothing is being written and nothing may yet be.
-    fn removable_nodes(&self) -> impl Iterator<Item = (&Box<str>, Moment)> {
+    fn removable_namespace_nodes(&self) -> impl Iterator<Item = (&Box<str>, Moment)> {
         let certain = self.uncertain_until.is_none();
         let written_to = self.units.iter().filter(|(_, unit)| unit.in_flight > 0);
         let written_to: BTreeSet<&str> = written_to.map(|(key, _)| &*key.namespace).collect();
-        let empty = self.nodes.empty.iter().map(|(namespace, due)| (namespace, *due));
+        let empty = self.namespace_nodes.empty.iter().map(|(namespace, due)| (namespace, *due));
         empty.filter(move |(namespace, _)| {
             certain
                 && self.ledger.count_in(namespace) == 0
                 && !written_to.contains(&***namespace)
-                && !self.nodes.removing.contains(*namespace)
+                && !self.namespace_nodes.removing.contains(*namespace)
         })
     }
 }

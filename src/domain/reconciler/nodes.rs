@@ -1,4 +1,4 @@
-//! Nodes, which are watched only while a Service uses node ports.
+//! Nodes, which are Kubernetes': watched only while a Service uses node ports.
 //!
 //! Nothing is decided for such a Service before the nodes are known (invariant 1), and nothing
 //! else waits for them once it turns out that they cannot be listed (invariant 7).
@@ -67,14 +67,14 @@ impl Reconciler {
     /// Whether all that can be listed is: everything, but for nodes that may not be.
     pub fn is_listed(&self) -> bool {
         let denied = matches!(self.node_watch, NodeWatch::Denied(_));
-        self.world.is_complete() && (self.has_its_nodes() || denied)
+        self.world.is_complete() && (self.needed_nodes_are_listed() || denied)
     }
 
     /// Whether the first reconciliation may be made. It waits for nodes, so that what they take
     /// away is weighed together with all else, unless it turns out that they do not come.
     pub(super) fn may_start(&self) -> bool {
         let comes = matches!(self.node_watch, NodeWatch::Going);
-        self.world.is_complete() && (self.has_its_nodes() || !comes)
+        self.world.is_complete() && (self.needed_nodes_are_listed() || !comes)
     }
 
     /// A list of nodes is complete.
@@ -98,7 +98,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn has_its_nodes(&self) -> bool {
+    pub(super) fn needed_nodes_are_listed(&self) -> bool {
         !self.wants_nodes() || self.world.is_listed(Kind::Node)
     }
 

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::outage::LONELY_FAILURES;
-use super::{Action, Moment, Phase, Reconciler, Report, Sent, Track, Trouble};
+use super::track::{Sent, Track, Trouble};
+use super::{Action, Moment, Phase, Reconciler, Report};
 use crate::domain::desired::Desired;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::Kind;
@@ -49,7 +50,7 @@ impl Reconciler {
                 self.note_sent(&service, &action);
                 actions.push(action);
             } else if let Some(service) = self.dirty.pop() {
-                if self.nodes.makes_wait(&service) {
+                if self.namespace_nodes.makes_wait(&service) {
                     continue;
                 }
                 let plan = self.plan(&service, now);
@@ -58,7 +59,7 @@ impl Reconciler {
                 } else {
                     self.planned = Some((service, plan));
                 }
-            } else if let Some(action) = self.next_empty_node(now) {
+            } else if let Some(action) = self.next_empty_namespace_node(now) {
                 actions.push(action);
             } else {
                 break;
@@ -70,15 +71,15 @@ impl Reconciler {
     /// When [`Reconciler::wake`] or [`Reconciler::next_actions`] has something to do.
     pub fn next_timer(&self) -> Option<Moment> {
         let first = |waiting: &BTreeSet<(Moment, ObjectKey)>| waiting.first().map(|(due, _)| *due);
-        let (failed, denied) = (first(&self.failed), first(&self.denied));
-        let failed = if self.outage.is_on() {
-            let has_work = failed.is_some() || !self.dirty.is_empty() || self.planned.is_some();
+        let (soon, late) = (first(&self.retry_soon), first(&self.retry_late));
+        let soon = if self.outage.is_on() {
+            let has_work = soon.is_some() || !self.dirty.is_empty() || self.planned.is_some();
             let may_probe = self.phase == Phase::Running && self.in_flight == 0;
             (has_work && may_probe).then_some(self.outage.next_probe())
         } else {
-            failed
+            soon
         };
-        [failed, denied, self.next_node_timer()].into_iter().flatten().min()
+        [soon, late, self.next_namespace_node_timer()].into_iter().flatten().min()
     }
 
     /// Takes up what has waited long enough.
@@ -86,14 +87,15 @@ impl Reconciler {
         let idle = self.dirty.is_empty() && self.planned.is_none();
         if self.outage.is_on() && now >= self.outage.next_probe() && idle {
             // Any write will do as a probe, however long it would have waited.
-            if let Some((_, service)) = self.failed.pop_first() {
+            if let Some((_, service)) = self.retry_soon.pop_first() {
                 self.forgive(&service, now);
                 self.mark_dirty(service);
             }
         }
         let mut due = Vec::new();
-        for waiting in [&mut self.failed, &mut self.denied] {
-            let after = (now + Moment::from_nanos(1), ObjectKey::new("", ""));
+        for waiting in [&mut self.retry_soon, &mut self.retry_late] {
+            // Nobody's key is the first of all.
+            let after = (now + Moment::from_nanos(1), ObjectKey::nobody());
             let later = waiting.split_off(&after);
             due.extend(std::mem::replace(waiting, later).into_iter().map(|(_, service)| service));
         }
@@ -106,7 +108,7 @@ impl Reconciler {
     pub(super) fn forgive(&mut self, service: &ObjectKey, now: Moment) {
         let Some(unit) = self.units.get(service) else { return };
         for record in &unit.troubled {
-            if let Some(Trouble::Failed(until, _)) =
+            if let Some(Trouble::Transient { until }) =
                 self.tracks.get_mut(record).and_then(|track| track.trouble.as_mut())
             {
                 *until = now;
@@ -129,7 +131,7 @@ impl Reconciler {
                 self.note_in_flight(service, RecordKey::Reverse(key.clone()), Sent::Read);
             }
             // Noted where it is chosen: it is no Service's.
-            Action::RemoveNode(_) => {}
+            Action::RemoveNamespaceNode(_) => {}
             Action::Write(writes) => {
                 for write in writes {
                     let sent = match write {
@@ -224,7 +226,7 @@ impl Reconciler {
         self.draft_reverse(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         // What nobody claims may be a Service's that could not be read, or that waits for nodes.
-        let is_clear = !self.world.has_unread_service() && self.has_its_nodes();
+        let is_clear = !self.world.has_unread_service() && self.needed_nodes_are_listed();
         let may_belong_to_others = key.is_nobody() && !is_clear;
         let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_others;
         if !draft.adding && may_lose {
@@ -286,6 +288,7 @@ impl Reconciler {
         draft: &mut Draft,
     ) {
         let held = self.may_not_lose(key);
+        let writes_whole = self.target.writes_groups_whole();
         for registration in desired.registrations.values() {
             let known = self.ledger.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
@@ -309,7 +312,7 @@ impl Reconciler {
                 Some(fingerprint),
                 now,
             ) {
-                Gate::Open if self.has_nodes && draft.awaits(reverse.as_deref()) => {
+                Gate::Open if writes_whole && draft.awaits(reverse.as_deref()) => {
                     draft.adding = true;
                 }
                 Gate::Open => {
@@ -337,6 +340,7 @@ impl Reconciler {
         now: Moment,
         draft: &mut Draft,
     ) {
+        let writes_whole = self.target.writes_groups_whole();
         let mut deletes = self.reverse_deletes(key, now, draft);
         let gone: Vec<(Box<str>, Box<str>)> = self
             .ledger
@@ -348,7 +352,7 @@ impl Reconciler {
         for (id, service) in gone {
             let gate = self.gate(key, &RecordKey::Registration(id.clone()), None, now);
             let reverse = reverse_key_of_id(&id);
-            if gate == Gate::Open && self.has_nodes && draft.awaits(reverse.as_deref()) {
+            if gate == Gate::Open && writes_whole && draft.awaits(reverse.as_deref()) {
                 continue;
             }
             // It goes with its instance, and stays as long as that.
@@ -382,19 +386,17 @@ impl Reconciler {
             return Gate::Later;
         }
         match &track.trouble {
-            Some(Trouble::Failed(until, _)) if *until > now => {
-                self.failed.insert((*until, service.clone()));
+            Some(Trouble::Transient { until }) if *until > now => {
+                self.retry_soon.insert((*until, service.clone()));
                 Gate::Later
             }
-            Some(
-                Trouble::Denied(until, _)
-                | Trouble::Failing(until, _)
-                | Trouble::Contested(until, _),
-            ) if *until > now => {
-                self.denied.insert((*until, service.clone()));
+            Some(Trouble::Lasting { until, .. }) if *until > now => {
+                self.retry_late.insert((*until, service.clone()));
                 Gate::Shut
             }
-            Some(Trouble::Refused(refused, _)) if content == Some(*refused) => Gate::Shut,
+            Some(Trouble::Refused { content: refused, .. }) if content == Some(*refused) => {
+                Gate::Shut
+            }
             _ => Gate::Open,
         }
     }
@@ -428,27 +430,9 @@ impl Reconciler {
     }
 
     /// What Consul said against records of the Service.
-    fn troubles(&self, key: &ObjectKey) -> Vec<Problem> {
+    fn troubles(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
         let troubled = self.units.get(key).into_iter().flat_map(|unit| &unit.troubled);
-        troubled
-            .filter_map(|record| match self.tracks.get(record)?.trouble.as_ref()? {
-                Trouble::Failed(..) => None,
-                Trouble::Denied(_, why) => Some(Problem::new(
-                    Reason::Denied,
-                    format!("Consul denied the write of {record}: {why}. Give the token the missing right"),
-                )),
-                Trouble::Contested(_, why) => {
-                    Some(Problem::new(Reason::Contested, format!("{record}: {why}")))
-                }
-                Trouble::Failing(_, why) => Some(Problem::new(
-                    Reason::Failing,
-                    format!("Consul answers, and fails the write of {record} again and again: {why}. It is tried again every minute"),
-                )),
-                Trouble::Refused(_, why) => {
-                    Some(Problem::new(Reason::Refused, format!("Consul refused {record}: {why}")))
-                }
-            })
-            .collect()
+        troubled.filter_map(|record| self.tracks.get(record)?.trouble.as_ref()?.problem().cloned())
     }
 }
 

@@ -24,7 +24,7 @@ impl Reconciler {
         let in_flight = self.tracks.iter().filter(|(_, track)| track.sent.is_some());
         self.touched = Some(in_flight.map(|(record, _)| record.clone()).collect());
         self.drift = 0;
-        self.nodes.reading_begins();
+        self.namespace_nodes.reading_begins();
         self.repairs.forget_old(now);
     }
 
@@ -96,7 +96,7 @@ impl Reconciler {
         self.consul_answered(now);
         self.forget_unseen_registrations(&touched);
         self.forget_unseen_reverse(&touched);
-        self.collect_empty_nodes();
+        self.collect_empty_namespace_nodes();
         self.uncertain_until = self.uncertain_until.filter(|until| *until > self.read_back_began);
         match &mut self.phase {
             Phase::Loading { read_back } => *read_back = true,

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::{Moment, Reconciler, Track, Trouble};
+use super::track::{Track, Trouble};
+use super::{Moment, Reconciler};
 use crate::domain::names::ObjectKey;
 use crate::domain::record::{CLUSTER_META, ObservedRegistration, RecordKey};
 use crate::domain::text::excerpt;
@@ -59,7 +60,7 @@ impl Reconciler {
         );
         let track = self.tracks.entry(record.clone()).or_insert_with(|| Track::new(service));
         if track.sent.is_none() {
-            track.trouble = Some(Trouble::Contested(until, why));
+            track.trouble = Some(Trouble::contested(until, &record, &why));
             self.units.entry(service.clone()).or_default().troubled.insert(record);
         }
     }

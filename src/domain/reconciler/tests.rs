@@ -40,7 +40,7 @@ struct Simulation {
     registrations: BTreeMap<Box<str>, Registration>,
     kv: BTreeMap<Box<str>, ObservedReverse>,
     /// Namespaces that have a node.
-    nodes: BTreeSet<Box<str>>,
+    namespace_nodes: BTreeSet<Box<str>>,
     index: u64,
     late: Vec<(Moment, Write)>,
     /// Writes that were sent.
@@ -50,27 +50,24 @@ struct Simulation {
 impl Simulation {
     fn new(settings: Settings) -> Self {
         let mut bridge = Reconciler::new(settings);
-        bridge.set_reverse_zone(Some(ReverseZone {
-            datacenter: "dc1".into(),
-            domain: "consul".into(),
-        }));
+        bridge.set_reverse_zone(Some(zone()));
         bridge.set_foreign_names(ForeignNames::new());
         Self {
             bridge,
             now: Moment::ZERO,
             registrations: BTreeMap::new(),
             kv: BTreeMap::new(),
-            nodes: BTreeSet::new(),
+            namespace_nodes: BTreeSet::new(),
             index: 0,
             late: Vec::new(),
             sent: Vec::new(),
         }
     }
 
-    /// One whose namespaces have nodes.
-    fn with_nodes() -> Self {
+    /// One that writes to the catalog.
+    fn of_catalog() -> Self {
         let new = Self::new(settings());
-        Self { bridge: new.bridge.with_nodes(true), ..new }
+        Self { bridge: new.bridge.with_target(Target::Catalog), ..new }
     }
 
     /// A new process with other settings beside the same Consul.
@@ -78,7 +75,7 @@ impl Simulation {
         Self {
             registrations: self.registrations,
             kv: self.kv,
-            nodes: self.nodes,
+            namespace_nodes: self.namespace_nodes,
             index: self.index,
             ..Self::new(settings)
         }
@@ -102,6 +99,12 @@ impl Simulation {
 
     fn read_back(&mut self) {
         self.bridge.begin_read_back(self.now);
+        self.show();
+        self.bridge.finish_read_back(self.now);
+    }
+
+    /// What a reading under way shows.
+    fn show(&mut self) {
         for registration in self.registrations.values() {
             let observed = ObservedRegistration { registration: registration.clone(), index: 0 };
             self.bridge.observed_registration(&observed);
@@ -109,10 +112,9 @@ impl Simulation {
         for entry in self.kv.values() {
             self.bridge.observed_reverse(entry);
         }
-        for namespace in &self.nodes {
-            self.bridge.observed_node(namespace);
+        for namespace in &self.namespace_nodes {
+            self.bridge.observed_namespace_node(namespace);
         }
-        self.bridge.finish_read_back(self.now);
     }
 
     /// A reading, and after it the names that others hold: none.
@@ -128,10 +130,10 @@ impl Simulation {
             let answer = if self.registrations.keys().any(|id| stands(id)) {
                 NamespaceNodeAnswer::InUse
             } else {
-                self.nodes.remove(&namespace);
+                self.namespace_nodes.remove(&namespace);
                 NamespaceNodeAnswer::Removed
             };
-            self.bridge.node_answered(&namespace, answer, self.now);
+            self.bridge.namespace_node_answered(&namespace, answer, self.now);
         }
     }
 
@@ -150,7 +152,7 @@ impl Simulation {
                     }
                     Action::Write(writes) => self.send(writes, fate),
                     // Always the last one: nothing else is left to send.
-                    Action::RemoveNode(namespace) => return Some(namespace),
+                    Action::RemoveNamespaceNode(namespace) => return Some(namespace),
                 }
             }
         }
@@ -192,7 +194,7 @@ impl Simulation {
         };
         match write {
             Write::Register(registration) | Write::Replace(registration) => {
-                self.nodes.insert(registration.namespace.clone());
+                self.namespace_nodes.insert(registration.namespace.clone());
                 self.registrations.insert(registration.id.clone(), registration);
             }
             Write::Deregister { id, .. } => {
@@ -269,6 +271,10 @@ fn cluster() -> crate::domain::names::ClusterName {
 
 fn settings() -> Settings {
     Settings::new(cluster())
+}
+
+fn zone() -> ReverseZone {
+    ReverseZone { datacenter: "dc1".into(), domain: "consul".into() }
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -603,8 +609,8 @@ proptest! {
         events in prop::collection::vec((events(), prop::bool::weighted(0.7)), 1..30),
         fates in prop::collection::vec(fates(), 0..40),
     ) {
-        let mut faulty = Simulation::with_nodes();
-        let mut calm = Simulation::with_nodes();
+        let mut faulty = Simulation::of_catalog();
+        let mut calm = Simulation::of_catalog();
         for simulation in [&mut faulty, &mut calm] {
             simulation.read_back();
             for kind in WATCHED { simulation.list(kind, []); }
@@ -627,7 +633,7 @@ proptest! {
             simulation.kv.values().map(|e| (e.record.key.clone(), e.record.value.clone())).collect()
         };
         prop_assert_eq!(values(&faulty), values(&calm));
-        prop_assert_eq!(&faulty.nodes, &calm.nodes);
+        prop_assert_eq!(&faulty.namespace_nodes, &calm.namespace_nodes);
         faulty.take_sent();
         faulty.read_back();
         faulty.settle();

@@ -61,7 +61,7 @@ use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::Sentinel;
 use crate::consul::sink::Sink;
 use crate::domain::object::Kind;
-use crate::domain::reconciler::{Moment, Reconciler};
+use crate::domain::reconciler::{Moment, Reconciler, Target};
 use crate::domain::settings::Settings;
 use crate::domain::text::chain;
 use crate::kubernetes::client::{
@@ -120,6 +120,18 @@ pub enum SinkOptions {
         /// Whether several processes elect the one that writes.
         leader_elect: bool,
     },
+}
+
+// === impl SinkOptions ===
+
+impl SinkOptions {
+    /// What the core has to know of it.
+    pub(in crate::run) fn target(&self) -> Target {
+        match self {
+            SinkOptions::Agent => Target::Agent,
+            SinkOptions::Catalog { .. } => Target::Catalog,
+        }
+    }
 }
 
 /// Why the loop ends.
@@ -297,8 +309,7 @@ impl Bridge {
         let resync = options.resync;
         let (sink, marker, election) = sink(&options, &consul);
         Self {
-            state: Reconciler::new(options.settings.clone())
-                .with_nodes(matches!(sink, Sink::Catalog(_))),
+            state: Reconciler::new(options.settings.clone()).with_target(options.sink.target()),
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
@@ -498,7 +509,7 @@ impl Bridge {
         match seen {
             Observation::Registration(observed) => self.state.observed_registration(&observed),
             Observation::Reverse(observed) => self.state.observed_reverse(&observed),
-            Observation::Node(namespace) => self.state.observed_node(&namespace),
+            Observation::Node(namespace) => self.state.observed_namespace_node(&namespace),
             Observation::Stray(what) => self.tally.stray(what),
         }
     }

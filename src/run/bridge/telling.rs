@@ -154,6 +154,11 @@ impl Bridge {
                 let (namespace, name) = (&key.namespace, &key.name);
                 tracing::info!(kind = kind.as_str(), %namespace, %name, "solved: {problem}");
             }
+            Report::Withdrawn(kind, key, problem) => {
+                self.problem_gauge(&problem, -1);
+                let (namespace, name) = (&key.namespace, &key.name);
+                tracing::debug!(kind = kind.as_str(), %namespace, %name, "withdrawn: {problem}");
+            }
             Report::Held { cause, lost, total } => tracing::warn!(
                 "{lost} of {total} records would be removed or turn critical: held back, {}",
                 match cause {

@@ -74,7 +74,7 @@ impl Bridge {
                     Action::ReadReverse(key) => {
                         single.push(jobs::read_reverse(self.consul.clone(), key).boxed());
                     }
-                    Action::RemoveNode(namespace) => {
+                    Action::RemoveNamespaceNode(namespace) => {
                         let removal = jobs::remove_node(self.term, self.sink.clone(), namespace);
                         single.push(removal.boxed());
                     }
@@ -105,7 +105,7 @@ impl Bridge {
             _ => self.drift.heard(),
         }
         let now = self.now();
-        self.state.node_answered(namespace, answer, now);
+        self.state.namespace_node_answered(namespace, answer, now);
     }
 
     pub(super) fn wrote(&mut self, term: Term, answers: Vec<(RecordKey, Answer)>, took: Duration) {

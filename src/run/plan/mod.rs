@@ -138,8 +138,8 @@ impl<'a> Planner<'a> {
         owner: OwnerKey,
         introduced: &Introduced,
     ) -> Self {
-        let has_nodes = matches!(options.sink, SinkOptions::Catalog { .. });
-        let mut state = Reconciler::new(options.settings.clone()).with_nodes(has_nodes);
+        let mut state =
+            Reconciler::new(options.settings.clone()).with_target(options.sink.target());
         state.set_reverse_zone(introduced.zone.clone());
         let mut notes = BTreeSet::new();
         if introduced.zone.is_none() {
@@ -325,7 +325,7 @@ impl<'a> Planner<'a> {
                 self.reading.reverse.insert(record.key, record.value);
             }
             Observation::Node(namespace) => {
-                self.state.observed_node(&namespace);
+                self.state.observed_namespace_node(&namespace);
                 self.reading.nodes.insert(namespace);
             }
             Observation::Stray(what) => {
@@ -362,7 +362,7 @@ impl<'a> Planner<'a> {
                     Action::ReadReverse(key) => {
                         self.state.reverse_read(&key, Ok(None), NOW);
                     }
-                    Action::RemoveNode(namespace) => {
+                    Action::RemoveNamespaceNode(namespace) => {
                         self.remove_node(&namespace, gravest, nodes).await?;
                     }
                 }
@@ -378,8 +378,7 @@ impl<'a> Planner<'a> {
         nodes: &mut BTreeMap<Box<str>, OwnChange>,
     ) {
         let key = write.key();
-        let service =
-            self.state.in_flight_for(&key).cloned().unwrap_or_else(|| ObjectKey::new("", ""));
+        let service = self.state.in_flight_for(&key).cloned().unwrap_or_else(ObjectKey::nobody);
         let held_by = why(&service);
         if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
             && !self.reading.nodes.contains(&registration.namespace)
@@ -410,7 +409,7 @@ impl<'a> Planner<'a> {
         } else {
             NamespaceNodeAnswer::Foreign { node: name, ids: others }
         };
-        self.state.node_answered(namespace, answer, NOW);
+        self.state.namespace_node_answered(namespace, answer, NOW);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kube_consul_stack::{Fault, HttpRecorder, eventually};
+use serde_json::json;
 
 use super::support::{bridge, command, leads};
 use crate::support::{Bridge, DEADLINE, Place};
@@ -24,11 +25,49 @@ async fn wait_for_lead(bridge: &Bridge) -> Result<()> {
     .await
 }
 
+/// Numbers of registrations, reverse records and problems, by `/status` and by `/metrics`.
+async fn told(bridge: &Bridge) -> Result<String> {
+    let counts = &bridge.status().await?["counts"];
+    let metric = async |series: &str| anyhow::Ok(bridge.metric(series).await?.unwrap_or_default());
+    Ok(format!(
+        "{} {} {}, {} {} {}",
+        counts["registrations"],
+        counts["reverse_records"],
+        counts["problems"],
+        metric("kube_consul_registrations").await?,
+        metric("kube_consul_reverse_records").await?,
+        metric("kube_consul_problems{reason=\"InvalidAnnotation\"}").await?,
+    ))
+}
+
+/// Waits until a leader tells of two records of each kind and of the problem of one.
+async fn tells_all(bridge: &Bridge) -> Result<()> {
+    eventually(DEADLINE, || async {
+        let told = told(bridge).await?;
+        ensure!(told == "2 2 1, 2 2 1", "{told}: {}", bridge.status().await?);
+        Ok(())
+    })
+    .await
+}
+
+async fn tells_nothing(standby: &Bridge) -> Result<()> {
+    eventually(DEADLINE, || async {
+        let told = told(standby).await?;
+        ensure!(told == "0 0 0, 0 0 0", "{told}: {}", standby.status().await?);
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Result<()> {
     let place = Place::new("lock").await?;
+    place.web("web", &PORTS).await?;
+    place.web("odd", &PORTS).await?;
+    place.annotate("odd", json!({"kube-consul.io/service-weight": "heavy"})).await?;
     let first = bridge(&place, &["--leader-elect"]).await?;
     wait_for_lead(&first).await?;
+    tells_all(&first).await?;
     let second = bridge(&place, &["--leader-elect"]).await?;
     let (consul, cluster) = (place.consul.api(), &place.namespace);
     // With the key goes the lock, but not the session; with the base node both.
@@ -39,7 +78,10 @@ async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Resul
         Ok(())
     })
     .await?;
-    let base = serde_json::json!({"Node": format!("k8s-{cluster}"), "Datacenter": "dc1"});
+    // What the one that leads tells, the other one must not tell once more.
+    tells_all(&second).await?;
+    tells_nothing(&first).await?;
+    let base = json!({"Node": format!("k8s-{cluster}"), "Datacenter": "dc1"});
     consul.put("/v1/catalog/deregister", &base).await?;
     wait_for_lead(&first).await?;
     eventually(DEADLINE, || async {
@@ -47,8 +89,10 @@ async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Resul
         Ok(())
     })
     .await?;
-    place.web("web", &PORTS).await?;
-    place.wait_for_instances("web", 1).await?;
+    tells_all(&first).await?;
+    tells_nothing(&second).await?;
+    place.web("later", &PORTS).await?;
+    place.wait_for_instances("later", 1).await?;
     first.stop().await?;
     second.stop().await
 }
@@ -65,9 +109,12 @@ async fn a_candidate_that_ends_while_it_takes_the_lock_leaves_it_to_others() -> 
     let lock = format!("/v1/kv/kube-consul/{}/leader", place.namespace);
     let is_held =
         || async { anyhow::Ok(!place.consul.api().get(&lock).await?[0]["Session"].is_null()) };
-    // The lock is its own, and it does not know.
+    let gives_back = || recorder.writes().iter().any(|it| it.path.contains("/v1/session/destroy"));
+    // The lock is its own, and it does not know. Its first try to end the session is the one that
+    // is held up: were it that of its end, that would have to wait.
     eventually(DEADLINE, || async {
         ensure!(is_held().await?, "it is not asked for yet");
+        ensure!(gives_back(), "it does not yet try to end its session");
         Ok(())
     })
     .await?;

@@ -1,74 +1,74 @@
-//! What only the catalog sink needs: nodes of namespaces, and a leader that steps down.
+//! What only the catalog sink needs: namespace nodes, and a leader that steps down.
 
 use super::*;
 use crate::domain::problem::Reason;
 use crate::domain::record::NamespaceNodeAnswer;
 
-/// As [`in_step`], with a node for each namespace.
-fn with_nodes(count: u8) -> Simulation {
-    filled(Simulation::with_nodes(), count)
+/// As [`in_step`], in the catalog.
+fn in_catalog(count: u8) -> Simulation {
+    filled(Simulation::of_catalog(), count)
 }
 
-fn nodes(simulation: &Simulation) -> Vec<&str> {
-    simulation.nodes.iter().map(|node| &**node).collect()
+fn namespace_nodes(simulation: &Simulation) -> Vec<&str> {
+    simulation.namespace_nodes.iter().map(|node| &**node).collect()
 }
 
 #[test]
 fn the_node_of_a_namespace_goes_with_the_last_record_on_it() {
-    let mut simulation = with_nodes(2);
+    let mut simulation = in_catalog(2);
     simulation.deleted(Kind::Service, "s1");
     simulation.settle();
-    assert_eq!(nodes(&simulation), ["ns"]);
+    assert_eq!(namespace_nodes(&simulation), ["ns"]);
     simulation.deleted(Kind::Service, "s2");
     simulation.settle();
-    assert_eq!(nodes(&simulation), [""; 0]);
+    assert_eq!(namespace_nodes(&simulation), [""; 0]);
     assert!(simulation.bridge.is_settled());
     simulation.seen(service_seen(1));
     simulation.settle();
-    assert_eq!((nodes(&simulation).len(), simulation.registrations.len()), (1, 1));
+    assert_eq!((namespace_nodes(&simulation).len(), simulation.registrations.len()), (1, 1));
 }
 
 #[test]
 fn an_empty_node_that_a_reading_shows_is_removed() {
-    let mut simulation = with_nodes(1);
-    simulation.nodes.insert("left-behind".into());
+    let mut simulation = in_catalog(1);
+    simulation.namespace_nodes.insert("left-behind".into());
     simulation.read_back();
     simulation.settle();
-    assert_eq!(nodes(&simulation), ["ns"]);
+    assert_eq!(namespace_nodes(&simulation), ["ns"]);
 }
 
 #[test]
 fn a_node_stays_while_a_write_to_it_is_uncertain() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step(&mut |_| Fate::Lost);
     let asked = simulation.bridge.next_actions(simulation.now, 9);
     assert!(asked.is_empty(), "{asked:?}");
     simulation.settle();
-    assert_eq!(nodes(&simulation), [""; 0]);
+    assert_eq!(namespace_nodes(&simulation), [""; 0]);
 }
 
 #[test]
 fn nothing_is_written_to_a_node_that_is_being_removed() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     simulation.seen(service_seen(2));
     assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
     assert!(!simulation.bridge.is_settled());
-    simulation.bridge.node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
+    simulation.bridge.namespace_node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
     simulation.settle();
     assert_eq!(simulation.registered(), ["s2 10.0.0.2 Critical"]);
 }
 
 #[test]
 fn what_others_put_on_a_node_keeps_it_and_is_a_problem() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     let foreign =
         NamespaceNodeAnswer::Foreign { node: "k8s-kubernetes.ns".into(), ids: vec!["db".into()] };
-    simulation.bridge.node_answered("ns", foreign, simulation.now);
+    simulation.bridge.namespace_node_answered("ns", foreign, simulation.now);
     let namespace = ObjectKey::new("", "ns");
     let problems: Vec<_> =
         simulation.bridge.problems().of(Kind::Namespace, &namespace).cloned().collect();
@@ -78,7 +78,7 @@ fn what_others_put_on_a_node_keeps_it_and_is_a_problem() {
     assert_eq!(simulation.bridge.next_actions(simulation.now, 9), [], "until it is shown again");
     simulation.read_back();
     simulation.settle();
-    assert_eq!((simulation.bridge.problems().count(), nodes(&simulation).len()), (0, 0));
+    assert_eq!((simulation.bridge.problems().count(), namespace_nodes(&simulation).len()), (0, 0));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_fenced_write_is_made_by_whoever_leads_next() {
 
 /// A new instance whose first write is answered so, and the reverse key that goes with it.
 fn new_instance(answers: [Answer; 2]) -> (Simulation, Box<str>) {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.seen(service_seen(2));
     simulation.seen(slice_seen(2, true));
     let actions = simulation.bridge.next_actions(simulation.now, 9);
@@ -175,7 +175,7 @@ fn an_instance_does_not_wait_for_a_reverse_key_that_keeps_failing() {
 
 #[test]
 fn a_reverse_record_does_not_go_before_its_instance() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.seen(slice_seen(1, false));
     let in_flight = simulation.bridge.next_actions(simulation.now, 9);
     simulation.deleted(Kind::Service, "s1");
@@ -190,17 +190,17 @@ fn a_reverse_record_does_not_go_before_its_instance() {
 
 #[test]
 fn a_node_that_may_still_be_removed_is_looked_at_again() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     let lost = NamespaceNodeAnswer::Unanswered("no answer".to_owned());
-    simulation.bridge.node_answered("ns", lost, simulation.now);
+    simulation.bridge.namespace_node_answered("ns", lost, simulation.now);
     assert!(simulation.bridge.uncertain_until().is_some_and(|it| it > simulation.now));
     simulation.seen(service_seen(2));
     simulation.settle();
     // The removal comes late, and takes along what was written since.
     simulation.registrations.clear();
-    simulation.nodes.clear();
+    simulation.namespace_nodes.clear();
     simulation.now += Duration::from_secs(31);
     simulation.read_back();
     simulation.settle();
@@ -249,31 +249,31 @@ fn a_record_that_is_changed_back_again_and_again_is_left_to_people() {
 
 #[test]
 fn a_reading_does_not_have_a_node_removed_that_is_being_removed() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     // It shows the node: its removal is not yet made.
     simulation.read_back();
     assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
-    simulation.nodes.clear();
-    simulation.bridge.node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
+    simulation.namespace_nodes.clear();
+    simulation.bridge.namespace_node_answered("ns", NamespaceNodeAnswer::Removed, simulation.now);
     assert_eq!(simulation.bridge.next_actions(simulation.now, 9), []);
     assert!(simulation.bridge.is_settled());
 }
 
 #[test]
 fn what_is_written_after_a_removal_without_an_answer_is_read_back() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     let unanswered = NamespaceNodeAnswer::Unanswered("timeout".to_owned());
-    simulation.bridge.node_answered("ns", unanswered, simulation.now);
+    simulation.bridge.namespace_node_answered("ns", unanswered, simulation.now);
     simulation.seen(service_seen(2));
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(simulation.registrations.len(), 1);
     // The removal is made all the same, late, and takes along what stands on the node.
     simulation.registrations.clear();
-    simulation.nodes.clear();
+    simulation.namespace_nodes.clear();
     simulation.settle();
     assert_eq!(simulation.registered(), ["s2 10.0.0.2 Critical"]);
 }
@@ -329,12 +329,12 @@ fn what_comes_and_goes_beside_a_standby_does_not_heap_up() {
 
 #[test]
 fn what_others_put_on_a_node_is_no_problem_once_the_node_is_needed_again() {
-    let mut simulation = with_nodes(1);
+    let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     let foreign =
         NamespaceNodeAnswer::Foreign { node: "k8s-kubernetes.ns".into(), ids: vec!["db".into()] };
-    simulation.bridge.node_answered("ns", foreign, simulation.now);
+    simulation.bridge.namespace_node_answered("ns", foreign, simulation.now);
     simulation.seen(service_seen(2));
     simulation.settle();
     assert_eq!(simulation.bridge.problems().count(), 1);
@@ -370,4 +370,100 @@ fn one_that_is_deposed_while_it_holds_back_holds_back_again() {
     simulation.settle();
     assert!(simulation.bridge.is_holding());
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (30, 30));
+}
+
+#[test]
+fn a_deposed_leader_tells_no_more_than_one_that_has_never_led() {
+    let mut simulation = in_catalog(2);
+    let mut odd = numbered(3);
+    odd.annotations.insert("kube-consul.io/service-weight".into(), "heavy".into());
+    simulation.seen(SeenObject::Service(key("s3"), odd));
+    simulation.seen(SeenObject::Undecodable(Kind::Service, key("s4"), "no".to_owned()));
+    simulation.seen(service_seen(5));
+    let of_s5 = |write: &Write| matches!(write, Write::Register(it) if it.id.contains("_s5_"));
+    simulation.step(&mut |write| if of_s5(write) { Fate::Denied } else { Fate::Applied });
+    let reasons = |simulation: &Simulation| -> Vec<Reason> {
+        simulation.bridge.problems().iter().map(|(_, _, it)| it.reason).collect()
+    };
+    let told = [Reason::InvalidAnnotation, Reason::Undecodable, Reason::Denied];
+    assert_eq!(reasons(&simulation), told);
+    simulation.take_sent();
+    simulation.bridge.take_reports();
+
+    simulation.bridge.step_down();
+    let reports = simulation.bridge.take_reports();
+    let withdrawn: Vec<_> = reports
+        .iter()
+        .map(|report| match report {
+            Report::Withdrawn(Kind::Service, service, it) => (&*service.name, it.reason),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(withdrawn, [("s3", Reason::InvalidAnnotation), ("s5", Reason::Denied)]);
+    let ledger = simulation.bridge.ledger();
+    assert_eq!((ledger.registration_count(), ledger.reverse_count()), (0, 0));
+    assert_eq!((simulation.bridge.backlog(), simulation.bridge.next_timer()), (0, None));
+    assert_eq!(reasons(&simulation), [Reason::Undecodable], "what it sees itself");
+    simulation.seen(service_seen(4));
+    assert_eq!(reasons(&simulation), []);
+    simulation.seen(SeenObject::Undecodable(Kind::Service, key("s4"), "no".to_owned()));
+    simulation.bridge.set_reverse_zone(None);
+    assert_eq!(simulation.bridge.backlog(), 0, "it plans nothing");
+    simulation.bridge.set_reverse_zone(Some(zone()));
+    simulation.bridge.take_reports();
+
+    simulation.read_all();
+    simulation.step(&mut |write| if of_s5(write) { Fate::Denied } else { Fate::Applied });
+    // Of s4 something is known by now.
+    assert_eq!(simulation.take_sent(), 3, "s5, and s4 with its reverse record");
+    assert_eq!(reasons(&simulation), told);
+    let reports = simulation.bridge.take_reports();
+    let news = reports.iter().filter(|report| matches!(report, Report::Problem(..)));
+    assert_eq!(news.count(), 2, "{reports:?}");
+}
+
+#[test]
+fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair() {
+    let failed = || Answer::Failed("no leader".to_owned());
+    let unanswered = || Answer::Unanswered("timeout".to_owned());
+    for (answer, is_applied) in [
+        (None, true),
+        (Some(failed()), false),
+        (Some(unanswered()), true),
+        (Some(unanswered()), false),
+    ] {
+        for moment in ["before the reading", "during it", "after it"] {
+            let row = format!("{answer:?} {is_applied} {moment}");
+            let mut simulation = in_catalog(1);
+            simulation.seen(slice_seen(1, false));
+            let actions = simulation.bridge.next_actions(simulation.now, 9);
+            let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+            let [write] = &**writes else { panic!("{writes:?}") };
+            simulation.bridge.step_down();
+            simulation.deleted(Kind::Service, "s1");
+            let applied = is_applied.then(|| simulation.apply(write.clone()));
+            let answer = answer.clone().or(applied).unwrap();
+            if moment == "before the reading" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+                assert_eq!(simulation.bridge.ledger().registration_count(), 0, "{row}");
+                assert_eq!(simulation.bridge.backlog(), 0, "{row}");
+            }
+            simulation.bridge.begin_read_back(simulation.now);
+            if moment == "during it" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+            }
+            simulation.show();
+            simulation.bridge.finish_read_back(simulation.now);
+            if moment == "after it" {
+                simulation.bridge.answered(&write.key(), answer, simulation.now);
+            }
+            simulation.bridge.set_foreign_names(ForeignNames::new());
+            simulation.settle();
+            assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{row}");
+            assert!(simulation.bridge.is_settled(), "{row}");
+            let reports = simulation.bridge.take_reports();
+            let repaired = reports.iter().any(|it| matches!(it, Report::Repaired(_)));
+            assert!(!repaired, "{row}: {reports:?}");
+        }
+    }
 }

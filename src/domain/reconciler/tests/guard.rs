@@ -98,15 +98,23 @@ fn a_second_list_that_disagrees_removes_nothing() {
 
 #[test]
 fn a_second_list_that_lacks_still_more_wants_a_third() {
-    let mut simulation = in_step(60);
-    simulation.list(Kind::Service, (41..=60).map(service_seen));
-    simulation.settle();
-    assert_eq!(simulation.take_sent(), 0);
-    let slices = || (1..=60).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
-    confirm(&mut simulation, Vec::new(), slices());
-    assert_eq!(simulation.take_sent(), 0, "20 more are missing now");
-    confirm(&mut simulation, Vec::new(), slices());
-    assert_eq!(simulation.registrations.len(), 0);
+    // At the start what is held counts as well as what is newly missing.
+    for (total, left, is_start) in [(60, 20, false), (100, 40, true)] {
+        let mut simulation = in_step(total);
+        if is_start {
+            simulation = simulation.restarted(settings());
+            simulation.read_back();
+        }
+        let slices = || (1..=total).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
+        simulation.list(Kind::Service, (total - left + 1..=total).map(service_seen));
+        simulation.list(Kind::EndpointSlice, slices());
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0, "{total}");
+        confirm(&mut simulation, Vec::new(), slices());
+        assert_eq!(simulation.take_sent(), 0, "{left} more are missing now");
+        confirm(&mut simulation, Vec::new(), slices());
+        assert_eq!(simulation.registrations.len(), 0, "{total}");
+    }
 }
 
 #[test]
@@ -257,21 +265,6 @@ fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
     simulation.settle();
     assert!(simulation.registered().contains(&"s1 10.0.0.1 Critical".to_owned()));
     assert_eq!(simulation.registrations.len(), 30);
-}
-
-#[test]
-fn what_is_held_counts_when_the_second_list_lacks_more() {
-    let mut simulation = in_step(100).restarted(settings());
-    simulation.read_back();
-    simulation.list(Kind::Service, (61..=100).map(service_seen));
-    simulation.list(Kind::EndpointSlice, (1..=100).map(|n| slice_seen(n, true)));
-    simulation.settle();
-    assert_eq!(simulation.take_sent(), 0);
-    let slices = || (1..=100).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
-    confirm(&mut simulation, Vec::new(), slices());
-    assert_eq!(simulation.take_sent(), 0, "40 more are missing now");
-    confirm(&mut simulation, Vec::new(), slices());
-    assert_eq!(simulation.registrations.len(), 0);
 }
 
 #[test]
