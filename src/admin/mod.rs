@@ -27,19 +27,19 @@ use crate::domain::names::ObjectKey;
 
 /// The port of the admin server.
 pub const PORT: u16 = 9655;
-/// Requests for a page that may wait: the loop answers each within a turn, so more than a few
-/// only wait when it is stuck, and then they are better refused.
-pub const PAGE_QUEUE: usize = 4;
+/// Questions that are with the loop at a time: it answers each within a turn. Further ones wait for
+/// their place, within [`LOOP_DEADLINE`].
+pub const QUESTIONS: usize = 4;
 /// A loop that does not answer for this long hangs: it has no step that long.
 const LOOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A request for one page of Services.
+/// What the loop is asked.
 #[derive(Debug)]
-pub struct PageRequest {
-    /// Only Services after this one, by namespace and name.
-    pub after: Option<ObjectKey>,
-    /// Takes the page.
-    pub reply: oneshot::Sender<Page>,
+pub enum Question {
+    /// Whether it turns.
+    Alive(oneshot::Sender<()>),
+    /// For one page of Services: those after this one, by namespace and name.
+    Page(Option<ObjectKey>, oneshot::Sender<Page>),
 }
 
 /// What the handlers need.
@@ -49,8 +49,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Whether the work is being done.
     pub readiness: watch::Receiver<Readiness>,
-    /// Asks the loop for a page.
-    pub pages: mpsc::Sender<PageRequest>,
+    /// Asks the loop.
+    pub questions: mpsc::Sender<Question>,
 }
 
 /// Listens at `address`, or at port [`PORT`] of all addresses.
@@ -83,8 +83,8 @@ pub async fn serve(
 
 /// Alive: the loop answers.
 async fn livez(State(admin): State<Admin>) -> Response {
-    match page(&admin, None).await {
-        Some(_) => "ok\n".into_response(),
+    match ask(&admin, Question::Alive).await {
+        Some(()) => "ok\n".into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n").into_response(),
     }
 }
@@ -120,14 +120,63 @@ async fn show_status(State(admin): State<Admin>, Query(query): Query<StatusQuery
             return (StatusCode::BAD_REQUEST, "after: expected namespace/name\n").into_response();
         }
     };
-    match page(&admin, after).await {
+    match ask(&admin, |reply| Question::Page(after, reply)).await {
         Some(page) => Json(page).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n").into_response(),
     }
 }
 
-async fn page(admin: &Admin, after: Option<ObjectKey>) -> Option<Page> {
+/// The loop's answer, if it gives one in time.
+async fn ask<T>(admin: &Admin, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
     let (reply, answer) = oneshot::channel();
-    admin.pages.try_send(PageRequest { after, reply }).ok()?;
-    timeout(LOOP_DEADLINE, answer).await.ok()?.ok()
+    let question = question(reply);
+    let asked = async {
+        admin.questions.send(question).await.ok()?;
+        answer.await.ok()
+    };
+    timeout(LOOP_DEADLINE, asked).await.ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn admin() -> (Admin, mpsc::Receiver<Question>) {
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let readiness = watch::channel(Readiness::Ready).1;
+        (Admin { metrics: Arc::default(), readiness, questions }, asked)
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_the_status_does_not_make_liveness_fail() {
+        let (admin, mut asked) = admin();
+        let open = (0..2 * QUESTIONS).map(|_| {
+            let query = StatusQuery { after: None };
+            tokio::spawn(show_status(State(admin.clone()), Query(query)))
+        });
+        let open: Vec<_> = open.collect();
+        tokio::task::yield_now().await;
+        assert_eq!(asked.len(), QUESTIONS, "as many as fit");
+
+        let alive = tokio::spawn(livez(State(admin)));
+        tokio::task::yield_now().await;
+        while let Some(question) = asked.recv().await {
+            match question {
+                Question::Alive(reply) => reply.send(()).unwrap(),
+                Question::Page(_, reply) => drop(reply),
+            }
+        }
+        assert_eq!(alive.await.unwrap().status(), StatusCode::OK);
+        assert!(open.into_iter().all(|it| it.now_or_never().is_some()), "each had its answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_hangs_is_not_alive() {
+        let (admin, _asked) = admin();
+        let began = tokio::time::Instant::now();
+        assert_eq!(livez(State(admin)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(began.elapsed(), LOOP_DEADLINE);
+    }
 }

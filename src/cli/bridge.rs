@@ -25,7 +25,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 refused for safe
 
 /// `bridge`.
 #[derive(Clone, Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct BridgeArgs {
     /// Name of this cluster: marks its records in Consul
     #[arg(long, env = "KUBE_CONSUL_CLUSTER", default_value = "kubernetes", value_name = "NAME")]
@@ -46,23 +45,37 @@ pub struct BridgeArgs {
     #[arg(long, env = "KUBE_CONSUL_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
 
+    #[command(flatten)]
+    registered: RegisteredArgs,
+    #[command(flatten)]
+    running: RunningArgs,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
+    #[command(flatten)]
+    consul: ConsulArgs,
+}
+
+/// What is registered.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What is registered")]
+pub struct RegisteredArgs {
     /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
-    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE")]
     address: AddressMode,
     /// How names are made; of {service}, {namespace}, {cluster} and {port}
-    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE")]
     name_template: NameTemplate,
     /// Checks: unready (critical while not ready), always (catalog sink only) or none
-    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE")]
     health: HealthMode,
     /// Whether Services without an annotation are registered
-    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     default_sync: bool,
     /// Only this namespace (repeatable) [default: all]
-    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
     namespace: Vec<Box<str>>,
     /// Not this namespace (repeatable, wins)
-    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
     deny_namespace: Vec<Box<str>>,
     /// Only Services with these labels, for example 'app=web,tier in (front,back)'
     #[arg(
@@ -70,36 +83,31 @@ pub struct BridgeArgs {
         env = "KUBE_CONSUL_SELECTOR",
         default_value = "",
         hide_default_value = true,
-        value_name = "SELECTOR",
-        help_heading = "What is registered"
+        value_name = "SELECTOR"
     )]
     selector: Selector,
     /// When two Services want one name: first, merge or suffix
-    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY")]
     on_conflict: OnConflict,
     /// Register under names that others hold, too
-    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING")]
     join_existing: bool,
     /// Reverse-DNS records: services, all (pods' too) or off
-    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE", help_heading = "What is registered")]
+    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE")]
     reverse_dns: ReverseScope,
-    /// Datacenter in reverse records [default: the agent's]
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_DATACENTER",
-        value_name = "NAME",
-        help_heading = "What is registered"
-    )]
+    /// Datacenter in reverse records, and with --sink catalog the one that is written to
+    /// [default: the agent's]
+    #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME")]
     datacenter: Option<String>,
     /// DNS domain in reverse records [default: the agent's]
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_DNS_DOMAIN",
-        value_name = "DOMAIN",
-        help_heading = "What is registered"
-    )]
+    #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN")]
     dns_domain: Option<String>,
+}
 
+/// How it runs. Under no heading: that of the flags before would go on.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = None::<&'static str>)]
+pub struct RunningArgs {
     /// Make removals at the start that options ask for, however many
     #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
     allow_removals: bool,
@@ -116,11 +124,6 @@ pub struct BridgeArgs {
     /// [default: [::]:9655, or 0.0.0.0:9655 without IPv6]
     #[arg(long, env = "KUBE_CONSUL_ADMIN_ADDR", value_name = "ADDRESS")]
     admin_addr: Option<SocketAddr>,
-
-    #[command(flatten)]
-    kubernetes: KubernetesArgs,
-    #[command(flatten)]
-    consul: ConsulArgs,
 }
 
 /// Where registrations are kept.
@@ -163,17 +166,17 @@ impl BridgeArgs {
         mut self,
     ) -> Result<(Options, Duration), Box<dyn std::error::Error>> {
         // Whatever the bridge is told, a plan is made once.
-        self.once = false;
-        let timeout = self.timeout;
+        self.running.once = false;
+        let timeout = self.running.timeout;
         self.options().map(|options| (options, timeout))
     }
 
     /// What the bridge needs to know.
     pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
-        if self.health == HealthMode::Always && self.sink == SinkKind::Agent {
+        if self.registered.health == HealthMode::Always && self.sink == SinkKind::Agent {
             return Err(Conflict::PassingCheckInAgent.into());
         }
-        if let Some(domain) = &self.dns_domain
+        if let Some(domain) = &self.registered.dns_domain
             && !domain.split('.').all(is_label)
         {
             return Err(Conflict::Domain(domain.clone()).into());
@@ -182,34 +185,34 @@ impl BridgeArgs {
         let mut consul = self.consul.config()?;
         if self.sink == SinkKind::Catalog {
             // An agent answers for its own datacenter only.
-            consul.datacenter.clone_from(&self.datacenter);
+            consul.datacenter.clone_from(&self.registered.datacenter);
         }
         Ok(Options {
             sink,
             settings: Settings {
                 cluster: self.cluster,
-                name_template: self.name_template,
-                address: self.address,
-                health: self.health,
-                default_sync: self.default_sync,
-                namespaces: self.namespace.into_iter().collect(),
-                deny_namespaces: self.deny_namespace.into_iter().collect(),
-                selector: self.selector,
-                on_conflict: self.on_conflict,
-                reverse: self.reverse_dns,
-                join_existing: self.join_existing,
-                allow_removals: self.allow_removals,
+                name_template: self.registered.name_template,
+                address: self.registered.address,
+                health: self.registered.health,
+                default_sync: self.registered.default_sync,
+                namespaces: self.registered.namespace.into_iter().collect(),
+                deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
+                selector: self.registered.selector,
+                on_conflict: self.registered.on_conflict,
+                reverse: self.registered.reverse_dns,
+                join_existing: self.registered.join_existing,
+                allow_removals: self.running.allow_removals,
             },
             access: self.kubernetes.access(),
             environment: Environment::read(),
             consul,
             cluster_uid: self.cluster_uid,
             adopt: self.adopt,
-            datacenter: self.datacenter,
-            dns_domain: self.dns_domain,
-            resync: self.resync,
-            once: self.once.then_some(self.timeout),
-            admin_addr: self.admin_addr,
+            datacenter: self.registered.datacenter,
+            dns_domain: self.registered.dns_domain,
+            resync: self.running.resync,
+            once: self.running.once.then_some(self.running.timeout),
+            admin_addr: self.running.admin_addr,
         })
     }
 
@@ -223,7 +226,7 @@ impl BridgeArgs {
             }
             return Ok(SinkOptions::Agent);
         }
-        if self.leader_elect && self.once {
+        if self.leader_elect && self.running.once {
             return Err(Conflict::ElectedOnce);
         }
         if let Some(name) = self.node_name.as_ref().filter(|name| !is_node_name(name)) {

@@ -113,7 +113,7 @@ fn durations_are_read_as_people_write_them() {
 fn the_readme_lists_the_flags() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let mut readme = std::fs::read_to_string(path).unwrap();
-    for subcommand in ["bridge", "purge"] {
+    for subcommand in ["bridge", "purge", "register k8s"] {
         let start = format!("<!-- flags of {subcommand}: begin -->\n");
         let end = format!("<!-- flags of {subcommand}: end -->");
         let (before, rest) = readme.split_once(&start).expect("the README has the table's begin");
@@ -131,7 +131,8 @@ fn the_readme_lists_the_flags() {
 fn flag_table(subcommand: &str) -> String {
     let mut table = String::from("| flag | default | meaning |\n|---|---|---|\n");
     let cli = Cli::command();
-    let command = cli.find_subcommand(subcommand).unwrap();
+    let command =
+        subcommand.split(' ').fold(&cli, |command, name| command.find_subcommand(name).unwrap());
     for arg in command.get_arguments() {
         let Some(long) = arg.get_long().filter(|long| !["help", "version"].contains(long)) else {
             continue;
@@ -148,7 +149,8 @@ fn flag_table(subcommand: &str) -> String {
             format!("`{}`", default.join(","))
         };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let help = help.replace('\n', " ");
+        // What is in angle brackets would be taken for HTML.
+        let help = help.replace('\n', " ").replace('<', "\\<");
         writeln!(table, "| `--{long}{value}` | {default} | {help} |").unwrap();
     }
     table

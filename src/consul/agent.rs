@@ -20,7 +20,7 @@ use crate::domain::record::{
 /// would change the check's output, which is a catalog write for each instance.
 const CHECK_TTL: &str = "87600h";
 
-/// Writes records to one agent. A clone shares the client.
+/// Writes records to one agent.
 #[derive(Clone, Debug)]
 pub struct AgentSink {
     client: Client,
@@ -65,13 +65,13 @@ impl AgentSink {
         Self { client, flags: ReverseOwner::flags(cluster) }
     }
 
-    /// Makes one change and says what became of it. The future owns what it needs.
-    pub async fn write(self, write: Write) -> Answer {
+    /// Makes one change and says what became of it.
+    pub async fn write(&self, write: Write) -> Answer {
         match write {
             Write::Register(registration) | Write::Replace(registration) => {
                 self.register(&registration).await
             }
-            Write::Deregister { id, .. } => deregister(&self.client, &id).await,
+            Write::Deregister { id, .. } => applied(self.client.deregister(&id).await),
             Write::PutReverse { record, cas } => self.put(record, cas).await,
             Write::DeleteReverse { key, cas } => {
                 self.transact(Operation::DeleteKey { key, index: cas }).await
@@ -88,7 +88,7 @@ impl AgentSink {
         let mut failed = false;
         for write in writes {
             let key = write.key();
-            let answer = if failed { Answer::NotSent } else { self.clone().write(write).await };
+            let answer = if failed { Answer::NotSent } else { self.write(write).await };
             failed |= !matches!(answer, Answer::Applied { .. });
             answers.push((key, answer));
         }
@@ -145,11 +145,28 @@ impl AgentSink {
 
     /// A transaction rather than `PUT /v1/kv`, because its answer tells the new `ModifyIndex`.
     async fn transact(&self, operation: Operation) -> Answer {
-        match self.client.transaction(&[operation]).await {
+        match self.client.transaction(&[operation.encode()]).await {
             Ok(written) => {
                 Answer::Applied { index: written.first().map_or(0, |written| written.index) }
             }
             Err(error) => error.answer(Reach::Servers),
+        }
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// Removes a service from the agent; one that it does not know is removed already.
+    pub async fn deregister(&self, id: &str) -> Result<(), Error> {
+        let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
+        let reply = self.send(&request).await?;
+        if reply.is_found() {
+            return Ok(());
+        }
+        match reply.into_error().await {
+            error if error.is_unknown_service() => Ok(()),
+            error => Err(error),
         }
     }
 }
@@ -159,24 +176,6 @@ pub(super) fn register_request(body: &impl Serialize) -> Request {
     Request::put("/v1/agent/service/register")
         .parameter("replace-existing-checks", "true")
         .json(body)
-}
-
-/// Removes a service from the agent; one that it does not know is removed already.
-pub(super) async fn deregister(client: &Client, id: &str) -> Answer {
-    applied(remove(client, id).await)
-}
-
-/// As [`deregister`], with what went wrong.
-pub(super) async fn remove(client: &Client, id: &str) -> Result<(), Error> {
-    let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
-    let reply = client.send(&request).await?;
-    if reply.is_found() {
-        return Ok(());
-    }
-    match reply.into_error().await {
-        error if error.is_unknown_service() => Ok(()),
-        error => Err(error),
-    }
 }
 
 /// Sends a request whose answer has no body that matters.

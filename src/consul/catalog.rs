@@ -6,21 +6,22 @@
 //! of a deposed leader gets in (invariant 9). A node that the cluster did not make is never
 //! written to (invariant 2).
 
-use crate::domain::text::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::Client;
 use super::error::{Error, OperationError, Reach};
-use super::nodes::{NodeError, NodeNames, Occupied, body};
+use super::nodes::{NodeError, NodeNames, body};
+use super::purge::{Mark, OnNode};
 use super::read::Unknown;
 use super::session::SessionId;
-use super::txn::{MAX_BODY, MAX_OPERATIONS, Operation, WrittenKey};
+use super::txn::{Encoded, MAX_BODY, MAX_OPERATIONS, Operation, WrittenKey};
 use super::wire::{CheckBody, ServiceBody, readiness_check_id};
 use crate::domain::names::ClusterName;
 use crate::domain::record::{
     Answer, NamespaceNodeAnswer, RecordKey, Registration, ReverseOwner, Write,
 };
+use crate::domain::text::chain;
 
 /// Room that is left in a body for its brackets and for the fence.
 const BODY_MARGIN: usize = 1 << 10;
@@ -35,7 +36,8 @@ pub struct CatalogSink {
     cluster: ClusterName,
     nodes: NodeNames,
     flags: u64,
-    fence: Option<Fence>,
+    /// What rolls a transaction back unless the lock is held.
+    fence: Option<Encoded>,
     /// Nodes that were seen to be the cluster's, at most one for each namespace: no other is
     /// written to (invariant 2).
     trusted: Arc<Mutex<BTreeSet<Box<str>>>>,
@@ -54,7 +56,7 @@ pub struct Fence {
 struct Group {
     writes: Vec<Write>,
     /// The operations of each write.
-    operations: Vec<Vec<Operation>>,
+    operations: Vec<Vec<Encoded>>,
     /// The node that has to be there.
     node: Option<Box<str>>,
     bytes: usize,
@@ -64,7 +66,8 @@ struct Group {
 #[derive(Default)]
 struct Batch {
     groups: Vec<Group>,
-    nodes: BTreeSet<Box<str>>,
+    /// The operation that sets each of their nodes.
+    nodes: BTreeMap<Box<str>, Encoded>,
     operations: usize,
     bytes: usize,
 }
@@ -89,13 +92,13 @@ impl CatalogSink {
     /// The same sink, whose transactions apply only while the fence holds.
     #[must_use]
     pub fn fenced(self, fence: Option<Fence>) -> Self {
+        let fence = fence.map(|fence| fence.operation().encode());
         // Whoever led in between may have removed nodes.
         Self { fence, trusted: Arc::default(), ..self }
     }
 
-    /// Makes these changes, each group whole or not at all, and says what became of each. The
-    /// future owns what it needs.
-    pub async fn write(self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
+    /// Makes these changes, each group whole or not at all, and says what became of each.
+    pub async fn write(&self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
         let mut answers = Vec::new();
         let groups = groups.into_iter().map(|writes| self.group(writes)).collect();
         let groups = self.on_our_nodes(groups, &mut answers).await;
@@ -135,7 +138,7 @@ impl CatalogSink {
 
     /// Makes sure that this node is there and the cluster's.
     async fn claim(&self, node: &str) -> Result<(), Answer> {
-        let fence = self.fence.as_ref().map(Fence::operation);
+        let fence = self.fence.as_ref();
         let error = match self.client.ensure_node(node, &self.cluster, fence).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -165,10 +168,13 @@ impl CatalogSink {
         let mut batches = Vec::new();
         let mut batch = Batch::default();
         for group in groups {
-            if !batch.has_room_for(&group, self) {
-                batches.push(std::mem::take(&mut batch));
+            let mut next = Some(group);
+            while let Some(group) = next {
+                next = batch.take(group, self);
+                if next.is_some() {
+                    batches.push(std::mem::take(&mut batch));
+                }
             }
-            batch.add(group, self);
         }
         if !batch.groups.is_empty() {
             batches.push(batch);
@@ -179,20 +185,20 @@ impl CatalogSink {
 
     /// Removes the node of a namespace if a reading just before shows nothing on it. The caller
     /// sees to it that no write to it is under way or uncertain.
-    pub async fn remove_node(self, namespace: Box<str>) -> NamespaceNodeAnswer {
-        let node = self.nodes.of_namespace(&namespace);
-        match self.client.occupied(&node, &self.cluster).await {
-            Ok(Occupied::No) => {}
-            Ok(Occupied::ByOurs) => return NamespaceNodeAnswer::InUse,
-            Ok(Occupied::ByOthers(ids)) => return NamespaceNodeAnswer::Foreign { node, ids },
+    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
+        let node = self.nodes.of_namespace(namespace);
+        match self.client.left_on_node(&node, &Mark::Cluster(self.cluster.clone())).await {
             Err(unknown) => return NamespaceNodeAnswer::Failed(chain(&unknown)),
+            Ok(OnNode { others, .. }) if !others.is_empty() => {
+                return NamespaceNodeAnswer::Foreign { node, ids: others };
+            }
+            Ok(OnNode { marked, .. }) if !marked.is_empty() => return NamespaceNodeAnswer::InUse,
+            Ok(_) => {}
         }
-        let fence = self.fence.as_ref().map(Fence::operation);
         // Whoever writes to it next looks whose it is then.
         self.trusted().remove(&node);
-        let delete = Operation::DeleteNode { node };
-        let operations: Vec<Operation> = fence.into_iter().chain([delete]).collect();
-        match self.client.transaction(&operations).await {
+        let delete = Operation::DeleteNode { node }.encode();
+        match self.client.transaction(self.fence.iter().chain([&delete])).await {
             Ok(_) => NamespaceNodeAnswer::Removed,
             Err(error) => match error.answer(Reach::Servers) {
                 Answer::Fenced => NamespaceNodeAnswer::Fenced,
@@ -209,9 +215,9 @@ impl CatalogSink {
             }
             _ => None,
         });
-        let operations: Vec<Vec<Operation>> =
-            writes.iter().map(|write| self.operations(write)).collect();
-        let bytes = operations.iter().flatten().map(Operation::json_len).sum();
+        let encoded = |write| self.operations(write).iter().map(Operation::encode).collect();
+        let operations: Vec<Vec<Encoded>> = writes.iter().map(encoded).collect();
+        let bytes = operations.iter().flatten().map(Encoded::json_len).sum();
         Group { writes, operations, node, bytes }
     }
 
@@ -257,12 +263,9 @@ impl CatalogSink {
     /// Sends one transaction. Returns what has to be sent again: those not at fault where one of
     /// them was, or both halves where Consul does not say which was.
     async fn send(&self, batch: Batch, answers: &mut Vec<(RecordKey, Answer)>) -> Vec<Batch> {
-        let fence = self.fence.as_ref().map(Fence::operation);
-        let nodes = batch.nodes.iter().map(|node| Operation::SetNode(body(node, &self.cluster)));
         let written = batch.groups.iter().flat_map(|group| group.operations.iter().flatten());
-        let operations: Vec<Operation> =
-            fence.into_iter().chain(nodes).chain(written.cloned()).collect();
-        let error = match self.client.transaction(&operations).await {
+        let operations = self.fence.iter().chain(batch.nodes.values()).chain(written);
+        let error = match self.client.transaction(operations).await {
             Ok(keys) => {
                 batch.groups.iter().for_each(|group| group.applied(&keys, answers));
                 return Vec::new();
@@ -339,34 +342,23 @@ impl Group {
 // === impl Batch ===
 
 impl Batch {
-    /// Whether the transaction stays as small as Consul allows with this group. A group that is
-    /// too large by itself has room in an empty one: Consul says so then.
-    fn has_room_for(&self, group: &Group, sink: &CatalogSink) -> bool {
-        let (operations, bytes) = self.growth(group, sink);
+    /// Takes a group, with its node, if the transaction stays as small as Consul allows; otherwise
+    /// gives it back. An empty one takes a group that is too large by itself: Consul says so then.
+    fn take(&mut self, group: Group, sink: &CatalogSink) -> Option<Group> {
+        let new_node = group.node.as_ref().filter(|node| !self.nodes.contains_key(*node));
+        let node = new_node
+            .map(|node| (node.clone(), Operation::SetNode(body(node, &sink.cluster)).encode()));
+        let operations = self.operations + group.operation_count() + usize::from(node.is_some());
+        let bytes = self.bytes + group.bytes + node.as_ref().map_or(0, |(_, set)| set.json_len());
         let most = MAX_OPERATIONS - usize::from(sink.fence.is_some());
-        let fits =
-            self.operations + operations <= most && self.bytes + bytes <= MAX_BODY - BODY_MARGIN;
-        fits || self.groups.is_empty()
-    }
-
-    fn add(&mut self, group: Group, sink: &CatalogSink) {
-        let (operations, bytes) = self.growth(&group, sink);
-        self.nodes.extend(group.node.clone());
-        self.operations += operations;
-        self.bytes += bytes;
-        self.groups.push(group);
-    }
-
-    /// Operations and bytes that a group adds, its node's included.
-    fn growth(&self, group: &Group, sink: &CatalogSink) -> (usize, usize) {
-        let (operations, bytes) = (group.operation_count(), group.bytes);
-        match group.node.as_ref().filter(|node| !self.nodes.contains(*node)) {
-            Some(node) => {
-                let node = Operation::SetNode(body(node, &sink.cluster));
-                (operations + 1, bytes + node.json_len())
-            }
-            None => (operations, bytes),
+        let fits = operations <= most && bytes <= MAX_BODY - BODY_MARGIN;
+        if !fits && !self.groups.is_empty() {
+            return Some(group);
         }
+        (self.operations, self.bytes) = (operations, bytes);
+        self.nodes.extend(node);
+        self.groups.push(group);
+        None
     }
 
     /// Answers the groups at fault, and returns the others. The first error of a group counts;
@@ -414,7 +406,7 @@ impl Batch {
 
     fn origins(&self, sink: &CatalogSink) -> Vec<Origin<'_>> {
         let fence = sink.fence.is_some().then_some(Origin::Fence);
-        let nodes = self.nodes.iter().map(|node| Origin::Node(node));
+        let nodes = self.nodes.keys().map(|node| Origin::Node(node));
         let writes = self.groups.iter().enumerate().flat_map(|(group, of)| {
             of.operations.iter().enumerate().flat_map(move |(write, operations)| {
                 operations.iter().map(move |_| Origin::Write { group, write })

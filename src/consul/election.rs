@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::catalog::Fence;
-use super::client::{Client, Request, encode_key};
+use super::client::Client;
 use super::error::{Error, Reach};
 use super::lock::lock_key;
 use super::nodes::NodeNames;
-use super::read::Unknown;
+use super::read::{Consistency, Unknown};
 use super::session::{SessionId, TTL_SECONDS};
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
@@ -194,7 +194,7 @@ impl Election {
             return Ok(Some("its session is over"));
         }
         // A transaction that only asks costs the servers' log nothing.
-        match self.client.transaction(&[lease.fence().operation()]).await {
+        match self.client.transaction(&[lease.fence().operation().encode()]).await {
             Err(error) if error.answer(Reach::Servers) == Answer::Fenced => {
                 Ok(Some("the lock is no longer its session's"))
             }
@@ -213,15 +213,15 @@ impl Election {
 
     /// Who holds the lock; none: nobody. Waits for a change while `index` is the newest.
     async fn holder(&self, index: &mut u64) -> Result<Option<Box<str>>, Unknown> {
-        let mut request = Request::get(format!("/v1/kv/{}", encode_key(&self.key)));
-        if *index > 0 {
-            request = request
+        let request = if *index > 0 {
+            Consistency::Default
+                .of_key(&self.key)
                 .parameter("index", &index.to_string())
                 .parameter("wait", &format!("{}s", WAIT.as_secs()))
-                .deadline(WAIT_DEADLINE);
+                .deadline(WAIT_DEADLINE)
         } else {
-            request = request.flag("consistent");
-        }
+            Consistency::Consistent.of_key(&self.key)
+        };
         let (lock, newest) = self.client.read_lock(&request).await?;
         // One that goes backwards belongs to a restored Consul: begin anew.
         *index = if newest < *index { 0 } else { newest };

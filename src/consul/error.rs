@@ -322,8 +322,8 @@ struct Rollback {
     errors: Vec<OperationError>,
 }
 
-/// What a status other than success means, by CONSUL's table of errors: the status alone does
-/// not tell, a 500 may be a missing leader, a missing right or an invalid field.
+/// What a status other than success means, by the answers that the tests list: the status alone
+/// does not tell, a 500 may be a missing leader, a missing right or an invalid field.
 fn classify(status: u16, message: &str) -> Class {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     match status {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::agent::{RegisterBody, done, register_request, remove};
+use super::agent::{RegisterBody, done, register_request};
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::read::{CATALOG_SERVICES, Unknown, certain, failed};
@@ -76,11 +76,6 @@ struct Instance<'a> {
 /// Registers an instance with the agent; one of the same ID is overwritten, checks included.
 pub async fn register(client: &Client, registration: &HookRegistration) -> Result<(), Error> {
     done(client, &register_request(&body(registration))).await
-}
-
-/// Removes an instance from the agent; one that it does not know is removed already.
-pub async fn deregister(client: &Client, id: &str) -> Result<(), Error> {
-    remove(client, id).await
 }
 
 /// The name of the service that the agent has under this ID.

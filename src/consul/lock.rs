@@ -1,14 +1,11 @@
 //! The leader's lock: a KV key that a session holds (invariant 9).
 
-use serde::Deserialize;
-
 use super::client::{Client, Request, encode_key};
 use super::error::Error;
-use super::read::{Consistency, Unknown, certain, failed};
+use super::read::{Consistency, Unknown};
 use super::session::SessionId;
-use super::stream::Layout;
 use super::txn::Operation;
-use super::wire::{decode, text_of};
+use super::wire::KeyEntry;
 use crate::domain::names::ClusterName;
 
 const LOCK: &str = "the leader's lock";
@@ -22,17 +19,18 @@ pub struct Lock {
     index: u64,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct LockEntry {
-    session: Option<Box<str>>,
-    value: Option<Box<str>>,
-    modify_index: u64,
-}
-
 /// The KV key of a cluster's lock.
 pub(super) fn lock_key(cluster: &ClusterName) -> String {
     format!("kube-consul/{cluster}/leader")
+}
+
+// === impl Lock ===
+
+impl Lock {
+    fn of_entry(entry: KeyEntry) -> Self {
+        let (is_held, index) = (entry.is_held(), entry.modify_index);
+        Self { holder: is_held.then_some(entry.value), index }
+    }
 }
 
 // === impl Client ===
@@ -40,30 +38,18 @@ pub(super) fn lock_key(cluster: &ClusterName) -> String {
 impl Client {
     /// The lock of the cluster as the leader has it now, if there is one.
     pub async fn lock_of(&self, cluster: &ClusterName) -> Result<Option<Lock>, Unknown> {
-        let path = format!("/v1/kv/{}", lock_key(cluster));
-        self.read_lock(&Consistency::Consistent.of_path(path)).await.map(|(lock, _)| lock)
+        let request = Consistency::Consistent.of_key(&lock_key(cluster));
+        self.read_lock(&request).await.map(|(lock, _)| lock)
     }
 
-    /// The lock that this request reads, if there is one, and the index of the answer, with which
-    /// the next request waits for a change (0: it has none).
+    /// The lock that this request reads, if there is one, and the index of the answer: see
+    /// [`Client::kv`].
     pub(super) async fn read_lock(
         &self,
         request: &Request,
     ) -> Result<(Option<Lock>, u64), Unknown> {
-        let (reply, evidence) = self.open(request, LOCK).await?;
-        let index = reply.header("X-Consul-Index").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let mut lock = None;
-        if reply.is_found() {
-            let entries = reply.items(Layout::Elements, |item| {
-                let LockEntry { session, value, modify_index } = decode("a KV entry", item.value)?;
-                let name = || value.as_deref().map(text_of).unwrap_or_default();
-                let holder = session.filter(|session| !session.is_empty()).map(|_| name());
-                lock = Some(Lock { holder, index: modify_index });
-                Ok(())
-            });
-            entries.await.map_err(failed(LOCK))?;
-        }
-        certain(evidence, lock.is_none(), LOCK).map(|()| (lock, index))
+        let (entry, index) = self.kv(request, LOCK).await?;
+        Ok((entry.map(Lock::of_entry), index))
     }
 
     /// Takes the lock `key` with the session; false: another session holds it. `value` tells
@@ -83,6 +69,7 @@ impl Client {
     /// Removes the lock, unless it was changed since it was read.
     pub async fn remove_lock(&self, cluster: &ClusterName, lock: &Lock) -> Result<(), Error> {
         let key = lock_key(cluster).into();
-        self.transaction(&[Operation::DeleteKey { key, index: lock.index }]).await.map(drop)
+        let delete = Operation::DeleteKey { key, index: lock.index };
+        self.transaction(&[delete.encode()]).await.map(drop)
     }
 }

@@ -3,12 +3,14 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | the variables of Consul's own command |
-//! | [`client`] | requests: deadlines, bounded bodies, token, TLS |
+//! | [`setup`] | what a client is made from: certificates, server name, HTTP authentication |
+//! | [`client`] | requests: deadlines, bounded bodies, token |
 //! | [`token`] | the token in use: file, login, renewal |
 //! | [`error`] | what a failed request means for a write |
 //! | [`stream`] | cuts a long listing into its items while it arrives |
 //! | [`wire`] | services, checks and keys as JSON has them |
 //! | [`read`] | reads that say how certain they are (invariant 1) |
+//! | [`marker`] | what shows that a reading is true (invariant 1) |
 //! | [`sink`] | where records go: one interface for both sinks |
 //! | [`agent`] | the agent sink |
 //! | [`catalog`] | the catalog sink |
@@ -29,12 +31,14 @@ pub mod election;
 pub mod error;
 pub mod hook;
 pub mod lock;
+pub mod marker;
 pub mod nodes;
 pub mod owner;
 pub mod purge;
 pub mod read;
 pub mod sentinel;
 pub mod session;
+pub mod setup;
 pub mod sink;
 pub mod stream;
 pub mod token;

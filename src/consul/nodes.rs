@@ -9,20 +9,20 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::client::{Client, Request, encode};
+use super::client::{Client, Request};
 use super::error::{Error, OperationFailure};
-use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
+use super::read::{Consistency, Unknown, certain, failed, marked};
 use super::stream::Layout;
-use super::txn::{NodeBody, Operation};
-use super::wire::{ServiceEntry, decode};
+use super::txn::{Encoded, NodeBody, Operation};
+use super::wire::decode;
 use crate::domain::names::ClusterName;
-use crate::domain::record::CLUSTER_META;
+use crate::domain::record::{CLUSTER_META, SOURCE, SOURCE_META};
 
 /// Address of every synthetic node: one for documentation (RFC 5737), never a service's, because
 /// reverse lookups prefer nodes.
 pub(super) const ADDRESS: &str = "192.0.2.1";
 
-const NODES: &str = "the catalog's nodes";
+pub(super) const NODES: &str = "the catalog's nodes";
 
 const NODES_PATH: &str = "/v1/catalog/nodes";
 
@@ -43,17 +43,6 @@ pub struct Nodes {
     pub others: Vec<Box<str>>,
 }
 
-/// What stands on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Occupied {
-    /// Nothing.
-    No,
-    /// A registration of the cluster's.
-    ByOurs,
-    /// Services that no bridge of the cluster made, by their IDs.
-    ByOthers(Vec<Box<str>>),
-}
-
 /// A node as the catalog shows it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -69,15 +58,6 @@ impl NodeEntry {
     /// The cluster that it is marked as one of.
     pub(super) fn mark(&self) -> Option<&str> {
         self.meta.as_ref()?.get(CLUSTER_META).map(String::as_str)
-    }
-}
-
-// === impl Nodes ===
-
-impl Nodes {
-    /// The marker is there: only then is a node absent that the listing did not show.
-    pub fn marked(&self) -> Result<(), Unknown> {
-        if self.marker { Ok(()) } else { Err(Unknown::MarkerMissing { what: NODES }) }
     }
 }
 
@@ -107,7 +87,7 @@ impl NodeNames {
 
 /// A synthetic node of the cluster.
 pub(super) fn body(node: &str, cluster: &ClusterName) -> NodeBody {
-    let meta = [(CLUSTER_META, cluster.as_str()), ("external-source", "kubernetes")];
+    let meta = [(CLUSTER_META, cluster.as_str()), (SOURCE_META, SOURCE)];
     NodeBody {
         node: node.into(),
         address: ADDRESS.into(),
@@ -186,7 +166,7 @@ impl Client {
         &self,
         node: &str,
         cluster: &ClusterName,
-        fence: Option<Operation>,
+        fence: Option<&Encoded>,
     ) -> Result<(), NodeError> {
         let foreign = || NodeError::Foreign { node: node.into() };
         // Read first: a write that changes nothing costs the servers as much as one that does.
@@ -199,9 +179,8 @@ impl Client {
             Some(_) => return Err(foreign()),
             None => {}
         }
-        let create = Operation::CreateNode(body(node, cluster));
-        let operations: Vec<Operation> = fence.into_iter().chain([create]).collect();
-        match self.transaction(&operations).await {
+        let create = Operation::CreateNode(body(node, cluster)).encode();
+        match self.transaction(fence.into_iter().chain([&create])).await {
             Ok(_) => return Ok(()),
             // Another of this cluster may have been faster.
             Err(Error::RolledBack { errors, .. })
@@ -230,33 +209,6 @@ impl Client {
         let each = |entry: NodeEntry| found = Some(entry.mark().unwrap_or_default().to_owned());
         self.nodes_where(request, |entry| *entry.node == *node, each).await?;
         Ok(found)
-    }
-
-    /// What stands on a node, whoever made it, as the leader has it now. On a node that is not
-    /// there stands nothing.
-    pub async fn occupied(&self, node: &str, cluster: &ClusterName) -> Result<Occupied, Unknown> {
-        let path = format!("/v1/catalog/node-services/{}", encode(node));
-        // No listing: its Services wait for the answer, and it is about to be empty.
-        let request: Request = Consistency::Consistent.of_path(path);
-        let (reply, evidence) = self.open(&request, CATALOG_SERVICES).await?;
-        let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
-        let (mut ours, mut others) = (false, Vec::new());
-        let entries = reply.items(Layout::ElementsOf("Services"), |item| {
-            let entry: ServiceEntry = decode("a service", item.value)?;
-            if entry.is_of(cluster.as_str()) {
-                ours = true;
-            } else {
-                others.push(entry.id);
-            }
-            Ok(())
-        });
-        entries.await.map_err(failed(CATALOG_SERVICES))?;
-        certain(evidence, !ours && others.is_empty(), CATALOG_SERVICES)?;
-        Ok(match (ours, others.is_empty()) {
-            (_, false) => Occupied::ByOthers(others),
-            (true, true) => Occupied::ByOurs,
-            (false, true) => Occupied::No,
-        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::client::Client;
 use super::error::{Error, Reach};
-use super::read::Unknown;
+use super::read::{Consistency, Unknown};
 use super::txn::Operation;
 use crate::domain::names::ClusterName;
 use crate::domain::record::Answer;
@@ -89,7 +89,7 @@ impl OwnerKey {
                 flags: 0,
                 index,
             };
-            match self.client.transaction(&[write]).await {
+            match self.client.transaction(&[write.encode()]).await {
                 Ok(_) => return Ok(Owner::Ours),
                 Err(error) => match error.answer(Reach::Servers) {
                     // Another was faster, or this attempt was applied all the same: read it.
@@ -110,15 +110,15 @@ impl OwnerKey {
             return Ok(false);
         }
         let delete = Operation::DeleteKey { key: self.key.as_str().into(), index };
-        match self.client.transaction(&[delete]).await {
+        match self.client.transaction(&[delete.encode()]).await {
             Ok(_) => Ok(true),
             Err(source) => Err(ClaimError::Write { key: self.key.clone(), source }),
         }
     }
 
     async fn read(&self) -> Result<Option<(String, u64)>, Unknown> {
-        let found = self.client.key(&self.key, WHAT).await?;
-        Ok(found.map(|entry| (entry.record.value.trim().to_owned(), entry.index)))
+        let (entry, _) = self.client.kv(&Consistency::Consistent.of_key(&self.key), WHAT).await?;
+        Ok(entry.map(|entry| (entry.value.trim().to_owned(), entry.modify_index)))
     }
 }
 

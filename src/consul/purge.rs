@@ -7,16 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::agent::remove;
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::nodes::{ADDRESS, NodeEntry};
-use super::read::{CATALOG_SERVICES, Consistency, Unknown, certain, failed, marked};
+use super::read::{
+    CATALOG_SERVICES, Consistency, Unknown, certain, cluster_filter, failed, marked,
+};
 use super::stream::Layout;
-use super::txn::{MAX_OPERATIONS, Operation};
+use super::txn::{Encoded, MAX_OPERATIONS, Operation};
 use super::wire::{ServiceEntry, decode};
 use crate::domain::names::ClusterName;
-use crate::domain::record::{CLUSTER_META, ReverseOwner};
+use crate::domain::record::{CLUSTER_META, NAMESPACE_META, ReverseOwner, SOURCE, SOURCE_META};
 
 /// Other nodes that are told of one by one; a cluster has as many as bridges were ever run beside
 /// an agent.
@@ -90,11 +91,10 @@ struct InstanceEntry {
 impl Mark {
     fn filter(&self) -> String {
         match self {
-            // A cluster's name is a label: nothing in it needs quoting.
-            Mark::Cluster(cluster) => format!("Meta[{CLUSTER_META:?}] == \"{cluster}\""),
-            Mark::ConsulK8s => format!(
-                "Meta[\"external-source\"] == \"kubernetes\" and {CLUSTER_META:?} not in Meta"
-            ),
+            Mark::Cluster(cluster) => cluster_filter("Meta", cluster),
+            Mark::ConsulK8s => {
+                format!("Meta[{SOURCE_META:?}] == {SOURCE:?} and {CLUSTER_META:?} not in Meta")
+            }
         }
     }
 
@@ -102,8 +102,7 @@ impl Mark {
         match self {
             Mark::Cluster(cluster) => entry.is_of(cluster.as_str()),
             Mark::ConsulK8s => {
-                entry.meta("external-source") == Some("kubernetes")
-                    && entry.meta(CLUSTER_META).is_none()
+                entry.meta(SOURCE_META) == Some(SOURCE) && entry.meta(CLUSTER_META).is_none()
             }
         }
     }
@@ -126,9 +125,14 @@ impl Client {
     /// What stands on a node of the catalog, as the leader has it now; nothing on one that is
     /// not there.
     pub async fn on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
-        let path = format!("/v1/catalog/node-services/{}", encode(node));
-        let request = Consistency::Consistent.of_path(path).listing();
+        let request = node_services(node).listing();
         self.services(&request, Layout::ElementsOf("Services"), mark).await
+    }
+
+    /// The same of a node that is to be removed if nothing is left on it. No listing, so it has the
+    /// deadline of a short answer: others wait for it.
+    pub async fn left_on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
+        self.services(&node_services(node), Layout::ElementsOf("Services"), mark).await
     }
 
     /// What a Consul agent has with the mark.
@@ -150,7 +154,7 @@ impl Client {
         let entries = reply.items(layout, |item| {
             let entry: ServiceEntry = decode("a service", item.value)?;
             if mark.is_on(&entry) {
-                let namespace = entry.meta(super::wire::NAMESPACE_META).unwrap_or_default().into();
+                let namespace = entry.meta(NAMESPACE_META).unwrap_or_default().into();
                 found.marked.push(MarkedService { id: entry.id, name: entry.service, namespace });
             } else {
                 found.others.push(entry.id);
@@ -188,7 +192,7 @@ impl Client {
         }
         let mut vanished = 0;
         while found.len() < MAX_OTHER_NODES {
-            let mut filter = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
+            let mut filter = cluster_filter("ServiceMeta", cluster);
             for node in known.iter().chain(&found) {
                 filter.push_str(" and Node != ");
                 filter.push_str(&quoted(node));
@@ -251,11 +255,6 @@ impl Client {
         Ok(keys)
     }
 
-    /// Removes a service from the agent, the sentinel too; one that is gone is no failure.
-    pub async fn remove_from_agent(&self, id: &str) -> Result<(), Error> {
-        remove(self, id).await
-    }
-
     /// Makes these operations, at most [`MAX_OPERATIONS`]: all but those that Consul refuses,
     /// each of which is told by its name.
     pub async fn remove_all(
@@ -263,10 +262,10 @@ impl Client {
         operations: Vec<(String, Operation)>,
     ) -> Result<Vec<Left>, Error> {
         debug_assert!(operations.len() <= MAX_OPERATIONS, "the caller makes the batches");
-        let (mut waiting, mut left) = (operations, Vec::new());
+        let encoded = operations.into_iter().map(|(name, operation)| (name, operation.encode()));
+        let (mut waiting, mut left): (Vec<(String, Encoded)>, _) = (encoded.collect(), Vec::new());
         while !waiting.is_empty() {
-            let batch: Vec<Operation> = waiting.iter().map(|(_, it)| it.clone()).collect();
-            let errors = match self.transaction(&batch).await {
+            let errors = match self.transaction(waiting.iter().map(|(_, it)| it)).await {
                 Ok(_) => break,
                 Err(Error::RolledBack { errors, .. }) if !errors.is_empty() => errors,
                 Err(error) => return Err(error),
@@ -287,6 +286,10 @@ impl Client {
         }
         Ok(left)
     }
+}
+
+fn node_services(node: &str) -> Request {
+    Consistency::Consistent.of_path(format!("/v1/catalog/node-services/{}", encode(node)))
 }
 
 /// A node's name as a literal of a filter, which knows no escapes. One with both quotes is shut

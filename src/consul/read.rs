@@ -15,7 +15,8 @@ use super::stream::{Item, Layout};
 use super::wire::{CheckEntry, KeyEntry, ServiceEntry, decode};
 use crate::domain::names::{ClusterName, ForeignNames, Holders, lookup_form};
 use crate::domain::record::{
-    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK,
+    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK, SOURCE,
+    SOURCE_META,
 };
 
 /// Every reverse key begins with this: the host part of an IPv4 key and of an IPv6 key.
@@ -33,7 +34,9 @@ pub enum Unknown {
         source: Error,
     },
     /// The token's rights hide a part.
-    #[error("the token's rights hide a part of {what}: give it the rights that the manual lists")]
+    #[error(
+        "the token's rights hide a part of {what}: give it the rights of the policy for its sink in manifests/consul"
+    )]
     Filtered {
         /// What was read.
         what: &'static str,
@@ -61,8 +64,8 @@ pub enum Unknown {
 pub struct Listing {
     /// How many registrations of the cluster it held, the sentinel not counted.
     pub registrations: usize,
-    /// Whether the sentinel was among them. Without it absence proves nothing: see
-    /// [`Listing::marked`].
+    /// Whether the sentinel was among them. Only then is a registration absent that the callback
+    /// was not given: see [`super::marker`].
     pub marker: bool,
 }
 
@@ -112,21 +115,7 @@ struct AgentDebugConfig {
 /// The checks of ours by service ID: only what is not ready has one, so this is small.
 type Checks = HashMap<Box<str>, Check>;
 
-// === impl Listing ===
-
-impl Listing {
-    /// How many registrations there are, if the marker was among them: only then is a record
-    /// absent that the callback was not given.
-    pub fn marked(self) -> Result<usize, Unknown> {
-        if self.marker {
-            Ok(self.registrations)
-        } else {
-            Err(Unknown::MarkerMissing { what: AGENT_SERVICES })
-        }
-    }
-}
-
-const AGENT_SERVICES: &str = "the agent's services";
+pub(super) const AGENT_SERVICES: &str = "the agent's services";
 pub(super) const CATALOG_SERVICES: &str = "the catalog's services";
 const CHECKS: &str = "the readiness checks";
 const REVERSE_RECORDS: &str = "the reverse records";
@@ -184,8 +173,7 @@ impl Client {
         // 404 is how the KV store says that there is none.
         if reply.is_found() {
             let entries = reply.items(Layout::Elements, |item| {
-                let entry: KeyEntry = decode("a KV entry", item.value)?;
-                each(entry.observed()?);
+                each(decode::<KeyEntry>("a KV entry", item.value)?.observed());
                 count += 1;
                 Ok(())
             });
@@ -196,27 +184,29 @@ impl Client {
 
     /// One reverse record as the leader has it now, after a failed check-and-set.
     pub async fn reverse_record(&self, key: &str) -> Result<Option<ObservedReverse>, Unknown> {
-        self.key(key, REVERSE_RECORDS).await
+        let (entry, _) = self.kv(&Consistency::Consistent.of_key(key), REVERSE_RECORDS).await?;
+        Ok(entry.map(KeyEntry::observed))
     }
 
-    /// One KV key, read with `?consistent`.
-    pub(super) async fn key(
+    /// The KV entry that this request reads, if there is one, and the index of the answer, with
+    /// which the next request waits for a change (0: it has none).
+    pub(super) async fn kv(
         &self,
-        key: &str,
+        request: &Request,
         what: &'static str,
-    ) -> Result<Option<ObservedReverse>, Unknown> {
-        let path = format!("/v1/kv/{}", encode_key(key));
-        let (reply, evidence) = self.open(&Consistency::Consistent.of_path(path), what).await?;
-        let mut found = None;
+    ) -> Result<(Option<KeyEntry>, u64), Unknown> {
+        let (reply, evidence) = self.open(request, what).await?;
+        let index = reply.header("X-Consul-Index").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut entry = None;
+        // 404 is how the KV store says that there is none.
         if reply.is_found() {
             let entries = reply.items(Layout::Elements, |item| {
-                let entry: KeyEntry = decode("a KV entry", item.value)?;
-                found = Some(entry.observed()?);
+                entry = Some(decode("a KV entry", item.value)?);
                 Ok(())
             });
             entries.await.map_err(failed(what))?;
         }
-        certain(evidence, found.is_none(), what).map(|()| found)
+        certain(evidence, entry.is_none(), what).map(|()| (entry, index))
     }
 
     /// The names under which others than bridges and consul-k8s hold instances, and whether
@@ -238,7 +228,7 @@ impl Client {
         if self.heeds_filters().await? {
             let evidence = self.service_names(&filter, note).await?;
             certain(evidence, foreign.is_empty(), CATALOG_SERVICES)?;
-            let ours = format!("ServiceMeta[{CLUSTER_META:?}] == \"{cluster}\"");
+            let ours = cluster_filter("ServiceMeta", cluster);
             let share = |name: &str| {
                 if let Some(holders) = foreign.get_mut(&*lookup_form(name)) {
                     *holders = Holders::OthersAndOurs;
@@ -395,19 +385,28 @@ impl Consistency {
             Consistency::Consistent => Request::get(path).flag("consistent"),
         }
     }
+
+    /// The request of one KV key.
+    pub(super) fn of_key(self, key: &str) -> Request {
+        self.of_path(format!("/v1/kv/{}", encode_key(key)))
+    }
 }
 
 /// Only what carries the cluster's mark.
 pub(super) fn marked(request: Request, field: &str, cluster: &ClusterName) -> Request {
+    request.parameter("filter", &cluster_filter(field, cluster))
+}
+
+/// The filter that what carries the cluster's mark passes; `field` is what the endpoint calls its
+/// meta.
+pub(super) fn cluster_filter(field: &str, cluster: &ClusterName) -> String {
     // A cluster's name is a label: nothing in it needs quoting.
-    request.parameter("filter", &format!("{field}[{CLUSTER_META:?}] == \"{cluster}\""))
+    format!("{field}[{CLUSTER_META:?}] == \"{cluster}\"")
 }
 
 /// Instances that neither a bridge nor consul-k8s made.
 fn foreign_filter() -> String {
-    format!(
-        "{CLUSTER_META:?} not in ServiceMeta and ServiceMeta[\"external-source\"] != \"kubernetes\""
-    )
+    format!("{CLUSTER_META:?} not in ServiceMeta and ServiceMeta[{SOURCE_META:?}] != {SOURCE:?}")
 }
 
 /// Invariant 1 for an answer that came whole.

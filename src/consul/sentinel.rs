@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::agent::{deregister, done, register_request};
+use super::agent::{done, register_request};
 use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::wire::ServiceEntry;
 use crate::domain::names::ClusterName;
-use crate::domain::record::{Answer, CLUSTER_META};
+use crate::domain::record::CLUSTER_META;
 
 /// Name of the sentinel's service. The underscore keeps it out of DNS and apart from every
 /// Kubernetes Service: one named `kube-consul` must not get a share of its answers.
@@ -94,11 +94,6 @@ impl Sentinel {
             request: "PUT /v1/agent/service/register".to_owned(),
             reason: format!("expected service {} in the agent afterwards, found none", self.id),
         })
-    }
-
-    /// Removes it.
-    pub async fn remove(&self) -> Answer {
-        deregister(&self.client, &self.id).await
     }
 
     /// Waits until the agent's sentinel is not the one of `hash` any more. A failed request is

@@ -7,8 +7,9 @@ use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey, Write};
 /// Requests to an agent under way at a time: measured at three to four times the rate of one,
 /// and far below the 200 connections that an agent allows a client.
 const AGENT_REQUESTS: usize = 16;
-/// Transactions under way at a time: measured as the fastest on a Consul with time to spare
-/// (`CONSUL.md`). On one without, more at a time is no faster than one, and no slower.
+/// Transactions under way at a time: the fastest on a Consul with time to spare (measured on 1.8.7:
+/// 1.7 times the rate of one, and 16 gave 1.4 times). On one without, more at a time is no faster
+/// than one, and no slower.
 const CATALOG_REQUESTS: usize = 4;
 /// Groups for one request. One without check and reverse record is one operation: with its nodes
 /// and the fence that fills a transaction of 64; larger ones are split. On busy servers 60 were
@@ -52,7 +53,7 @@ impl Sink {
 
     /// Makes these changes. Those of one group belong together: if one fails, those after it
     /// are not made, and with the catalog none is.
-    pub async fn write(self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
+    pub async fn write(&self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
         match self {
             Sink::Catalog(sink) => sink.write(groups).await,
             Sink::Agent(sink) => {
@@ -66,7 +67,7 @@ impl Sink {
     }
 
     /// Removes the node of a namespace on which nothing stands any more. An agent has none.
-    pub async fn remove_node(self, namespace: Box<str>) -> NamespaceNodeAnswer {
+    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
         match self {
             Sink::Agent(_) => NamespaceNodeAnswer::Removed,
             Sink::Catalog(sink) => sink.remove_node(namespace).await,

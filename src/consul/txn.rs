@@ -4,6 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::client::{Client, Request};
 use super::error::Error;
 use super::wire::{CheckBody, ServiceBody};
@@ -81,6 +83,11 @@ pub enum Operation {
     },
 }
 
+/// An [`Operation`] in the form in which it is sent.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Encoded(Box<RawValue>);
+
 /// A catalog node as we set it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -124,24 +131,41 @@ struct AnswerKey {
 impl Client {
     /// Applies all operations or none, through the servers' log. A rollback is
     /// [`Error::RolledBack`] with the operations that caused it. At most [`MAX_OPERATIONS`],
-    /// and at most [`MAX_BODY`] bytes as JSON ([`Operation::json_len`]); over that Consul
+    /// and at most [`MAX_BODY`] bytes as JSON ([`Encoded::json_len`]); over that Consul
     /// answers [`Error::TooLarge`] and applies none.
-    pub async fn transaction(&self, operations: &[Operation]) -> Result<Vec<WrittenKey>, Error> {
-        let wire: Vec<_> = operations.iter().map(Operation::wire).collect();
-        let reply = self.send(&Request::put("/v1/txn").json(&wire)).await?.into_found().await?;
+    pub async fn transaction(
+        &self,
+        operations: impl IntoIterator<Item = &Encoded>,
+    ) -> Result<Vec<WrittenKey>, Error> {
+        let request = Request::put("/v1/txn").json(&operations.into_iter().collect::<Vec<_>>());
+        let reply = self.send(&request).await?.into_found().await?;
         let answer: Answer = reply.json().await?;
         let keys = answer.results.into_iter().flatten().filter_map(|item| item.kv);
         Ok(keys.map(|kv| WrittenKey { key: kv.key, index: kv.modify_index }).collect())
     }
 }
 
-// === impl Operation ===
+// === impl Encoded ===
 
-impl Operation {
+impl Encoded {
+    fn of_json(value: &serde_json::Value) -> Self {
+        let raw = to_raw_value(value);
+        Self(raw.expect("a JSON value has string keys and no failing Serialize"))
+    }
+
     /// Its size in a transaction's body, in bytes, the comma included: to fill a body up to
     /// [`MAX_BODY`].
     pub fn json_len(&self) -> usize {
-        self.wire().to_string().len() + 1
+        self.0.get().len() + 1
+    }
+}
+
+// === impl Operation ===
+
+impl Operation {
+    /// In the form in which it is sent.
+    pub fn encode(&self) -> Encoded {
+        Encoded::of_json(&self.wire())
     }
 
     fn wire(&self) -> serde_json::Value {

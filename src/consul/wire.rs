@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::stream::Malformed;
 use crate::domain::record::{
-    CLUSTER_META, Check, ObservedRegistration, ObservedReverse, READINESS_CHECK, Registration,
-    ReverseRecord,
+    CLUSTER_META, Check, NAMESPACE_META, ObservedRegistration, ObservedReverse, READINESS_CHECK,
+    Registration, ReverseRecord,
 };
 
-/// Meta key that says which Kubernetes namespace a registration is from.
-pub const NAMESPACE_META: &str = "external-k8s-ns";
+/// What the ID of a readiness check has after that of its service.
+const READINESS_SUFFIX: &str = ":readiness";
 
 /// Weight while a check warns: Consul's default. We never have a warning check.
 const WARNING_WEIGHT: u16 = 1;
@@ -102,20 +103,22 @@ pub(super) struct CheckEntry<'a> {
 }
 
 /// An entry of `/v1/kv`.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub(super) struct KeyEntry<'a> {
-    #[serde(borrow)]
-    pub key: Cow<'a, str>,
-    #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
-    pub flags: u64,
+pub(super) struct KeyEntry {
+    key: Box<str>,
+    /// Decoded; bytes that are not UTF-8 are replaced.
+    #[serde(default, deserialize_with = "deserialize_value")]
+    pub value: Box<str>,
+    flags: u64,
+    /// The session that holds it as a lock, if one does.
+    session: Option<Box<str>>,
     pub modify_index: u64,
 }
 
 /// ID of the readiness check of the registration with this ID.
 pub fn readiness_check_id(service_id: &str) -> String {
-    format!("{service_id}:readiness")
+    format!("{service_id}{READINESS_SUFFIX}")
 }
 
 /// Decodes one item of a listing.
@@ -127,9 +130,12 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(
         .map_err(|error| Malformed::Item { expected, reason: error.to_string() })
 }
 
-/// The value of a KV entry as text, as far as it is text.
-pub(super) fn text_of(encoded: &str) -> Box<str> {
-    String::from_utf8_lossy(&STANDARD.decode(encoded).unwrap_or_default()).into()
+/// The value of a KV entry, which is in base64, or null where it is empty.
+fn deserialize_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<str>, D::Error> {
+    let encoded = Option::<Cow<'de, str>>::deserialize(deserializer)?;
+    let bytes =
+        STANDARD.decode(encoded.as_deref().unwrap_or_default()).map_err(D::Error::custom)?;
+    Ok(String::from_utf8_lossy(&bytes).into())
 }
 
 // === impl ServiceBody ===
@@ -246,27 +252,23 @@ impl CheckEntry<'_> {
     /// passing, so that it differs from critical and from none.
     pub(super) fn readiness(&self) -> Option<Check> {
         let ours = self.name == READINESS_CHECK
-            && self.check_id.strip_suffix(":readiness") == Some(&self.service_id);
+            && self.check_id.strip_suffix(READINESS_SUFFIX) == Some(&self.service_id);
         ours.then(|| if self.status == "critical" { Check::Critical } else { Check::Passing })
     }
 }
 
 // === impl KeyEntry ===
 
-impl KeyEntry<'_> {
-    /// Key and decoded value; bytes that are not UTF-8 are replaced.
-    pub(super) fn observed(&self) -> Result<ObservedReverse, Malformed> {
-        let encoded = self.value.as_deref().unwrap_or_default();
-        let bytes = STANDARD.decode(encoded).map_err(|error| Malformed::Item {
-            expected: "a value in base64",
-            reason: error.to_string(),
-        })?;
-        let value = String::from_utf8_lossy(&bytes).into();
-        Ok(ObservedReverse {
-            record: ReverseRecord { key: (&*self.key).into(), value },
-            flags: self.flags,
-            index: self.modify_index,
-        })
+impl KeyEntry {
+    /// Whether a session holds it as a lock.
+    pub(super) fn is_held(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| !session.is_empty())
+    }
+
+    /// As a reverse record.
+    pub(super) fn observed(self) -> ObservedReverse {
+        let Self { key, value, flags, modify_index: index, .. } = self;
+        ObservedReverse { record: ReverseRecord { key, value }, flags, index }
     }
 }
 
@@ -367,7 +369,7 @@ mod tests {
             let json = format!(
                 r#"{{"LockIndex":0,"Key":"0.x/1","Flags":42,"Value":{value},"CreateIndex":21,"ModifyIndex":22}}"#
             );
-            decode::<KeyEntry>("a KV entry", json.as_bytes()).and_then(|entry| entry.observed())
+            decode::<KeyEntry>("a KV entry", json.as_bytes()).map(KeyEntry::observed)
         };
         let observed = entry("\"aGVsbG8=\"").unwrap();
         assert_eq!(&*observed.record.value, "hello");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::object::{ANNOTATION_PREFIXES, Service};
 use super::problem::{Problem, Reason};
-use super::record::CLUSTER_META;
+use super::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE_META};
 use super::settings::AddressMode;
 use super::text::{excerpt, parse_bool};
 
@@ -21,8 +21,7 @@ const MAX_META_VALUE: usize = 512;
 const MIN_WEIGHT: u16 = 2;
 
 /// Meta keys that say whose and what a registration is: no annotation may change them.
-const RESERVED_META: [&str; 4] =
-    [CLUSTER_META, "external-source", "external-k8s-ns", "external-k8s-service"];
+const RESERVED_META: [&str; 4] = [CLUSTER_META, SOURCE_META, NAMESPACE_META, SERVICE_META];
 
 /// The settings of one Service that its annotations override.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,6 +13,18 @@ use super::names::ClusterName;
 /// (invariant 2).
 pub const CLUSTER_META: &str = "kube-consul-cluster";
 
+/// Meta key that says which system a registration comes from.
+pub const SOURCE_META: &str = "external-source";
+
+/// The value of [`SOURCE_META`] that bridges set, and consul-k8s's catalog sync too.
+pub const SOURCE: &str = "kubernetes";
+
+/// Meta key that says which Kubernetes namespace a registration is from.
+pub const NAMESPACE_META: &str = "external-k8s-ns";
+
+/// Meta key that says which Kubernetes Service a registration is from.
+pub const SERVICE_META: &str = "external-k8s-service";
+
 /// Name of the check that an instance has while it is not ready.
 pub const READINESS_CHECK: &str = "Kubernetes readiness";
 

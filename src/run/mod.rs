@@ -1,4 +1,13 @@
 //! One subcommand each: the loop that joins the core and the edges.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`bridge`] | keeps Consul in step with the Services of the cluster |
+//! | [`plan`] | shows what `bridge` would change now, and changes nothing |
+//! | [`purge`] | removes everything that one cluster owns in Consul |
+//! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
+//! | [`install`] | copies the program into a volume |
+//! | `patience` | waits for a side that cannot be reached yet |
 
 pub mod bridge;
 pub mod hook;
@@ -7,7 +16,16 @@ mod patience;
 pub mod plan;
 pub mod purge;
 
+use std::time::Duration;
+
 use thiserror::Error;
+use tokio::time::timeout;
+
+use crate::consul::client::Client as ConsulClient;
+
+/// How long ending the login may take at the end: one write of the servers', which takes
+/// milliseconds. After that the token stays until it runs out or somebody deletes it.
+const LOGOUT: Duration = Duration::from_secs(1);
 
 /// How a subcommand ends when it does not end well.
 #[derive(Debug, Error)]
@@ -24,6 +42,18 @@ pub enum Error {
     /// The user interrupted it: exit code 130.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// Ends the login, where there was one: its token must not outlive the process. The caller sees to
+/// it that nothing is asked of Consul any more, which would log in again.
+async fn log_out(consul: &ConsulClient) {
+    match timeout(LOGOUT, consul.logout()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = error.chain(), "cannot log out of Consul: the token stays");
+        }
+        Err(_) => tracing::warn!("no answer to logging out of Consul: the token stays"),
+    }
 }
 
 /// The runtime, and TLS. One thread: the state of a bridge is one task's anyway, and what others

@@ -1,12 +1,14 @@
 //! Waiting for a side that cannot be reached yet.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::error::Error as StdError;
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+
+use crate::domain::text::chain;
 
 /// Delay before the first retry.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
@@ -19,29 +21,35 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Waits(watch::Sender<BTreeMap<&'static str, String>>);
 
-/// Tries until it works. Says what it waits for, in the log and in `waits`.
-pub(super) async fn patiently<T, E: Display, F: Future<Output = Result<T, E>>>(
+/// Tries until it works, as long as it takes. Says what it waits for, in the log and in `waits`.
+pub(super) async fn patiently<T, E: StdError + 'static, F: Future<Output = Result<T, E>>>(
     what: &'static str,
     waits: &Waits,
-    attempt: impl FnMut() -> F,
-) -> Result<T, E> {
-    let backoff = ExponentialBuilder::default()
+    mut attempt: impl FnMut() -> F,
+) -> T {
+    let mut delays = ExponentialBuilder::default()
         .with_min_delay(FIRST_DELAY)
         .with_max_delay(LONGEST_DELAY)
         .with_jitter()
-        .without_max_times();
+        .without_max_times()
+        .build();
     let mut hush = Hush::default();
-    let result = attempt
-        .retry(backoff)
-        .notify(|error, _| {
-            if hush.may_say() {
-                tracing::warn!(%error, "waiting: {what}");
+    loop {
+        match attempt().await {
+            Ok(found) => {
+                waits.over(what);
+                return found;
             }
-            waits.failed(what, error);
-        })
-        .await;
-    waits.over(what);
-    result
+            Err(error) => {
+                let why = chain(&error);
+                if hush.may_say() {
+                    tracing::warn!(error = why, "waiting: {what}");
+                }
+                waits.failed(what, why);
+            }
+        }
+        sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
+    }
 }
 
 // === impl Waits ===
@@ -52,8 +60,7 @@ impl Waits {
         self.0.subscribe()
     }
 
-    fn failed(&self, what: &'static str, error: &impl Display) {
-        let why = error.to_string();
+    fn failed(&self, what: &'static str, why: String) {
         self.0.send_modify(|waits| drop(waits.insert(what, why)));
     }
 
@@ -85,5 +92,39 @@ impl Hush {
             self.0 = Some(now);
         }
         may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+    use std::pin::pin;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("nobody there")]
+    struct Away(#[source] io::Error);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_tries_until_it_works_and_says_why_it_waits() {
+        let (waits, failures) = (Waits::default(), Cell::new(0));
+        let attempt = || async {
+            if failures.get() == 10 {
+                return Ok("there");
+            }
+            failures.set(failures.get() + 1);
+            Err(Away(io::Error::other("refused")))
+        };
+        let mut wait = pin!(patiently("for it", &waits, attempt));
+        assert!(wait.as_mut().now_or_never().is_none());
+        assert_eq!(waits.reason().as_deref(), Some("waiting for it: nobody there: refused"));
+        let began = Instant::now();
+        assert_eq!(wait.await, "there");
+        assert!(began.elapsed() < 2 * 10 * LONGEST_DELAY, "{:?}", began.elapsed());
+        assert_eq!((failures.get(), waits.reason()), (10, None));
     }
 }

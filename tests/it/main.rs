@@ -10,6 +10,7 @@ mod health;
 mod hook;
 mod image;
 mod kubernetes_edge;
+mod login;
 mod manifests;
 mod plan;
 mod problems;

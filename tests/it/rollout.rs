@@ -3,19 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hickory_resolver::proto::rr::RecordType::A;
 use kube_consul_stack::{Consul, ConsulOptions, Endpoint, ServiceKind, eventually};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::support::{Bridge, DEADLINE, Dns, Place, manifest};
+use crate::support::{Bridge, DEADLINE, Dns, Lookout, Place, manifest};
 
-/// Between two questions.
-const ASK_EVERY: Duration = Duration::from_millis(10);
 /// How long it goes on after what was done: longer than gossip and the servers take for it.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 /// Leaving takes the agent seconds. A sync of its that falls into them brings its records back,
@@ -53,53 +50,29 @@ impl Pair {
     }
 }
 
-/// Asks for names every 10 ms, whose answers must stay as they are.
-struct Poller {
-    task: JoinHandle<Result<Asked>>,
-    stop: oneshot::Sender<()>,
-}
-
-#[derive(Debug, Default)]
-struct Asked {
-    questions: usize,
-    longest: Duration,
-    wrong: Vec<String>,
-}
-
-impl Poller {
-    fn start(dns: Dns, wanted: BTreeMap<String, Vec<String>>) -> Self {
-        let (stop, mut stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let mut asked = Asked::default();
-            loop {
-                let last = stopped.try_recv().is_ok();
-                let began = Instant::now();
-                for (name, wanted) in &wanted {
-                    let found = dns.ask(name, A).await?;
-                    if found != *wanted {
-                        asked.wrong.push(format!("{name}: {found:?}, want {wanted:?}"));
-                    }
-                    asked.questions += 1;
+/// Asks for names all the time, whose answers must stay as they are.
+fn ask_for(dns: Dns, wanted: BTreeMap<String, Vec<String>>) -> Lookout {
+    let asked = Arc::new((dns, wanted));
+    Lookout::start(move || {
+        let asked = Arc::clone(&asked);
+        async move {
+            let (dns, wanted) = &*asked;
+            let mut wrong = Vec::new();
+            for (name, wanted) in wanted {
+                let found = dns.ask(name, A).await?;
+                if found != *wanted {
+                    wrong.push(format!("{name}: {found:?}, want {wanted:?}"));
                 }
-                asked.longest = asked.longest.max(began.elapsed());
-                if last {
-                    return Ok(asked);
-                }
-                sleep(ASK_EVERY.saturating_sub(began.elapsed())).await;
             }
-        });
-        Self { task, stop }
-    }
+            Ok(wrong)
+        }
+    })
+}
 
-    /// Ends it a while later; an error if any answer was another.
-    async fn finish(self) -> Result<()> {
-        sleep(AFTERWARDS).await;
-        ensure!(self.stop.send(()).is_ok(), "the poller ended early: {:?}", self.task.await?);
-        let asked = self.task.await??;
-        println!("{} questions, a round took {:?} at most", asked.questions, asked.longest);
-        ensure!(asked.wrong.is_empty(), "{} of {}: {asked:?}", asked.wrong.len(), asked.questions);
-        Ok(())
-    }
+/// Ends it a while later; an error if any answer was another.
+async fn finish(lookout: Lookout) -> Result<()> {
+    sleep(AFTERWARDS).await;
+    lookout.finish("who asks for names").await
 }
 
 /// A Service with a `ClusterIP` and a headless one, and the answers for them.
@@ -132,12 +105,12 @@ async fn a_rollout_misses_no_name() -> Result<()> {
     let place = Place::new("rollout").await?;
     let wanted = services(&place).await?;
     let old = Pair::start(&place).await?;
-    let poller = Poller::start(place.dns()?, wanted);
+    let lookout = ask_for(place.dns()?, wanted);
     let _new = Pair::start(&place).await?;
     old.end().await?;
     // It has left: its records are gone already, not only after it has been missed for long.
     wait_for_agents(&place, 1).await?;
-    poller.finish().await
+    finish(lookout).await
 }
 
 #[tokio::test]
@@ -146,7 +119,7 @@ async fn a_pair_that_is_gone_without_a_word_is_not_missed() -> Result<()> {
     let wanted = services(&place).await?;
     let (gone, _stays) = tokio::try_join!(Pair::start(&place), Pair::start(&place))?;
     place.wait_for_instances("web", 2).await?;
-    let poller = Poller::start(place.dns()?, wanted);
+    let lookout = ask_for(place.dns()?, wanted);
     let health = format!("/v1/health/node/{}", gone.agent.node());
     gone.kill().await?;
     eventually(DEADLINE, || async {
@@ -156,5 +129,5 @@ async fn a_pair_that_is_gone_without_a_word_is_not_missed() -> Result<()> {
         Ok(())
     })
     .await?;
-    poller.finish().await
+    finish(lookout).await
 }

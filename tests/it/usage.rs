@@ -89,6 +89,12 @@ async fn records_of_another_cluster_are_refused_unless_they_are_adopted() -> Res
     contains(&said, &[&uid, OTHER_UID])?;
     let said = ends_with(3, once().await?.args(["--cluster-uid", OTHER_UID])).await?;
     contains(&said, &[&uid, OTHER_UID, "--cluster-uid"])?;
+    // Also while nothing answers for Consul.
+    let nobody = Port::pick()?;
+    let silent = format!("127.0.0.1:{}", nobody.number());
+    let command = place.command().await?.args(["--cluster-uid", OTHER_UID]);
+    let command = command.args(["--consul-addr", &silent, "--once", "--timeout", "1h"]);
+    contains(&ends_with(3, command).await?, &[&uid, OTHER_UID, "--cluster-uid"])?;
     ensure!(place.instances("web").await?.is_empty(), "it was registered all the same");
     ensure!(consul.key(OWNER).await?.as_deref() == Some(OTHER_UID), "the key was changed");
 

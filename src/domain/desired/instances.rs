@@ -9,7 +9,9 @@ use crate::domain::annotations::Overrides;
 use crate::domain::names::ObjectKey;
 use crate::domain::object::{Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::record::{CLUSTER_META, Check, Registration};
+use crate::domain::record::{
+    CLUSTER_META, Check, NAMESPACE_META, Registration, SERVICE_META, SOURCE, SOURCE_META,
+};
 use crate::domain::registration_id::registration_id;
 use crate::domain::reverse_dns::reverse_key;
 use crate::domain::settings::{AddressMode, HealthMode, ReverseScope, Settings};
@@ -300,9 +302,9 @@ impl<'a> Builder<'a> {
     fn meta(&mut self, place: Place<'_>) -> BTreeMap<String, String> {
         let mut meta: BTreeMap<String, String> = [
             (CLUSTER_META, Some(self.settings.cluster.as_str())),
-            ("external-source", Some("kubernetes")),
-            ("external-k8s-ns", Some(&*self.key.namespace)),
-            ("external-k8s-service", Some(&*self.key.name)),
+            (SOURCE_META, Some(SOURCE)),
+            (NAMESPACE_META, Some(&*self.key.namespace)),
+            (SERVICE_META, Some(&*self.key.name)),
             ("external-k8s-ref-kind", place.pod.map(|_| "Pod")),
             ("external-k8s-ref-name", place.pod),
             ("external-k8s-node-name", place.node),

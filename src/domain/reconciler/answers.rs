@@ -10,8 +10,8 @@ use crate::domain::ledger::ReverseState;
 use crate::domain::names::ObjectKey;
 use crate::domain::record::{Answer, ObservedReverse, RecordKey, ReverseOwner};
 
-/// A write that got no answer may still be applied this much later (`CONSUL.md`: measured as
-/// the longest that a server holds on to a request).
+/// A write that got no answer may still be applied this much later: measured on Consul 1.8.7, the
+/// longest that a server holds on to a request.
 pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
 
 // === impl Reconciler ===

@@ -1,34 +1,21 @@
-//! Noticing that Consul is not as it was left: readings, the sentinel, signs of life, and what
-//! the catalog shows of the agent's records.
+//! When Consul was heard, and when it is looked at again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use futures::FutureExt;
 use tokio::time::Instant;
 
-use super::Bridge;
-use super::introduction::other_owner;
-use super::jobs::{self, Marker, ReadBack};
-use super::shown::ShownIds;
-use crate::consul::owner::Owner;
-use crate::consul::read::Consistency;
-use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
-use crate::consul::sink::Sink;
-use crate::domain::names::ForeignNames;
-use crate::domain::reconciler::Moment;
-use crate::run::Error;
 use crate::run::patience::Hush;
 
 /// Between two signs of life: three fit into the minute after which the bridge is not ready.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Consul that has not answered for this long makes the bridge unready.
-pub(super) const SILENCE: Duration = Duration::from_mins(1);
+const SILENCE: Duration = Duration::from_mins(1);
 /// The next reading starts this many times the last one's duration later at the earliest, so
 /// that reading takes one hundredth of Consul's time at most.
 const READ_BACK_SHARE: u32 = 100;
 /// A reading that failed is tried again after this: long enough not to load a Consul in trouble.
-const READ_BACK_RETRY: Duration = Duration::from_secs(5);
+pub(super) const READ_BACK_RETRY: Duration = Duration::from_secs(5);
 /// While the catalog lacks records, it is asked again after this, or this many times what the
 /// last answer took: asking takes a tenth of Consul's time at most.
 const CATALOG_RETRY: Duration = Duration::from_millis(250);
@@ -36,8 +23,6 @@ const CATALOG_SHARE: u32 = 10;
 /// What the catalog lacks for this long, the agent was refused: its own anti-entropy runs every
 /// minute in a small cluster, and a failed write is repeated within half a minute.
 pub(super) const CATALOG_DELAY: Duration = Duration::from_secs(90);
-/// Between two tries to read the cluster's identity for a confirmation.
-const IDENTITY_RETRY: Duration = Duration::from_secs(2);
 
 /// When Consul was heard and when it is looked at again.
 pub(super) struct Drift {
@@ -56,7 +41,7 @@ pub(super) struct Drift {
     /// What the catalog lacks, since when.
     lacking: HashMap<Box<str>, Instant>,
     /// Newest failure, while it fails.
-    pub(super) trouble: Option<String>,
+    trouble: Option<String>,
     hush: Hush,
 }
 
@@ -118,6 +103,11 @@ impl Periodic {
         self.next = Instant::now();
     }
 
+    /// Makes it due then and no sooner.
+    fn put_off(&mut self, until: Instant) {
+        self.next = until;
+    }
+
     /// When it is due, unless it is under way.
     fn due(&self) -> Option<Instant> {
         self.began.is_none().then_some(self.next)
@@ -161,10 +151,9 @@ impl Drift {
         }
     }
 
-    /// The reading under way is given up; the next may start after `pause`.
-    pub(super) fn reading_ends(&mut self, pause: Duration) {
-        self.reading.end(pause);
-        self.progress = Progress::Begun;
+    /// Whether the token is another one than when this was asked last.
+    pub(super) fn has_other_token(&mut self, generation: u64) -> bool {
+        std::mem::replace(&mut self.token_generation, generation) != generation
     }
 
     /// Consul answered.
@@ -186,15 +175,142 @@ impl Drift {
         self.trouble = Some(why);
     }
 
+    /// The newest failure, while it fails.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Whether all that is ours is to be read now; `uncertain`: what writes without an answer left
+    /// uncertain can be read.
+    pub(super) fn wants_reading(&self, uncertain: bool) -> bool {
+        self.reading.is_due() || (uncertain && self.may_hurry())
+    }
+
     /// Whether a reading may be made sooner for what writes without an answer left uncertain. One
     /// that just failed is repeated soon enough.
-    fn may_hurry(&self) -> bool {
+    pub(super) fn may_hurry(&self) -> bool {
         !self.reading.is_under_way() && !self.reading_failed
+    }
+
+    /// A reading begins.
+    pub(super) fn reading_begins(&mut self) {
+        self.reading.begin();
+    }
+
+    /// How long the one under way has taken.
+    pub(super) fn reading_took(&self) -> Duration {
+        self.reading.took()
+    }
+
+    /// The reading has shown all that is ours. What others hold and what the catalog shows is
+    /// looked at next.
+    pub(super) fn reading_succeeded(&mut self) {
+        self.heard();
+        self.reading_failed = false;
+        self.reached(Progress::Read);
+        self.foreign.hurry();
+        self.catalog.hurry();
+        let pause = self.resync.max(self.reading.took() * READ_BACK_SHARE);
+        self.reading.end(pause.mul_f64(1.0 + jitter()));
+    }
+
+    pub(super) fn reading_failed(&mut self, why: String) {
+        self.failed("Consul cannot be read back", why);
+        self.reading_failed = true;
+        self.reading.end(READ_BACK_RETRY);
+    }
+
+    /// The reading under way is given up; the next may start after `pause`.
+    pub(super) fn reading_ends(&mut self, pause: Duration) {
+        self.reading.end(pause);
+        self.progress = Progress::Begun;
+    }
+
+    /// What a reading under way began with may be what was lost: another comes at once.
+    pub(super) fn hurry_reading(&mut self) {
+        self.reading.hurry();
+    }
+
+    /// Whether the names that others hold are to be read now.
+    pub(super) fn wants_names(&self) -> bool {
+        self.progress >= Progress::Read && self.foreign.is_due()
+    }
+
+    /// Their reading begins.
+    pub(super) fn names_begin(&mut self) {
+        self.foreign.begin();
+    }
+
+    /// They were read. Whether that still counts: an answer from before a new start may be
+    /// outdated.
+    pub(super) fn names_succeeded(&mut self) -> bool {
+        // The next reading of all hurries the next one of names.
+        let until_reading = self.reading.next.saturating_duration_since(Instant::now());
+        self.foreign.end(until_reading + READ_BACK_RETRY);
+        let counts = self.progress >= Progress::Read;
+        if counts {
+            self.reached(Progress::NamesKnown);
+            self.heard();
+        }
+        counts
+    }
+
+    pub(super) fn names_failed(&mut self, why: String) {
+        self.foreign.end(READ_BACK_RETRY);
+        self.failed("the names that others hold cannot be read; no new name is registered", why);
+    }
+
+    /// Whether it is time to ask the catalog again.
+    pub(super) fn wants_catalog(&self) -> bool {
+        self.catalog.is_due()
+    }
+
+    /// The catalog is asked.
+    pub(super) fn catalog_begins(&mut self) {
+        self.catalog.begin();
+    }
+
+    /// The catalog answered and lacks these. Gives those that it has lacked for so long that the
+    /// agent must have been refused, and whether it lacks no others.
+    pub(super) fn catalog_lacks(
+        &mut self,
+        ids: impl Iterator<Item = Box<str>>,
+    ) -> (HashSet<Box<str>>, bool) {
+        let now = Instant::now();
+        self.catalog.end(CATALOG_RETRY.max(self.catalog.took() * CATALOG_SHARE));
+        self.heard();
+        let before = std::mem::take(&mut self.lacking);
+        let since = |id: Box<str>| {
+            let since = before.get(&id).copied().unwrap_or(now);
+            (id, since)
+        };
+        self.lacking = ids.map(since).collect();
+        let long = self.lacking.iter().filter(|(_, since)| now - **since >= CATALOG_DELAY);
+        let refused: HashSet<_> = long.map(|(id, _)| id.clone()).collect();
+        let no_others = refused.len() == self.lacking.len();
+        (refused, no_others)
+    }
+
+    /// The catalog shows all that it ever will: once nothing is left to do either (`settled`), it
+    /// is asked again only after the next reading.
+    pub(super) fn catalog_shows_all(&mut self, settled: bool) {
+        if settled {
+            self.reached(Progress::Shown);
+        }
+        if self.progress == Progress::Shown {
+            self.catalog.put_off(self.reading.next + READ_BACK_RETRY);
+        }
+    }
+
+    pub(super) fn catalog_failed(&mut self, why: String) {
+        self.catalog.end(READ_BACK_RETRY);
+        self.catalog.put_off(Instant::now() + READ_BACK_RETRY);
+        self.failed("the catalog cannot be read", why);
     }
 
     /// The next moment at which something is due; `asks_catalog`: whether the catalog may be
     /// asked now.
-    fn next(&self, asks_catalog: bool) -> Instant {
+    pub(super) fn next(&self, asks_catalog: bool) -> Instant {
         let heard_until = self.last_heard.map(|last| last + SILENCE);
         let foreign = self.foreign.due().filter(|_| self.progress >= Progress::Read);
         let catalog = self.catalog.due().filter(|_| asks_catalog);
@@ -202,295 +318,6 @@ impl Drift {
         let due = [self.reading.due(), foreign, catalog, silence];
         due.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + HEARTBEAT)
     }
-}
-
-// === impl Bridge ===
-
-impl Bridge {
-    /// Starts what is due.
-    pub(super) fn keep_up(&mut self, now: Moment) {
-        if self.introduced.is_none() {
-            return;
-        }
-        if self.state.begin_confirmation(now) {
-            tracing::info!("looking a second time at what is missing");
-            self.relists.values().for_each(crate::kubernetes::watch::Relist::request);
-            self.read_identity(Duration::ZERO);
-        }
-        let generation = self.consul.token_generation();
-        if generation != self.drift.token_generation {
-            self.drift.token_generation = generation;
-            self.use_other_token();
-        }
-        let uncertain = self.state.uncertain_until().is_some_and(|until| until <= now);
-        if !self.leadership.may_read() {
-            return;
-        }
-        if self.drift.reading.is_due() || (uncertain && self.drift.may_hurry()) {
-            self.begin_read_back();
-        }
-        if self.drift.progress >= Progress::Read && self.drift.foreign.is_due() {
-            self.drift.foreign.begin();
-            let held = self.state.ledger().names().collect();
-            let cluster = self.options.settings.cluster.clone();
-            self.jobs.push(jobs::foreign_names(self.consul.clone(), cluster, held).boxed());
-        }
-        if self.may_ask_catalog() && self.drift.catalog.is_due() {
-            self.ask_catalog();
-        }
-    }
-
-    /// An agent keeps the token of each registration; the catalog does not.
-    fn use_other_token(&mut self) {
-        if let Marker::Sentinel(sentinel) = &self.marker {
-            tracing::info!("another token is in use: registrations are sent once more");
-            self.sentinel_job = Some(jobs::restore_sentinel(sentinel.clone()).boxed());
-            self.state.token_changed();
-        }
-    }
-
-    /// Whether the catalog can be asked for what the agent should have passed on.
-    fn may_ask_catalog(&self) -> bool {
-        matches!(self.sink, Sink::Agent(_))
-            && self.introduced.as_ref().is_some_and(|met| met.agent.is_some())
-            && self.drift.progress >= Progress::NamesKnown
-            && self.state.is_settled()
-    }
-
-    /// When something is due at the latest.
-    pub(super) fn next_turn(&self, deadline: Option<Instant>) -> Instant {
-        let state = [
-            self.state.next_timer(),
-            self.state.confirmation_due(),
-            // Who may not read has to wait for that, not to ask for it again and again.
-            self.state
-                .uncertain_until()
-                .filter(|_| self.leadership.may_read() && self.drift.may_hurry()),
-        ];
-        let state = state.into_iter().flatten().map(|moment| self.began + moment);
-        let reads = self.introduced.is_some() && self.leadership.may_read();
-        let drift = reads.then(|| self.drift.next(self.may_ask_catalog()));
-        wake_at(Instant::now(), state.min(), drift, deadline)
-    }
-
-    pub(super) fn begin_read_back(&mut self) {
-        let Some(met) = &self.introduced else { return };
-        let reading = ReadBack {
-            client: self.consul.clone(),
-            cluster: self.options.settings.cluster.clone(),
-            marker: self.marker.clone(),
-            // Whoever has just got the lock must see all that its holder before has written.
-            consistency: match self.drift.progress {
-                Progress::Begun => Consistency::Consistent,
-                _ => Consistency::Default,
-            },
-            owner: self.owner.clone(),
-            uid: met.uid.clone(),
-            seen: self.observe.clone(),
-        };
-        let now = self.now();
-        self.state.begin_read_back(now);
-        self.drift.reading.begin();
-        self.reading_job = Some(reading.run().boxed());
-    }
-
-    pub(super) fn was_read_back(&mut self, result: Result<Owner, String>) -> Result<(), Error> {
-        // What was seen last may still be waiting.
-        self.observe_waiting();
-        let took = self.drift.reading.took();
-        self.tell_read_back(result.is_ok(), took);
-        self.drift.reading_failed = result.is_err();
-        match result {
-            Ok(Owner::Ours) => {
-                let now = self.now();
-                self.state.finish_read_back(now);
-                self.drift.heard();
-                if self.drift.progress < Progress::Read {
-                    self.last_step = Instant::now();
-                }
-                self.drift.reached(Progress::Read);
-                self.drift.foreign.hurry();
-                self.drift.catalog.hurry();
-                let pause = self.drift.resync.max(took * READ_BACK_SHARE);
-                self.drift.reading.end(pause.mul_f64(1.0 + jitter()));
-                Ok(())
-            }
-            Ok(Owner::Other(other)) => {
-                let ours = self.introduced.as_ref().map_or("", |met| &met.uid);
-                Err(other_owner(&self.owner, &self.options.settings.cluster, ours, &other))
-            }
-            Err(why) => {
-                self.state.abort_read_back();
-                self.drift.failed("Consul cannot be read back", why);
-                self.drift.reading.end(READ_BACK_RETRY);
-                Ok(())
-            }
-        }
-    }
-
-    pub(super) fn foreign_names(&mut self, result: Result<ForeignNames, String>) {
-        // The next reading of all hurries the next one of names.
-        let until_reading = self.drift.reading.next.saturating_duration_since(Instant::now());
-        let pause = if result.is_ok() { until_reading + READ_BACK_RETRY } else { READ_BACK_RETRY };
-        self.drift.foreign.end(pause);
-        match result {
-            // An answer from before a new start may be outdated.
-            Ok(_) if self.drift.progress < Progress::Read => {}
-            Ok(names) => {
-                self.state.set_foreign_names(names);
-                self.drift.reached(Progress::NamesKnown);
-                self.drift.heard();
-            }
-            Err(why) => {
-                self.drift.failed(
-                    "the names that others hold cannot be read; no new name is registered",
-                    why,
-                );
-            }
-        }
-    }
-
-    fn ask_catalog(&mut self) {
-        let Some(agent) = self.introduced.as_ref().and_then(|met| met.agent.as_ref()) else {
-            return;
-        };
-        let cluster = self.options.settings.cluster.clone();
-        self.drift.catalog.begin();
-        self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
-    }
-
-    pub(super) fn catalog_shows(&mut self, result: Result<ShownIds, String>) {
-        let now = Instant::now();
-        let took = self.drift.catalog.took();
-        self.drift.catalog.end(CATALOG_RETRY.max(took * CATALOG_SHARE));
-        let shown = match result {
-            Ok(shown) => shown,
-            Err(why) => {
-                self.drift.catalog.next = now + READ_BACK_RETRY;
-                return self.drift.failed("the catalog cannot be read", why);
-            }
-        };
-        self.drift.heard();
-        let before = std::mem::take(&mut self.drift.lacking);
-        let cluster = &self.options.settings.cluster;
-        for (service, known) in self.state.ledger().services() {
-            let ids = known.iter().map(|known| known.id(cluster, service));
-            for id in ids.filter(|id| !shown.contains(id)) {
-                let since = before.get(&id).copied().unwrap_or(now);
-                self.drift.lacking.insert(id, since);
-            }
-        }
-        let refused = |since: &Instant| now.duration_since(*since) >= CATALOG_DELAY;
-        let missing = self.drift.lacking.iter().filter(|(_, since)| refused(since));
-        self.state.set_missing_in_catalog(missing.map(|(id, _)| id.clone()).collect());
-        if self.drift.lacking.values().all(refused) {
-            // What it lacks for good was just made a problem: once that is told, all is settled.
-            if self.state.is_settled() {
-                self.drift.reached(Progress::Shown);
-            }
-            if self.drift.progress == Progress::Shown {
-                self.drift.catalog.next = self.drift.reading.next + READ_BACK_RETRY;
-            }
-        }
-    }
-
-    fn sentinel(&self) -> Option<Sentinel> {
-        match &self.marker {
-            Marker::Sentinel(sentinel) => Some(sentinel.clone()),
-            Marker::BaseNode(_) => None,
-        }
-    }
-
-    pub(super) fn watch_sentinel(&mut self, hash: Option<ContentHash>) {
-        let watch = self.sentinel().zip(hash);
-        self.sentinel_job =
-            watch.map(|(sentinel, hash)| jobs::watch_sentinel(sentinel, hash).boxed());
-    }
-
-    pub(super) fn sentinel_lost(&mut self, lost: Lost) {
-        match lost {
-            Lost::Vanished => {
-                tracing::warn!("the agent lost what was registered: filling it again");
-            }
-            Lost::Changed => {
-                tracing::warn!("somebody changed the sentinel: looking at everything again");
-            }
-        }
-        if let Some(sentinel) = self.sentinel() {
-            self.sentinel_job = Some(jobs::restore_sentinel(sentinel).boxed());
-        }
-        // What a reading under way began with may be what was lost.
-        self.drift.reading.hurry();
-    }
-
-    pub(super) fn sentinel_back(&mut self, result: Result<ContentHash, String>) {
-        match result {
-            Ok(hash) => {
-                self.drift.heard();
-                self.watch_sentinel(Some(hash));
-            }
-            Err(why) => {
-                self.drift.failed("the sentinel cannot be written", why);
-                let Some(sentinel) = self.sentinel() else { return };
-                let later = async move {
-                    tokio::time::sleep(READ_BACK_RETRY).await;
-                    jobs::restore_sentinel(sentinel).await
-                };
-                self.sentinel_job = Some(later.boxed());
-            }
-        }
-    }
-
-    pub(super) fn heard(&mut self, alive: Result<(), String>) {
-        match alive {
-            Ok(()) => self.drift.heard(),
-            Err(why) => self.drift.failed("no sign of life from Consul", why),
-        }
-        self.jobs.push(jobs::heartbeat(self.consul.clone(), HEARTBEAT).boxed());
-    }
-
-    fn read_identity(&mut self, delay: Duration) {
-        let client = self.kubernetes.client.clone();
-        self.identity_job = Some(jobs::identity(client, delay).boxed());
-    }
-
-    pub(super) fn identified(
-        &mut self,
-        result: Result<Option<String>, String>,
-    ) -> Result<(), Error> {
-        let ours = self.introduced.as_ref().map_or("", |met| &met.uid).to_owned();
-        match result {
-            // Where it may not be read, the operator vouches for it (`--cluster-uid`).
-            Ok(None) => self.state.cluster_confirmed(),
-            Ok(Some(uid)) if uid == ours => self.state.cluster_confirmed(),
-            Ok(Some(uid)) => {
-                return Err(Error::Refused(format!(
-                    "expected the cluster with uid {ours}, found one with uid {uid}: the Kubernetes API's address \
-                     leads to another cluster; nothing was removed"
-                )));
-            }
-            Err(why) => {
-                tracing::warn!("the cluster's identity cannot be read, removals wait: {why}");
-                self.read_identity(IDENTITY_RETRY);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// When the loop has to turn again. What is due and may not start yet must not make it spin, nor
-/// a deadline that is over.
-fn wake_at(
-    now: Instant,
-    state: Option<Instant>,
-    drift: Option<Instant>,
-    deadline: Option<Instant>,
-) -> Instant {
-    let soonest = now + Duration::from_millis(1);
-    let state = state.map(|at| at.max(soonest));
-    let drift = drift.map(|next| next.max(soonest + Duration::from_millis(49)));
-    let deadline = deadline.filter(|deadline| *deadline > now);
-    [state, drift, deadline].into_iter().flatten().min().unwrap_or(now + HEARTBEAT)
 }
 
 /// Between 0 and a quarter, by the clock's finest digits: readings of several replicas drift
@@ -505,17 +332,6 @@ fn jitter() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_loop_never_spins() {
-        let now = Instant::now();
-        let past = Some(now.checked_sub(Duration::from_secs(1)).unwrap());
-        assert_eq!(wake_at(now, None, None, past), now + HEARTBEAT, "a deadline that is over");
-        assert!(wake_at(now, past, None, None) > now);
-        assert!(wake_at(now, None, past, None) >= now + Duration::from_millis(50));
-        let soon = now + Duration::from_secs(1);
-        assert_eq!(wake_at(now, None, None, Some(soon)), soon);
-    }
 
     #[test]
     fn an_answer_to_a_question_of_before_says_nothing_after_a_new_start() {
@@ -539,5 +355,20 @@ mod tests {
         assert!(!drift.may_hurry() && !drift.reading.is_due());
         drift.reading_failed = false;
         assert!(drift.may_hurry());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_catalog_lacks_for_long_the_agent_was_refused() {
+        let mut drift = Drift::new(Duration::from_mins(1), 0);
+        let mut lacks = |ids: &[&str]| {
+            let (refused, no_others) = drift.catalog_lacks(ids.iter().map(|&id| id.into()));
+            (refused.iter().map(|id| &**id).collect::<String>(), no_others)
+        };
+        assert_eq!(lacks(&["a", "b"]), (String::new(), false));
+        tokio::time::advance(CATALOG_DELAY).await;
+        assert_eq!(lacks(&["a", "c"]), ("a".to_owned(), false), "c only since now");
+        assert_eq!(lacks(&["a"]), ("a".to_owned(), true));
+        assert_eq!(lacks(&[]), (String::new(), true));
+        assert_eq!(lacks(&["a"]), (String::new(), false), "it was there in between");
     }
 }

@@ -4,15 +4,14 @@
 use kube::Client as KubeClient;
 
 use super::Options;
-use super::jobs::Marker;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::error::Error as ConsulError;
+use crate::consul::marker::Marker;
 use crate::consul::owner::{Owner, OwnerKey};
 use crate::consul::read::AgentInfo;
 use crate::consul::sentinel::ContentHash;
 use crate::domain::names::ClusterName;
 use crate::domain::reverse_dns::ReverseZone;
-use crate::domain::text::chain;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid, server_version};
 use crate::run::Error;
 use crate::run::patience::{Waits, patiently};
@@ -76,14 +75,13 @@ impl Introduction {
     /// Waits for both sides as long as it takes. An error is final.
     pub(in crate::run) async fn run(self) -> Result<Introduced, Error> {
         let token = self.consul.token_generation();
-        let ((kubernetes_version, uid), mut agent) =
-            tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
+        let ((kubernetes_version, uid), mut agent) = self.meet_both().await?;
         self.claim(&uid).await?;
         if agent.is_none() && self.consul.token_generation() != token {
             // The right to ask may have come with the other token.
-            agent = self.meet_consul().await?;
+            agent = self.meet_consul().await;
         }
-        let sentinel = self.mark().await?;
+        let sentinel = self.mark().await;
         let zone = self.zone(agent.as_ref());
         Ok(Introduced { uid, kubernetes_version, agent, zone, sentinel })
     }
@@ -91,12 +89,9 @@ impl Introduction {
     /// As [`Introduction::run`], without writing anything: also gives the holder of the owner
     /// key, if there is one.
     pub(in crate::run) async fn look(self) -> Result<(Introduced, Option<Owner>), Error> {
-        let ((kubernetes_version, uid), agent) =
-            tokio::try_join!(self.meet_kubernetes(), self.meet_consul())?;
-        let ask = || async { self.owner.check(&uid).await.map_err(|error| chain(&error)) };
-        let owner = patiently("for Consul to tell the owner key", &self.waits, ask)
-            .await
-            .map_err(Error::Failed)?;
+        let ((kubernetes_version, uid), agent) = self.meet_both().await?;
+        let ask = || self.owner.check(&uid);
+        let owner = patiently("for Consul to tell the owner key", &self.waits, ask).await;
         if let Some(Owner::Other(other)) = &owner
             && self.adopt.as_ref() != Some(other)
         {
@@ -106,22 +101,23 @@ impl Introduction {
         Ok((Introduced { uid, kubernetes_version, agent, zone, sentinel: None }, owner))
     }
 
+    /// The wrong cluster is noticed without waiting for Consul.
+    async fn meet_both(&self) -> Result<((String, String), Option<AgentInfo>), Error> {
+        tokio::try_join!(self.meet_kubernetes(), async { Ok(self.meet_consul().await) })
+    }
+
+    /// Its version and the cluster's identity.
     async fn meet_kubernetes(&self) -> Result<(String, String), Error> {
-        let failed = |error: crate::kubernetes::client::Error| Error::Failed(error.to_string());
-        let version =
-            patiently("for the Kubernetes API", &self.waits, || server_version(&self.kubernetes))
-                .await
-                .map_err(failed)?;
+        let ask = || server_version(&self.kubernetes);
+        let version = patiently("for the Kubernetes API", &self.waits, ask).await;
         tracing::info!(url = self.kubernetes_url, version, "Kubernetes API");
-        let found = patiently("for the cluster's identity", &self.waits, || {
-            kube_system_uid(&self.kubernetes)
-        })
-        .await
-        .map_err(failed)?;
+        let ask = || kube_system_uid(&self.kubernetes);
+        let found = patiently("for the cluster's identity", &self.waits, ask).await;
         let uid = match (&self.cluster_uid, found) {
             (Some(given), ClusterUid::Known(uid)) if *given != uid => {
                 return Err(Error::Refused(format!(
-                    "--cluster-uid: expected {given}, found a cluster whose kube-system has the uid {uid}"
+                    "--cluster-uid: expected {given}, found a cluster whose kube-system has the uid {uid}: \
+                     check which cluster the Kubernetes flags lead to, or give this uid"
                 )));
             }
             (Some(given), _) => given.clone(),
@@ -135,7 +131,7 @@ impl Introduction {
         Ok((version, uid))
     }
 
-    async fn meet_consul(&self) -> Result<Option<AgentInfo>, Error> {
+    async fn meet_consul(&self) -> Option<AgentInfo> {
         let ask = || async {
             match self.consul.agent_self().await {
                 Ok(info) => Ok(Some(info)),
@@ -153,49 +149,31 @@ impl Introduction {
                 Err(error) => Err(error),
             }
         };
-        let described = || async { ask().await.map_err(|error| error.chain()) };
-        let agent = patiently("for the Consul agent", &self.waits, described)
-            .await
-            .map_err(Error::Failed)?;
+        let agent = patiently("for the Consul agent", &self.waits, ask).await;
         let (version, datacenter) = agent
             .as_ref()
             .map_or(("unknown", "unknown"), |agent| (&agent.version, &agent.datacenter));
         tracing::info!(url = self.consul.url(), version, datacenter, "Consul agent");
-        Ok(agent)
+        agent
     }
 
     /// Makes sure that the records of this name are this cluster's.
     async fn claim(&self, uid: &str) -> Result<(), Error> {
-        let claim = || async {
-            self.owner.claim(uid, self.adopt.as_deref()).await.map_err(|error| chain(&error))
-        };
-        match patiently("for Consul to take the owner key", &self.waits, claim)
-            .await
-            .map_err(Error::Failed)?
-        {
+        let claim = || self.owner.claim(uid, self.adopt.as_deref());
+        match patiently("for Consul to take the owner key", &self.waits, claim).await {
             Owner::Ours => Ok(()),
             Owner::Other(other) => Err(other_owner(&self.owner, &self.cluster, uid, &other)),
         }
     }
 
     /// Makes sure that the marker is there.
-    async fn mark(&self) -> Result<Option<ContentHash>, Error> {
-        let marked = match &self.marker {
-            Marker::Sentinel(sentinel) => {
-                let ensure = || async { sentinel.ensure().await.map_err(|error| error.chain()) };
-                patiently("for the agent to take the sentinel", &self.waits, ensure).await.map(Some)
-            }
-            Marker::BaseNode(nodes) => {
-                let ensure = || async {
-                    let made = self.consul.ensure_base_node(nodes, &self.cluster).await;
-                    made.map_err(|error| chain(&error))
-                };
-                patiently("for Consul to take the base node", &self.waits, ensure)
-                    .await
-                    .map(|()| None)
-            }
+    async fn mark(&self) -> Option<ContentHash> {
+        let what = match &self.marker {
+            Marker::Sentinel(_) => "for the agent to take the sentinel",
+            Marker::BaseNode(_) => "for Consul to take the base node",
         };
-        marked.map_err(Error::Failed)
+        let ensure = || self.marker.ensure(&self.consul, &self.cluster);
+        patiently(what, &self.waits, ensure).await
     }
 
     fn zone(&self, agent: Option<&AgentInfo>) -> Option<ReverseZone> {

@@ -13,6 +13,7 @@ use super::leadership::Term;
 use super::shown::ShownIds;
 use crate::consul::client::Client;
 use crate::consul::election::Lease;
+use crate::consul::marker::Marker;
 use crate::consul::nodes::NodeNames;
 use crate::consul::owner::{ClaimError, Owner, OwnerKey};
 use crate::consul::read::{Consistency, Unknown};
@@ -73,15 +74,6 @@ pub(in crate::run) enum Observation {
     Stray(String),
 }
 
-/// What shows that a reading is of the Consul that we wrote to (invariant 1).
-#[derive(Clone)]
-pub(in crate::run) enum Marker {
-    /// The sentinel, in the agent.
-    Sentinel(Sentinel),
-    /// The base node, in the catalog.
-    BaseNode(NodeNames),
-}
-
 /// Waits for the end of the job that stands there, and takes it away. Without one it never ends.
 pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
     let Some(running) = job else { return std::future::pending().await };
@@ -99,7 +91,7 @@ pub(super) async fn write(term: Term, sink: Sink, groups: Vec<Vec<Write>>) -> Do
 
 /// Removes the node of a namespace on which nothing stands any more.
 pub(super) async fn remove_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
-    let answer = sink.remove_node(namespace.clone()).await;
+    let answer = sink.remove_node(&namespace).await;
     Done::NodeRemoved(term, namespace, answer)
 }
 
@@ -135,14 +127,14 @@ impl ReadBack {
         if owner != Owner::Ours {
             return Ok(owner);
         }
-        if self.registrations().await.map_err(|error| chain(&error))?.is_err() {
+        if !self.registrations().await.map_err(|error| chain(&error))? {
             // Consul lost its state. Once the marker is written and shows again, the rest of
             // that reading is true (invariant 1).
-            self.mark().await?;
-            self.registrations()
-                .await
-                .map_err(|error| chain(&error))?
-                .map_err(|marker_missing| chain(&marker_missing))?;
+            let made = self.marker.ensure(&self.client, &self.cluster).await;
+            made.map_err(|error| chain(&error))?;
+            if !self.registrations().await.map_err(|error| chain(&error))? {
+                return Err(chain(&self.marker.missing()));
+            }
         }
         self.reverse_records().await.map_err(|error| chain(&error))?;
         Ok(owner)
@@ -151,7 +143,7 @@ impl ReadBack {
     /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
     /// is there.
     pub(in crate::run) async fn look(&self) -> Result<bool, Unknown> {
-        let marked = self.registrations().await?.is_ok();
+        let marked = self.registrations().await?;
         self.reverse_records().await?;
         Ok(marked)
     }
@@ -162,33 +154,20 @@ impl ReadBack {
         self.client.reverse_records(self.consistency, each).await.map(drop)
     }
 
-    async fn mark(&self) -> Result<(), String> {
-        match &self.marker {
-            Marker::Sentinel(sentinel) => {
-                sentinel.ensure().await.map(drop).map_err(|error| error.chain())
-            }
-            Marker::BaseNode(nodes) => {
-                let made = self.client.ensure_base_node(nodes, &self.cluster).await;
-                made.map_err(|error| chain(&error))
-            }
-        }
-    }
-
-    /// The inner error: our marker is not there.
-    async fn registrations(&self) -> Result<Result<(), Unknown>, Unknown> {
+    /// Whether our marker is there: only then is absent what was not shown.
+    async fn registrations(&self) -> Result<bool, Unknown> {
         match &self.marker {
             Marker::Sentinel(_) => {
                 let seen = self.seen.clone();
                 let each = move |observed| drop(seen.send(Observation::Registration(observed)));
-                let listing = self.client.agent_registrations(&self.cluster, each).await?;
-                Ok(listing.marked().map(drop))
+                Ok(self.client.agent_registrations(&self.cluster, each).await?.marker)
             }
             Marker::BaseNode(names) => self.catalog(names).await,
         }
     }
 
     /// Node by node: what stands on one that is not there is nothing.
-    async fn catalog(&self, names: &NodeNames) -> Result<Result<(), Unknown>, Unknown> {
+    async fn catalog(&self, names: &NodeNames) -> Result<bool, Unknown> {
         let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
         for node in &nodes.others {
             let stray = format!("node {node} with the mark of this cluster: purge removes it");
@@ -210,7 +189,7 @@ impl ReadBack {
             let (cluster, consistency) = (&self.cluster, self.consistency);
             self.client.catalog_registrations(&node, cluster, consistency, each).await?;
         }
-        Ok(nodes.marked())
+        Ok(nodes.marker)
     }
 
     fn show(&self, seen: Observation) {

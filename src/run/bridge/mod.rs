@@ -3,12 +3,26 @@
 //! One task owns the whole state and runs one loop over what the watches say, what Consul
 //! answers, timers and the admin server's questions. Writes and readings are futures that the
 //! same loop polls: there is no lock around the state and no queue of work.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `introduction` | the handshake with both sides before the first write (invariant 3) |
+//! | `leadership` | which of several bridges writes (invariant 9) |
+//! | `writing` | sends writes and takes their answers |
+//! | `drift` | when Consul was heard, and when it is looked at again |
+//! | `reading` | looks whether Consul is as it was left |
+//! | `signs` | the token, the sentinel, Consul's leader, the cluster's identity |
+//! | `jobs` | what is under way beside the loop: requests to both sides |
+//! | `shown` | which service IDs a listing has shown |
+//! | `telling` | logs, Events, metrics, readiness, `/status` |
 
 mod drift;
 pub(super) mod introduction;
 pub(super) mod jobs;
 mod leadership;
+mod reading;
 mod shown;
+mod signs;
 mod telling;
 mod writing;
 
@@ -29,16 +43,18 @@ use tokio_stream::StreamMap;
 
 use self::drift::{Drift, Progress};
 use self::introduction::{Introduced, Introduction};
-use self::jobs::{Done, Job, Marker, Observation};
+use self::jobs::{Done, Job, Observation};
 use self::leadership::{Leadership, Term};
+use self::writing::Requests;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
-use crate::admin::{self, Admin, PAGE_QUEUE, PageRequest};
+use crate::admin::{self, Admin, QUESTIONS, Question};
 use crate::consul::agent::AgentSink;
 use crate::consul::catalog::CatalogSink;
 use crate::consul::client::Client as ConsulClient;
 use crate::consul::config::Config;
 use crate::consul::election::Election;
+use crate::consul::marker::Marker;
 use crate::consul::nodes::NodeNames;
 use crate::consul::owner::OwnerKey;
 use crate::consul::read::AgentInfo;
@@ -54,7 +70,7 @@ use crate::kubernetes::client::{
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
 use crate::run::patience::{Waits, patiently};
-use crate::run::{Error, runtime};
+use crate::run::{Error, log_out, runtime};
 
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
 /// writes waiting, nor each event cost a turn.
@@ -94,7 +110,8 @@ pub struct Options {
 /// Where registrations are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SinkOptions {
-    /// In the co-located agent.
+    /// In the co-located agent. It goes on using the token of each registration, so a login is
+    /// not ended with the process.
     Agent,
     /// In the catalog.
     Catalog {
@@ -161,11 +178,11 @@ async fn run(
     listener: Option<TcpListener>,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Error> {
-    let (kubernetes, consul) = connections(&options).await?;
+    let (kubernetes, consul) = (kubernetes(&options).await?, consul(&options)?);
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
-    let (pages_in, pages) = mpsc::channel(PAGE_QUEUE);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
-    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, pages: pages_in };
+    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, questions };
     let (quit_admin, admin_quits) = tokio::sync::oneshot::channel::<()>();
     let served = listener.map(|listener| {
         tokio::spawn(admin::serve(listener, admin, async { admin_quits.await.unwrap_or_default() }))
@@ -174,7 +191,7 @@ async fn run(
     let events = tokio::spawn(events);
 
     let bridge = Bridge::new(options, kubernetes, consul, Told { metrics, readiness, reporter });
-    let result = bridge.run(pages, stop).await;
+    let result = bridge.run(asked, stop).await;
 
     drop(quit_admin);
     if let Some(served) = served
@@ -190,17 +207,20 @@ async fn run(
     result
 }
 
-/// Clients for both sides; neither was asked yet.
-pub(super) async fn connections(options: &Options) -> Result<(Connected, ConsulClient), Error> {
-    let kubernetes = connect(&options.access, &options.environment).await.map_err(|error| {
+/// A client for Kubernetes, which was not asked yet.
+pub(super) async fn kubernetes(options: &Options) -> Result<Connected, Error> {
+    connect(&options.access, &options.environment).await.map_err(|error| {
         if error.is_configuration() {
             Error::Usage(error.to_string())
         } else {
             Error::Failed(error.to_string())
         }
-    })?;
-    let consul = ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
-    Ok((kubernetes, consul))
+    })
+}
+
+/// A client for Consul, which was not asked yet.
+pub(super) fn consul(options: &Options) -> Result<ConsulClient, Error> {
+    ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))
 }
 
 /// The name of the pod or host, for Events.
@@ -242,6 +262,7 @@ struct Bridge {
     began: Instant,
     state: Reconciler,
     jobs: FuturesUnordered<Job>,
+    requests: Requests,
     watches: StreamMap<Kind, BoxStream<'static, Notice>>,
     relists: BTreeMap<Kind, Relist>,
     kubernetes: Connected,
@@ -263,7 +284,6 @@ struct Bridge {
     waits: Waits,
     observations: mpsc::UnboundedReceiver<Observation>,
     observe: mpsc::UnboundedSender<Observation>,
-    writing: usize,
     /// When a write was applied last, or Consul was read for the first time.
     last_step: Instant,
     drift: Drift,
@@ -293,6 +313,7 @@ impl Bridge {
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
+            requests: Requests::new(sink.requests()),
             watches: StreamMap::new(),
             relists: BTreeMap::new(),
             kubernetes,
@@ -311,7 +332,6 @@ impl Bridge {
             waits: Waits::default(),
             observations,
             observe,
-            writing: 0,
             last_step: Instant::now(),
             told,
             tally: telling::Tally::default(),
@@ -322,22 +342,34 @@ impl Bridge {
         self.began.elapsed()
     }
 
-    /// Runs until it is over, and gives the lock back whatever ends it.
+    /// Runs until it is over. Whatever ends it, the lock is given back, and then the login is
+    /// ended: but for that of the agent sink, because an agent goes on using the token of each
+    /// registration, to keep the catalog in step with it.
     async fn run(
         mut self,
-        pages: mpsc::Receiver<PageRequest>,
+        asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
-        let result = self.turns(pages, stop).await;
-        // No further try to lead goes out after the lock is given back.
-        self.election_job = None;
-        self.leadership.resign().await;
+        let result = self.turns(asked, stop).await;
+        // No further try to lead goes out after the lock is given back, and nothing that is under
+        // way keeps the token to itself or asks for another one.
+        let (leadership, sink, consul) = self.without_jobs();
+        leadership.resign().await;
+        if let Sink::Catalog(_) = sink {
+            log_out(&consul).await;
+        }
         result
+    }
+
+    /// What is needed at the end. All that is under way is given up with the rest.
+    fn without_jobs(self) -> (Leadership, Sink, ConsulClient) {
+        let Self { leadership, sink, consul, .. } = self;
+        (leadership, sink, consul)
     }
 
     async fn turns(
         &mut self,
-        mut pages: mpsc::Receiver<PageRequest>,
+        mut asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let mut stop = pin!(stop);
@@ -367,11 +399,12 @@ impl Bridge {
                 }
                 source = &mut source, if finding => {
                     finding = false;
-                    self.start_watches(source?);
+                    self.start_watches(source);
                 }
                 Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
                 Some(seen) = self.observations.recv() => self.observe(seen),
                 Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
+                Some(done) = self.requests.answered() => self.take(done)?,
                 done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.reading_job) => self.take(done)?,
                 done = jobs::end_of(&mut self.identity_job) => self.take(done)?,
@@ -379,7 +412,7 @@ impl Bridge {
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
                 Some(()) = leadership::changed(&mut rival) => {}
-                Some(request) = pages.recv() => self.answer_page(request),
+                Some(question) = asked.recv() => self.answer(question),
                 () = sleep_until(wake) => {}
             }
             self.observe_waiting();
@@ -404,13 +437,11 @@ impl Bridge {
     }
 
     /// Finds out which kind tells the endpoints.
-    fn find_endpoints(&self) -> impl Future<Output = Result<EndpointSource, Error>> + use<> {
+    fn find_endpoints(&self) -> impl Future<Output = EndpointSource> + use<> {
         let (client, waits) = (self.kubernetes.client.clone(), self.waits.clone());
         async move {
             let ask = || endpoint_source(&client);
-            patiently("for the Kubernetes API to say what it has", &waits, ask)
-                .await
-                .map_err(|error| Error::Failed(error.to_string()))
+            patiently("for the Kubernetes API to say what it has", &waits, ask).await
         }
     }
 
@@ -502,7 +533,6 @@ impl Bridge {
             Done::Elected(lease) => self.elected(lease),
             Done::Deposed(why) => self.deposed(&why),
             Done::ReverseRead(key, found) => {
-                self.writing = self.writing.saturating_sub(1);
                 let now = self.now();
                 self.state.reverse_read(&key, found, now);
             }

@@ -1,13 +1,15 @@
 //! Sending writes and taking their answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::stream::StreamExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Bridge;
-use super::jobs::{self, Done};
+use super::jobs::{self, Done, Job};
 use super::leadership::Term;
 use crate::domain::reconciler::Action;
 use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey};
@@ -15,40 +17,77 @@ use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey};
 /// How long writes in flight may take to finish at the end (invariant 10).
 const FINISH: Duration = Duration::from_secs(5);
 
+/// What Consul was asked for on behalf of records and has not answered yet: writes, and readings of
+/// single keys.
+pub(super) struct Requests {
+    unanswered: FuturesUnordered<Job>,
+    limit: usize,
+    /// One for each that may be under way. What a batch has beyond them waits here, in order.
+    turns: Arc<Semaphore>,
+}
+
+// === impl Requests ===
+
+impl Requests {
+    /// `limit`: how many may be under way at a time.
+    pub(super) fn new(limit: usize) -> Self {
+        let turns = Arc::new(Semaphore::new(limit));
+        Self { unanswered: FuturesUnordered::new(), limit, turns }
+    }
+
+    /// Whether more may be sent at once.
+    fn has_room(&self) -> bool {
+        self.unanswered.len() < self.limit
+    }
+
+    /// Sends one as soon as there is room for it.
+    fn send(&self, request: Job) {
+        let turns = Arc::clone(&self.turns);
+        let in_turn = async move {
+            // It is never closed, so this gives a permit.
+            let _turn = turns.acquire().await;
+            request.await
+        };
+        self.unanswered.push(in_turn.boxed());
+    }
+
+    /// The next answer; none: there is nothing to wait for.
+    pub(super) async fn answered(&mut self) -> Option<Done> {
+        self.unanswered.next().await
+    }
+}
+
 // === impl Bridge ===
 
 impl Bridge {
     /// Sends what can be sent.
     pub(super) fn dispatch(&mut self) {
-        while self.introduced.is_some()
-            && self.leadership.may_write()
-            && self.writing < self.sink.requests()
-        {
+        while self.introduced.is_some() && self.leadership.may_write() && self.requests.has_room() {
             let actions = self.state.next_actions(self.now(), self.sink.groups());
             if actions.is_empty() {
                 return;
             }
-            let mut groups = Vec::new();
+            let (mut groups, mut single) = (Vec::new(), Vec::new());
             for action in actions {
                 match action {
                     Action::Write(writes) => groups.push(writes),
                     Action::ReadReverse(key) => {
-                        self.send(jobs::read_reverse(self.consul.clone(), key));
+                        single.push(jobs::read_reverse(self.consul.clone(), key).boxed());
                     }
                     Action::RemoveNamespaceNode(namespace) => {
-                        self.send(jobs::remove_node(self.term, self.sink.clone(), namespace));
+                        let removal = jobs::remove_node(self.term, self.sink.clone(), namespace);
+                        single.push(removal.boxed());
                     }
                 }
             }
             if !groups.is_empty() {
-                self.send(jobs::write(self.term, self.sink.clone(), groups));
+                let write = jobs::write(self.term, self.sink.clone(), groups);
+                self.requests.send(write.boxed());
+            }
+            for request in single {
+                self.requests.send(request);
             }
         }
-    }
-
-    fn send(&mut self, job: impl Future<Output = Done> + Send + 'static) {
-        self.writing += 1;
-        self.jobs.push(job.boxed());
     }
 
     pub(super) fn node_removed(
@@ -57,7 +96,6 @@ impl Bridge {
         namespace: &str,
         answer: NamespaceNodeAnswer,
     ) {
-        self.writing = self.writing.saturating_sub(1);
         match &answer {
             NamespaceNodeAnswer::Fenced => self.fenced(term),
             NamespaceNodeAnswer::Failed(why) | NamespaceNodeAnswer::Unanswered(why) => {
@@ -71,7 +109,6 @@ impl Bridge {
     }
 
     pub(super) fn wrote(&mut self, term: Term, answers: Vec<(RecordKey, Answer)>, took: Duration) {
-        self.writing = self.writing.saturating_sub(1);
         let now = self.now();
         if answers.iter().any(|(_, answer)| *answer == Answer::Fenced) {
             self.fenced(term);
@@ -94,25 +131,43 @@ impl Bridge {
 
     /// Lets the writes in flight finish.
     pub(super) async fn finish(&mut self) {
-        let state = &mut self.state;
-        let (jobs, writing, began) = (&mut self.jobs, &mut self.writing, self.began);
-        let finished = timeout(FINISH, async {
-            while *writing > 0 {
-                match jobs.next().await {
-                    Some(Done::Wrote(_, answers, _)) => {
-                        *writing -= 1;
-                        for (record, answer) in answers {
-                            state.answered(&record, answer, began.elapsed());
-                        }
-                    }
-                    Some(Done::ReverseRead(..) | Done::NodeRemoved(..)) => *writing -= 1,
-                    Some(_) => {}
-                    None => return,
-                }
-            }
-        });
+        let finished = timeout(FINISH, async { while self.requests.answered().await.is_some() {} });
         if finished.await.is_err() {
-            tracing::warn!("{} writes were not answered in time", self.writing);
+            tracing::warn!("{} writes were not answered in time", self.requests.unanswered.len());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_of_many_requests_keeps_to_the_bound() {
+        const LIMIT: usize = 4;
+        let (under_way, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut requests = Requests::new(LIMIT);
+        for number in 0..60 {
+            let (under_way, most) = (Arc::clone(&under_way), Arc::clone(&most));
+            let request = async move {
+                most.fetch_max(under_way.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                sleep(Duration::from_millis(1)).await;
+                under_way.fetch_sub(1, Ordering::Relaxed);
+                Done::ReverseRead(format!("{number}").into(), Ok(None))
+            };
+            requests.send(request.boxed());
+        }
+        assert!(!requests.has_room());
+        let mut answers = Vec::new();
+        while let Some(Done::ReverseRead(key, _)) = requests.answered().await {
+            answers.push(key);
+        }
+        assert_eq!(answers.len(), 60);
+        assert_eq!(most.load(Ordering::Relaxed), LIMIT);
+        assert!(requests.has_room());
     }
 }

@@ -156,7 +156,7 @@ impl Instances {
     }
 
     async fn remove(&self, id: &str, deadline: Instant) -> Result<(), Unsettled<error::Error>> {
-        retry(deadline, || hook::deregister(&self.client, id), error::Error::is_transient).await
+        retry(deadline, || self.client.deregister(id), error::Error::is_transient).await
     }
 
     /// Removes an instance and gives its name, by which the catalog is asked and which the agent
@@ -176,7 +176,7 @@ impl Instances {
                     Err(_) => Err(format!("no answer within {ASIDE:?}")),
                 };
             }
-            hook::deregister(&self.client, id).await
+            self.client.deregister(id).await
         };
         retry(deadline, attempt, error::Error::is_transient).await?;
         Ok(match name.into_inner() {

@@ -19,14 +19,16 @@ use tokio_stream::StreamMap;
 pub use self::document::Plan;
 use self::document::{OwnChange, State, Summary, held, services};
 use super::bridge::introduction::{Introduced, Introduction};
-use super::bridge::jobs::{Marker, Observation, ReadBack, names_of_others};
-use super::bridge::{Options, SinkOptions, connections, signals, sink};
+use super::bridge::jobs::{Observation, ReadBack, names_of_others};
+use super::bridge::{Options, SinkOptions, consul, kubernetes, signals, sink};
 use super::patience::Waits;
-use super::{Error, runtime};
+use super::{Error, log_out, runtime};
 use crate::admin::status::ObjectProblem;
 use crate::consul::client::Client as ConsulClient;
-use crate::consul::nodes::{NodeNames, Occupied};
+use crate::consul::marker::Marker;
+use crate::consul::nodes::NodeNames;
 use crate::consul::owner::{Owner, OwnerKey};
+use crate::consul::purge::Mark;
 use crate::consul::read::Consistency;
 use crate::domain::forecast::{Forecast, Reading, Verb};
 use crate::domain::names::{ForeignNames, ObjectKey};
@@ -61,10 +63,13 @@ pub enum Output {
 pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, Error> {
     let plan = runtime()?.block_on(async {
         let mut stop = pin!(signals()?);
-        tokio::select! {
-            plan = make(options, limit) => plan,
+        let consul = consul(options)?;
+        let plan = tokio::select! {
+            plan = make(options, &consul, limit) => plan,
             _ = &mut stop => Err(Error::Interrupted),
-        }
+        };
+        log_out(&consul).await;
+        plan
     })?;
     let text = match output {
         Output::Text => text::text(&plan),
@@ -80,9 +85,9 @@ pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, 
 }
 
 /// Reads both sides and makes the plan.
-async fn make(options: &Options, limit: Duration) -> Result<Plan, Error> {
-    let (kubernetes, consul) = connections(options).await?;
-    let (_, marker, _) = sink(options, &consul);
+async fn make(options: &Options, consul: &ConsulClient, limit: Duration) -> Result<Plan, Error> {
+    let kubernetes = kubernetes(options).await?;
+    let (_, marker, _) = sink(options, consul);
     let owner = OwnerKey::new(consul.clone(), &options.settings.cluster);
     let waits = Waits::default();
     let introduction = Introduction::new(
@@ -97,7 +102,7 @@ async fn make(options: &Options, limit: Duration) -> Result<Plan, Error> {
         let why = waits.reason().unwrap_or_else(|| "no answer yet".to_owned());
         Error::Failed(format!("not reached within --timeout: {why}"))
     })??;
-    let planner = Planner::new(options, consul, marker, owner, &introduced);
+    let planner = Planner::new(options, consul.clone(), marker, owner, &introduced);
     planner.run(&kubernetes, limit, introduced, holder).await
 }
 
@@ -395,13 +400,14 @@ impl<'a> Planner<'a> {
     ) -> Result<(), Error> {
         let Marker::BaseNode(names) = &self.marker else { return Ok(()) };
         let name = names.of_namespace(namespace);
-        let occupied = self.consul.occupied(&name, &self.options.settings.cluster).await;
-        let answer = match occupied.map_err(|error| unreadable(&chain(&error)))? {
-            Occupied::ByOthers(ids) => NamespaceNodeAnswer::Foreign { node: name, ids },
-            Occupied::No | Occupied::ByOurs => {
-                nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
-                NamespaceNodeAnswer::Removed
-            }
+        let mark = Mark::Cluster(self.options.settings.cluster.clone());
+        let on = self.consul.left_on_node(&name, &mark).await;
+        let others = on.map_err(|error| unreadable(&chain(&error)))?.others;
+        let answer = if others.is_empty() {
+            nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
+            NamespaceNodeAnswer::Removed
+        } else {
+            NamespaceNodeAnswer::Foreign { node: name, ids: others }
         };
         self.state.namespace_node_answered(namespace, answer, NOW);
         Ok(())

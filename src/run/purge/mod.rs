@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use self::inventory::{AgentPart, Inventory, NodePart, clean, registrations, write_namespaces};
 use super::bridge::{Stop, signals};
-use super::{Error, runtime};
+use super::{Error, log_out, runtime};
 use crate::consul::client::Client;
 use crate::consul::config::Config;
 use crate::consul::lock::Lock;
@@ -93,11 +93,14 @@ pub fn main(options: Options) -> Result<(), Error> {
         let client = Client::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        let removal = Removal { client, stop, progress, removed: 0, left: Vec::new() };
-        match options.owner {
+        let removal =
+            Removal { client: client.clone(), stop, progress, removed: 0, left: Vec::new() };
+        let result = match options.owner {
             Owner::Cluster(cluster) => removal.cluster(&cluster, options.yes).await,
             Owner::ConsulK8s { node } => removal.consul_k8s(&node, options.yes).await,
-        }
+        };
+        log_out(&client).await;
+        result
     });
     // Whoever interrupts the question leaves a thread behind that waits for the answer.
     runtime.shutdown_background();
@@ -142,9 +145,8 @@ impl Removal {
         for batch in agent.services.chunks(MAX_OPERATIONS) {
             self.check_stop()?;
             let client = &self.client;
-            let answers = stream::iter(batch).map(|service| async move {
-                (&service.id, client.remove_from_agent(&service.id).await)
-            });
+            let answers = stream::iter(batch)
+                .map(|service| async move { (&service.id, client.deregister(&service.id).await) });
             let answers: Vec<_> = answers.buffer_unordered(AGENT_REQUESTS).collect().await;
             for (id, answer) in answers {
                 self.answered(format!("service ID {id} in the agent"), answer);
@@ -154,7 +156,7 @@ impl Removal {
             && self.left.len() == before
         {
             self.check_stop()?;
-            let answer = self.client.remove_from_agent(sentinel).await;
+            let answer = self.client.deregister(sentinel).await;
             self.answered(format!("the sentinel {sentinel}"), answer);
         }
         Ok(())
@@ -169,18 +171,26 @@ impl Removal {
                 (named, Operation::DeleteService { node, id, name })
             })
         });
-        self.transactions(operations.collect()).await
+        self.transactions(operations).await
     }
 
-    async fn transactions(&mut self, operations: Vec<(String, Operation)>) -> Result<(), Error> {
-        for batch in operations.chunks(MAX_OPERATIONS) {
+    async fn transactions(
+        &mut self,
+        operations: impl IntoIterator<Item = (String, Operation)>,
+    ) -> Result<(), Error> {
+        let mut operations = operations.into_iter();
+        loop {
+            let batch: Vec<_> = operations.by_ref().take(MAX_OPERATIONS).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
             self.check_stop()?;
-            let left = self.client.remove_all(batch.to_vec()).await;
+            let count = batch.len();
+            let left = self.client.remove_all(batch).await;
             let left = left.map_err(|error| Error::Failed(error.chain()))?;
-            self.count(batch.len() - left.len());
+            self.count(count - left.len());
             self.left.extend(left);
         }
-        Ok(())
     }
 
     /// Deleting a node deletes all that is on it, so it is looked at just before.
@@ -197,7 +207,7 @@ impl Removal {
             self.left.push((named, why));
         } else {
             let delete = Operation::DeleteNode { node: node.into() };
-            self.transactions(vec![(named, delete)]).await?;
+            self.transactions([(named, delete)]).await?;
         }
         Ok(())
     }
@@ -241,7 +251,7 @@ impl Removal {
         let operations = keys.into_iter().map(|it| {
             (format!("KV key {}", it.key), Operation::DeleteKey { key: it.key, index: it.index })
         });
-        self.transactions(operations.collect()).await?;
+        self.transactions(operations).await?;
         self.check_stop()?;
         if let Some(uid) = uid.filter(|_| self.left.is_empty()) {
             let key = OwnerKey::new(self.client.clone(), &cluster.name);

@@ -8,7 +8,8 @@ use kube_consul_stack::{ConsulOptions, Fault, HttpRecorder, eventually};
 use tokio::time::sleep;
 
 use super::support::{
-    Changes, Lookout, Objects, Servers, any_tag, command_at, leads, numbered, wait_for_registered,
+    Changes, Objects, Servers, any_tag, command_at, leads, numbered, wait_for_registered,
+    watch_names,
 };
 use crate::support::{Bridge, DEADLINE};
 
@@ -63,7 +64,7 @@ async fn killed(servers: &Servers) -> Result<()> {
     let place = (name.as_str(), name.as_str());
     wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
 
-    let lookout = Lookout::on_names(servers.api(), place, &names[..90]).await?;
+    let lookout = watch_names(servers.api(), place, &names[..90]).await?;
     let changes = Changes::start(&objects, &names[..90], RATE);
     sleep(Duration::from_secs(2)).await;
     first.program.kill().await?;
@@ -82,7 +83,7 @@ async fn killed(servers: &Servers) -> Result<()> {
     let began = Instant::now();
     wait_for_registered(servers.api(), place, &wanted, TAKE_OVER).await?;
     println!("the last of the changes is there after {:?}", began.elapsed());
-    lookout.finish("a leader killed").await?;
+    lookout.finish_with_gaps("a leader killed").await?;
     second.stop().await
 }
 

@@ -16,16 +16,11 @@ use kube_consul_stack::{
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
 
-use crate::support::{Bridge, DEADLINE, Place, kube_consul, shipped_kubeconfig};
+use crate::support::{Bridge, DEADLINE, Lookout, Place, kube_consul, shipped_kubeconfig};
 
 /// Requests at a time when many objects are made.
 const AT_A_TIME: usize = 16;
-/// Between two looks of a [`Lookout`].
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// As many violations as are worth reading.
-const MAX_VIOLATIONS: usize = 20;
 
 /// `bridge --sink catalog` for the namespace, with the shipped rights; the cluster is called as
 /// the namespace.
@@ -333,86 +328,26 @@ impl Changes {
     }
 }
 
-/// Looks again and again at what must never be.
-pub struct Lookout {
-    task: JoinHandle<Seen>,
-    stop: oneshot::Sender<()>,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    looks: usize,
-    /// Looks that were not answered.
-    blind: usize,
-    why: Option<String>,
-    violations: Vec<String>,
-}
-
-// === impl Lookout ===
-
-impl Lookout {
-    /// `look` gives what is wrong; an error means that it could not be seen.
-    pub fn start<F>(mut look: impl FnMut() -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = Result<Vec<String>>> + Send,
-    {
-        let (stop, mut stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let mut seen = Seen::default();
-            loop {
-                // The last look comes after the end was asked for.
-                let last = stopped.try_recv() != Err(oneshot::error::TryRecvError::Empty);
-                match look().await {
-                    Ok(violations) => {
-                        seen.looks += 1;
-                        seen.violations.extend(violations);
-                        seen.violations.truncate(MAX_VIOLATIONS);
-                    }
-                    Err(error) => {
-                        seen.blind += 1;
-                        seen.why = Some(format!("{error:#}"));
-                    }
-                }
-                if last {
-                    return seen;
-                }
-                sleep(LOOK_EVERY).await;
-            }
-        });
-        Self { task, stop }
-    }
-
-    /// Sees to it that these names stay registered, as one server has it: what it has seen once
-    /// it does not lose, whoever leads. Waits until it has seen all of them.
-    pub async fn on_names(
-        server: &ConsulApi,
-        (cluster, namespace): (&str, &str),
-        names: &[String],
-    ) -> Result<Self> {
-        let path = format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}?stale");
-        let names = any_tag(names);
-        let api = server.clone();
-        eventually(DEADLINE, || async {
-            let missing = missing_on(&api, &path, &names).await?;
-            ensure!(missing.is_empty(), "{missing:?}");
-            Ok(())
-        })
-        .await?;
-        Ok(Self::start(move || {
-            let (api, path, names) = (api.clone(), path.clone(), names.clone());
-            async move { missing_on(&api, &path, &names).await }
-        }))
-    }
-
-    /// Ends it; an error if anything was wrong, or if it has seen next to nothing.
-    pub async fn finish(self, what: &str) -> Result<()> {
-        drop(self.stop);
-        let seen = self.task.await?;
-        println!("{what}: {} looks, {} without an answer", seen.looks, seen.blind);
-        ensure!(seen.violations.is_empty(), "{what}: {seen:#?}");
-        ensure!(seen.looks >= 20, "{what}: it has hardly seen anything: {seen:?}");
+/// Sees to it that these names stay registered, as one server has it: what it has seen once it
+/// does not lose, whoever leads. Waits until it has seen all of them.
+pub async fn watch_names(
+    server: &ConsulApi,
+    (cluster, namespace): (&str, &str),
+    names: &[String],
+) -> Result<Lookout> {
+    let path = format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}?stale");
+    let names = any_tag(names);
+    let api = server.clone();
+    eventually(DEADLINE, || async {
+        let missing = missing_on(&api, &path, &names).await?;
+        ensure!(missing.is_empty(), "{missing:?}");
         Ok(())
-    }
+    })
+    .await?;
+    Ok(Lookout::start(move || {
+        let (api, path, names) = (api.clone(), path.clone(), names.clone());
+        async move { missing_on(&api, &path, &names).await }
+    }))
 }
 
 /// Which of these names an answer of `/v1/catalog/node-services` lacks.

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::api_server::{ApiServer, End, Script};
 use super::{
-    Bridge, DEADLINE, Lookout, Shown, Site, bridge_command, numbered, service, shown, slice,
-    wait_for_names,
+    Shown, Site, bridge_command, look_after, numbered, service, shown, slice, wait_for_names,
 };
+use crate::support::{Bridge, DEADLINE, Lookout};
 
 const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
 
@@ -74,7 +74,7 @@ impl Scripted {
     }
 
     fn lookout(&self) -> Lookout {
-        Lookout::start(&self.consul, self.names.clone())
+        look_after(&self.consul, self.names.clone())
     }
 
     fn list_all(&self) {
@@ -95,7 +95,7 @@ impl Scripted {
         self.list_all();
         bridge.wait_holding(false).await?;
         bridge.wait_ready().await?;
-        lookout.finish().await?;
+        lookout.finish("the Services").await?;
         ensure!(shown(&self.consul).await? == *before, "something changed");
         ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
         Ok(())
@@ -118,20 +118,15 @@ impl Scripted {
         let waited = held.elapsed() + Duration::from_secs(1);
         ensure!(waited >= CONFIRM_AFTER, "the second lists came {waited:?} after the first");
         ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
-        lookout.finish().await
+        lookout.finish("the Services").await
     }
-}
-
-async fn stop(bridge: &Bridge) -> Result<()> {
-    bridge.program.terminate().await;
-    bridge.program.wait_for_code(0, DEADLINE).await
 }
 
 /// All Services are missing at the start, beside full EndpointSlices; then they are back.
 async fn contradicted_at_the_start() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
-    stop(&bridge).await?;
+    bridge.stop().await?;
     scripted.api.script().services = Vec::new();
     let lookout = scripted.lookout();
     let bridge = Bridge::start(scripted.command()).await?;
@@ -157,7 +152,7 @@ async fn what_a_second_list_contradicts_never_happened() -> Result<()> {
 async fn confirmed_at_the_start() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, _) = scripted.bridge().await?;
-    stop(&bridge).await?;
+    bridge.stop().await?;
     scripted.api.script().services = Vec::new();
     let lookout = scripted.lookout();
     let bridge = Bridge::start(scripted.command()).await?;
@@ -212,7 +207,7 @@ async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
     ensure!(told.contains(&format!("expected the cluster with uid {UID}")), "{told}");
     ensure!(told.contains("found one with uid another"), "{told}");
     ensure!(scripted.recorder.writes().is_empty(), "{:#?}", scripted.recorder.writes());
-    lookout.finish().await?;
+    lookout.finish("the Services").await?;
     ensure!(shown(&scripted.consul).await? == before, "something changed");
     Ok(())
 }
@@ -224,12 +219,12 @@ async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<(
     site.create(names.clone()).await?;
     let bridge = site.bridge().await?;
     let before = site.wait_for_names(&names).await?;
-    stop(&bridge).await?;
+    bridge.stop().await?;
     site.recorder.clear();
 
     let unselected = site.command().await?.args(["--selector", "app=none"]);
     let elsewhere = site.command_of("elsewhere").await?;
-    let lookout = Lookout::start(&site.consul, names);
+    let lookout = look_after(&site.place.consul, names);
     for command in [&unselected, &elsewhere] {
         let bridge = Bridge::start(command.clone()).await?;
         bridge.wait_holding(true).await?;
@@ -237,11 +232,12 @@ async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<(
         let said = "30 of 30 records would be removed or turn critical: held back";
         ensure!(bridge.program.has_written(said), "it is not in the log");
         ensure!(bridge.program.has_written("--allow-removals"), "what helps is not in the log");
-        ensure!(bridge.metric("kube_consul_holding").await? > 0.0, "it is not in the metrics");
-        stop(&bridge).await?;
+        let holding = bridge.metric("kube_consul_holding").await?;
+        ensure!(holding == Some(1.0), "it is not in the metrics: {holding:?}");
+        bridge.stop().await?;
     }
-    lookout.finish().await?;
-    ensure!(shown(&site.consul).await? == before, "something changed");
+    lookout.finish("the Services").await?;
+    ensure!(shown(&site.place.consul).await? == before, "something changed");
     ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
 
     let bridge = Bridge::start(elsewhere.arg("--allow-removals")).await?;

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Data, TcpLink, eventually};
 use serde_json::{Value, json};
 
-use super::{Bridge, DEADLINE, Lookout, Site, bridge_command, numbered, shared_token};
+use super::{Site, bridge_command, look_after, numbered};
+use crate::support::{Bridge, DEADLINE, shared_token};
 
 /// What is waited for is said no more often than this, less what a log line may be late.
 const SAID_EVERY: Duration = Duration::from_millis(9_500);
@@ -14,9 +15,9 @@ const SAID_EVERY: Duration = Duration::from_millis(9_500);
 /// The site's bridge with a link of its own to the API server.
 async fn start_behind(site: &Site, link: &TcpLink) -> Result<Bridge> {
     let url = format!("https://{}", link.address());
-    let kubeconfig = site.kubernetes.kubeconfig_at(&url, shared_token(site.kubernetes).await?)?;
+    let kubeconfig = site.place.kubernetes.kubeconfig_at(&url, shared_token().await?)?;
     let command = bridge_command(&site.recorder.url())
-        .args(["--namespace", &site.namespace, "--kubeconfig"])
+        .args(["--namespace", &site.place.namespace, "--kubeconfig"])
         .arg(kubeconfig);
     Bridge::start(command).await
 }
@@ -30,8 +31,8 @@ async fn an_agent_that_lost_everything_is_filled_again() -> Result<()> {
     let bridge = Bridge::start(site.command().await?.args(["--resync", "1h"])).await?;
     bridge.wait_ready().await?;
     let before = site.wait_for_names(&names).await?;
-    site.consul.restart(Data::Lost).await?;
-    site.consul.wait_ready().await?;
+    site.place.consul.restart(Data::Lost).await?;
+    site.place.consul.wait_ready().await?;
     let began = Instant::now();
     let after = site.wait_for_names(&names).await?;
     println!("filled again {:?} after the agent was ready", began.elapsed());
@@ -45,20 +46,20 @@ async fn survives(prefix: &str, blackhole: bool) -> Result<()> {
     let site = Site::new(prefix).await?;
     let names = numbered("svc", 0..30);
     site.create(names.clone()).await?;
-    let link = TcpLink::start(site.kubernetes.address()).await?;
+    let link = TcpLink::start(site.place.kubernetes.address()).await?;
     let bridge = start_behind(&site, &link).await?;
     bridge.wait_ready().await?;
     site.wait_for_names(&names).await?;
 
     let gone = numbered("svc", 7..8);
     let rest = names.difference(&gone).cloned().collect();
-    let lookout = Lookout::start(&site.consul, rest);
+    let lookout = look_after(&site.place.consul, rest);
     site.recorder.clear();
     link.cut().await?;
     if blackhole {
         link.blackhole().await?;
     }
-    site.delete("svc-007").await?;
+    site.place.delete("svc-007").await?;
     bridge
         .program
         .wait_for_line("that the watch fails", DEADLINE, |line| {
@@ -75,7 +76,7 @@ async fn survives(prefix: &str, blackhole: bool) -> Result<()> {
 
     site.create(numbered("later", 0..1)).await?;
     site.wait_for_names(&rest.union(&numbered("later", 0..1)).cloned().collect()).await?;
-    lookout.finish().await
+    lookout.finish("the other Services").await
 }
 
 #[tokio::test]
@@ -106,14 +107,14 @@ async fn sides_that_cannot_be_reached_at_the_start_are_waited_for() -> Result<()
     let site = Site::new("start").await?;
     let names = numbered("svc", 0..3);
     site.create(names.clone()).await?;
-    let api = TcpLink::start(site.kubernetes.address()).await?;
+    let api = TcpLink::start(site.place.kubernetes.address()).await?;
     let agent = TcpLink::start(site.recorder.address()).await?;
     api.cut().await?;
     agent.cut().await?;
     let url = format!("https://{}", api.address());
-    let kubeconfig = site.kubernetes.kubeconfig_at(&url, shared_token(site.kubernetes).await?)?;
+    let kubeconfig = site.place.kubernetes.kubeconfig_at(&url, shared_token().await?)?;
     let command = bridge_command(&format!("http://{}", agent.address()))
-        .args(["--namespace", &site.namespace, "--kubeconfig"])
+        .args(["--namespace", &site.place.namespace, "--kubeconfig"])
         .arg(kubeconfig);
     let bridge = Bridge::start(command).await?;
     // Both are named, each with why.
@@ -135,13 +136,13 @@ async fn sides_that_cannot_be_reached_at_the_start_are_waited_for() -> Result<()
         });
         ensure!(close.is_none(), "{wait} was said at {said:?}");
     }
-    let (code, text) = bridge.page("/livez").await?;
+    let (code, text) = bridge.get("/livez").await?;
     ensure!(code == 200, "/livez answers {code} {text}");
     ensure!(site.recorder.requests().is_empty(), "Consul was reached");
 
     api.restore().await?;
     let reason = eventually(DEADLINE, || async {
-        let (code, text) = bridge.page("/readyz").await?;
+        let (code, text) = bridge.get("/readyz").await?;
         ensure!(code == 503 && !text.contains("Kubernetes API"), "{code} {text}");
         Ok::<_, anyhow::Error>(text)
     })
@@ -159,14 +160,14 @@ async fn a_consul_that_stood_still_gets_what_changed_meanwhile() -> Result<()> {
     site.create(names.clone()).await?;
     let bridge = site.bridge().await?;
     site.wait_for_names(&names).await?;
-    site.consul.pause().await;
+    site.place.consul.pause().await;
     let gone = numbered("svc", 0..5);
     for name in &gone {
-        site.delete(name).await?;
+        site.place.delete(name).await?;
     }
     let moved = numbered("svc", 5..10);
     for name in &moved {
-        site.patch(name, json!({"spec": {"ports": [{"name": "http", "port": 81}]}})).await?;
+        site.place.patch(name, &json!({"spec": {"ports": [{"name": "http", "port": 81}]}})).await?;
     }
     site.create(numbered("new", 0..5)).await?;
     // As many as are ever sent at a time, none of them answered.
@@ -181,9 +182,9 @@ async fn a_consul_that_stood_still_gets_what_changed_meanwhile() -> Result<()> {
     .await?;
     // Newer than what is under way.
     for name in &moved {
-        site.patch(name, json!({"spec": {"ports": [{"name": "http", "port": 82}]}})).await?;
+        site.place.patch(name, &json!({"spec": {"ports": [{"name": "http", "port": 82}]}})).await?;
     }
-    site.consul.resume().await;
+    site.place.consul.resume().await;
     let wanted = names.difference(&gone).cloned().chain(numbered("new", 0..5)).collect();
     eventually(DEADLINE, || async {
         let shown = site.wait_for_names(&wanted).await?;

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use kube_consul_stack::Recorded;
 use serde_json::{Value, json};
 
-use super::{Bridge, Lookout, Site, numbered};
+use super::{Site, look_after, numbered};
+use crate::support::Bridge;
 
 /// IDs and keys that a write changes; what is neither a registration nor a reverse record of
 /// ours is told as it is.
@@ -43,22 +44,22 @@ async fn what_changed_while_it_was_dead_is_all_that_is_written() -> Result<()> {
     let gone = numbered("svc", 5..8);
     let added = numbered("new", 0..4);
     for name in &tagged {
-        site.patch(name, tags.clone()).await?;
+        site.place.patch(name, &tags).await?;
     }
     for name in &moved {
-        site.patch(name, port.clone()).await?;
+        site.place.patch(name, &port).await?;
     }
     for name in &gone {
-        site.delete(name).await?;
+        site.place.delete(name).await?;
     }
     site.create(added.clone()).await?;
 
-    let lookout = Lookout::start(&site.consul, numbered("svc", 8..100));
+    let lookout = look_after(&site.place.consul, numbered("svc", 8..100));
     let bridge = Bridge::start(site.command().await?).await?;
     bridge.wait_ready().await?;
     let wanted: BTreeSet<String> = names.difference(&gone).chain(&added).cloned().collect();
     let after = site.wait_for_names(&wanted).await?;
-    lookout.finish().await?;
+    lookout.finish("the Services that stay").await?;
 
     for (id, instance) in &after.instances {
         let is_tagged = instance.tags.iter().any(|tag| tag == "new");

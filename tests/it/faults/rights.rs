@@ -6,14 +6,14 @@ use kube::api::Api;
 use kube_consul_stack::{ProgramOptions, eventually};
 use serde_json::json;
 
-use super::{Bridge, DEADLINE, Lookout, Shown, Site, bridge_command, numbered, shown};
-use crate::support::kubeconfig_without;
+use super::{Shown, Site, bridge_command, look_after, numbered, shown};
+use crate::support::{Bridge, DEADLINE, kubeconfig_without};
 
 /// The site's bridge with the shipped rights but for one verb on one resource.
 async fn command_without(site: &Site, resource: &str, verb: &str) -> Result<ProgramOptions> {
     Ok(bridge_command(&site.recorder.url())
-        .args(["--namespace", &site.namespace, "--kubeconfig"])
-        .arg(kubeconfig_without(site.kubernetes, resource, verb).await?))
+        .args(["--namespace", &site.place.namespace, "--kubeconfig"])
+        .arg(kubeconfig_without(site.place.kubernetes, resource, verb).await?))
 }
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn what_may_not_be_listed_is_not_taken_for_empty() -> Result<()> {
     bridge.program.terminate().await;
     bridge.program.wait_for_code(0, DEADLINE).await?;
     site.recorder.clear();
-    let lookout = Lookout::start(&site.consul, names);
+    let lookout = look_after(&site.place.consul, names);
     for resource in ["services", "endpointslices"] {
         let bridge = Bridge::start(command_without(&site, resource, "list").await?).await?;
         let why = format!("expected the right to list and watch {resource}, found none");
@@ -35,7 +35,7 @@ async fn what_may_not_be_listed_is_not_taken_for_empty() -> Result<()> {
         bridge.wait_unready("manifests/base/rbac.yaml grants it").await?;
     }
     ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
-    lookout.finish().await
+    lookout.finish("the Services").await
 }
 
 #[tokio::test]
@@ -69,9 +69,9 @@ async fn without_the_clusters_identity_nothing_is_written() -> Result<()> {
     let told = bridge.program.stderr();
     ensure!(told.contains("--cluster-uid") && told.contains("kube-system"), "{told}");
     ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
-    ensure!(shown(&site.consul).await? == Shown::default(), "something is registered");
+    ensure!(shown(&site.place.consul).await? == Shown::default(), "something is registered");
 
-    let namespaces: Api<Namespace> = Api::all(site.client.clone());
+    let namespaces: Api<Namespace> = Api::all(site.place.kubernetes.client()?);
     let uid = namespaces.get("kube-system").await?.metadata.uid.context("no uid")?;
     let bridge = Bridge::start(command.args(["--cluster-uid", &uid])).await?;
     bridge.wait_ready().await?;
@@ -87,7 +87,7 @@ async fn without_events_everything_else_goes_on() -> Result<()> {
     bridge.wait_ready().await?;
     for name in &names {
         let weight = json!({"metadata": {"annotations": {"kube-consul.io/service-weight": "x"}}});
-        site.patch(name, weight).await?;
+        site.place.patch(name, &weight).await?;
     }
     eventually(DEADLINE, || async {
         let status = bridge.status().await?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kube_consul_stack::{Fault, Recorded, eventually};
 
-use super::{Bridge, DEADLINE, Site, numbered, shown};
+use super::{Site, numbered, shown};
+use crate::support::{Bridge, DEADLINE};
 
 /// Five seconds for the writes in flight, and one for what the process itself takes.
 const END: Duration = Duration::from_secs(6);
@@ -48,7 +49,7 @@ async fn sigterm_does_not_wait_for_an_answer_that_does_not_come() -> Result<()> 
     bridge.program.terminate().await;
     bridge.program.wait_for_code(0, END).await?;
     ensure!(bridge.program.has_written("1 writes were not answered in time"), "it does not say so");
-    ensure!(shown(&site.consul).await? == before, "it changed what is registered");
+    ensure!(shown(&site.place.consul).await? == before, "it changed what is registered");
     // The next one makes it good.
     site.recorder.mend();
     let bridge = Bridge::start(site.command().await?).await?;
@@ -64,6 +65,6 @@ async fn sigint_is_told_apart() -> Result<()> {
     let before = site.wait_for_names(&numbered("svc", 0..3)).await?;
     bridge.program.interrupt().await;
     bridge.program.wait_for_code(130, END).await?;
-    ensure!(shown(&site.consul).await? == before, "it changed what is registered");
+    ensure!(shown(&site.place.consul).await? == before, "it changed what is registered");
     Ok(())
 }

@@ -263,15 +263,6 @@ impl Kubernetes {
         &self.folder
     }
 
-    /// A program of the cluster by its name, to pause or to kill it.
-    pub fn program(&self, name: &str) -> Result<&Program> {
-        let names = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"];
-        let index = names.iter().position(|known| *known == name);
-        index
-            .and_then(|index| self.programs.get(index))
-            .with_context(|| format!("no program '{name}', expected one of {}", names.join(", ")))
-    }
-
     /// Writes a kubeconfig file for a token.
     pub fn kubeconfig_for(&self, token: &str) -> Result<PathBuf> {
         self.kubeconfig_at(&self.url(), token)

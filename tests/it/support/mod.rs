@@ -1,0 +1,44 @@
+//! A bridge on the real cluster: the built program with the shipped rights, beside a Consul of
+//! the test's own, in a namespace of the test's own.
+
+mod bridge;
+mod dns;
+mod lookout;
+mod place;
+mod rights;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kube_consul_stack::{Program, ProgramOptions};
+
+pub use self::bridge::Bridge;
+pub use self::dns::Dns;
+pub use self::lookout::Lookout;
+pub use self::place::Place;
+pub use self::rights::{
+    kubeconfig_with, kubeconfig_without, manifest, shared_token, shipped_kubeconfig, shipped_rules,
+    shipped_token,
+};
+
+/// What happens within milliseconds alone takes seconds beside a build.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The command line's beginning.
+pub fn kube_consul() -> ProgramOptions {
+    ProgramOptions::new(env!("CARGO_BIN_EXE_kube-consul"))
+}
+
+/// Runs the program to its end and gives what it wrote to standard error.
+pub async fn ends_with(code: i32, options: ProgramOptions) -> Result<String> {
+    let program = Program::start("kube-consul", options).await?;
+    program.wait_for_code(code, DEADLINE).await?;
+    Ok(program.stderr())
+}
+
+/// Runs the program to its end and gives what it wrote to standard output.
+pub async fn says(code: i32, options: ProgramOptions) -> Result<String> {
+    let program = Program::start("kube-consul", options).await?;
+    program.wait_for_code(code, DEADLINE).await?;
+    Ok(program.stdout())
+}
