@@ -185,7 +185,7 @@ impl CatalogSink {
 
     /// Removes the node of a namespace if a reading just before shows nothing on it. The caller
     /// sees to it that no write to it is under way or uncertain.
-    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
+    pub async fn remove_namespace_node(&self, namespace: &str) -> NamespaceNodeAnswer {
         let node = self.nodes.of_namespace(namespace);
         match self.client.left_on_node(&node, &Mark::Cluster(self.cluster.clone())).await {
             Err(unknown) => return NamespaceNodeAnswer::Failed(chain(&unknown)),

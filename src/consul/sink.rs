@@ -67,10 +67,10 @@ impl Sink {
     }
 
     /// Removes the node of a namespace on which nothing stands any more. An agent has none.
-    pub async fn remove_node(&self, namespace: &str) -> NamespaceNodeAnswer {
+    pub async fn remove_namespace_node(&self, namespace: &str) -> NamespaceNodeAnswer {
         match self {
             Sink::Agent(_) => NamespaceNodeAnswer::Removed,
-            Sink::Catalog(sink) => sink.remove_node(namespace).await,
+            Sink::Catalog(sink) => sink.remove_namespace_node(namespace).await,
         }
     }
 }

@@ -599,8 +599,16 @@ fn happen(simulation: &mut Simulation, event: &Event) {
     }
 }
 
+/// 400 cases take two seconds; `PROPTEST_CASES` asks for another number.
+fn cases() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(400),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(cases())]
 
     /// Invariants 4, 5 and 6: whatever becomes of the writes, once both sides stand still
     /// Consul has what an undisturbed bridge would have written, and nothing more is sent.

@@ -41,7 +41,7 @@ pub(super) enum Done {
     /// Writes of this term were answered, within this time.
     Wrote(Term, Vec<(RecordKey, Answer)>, Duration),
     /// The removal of a namespace's node in this term was answered.
-    NodeRemoved(Term, Box<str>, NamespaceNodeAnswer),
+    NamespaceNodeRemoved(Term, Box<str>, NamespaceNodeAnswer),
     /// This process leads.
     Elected(Lease),
     /// It does no longer, and why.
@@ -69,7 +69,7 @@ pub(in crate::run) enum Observation {
     Registration(ObservedRegistration),
     Reverse(ObservedReverse),
     /// The node of this namespace is there.
-    Node(Box<str>),
+    NamespaceNode(Box<str>),
     /// Something with our mark in a place where no bridge with these options writes.
     Stray(String),
 }
@@ -90,9 +90,9 @@ pub(super) async fn write(term: Term, sink: Sink, groups: Vec<Vec<Write>>) -> Do
 }
 
 /// Removes the node of a namespace on which nothing stands any more.
-pub(super) async fn remove_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
-    let answer = sink.remove_node(&namespace).await;
-    Done::NodeRemoved(term, namespace, answer)
+pub(super) async fn remove_namespace_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
+    let answer = sink.remove_namespace_node(&namespace).await;
+    Done::NamespaceNodeRemoved(term, namespace, answer)
 }
 
 /// Reads one reverse key.
@@ -174,7 +174,7 @@ impl ReadBack {
             self.show(Observation::Stray(stray));
         }
         for namespace in &nodes.namespaces {
-            self.show(Observation::Node(namespace.clone()));
+            self.show(Observation::NamespaceNode(namespace.clone()));
             let node = names.of_namespace(namespace);
             let each = |observed: ObservedRegistration| {
                 let id = &observed.registration.id;

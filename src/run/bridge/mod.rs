@@ -509,7 +509,7 @@ impl Bridge {
         match seen {
             Observation::Registration(observed) => self.state.observed_registration(&observed),
             Observation::Reverse(observed) => self.state.observed_reverse(&observed),
-            Observation::Node(namespace) => self.state.observed_namespace_node(&namespace),
+            Observation::NamespaceNode(namespace) => self.state.observed_namespace_node(&namespace),
             Observation::Stray(what) => self.tally.stray(what),
         }
     }
@@ -527,12 +527,15 @@ impl Bridge {
         match done {
             Done::Introduced(introduced) => self.met(introduced?),
             Done::Wrote(term, answers, took) => self.wrote(term, answers, took),
-            Done::NodeRemoved(term, namespace, answer) => {
-                self.node_removed(term, &namespace, answer);
+            Done::NamespaceNodeRemoved(term, namespace, answer) => {
+                self.namespace_node_removed(term, &namespace, answer);
             }
             Done::Elected(lease) => self.elected(lease),
             Done::Deposed(why) => self.deposed(&why),
             Done::ReverseRead(key, found) => {
+                if let Err(why) = &found {
+                    tracing::debug!(key, why, "a reverse record cannot be read");
+                }
                 let now = self.now();
                 self.state.reverse_read(&key, found, now);
             }

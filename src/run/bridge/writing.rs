@@ -75,7 +75,8 @@ impl Bridge {
                         single.push(jobs::read_reverse(self.consul.clone(), key).boxed());
                     }
                     Action::RemoveNamespaceNode(namespace) => {
-                        let removal = jobs::remove_node(self.term, self.sink.clone(), namespace);
+                        let removal =
+                            jobs::remove_namespace_node(self.term, self.sink.clone(), namespace);
                         single.push(removal.boxed());
                     }
                 }
@@ -90,7 +91,7 @@ impl Bridge {
         }
     }
 
-    pub(super) fn node_removed(
+    pub(super) fn namespace_node_removed(
         &mut self,
         term: Term,
         namespace: &str,

@@ -324,7 +324,7 @@ impl<'a> Planner<'a> {
                 let record = observed.record;
                 self.reading.reverse.insert(record.key, record.value);
             }
-            Observation::Node(namespace) => {
+            Observation::NamespaceNode(namespace) => {
                 self.state.observed_namespace_node(&namespace);
                 self.reading.nodes.insert(namespace);
             }
@@ -363,7 +363,7 @@ impl<'a> Planner<'a> {
                         self.state.reverse_read(&key, Ok(None), NOW);
                     }
                     Action::RemoveNamespaceNode(namespace) => {
-                        self.remove_node(&namespace, gravest, nodes).await?;
+                        self.remove_namespace_node(&namespace, gravest, nodes).await?;
                     }
                 }
             }
@@ -392,7 +392,7 @@ impl<'a> Planner<'a> {
     }
 
     /// A node goes with the last record on it, unless others have something there.
-    async fn remove_node(
+    async fn remove_namespace_node(
         &mut self,
         namespace: &str,
         held_by: Option<Cause>,

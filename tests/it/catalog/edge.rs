@@ -293,8 +293,8 @@ async fn without_the_lock_nothing_gets_in() {
         namespace: "ns".into(),
     };
     assert_eq!(write(&sink, vec![vec![gone]]).await[&key(&first[0])], Answer::Fenced);
-    assert_eq!(sink.remove_node("ns").await, NamespaceNodeAnswer::InUse);
-    assert_eq!(sink.remove_node("other").await, NamespaceNodeAnswer::Fenced);
+    assert_eq!(sink.remove_namespace_node("ns").await, NamespaceNodeAnswer::InUse);
+    assert_eq!(sink.remove_namespace_node("other").await, NamespaceNodeAnswer::Fenced);
     assert_eq!(on(&consul, "ns").await, first);
     let nodes = consul.api().get("/v1/catalog/nodes").await.unwrap();
     assert_eq!(nodes.as_array().map(Vec::len), Some(3), "{nodes}");
@@ -329,19 +329,19 @@ async fn a_node_goes_only_when_nothing_stands_on_it() {
     let sink = sink(consul.url());
     let one = registration("ns", 1);
     write(&sink, registers(std::slice::from_ref(&one))).await;
-    assert_eq!(sink.remove_node("ns").await, NamespaceNodeAnswer::InUse);
+    assert_eq!(sink.remove_namespace_node("ns").await, NamespaceNodeAnswer::InUse);
     let gone =
         Write::Deregister { id: one.id.clone(), service: "svc".into(), namespace: "ns".into() };
     assert_eq!(write(&sink, vec![vec![gone]]).await[&key(&one)], APPLIED);
     let foreign = json!({"Node": "k8s-c.ns", "Address": "192.0.2.1", "SkipNodeUpdate": true,
         "Service": {"ID": "db", "Service": "db"}});
     consul.api().put("/v1/catalog/register", &foreign).await.unwrap();
-    let kept = sink.remove_node("ns").await;
+    let kept = sink.remove_namespace_node("ns").await;
     let ids: Vec<Box<str>> = vec!["db".into()];
     assert_eq!(kept, NamespaceNodeAnswer::Foreign { node: "k8s-c.ns".into(), ids });
     let away = json!({"Node": "k8s-c.ns", "ServiceID": "db"});
     consul.api().put("/v1/catalog/deregister", &away).await.unwrap();
-    assert_eq!(sink.remove_node("ns").await, NamespaceNodeAnswer::Removed);
+    assert_eq!(sink.remove_namespace_node("ns").await, NamespaceNodeAnswer::Removed);
     assert_eq!(consul.api().get("/v1/catalog/node/k8s-c.ns").await.unwrap(), Value::Null);
     // It comes back with the next record.
     assert_eq!(write(&sink, registers(std::slice::from_ref(&one))).await[&key(&one)], APPLIED);
@@ -349,7 +349,7 @@ async fn a_node_goes_only_when_nothing_stands_on_it() {
     let recorder = HttpRecorder::start(consul.url()).await.unwrap();
     recorder.fault(Fault::DropAfter, |it| it.path.starts_with("/v1/txn"));
     let behind = self::sink(&recorder.url());
-    let lost = behind.remove_node("empty").await;
+    let lost = behind.remove_namespace_node("empty").await;
     assert!(matches!(lost, NamespaceNodeAnswer::Unanswered(_)), "{lost:?}");
 }
 
