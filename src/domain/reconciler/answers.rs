@@ -219,7 +219,7 @@ impl Reconciler {
     }
 
     /// A write that got no answer may have been applied or not.
-    fn doubt(&mut self, track: &Track, record: &RecordKey, sent: Sent) {
+    pub(super) fn doubt(&mut self, track: &Track, record: &RecordKey, sent: Sent) {
         match (record, sent) {
             (RecordKey::Registration(id), Sent::Register { name, critical, .. }) => {
                 let known = self.ledger.registration(&track.service, id);

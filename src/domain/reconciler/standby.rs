@@ -30,8 +30,8 @@ impl Reconciler {
         self.phase == (Phase::Loading { read_back: false }) && self.touched.is_none()
     }
 
-    /// The first reconciliation plans everything anew. Only what is in flight is kept, and what is
-    /// known of it: a reading that begins before the answer passes these records over.
+    /// The first reconciliation plans everything anew. Only what is in flight is kept, and that it
+    /// may be there: a reading that begins before the answer passes these records over.
     fn forget_work(&mut self) {
         self.dirty = Queue::default();
         self.planned = None;
@@ -39,6 +39,7 @@ impl Reconciler {
         self.retry_late.clear();
         self.tracks.retain(|_, track| track.sent.is_some());
         self.tracks.shrink_to_fit();
+        self.doubt_in_flight();
         let tracks = &self.tracks;
         self.units.retain(|_, unit| {
             unit.troubled.retain(|record| tracks.contains_key(record));
@@ -46,6 +47,17 @@ impl Reconciler {
         });
         self.units.shrink_to_fit();
         self.ledger.forget_all_but(tracks.iter().map(|(record, track)| (&track.service, record)));
+    }
+
+    /// Whatever becomes of a write in flight, another one may have written the same record since.
+    fn doubt_in_flight(&mut self) {
+        let tracks = std::mem::take(&mut self.tracks);
+        for (record, track) in &tracks {
+            if let Some(sent) = &track.sent {
+                self.doubt(track, record, sent.clone());
+            }
+        }
+        self.tracks = tracks;
     }
 
     /// A write is answered that was sent before this one was deposed: the next reading shows what

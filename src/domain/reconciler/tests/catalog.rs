@@ -467,3 +467,60 @@ fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair(
         }
     }
 }
+
+#[test]
+fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() {
+    let failed = || Answer::Failed("no leader".to_owned());
+    for answer in [Answer::Fenced, failed(), Answer::NotSent] {
+        for moment in ["during the reading", "after it"] {
+            let row = format!("{answer:?} {moment}");
+            let mut simulation = in_catalog(1);
+            simulation.seen(slice_seen(1, false));
+            let actions = simulation.bridge.next_actions(simulation.now, 9);
+            let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+            let [write] = &**writes else { panic!("{writes:?}") };
+            simulation.bridge.step_down();
+            // The next one writes the same, and ends before it sees that the instance is ready.
+            simulation.apply(write.clone());
+            simulation.seen(slice_seen(1, true));
+            simulation.bridge.begin_read_back(simulation.now);
+            if moment == "during the reading" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+            }
+            simulation.show();
+            simulation.bridge.finish_read_back(simulation.now);
+            if moment == "after it" {
+                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+            }
+            simulation.bridge.set_foreign_names(ForeignNames::new());
+            simulation.settle();
+            assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"], "{row}");
+        }
+    }
+}
+
+#[test]
+fn what_the_next_leader_wrote_is_removed_also_where_the_same_write_failed_here() {
+    for answer in [Answer::Fenced, Answer::Failed("no leader".to_owned())] {
+        let mut simulation = in_catalog(1);
+        simulation.seen(service_seen(2));
+        simulation.seen(slice_seen(2, true));
+        let actions = simulation.bridge.next_actions(simulation.now, 9);
+        let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+        simulation.bridge.step_down();
+        for write in writes {
+            simulation.apply(write.clone());
+        }
+        simulation.deleted(Kind::Service, "s2");
+        simulation.bridge.begin_read_back(simulation.now);
+        simulation.show();
+        simulation.bridge.finish_read_back(simulation.now);
+        for write in writes {
+            simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
+        }
+        simulation.bridge.set_foreign_names(ForeignNames::new());
+        simulation.settle();
+        let left = (simulation.registered(), simulation.kv.len());
+        assert_eq!(left, (vec!["s1 10.0.0.1 None".to_owned()], 1), "{answer:?}");
+    }
+}
