@@ -85,7 +85,7 @@ impl Reconciler {
                 self.namespace_nodes.shown.remove(namespace);
             }
             // What is on it is shown by the next reading.
-            NamespaceNodeAnswer::InUse | NamespaceNodeAnswer::Fenced => {}
+            NamespaceNodeAnswer::InUse => {}
             // Whoever leads now finds it, and tells it.
             NamespaceNodeAnswer::Foreign { .. } if self.stands_by() => {}
             NamespaceNodeAnswer::Foreign { node, ids } => {
@@ -99,7 +99,8 @@ impl Reconciler {
                     ),
                 ));
             }
-            NamespaceNodeAnswer::Failed(_) => {
+            // This one may lead again, and its reading have passed the node over meanwhile.
+            NamespaceNodeAnswer::Failed(_) | NamespaceNodeAnswer::Fenced => {
                 self.namespace_nodes.empty.insert(namespace.into(), now + RETRY);
             }
             // It may still take along what is written to the node from now on: that is read back.
