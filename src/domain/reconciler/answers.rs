@@ -26,6 +26,9 @@ impl Reconciler {
             }
             return self.forget_answered(&track.service, record);
         }
+        if track.is_former {
+            return self.put_track(record, track.anew());
+        }
         let is_consuls = !matches!(
             answer,
             Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent | Answer::Fenced
@@ -87,6 +90,9 @@ impl Reconciler {
         let Some((mut track, _)) = self.take_track(&record) else { return };
         if self.stands_by() {
             return self.forget_answered(&track.service, &record);
+        }
+        if track.is_former {
+            return self.put_track(&record, track.anew());
         }
         if let Ok(found) = found {
             self.note_reverse(key, found.as_ref());

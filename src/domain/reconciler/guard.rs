@@ -327,16 +327,18 @@ impl Reconciler {
         !known.critical && wanted().is_some_and(|wanted| wanted.check == Check::Critical)
     }
 
-    /// Reverse records of ours that no Service claims.
+    /// Reverse records that no Service claims and that are ours, or may be.
     fn collect_orphans(&mut self) {
+        let may_be_ours =
+            |state: &ReverseState| matches!(state, ReverseState::Ours(_) | ReverseState::Unknown);
         let unclaimed: Vec<(Box<str>, bool)> = self
             .ledger
             .reverse_keys()
             .filter(|(key, _)| self.reverse.holder(key).is_none())
-            .map(|(key, known)| (key.clone(), matches!(known.state, ReverseState::Ours(_))))
+            .map(|(key, known)| (key.clone(), may_be_ours(&known.state)))
             .collect();
-        for (key, ours) in unclaimed {
-            if ours {
+        for (key, may_be_ours) in unclaimed {
+            if may_be_ours {
                 self.released.entry(ObjectKey::nobody()).or_default().insert(key);
             } else {
                 self.ledger.forget_reverse(&key);

@@ -160,6 +160,7 @@ impl Reconciler {
         }
         track.sent = Some(sent);
         track.old_token = false;
+        track.is_former = false;
         if let Some(touched) = &mut self.touched {
             touched.insert(record.clone());
         }

@@ -49,12 +49,13 @@ impl Reconciler {
         self.ledger.forget_all_but(tracks.iter().map(|(record, track)| (&track.service, record)));
     }
 
-    /// Whatever becomes of a write in flight, another one may have written the same record since.
+    /// Whatever becomes of a write in flight, others may write the same record after it.
     fn doubt_in_flight(&mut self) {
-        let tracks = std::mem::take(&mut self.tracks);
-        for (record, track) in &tracks {
-            if let Some(sent) = &track.sent {
-                self.doubt(track, record, sent.clone());
+        let mut tracks = std::mem::take(&mut self.tracks);
+        for (record, track) in &mut tracks {
+            track.is_former = true;
+            if let Some(sent) = track.sent.clone() {
+                self.doubt(track, record, sent);
             }
         }
         self.tracks = tracks;

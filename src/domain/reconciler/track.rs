@@ -28,6 +28,9 @@ pub(super) struct Track {
     pub(super) again: BTreeSet<ObjectKey>,
     /// Whether the token changed while a write was in flight.
     pub(super) old_token: bool,
+    /// Whether this one was deposed since it was sent: others may have written the record since it
+    /// was applied.
+    pub(super) is_former: bool,
     /// How often in a row it failed.
     pub(super) attempt: u32,
     /// How often in a row it failed although Consul answered others.
@@ -67,11 +70,17 @@ impl Track {
             sent: None,
             again: BTreeSet::new(),
             old_token: false,
+            is_former: false,
             attempt: 0,
             lonely: 0,
             answers: 0,
             trouble: None,
         }
+    }
+
+    /// The track of a record of which nothing is known any more, but who waits for it.
+    pub(super) fn anew(self) -> Self {
+        Self { again: self.again, ..Self::new(&self.service) }
     }
 }
 

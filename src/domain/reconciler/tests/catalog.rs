@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::problem::Reason;
-use crate::domain::record::NamespaceNodeAnswer;
+use crate::domain::record::{Check, NamespaceNodeAnswer};
 
 /// As [`in_step`], in the catalog.
 fn in_catalog(count: u8) -> Simulation {
@@ -471,7 +471,8 @@ fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair(
 #[test]
 fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() {
     let failed = || Answer::Failed("no leader".to_owned());
-    for answer in [Answer::Fenced, failed(), Answer::NotSent] {
+    // Also when it was applied: before the next one wrote.
+    for answer in [Answer::Fenced, failed(), Answer::Applied { index: 1 }] {
         for moment in ["during the reading", "after it"] {
             let row = format!("{answer:?} {moment}");
             let mut simulation = in_catalog(1);
@@ -480,9 +481,12 @@ fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() 
             let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
             let [write] = &**writes else { panic!("{writes:?}") };
             simulation.bridge.step_down();
-            // The next one writes the same, and ends before it sees that the instance is ready.
-            simulation.apply(write.clone());
-            simulation.seen(slice_seen(1, true));
+            // The next one ends before it sees what changed last.
+            let critical = !matches!(answer, Answer::Applied { .. });
+            if critical {
+                simulation.apply(write.clone());
+            }
+            simulation.seen(slice_seen(1, critical));
             simulation.bridge.begin_read_back(simulation.now);
             if moment == "during the reading" {
                 simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
@@ -494,7 +498,8 @@ fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() 
             }
             simulation.bridge.set_foreign_names(ForeignNames::new());
             simulation.settle();
-            assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"], "{row}");
+            let check = if critical { Check::None } else { Check::Critical };
+            assert_eq!(simulation.registered(), [format!("s1 10.0.0.1 {check:?}")], "{row}");
         }
     }
 }
@@ -522,5 +527,146 @@ fn what_the_next_leader_wrote_is_removed_also_where_the_same_write_failed_here()
         simulation.settle();
         let left = (simulation.registered(), simulation.kv.len());
         assert_eq!(left, (vec!["s1 10.0.0.1 None".to_owned()], 1), "{answer:?}");
+    }
+}
+
+/// Requests whose answers are on their way. What is applied is applied when it is sent: after that
+/// the fence keeps it out.
+#[derive(Default)]
+struct Held(VecDeque<Answered>);
+
+enum Answered {
+    Write(RecordKey, Answer),
+    Read(Box<str>, Option<ObservedReverse>),
+    Removal(Box<str>, NamespaceNodeAnswer),
+}
+
+impl Held {
+    fn send(&mut self, simulation: &mut Simulation, is_applied: bool) {
+        for action in simulation.bridge.next_actions(simulation.now, 3) {
+            match action {
+                Action::ReadReverse(key) => {
+                    let found = simulation.kv.get(&key).cloned();
+                    self.0.push_back(Answered::Read(key, found));
+                }
+                Action::Write(writes) => {
+                    let conflicts = writes.iter().any(|write| !cas_holds(simulation, write));
+                    for write in writes {
+                        let record = write.key();
+                        let answer = match (is_applied, conflicts, cas_holds(simulation, &write)) {
+                            (false, ..) => Answer::Fenced,
+                            (true, true, true) => Answer::NotSent,
+                            (true, ..) => simulation.apply(write),
+                        };
+                        self.0.push_back(Answered::Write(record, answer));
+                    }
+                }
+                Action::RemoveNamespaceNode(namespace) => {
+                    let answer = match (is_applied, simulation.registrations.is_empty()) {
+                        (false, _) => NamespaceNodeAnswer::Fenced,
+                        (true, false) => NamespaceNodeAnswer::InUse,
+                        (true, true) => {
+                            simulation.namespace_nodes.remove(&namespace);
+                            NamespaceNodeAnswer::Removed
+                        }
+                    };
+                    self.0.push_back(Answered::Removal(namespace, answer));
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, simulation: &mut Simulation, count: usize) {
+        let (bridge, now) = (&mut simulation.bridge, simulation.now);
+        for answered in self.0.drain(..count.min(self.0.len())) {
+            match answered {
+                Answered::Write(record, answer) => bridge.answered(&record, answer, now),
+                Answered::Read(key, found) => bridge.reverse_read(&key, Ok(found), now),
+                Answered::Removal(namespace, answer) => {
+                    bridge.namespace_node_answered(&namespace, answer, now);
+                }
+            }
+        }
+    }
+}
+
+fn cas_holds(simulation: &Simulation, write: &Write) -> bool {
+    let index = |key: &str| simulation.kv.get(key).map_or(0, |entry| entry.index);
+    match write {
+        Write::PutReverse { record, cas } => index(&record.key) == *cas,
+        Write::DeleteReverse { key, cas } => index(key) == *cas,
+        _ => true,
+    }
+}
+
+/// Another one leads, and has done all that there was to do.
+fn another_leads(simulation: &mut Simulation, other: &mut Simulation) {
+    simulation.bridge.step_down();
+    other.settle();
+    simulation.registrations.clone_from(&other.registrations);
+    simulation.namespace_nodes.clone_from(&other.namespace_nodes);
+    simulation.kv.clone_from(&other.kv);
+    for entry in simulation.kv.values_mut() {
+        simulation.index += 1;
+        entry.index = simulation.index;
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Event(Event),
+    Send(bool),
+    Answer(usize),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => events().prop_map(Step::Event),
+        3 => prop::bool::weighted(0.7).prop_map(Step::Send),
+        2 => (1..4_usize).prop_map(Step::Answer),
+    ]
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    /// Invariants 4 and 6: whatever was in flight when others led, and whenever it is answered,
+    /// the last leader leaves what one would have written that led all the time.
+    #[test]
+    fn it_converges_after_others_have_led(steps in prop::collection::vec(steps(), 1..40)) {
+        let mut simulation = Simulation::of_catalog();
+        let mut calm = Simulation::of_catalog();
+        for simulation in [&mut simulation, &mut calm] {
+            simulation.read_back();
+            for kind in WATCHED { simulation.list(kind, []); }
+        }
+        let mut held = Held::default();
+        for step in &steps {
+            match step {
+                Step::Event(Event::StepDown) => another_leads(&mut simulation, &mut calm),
+                Step::Event(event) => {
+                    happen(&mut simulation, event);
+                    happen(&mut calm, event);
+                }
+                Step::Send(is_applied) => {
+                    simulation.bridge.wake(simulation.now);
+                    held.send(&mut simulation, *is_applied);
+                }
+                Step::Answer(count) => held.answer(&mut simulation, *count),
+            }
+        }
+        if simulation.bridge.phase != Phase::Running { simulation.read_all(); }
+        held.answer(&mut simulation, usize::MAX);
+        for simulation in [&mut simulation, &mut calm] { simulation.settle(); }
+        prop_assert_eq!(&simulation.registrations, &calm.registrations);
+        let values = |simulation: &Simulation| -> BTreeMap<_, _> {
+            simulation.kv.values().map(|e| (e.record.key.clone(), e.record.value.clone())).collect()
+        };
+        prop_assert_eq!(values(&simulation), values(&calm));
+        prop_assert_eq!(&simulation.namespace_nodes, &calm.namespace_nodes);
+        prop_assert!(simulation.bridge.is_settled());
+        prop_assert_eq!(simulation.bridge.in_flight, 0);
+        prop_assert!(simulation.bridge.units.is_empty(), "left: {:?}", simulation.bridge.units);
+        prop_assert_eq!(simulation.bridge.tracks.len(), 0);
     }
 }
