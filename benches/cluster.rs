@@ -107,10 +107,15 @@ impl Bridge {
         Ok(Self { program, admin, client, began: Instant::now() })
     }
 
+    /// What the admin server answers, if that is a success.
+    async fn get(&self, path: &str) -> Result<String> {
+        let url = format!("http://127.0.0.1:{}{path}", self.admin.number());
+        Ok(self.client.get(url).send().await?.error_for_status()?.text().await?)
+    }
+
     /// The sum over all series of a metric that begin like this.
     async fn metric(&self, series: &str) -> Result<f64> {
-        let url = format!("http://127.0.0.1:{}/metrics", self.admin.number());
-        let text = self.client.get(url).send().await?.text().await?;
+        let text = self.get("/metrics").await?;
         let lines = text.lines().filter(|line| line.starts_with(series));
         let values = lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
         values.sum::<Result<f64, _>>().with_context(|| format!("the value of {series}"))
@@ -125,6 +130,8 @@ impl Bridge {
         #[expect(clippy::cast_precision_loss, reason = "100,000 at most")]
         let wanted = registrations as f64;
         self.wait("all registrations", async || {
+            // Else what is read back may be all there, and the cluster not yet listed.
+            self.get("/readyz").await?;
             let found = self.metric("kube_consul_registrations ").await?;
             Ok(found >= wanted && self.metric("kube_consul_backlog ").await? < 1.0)
         })
