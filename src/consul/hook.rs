@@ -11,7 +11,7 @@ use super::client::{Client, Request, encode};
 use super::error::Error;
 use super::read::{CATALOG_SERVICES, Unknown, certain, failed};
 use super::stream::Layout;
-use super::wire::decode;
+use super::wire::{ServiceEntry, decode};
 use crate::domain::hook::{HookCheck, HookRegistration, Target};
 
 /// After so long in a critical state the agent removes an instance whose pod ended without a
@@ -55,14 +55,8 @@ enum TargetBody<'a> {
 
 #[derive(Deserialize)]
 struct AgentService {
-    #[serde(rename = "ID", default)]
-    id: String,
     #[serde(rename = "Service")]
     name: String,
-    #[serde(rename = "Address", default)]
-    address: String,
-    #[serde(rename = "Tags")]
-    tags: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -102,12 +96,12 @@ pub async fn tagged(
     let mark = format!("{address}_");
     let mut found = Vec::new();
     let services = reply.items(Layout::Members, |item| {
-        let service: AgentService = decode("a service", item.value)?;
+        let service: ServiceEntry = decode("a service", item.value)?;
         // Filtered here too: a Consul that does not know the filter ignores it.
         let has = service.tags.unwrap_or_default();
-        let is_hooks = service.id.starts_with(&mark) && service.address == address;
+        let is_hooks = service.id.starts_with(&mark) && *service.address == *address;
         if is_hooks && tags.iter().all(|tag| has.contains(tag)) {
-            found.push((service.id, service.name));
+            found.push((service.id.into(), service.service.into()));
         }
         Ok(())
     });

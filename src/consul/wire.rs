@@ -62,13 +62,13 @@ pub(super) struct ServiceEntry {
     #[serde(rename = "ID")]
     pub id: Box<str>,
     pub service: Box<str>,
-    tags: Option<Vec<String>>,
+    pub tags: Option<Vec<String>>,
     meta: Option<BTreeMap<String, String>>,
     // Left out by the catalog where it is 0.
     #[serde(default)]
     port: i64,
     #[serde(default)]
-    address: Box<str>,
+    pub address: Box<str>,
     tagged_addresses: Option<BTreeMap<String, TaggedAddress>>,
     weights: Option<Weights<i64>>,
     #[serde(default)]

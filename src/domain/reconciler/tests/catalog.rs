@@ -188,13 +188,19 @@ fn a_reverse_record_does_not_go_before_its_instance() {
     assert!(matches!(&*actions, [Action::Write(writes)] if writes.len() == 2), "{actions:?}");
 }
 
-#[test]
-fn a_node_that_may_still_be_removed_is_looked_at_again() {
+/// The node `ns` was to be removed, and that got no answer.
+fn after_a_removal_without_an_answer() -> Simulation {
     let mut simulation = in_catalog(1);
     simulation.deleted(Kind::Service, "s1");
     simulation.step_until_node(&mut |_| Fate::Applied);
     let lost = NamespaceNodeAnswer::Unanswered("no answer".to_owned());
     simulation.bridge.namespace_node_answered("ns", lost, simulation.now);
+    simulation
+}
+
+#[test]
+fn a_node_that_may_still_be_removed_is_looked_at_again() {
+    let mut simulation = after_a_removal_without_an_answer();
     assert!(simulation.bridge.uncertain_until().is_some_and(|it| it > simulation.now));
     simulation.seen(service_seen(2));
     simulation.settle();
@@ -263,11 +269,7 @@ fn a_reading_does_not_have_a_node_removed_that_is_being_removed() {
 
 #[test]
 fn what_is_written_after_a_removal_without_an_answer_is_read_back() {
-    let mut simulation = in_catalog(1);
-    simulation.deleted(Kind::Service, "s1");
-    simulation.step_until_node(&mut |_| Fate::Applied);
-    let unanswered = NamespaceNodeAnswer::Unanswered("timeout".to_owned());
-    simulation.bridge.namespace_node_answered("ns", unanswered, simulation.now);
+    let mut simulation = after_a_removal_without_an_answer();
     simulation.seen(service_seen(2));
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(simulation.registrations.len(), 1);
