@@ -32,6 +32,7 @@ async fn the_leading_server_is_killed_three_times() -> Result<()> {
     let changes = Changes::start(&objects, &names, RATE);
     let mut restarted = None;
     for _ in 0..3 {
+        servers.consul.wait_until_one_may_fail().await?;
         let leader = servers.consul.wait_for_leader().await?;
         // One that runs through, and that does not still catch up.
         let survivor = (0..3).find(|index| *index != leader && Some(*index) != restarted);

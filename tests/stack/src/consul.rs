@@ -330,11 +330,13 @@ fn write_configuration(
     texts.push(format!("{:#}", json!({"ports": http, "disable_update_check": true})));
     if options.role != Role::Dev {
         // What -dev does too: elections in one second instead of five, gossip
-        // that notices a dead agent in seconds.
+        // that notices a dead agent in seconds. And a server that comes back
+        // votes after one second instead of ten.
         texts.push(
             "performance { raft_multiplier = 1 }\n\
              gossip_lan { gossip_interval = \"100ms\" probe_interval = \"100ms\" \
-             probe_timeout = \"100ms\" suspicion_mult = 3 }\n"
+             probe_timeout = \"100ms\" suspicion_mult = 3 }\n\
+             autopilot { server_stabilization_time = \"1s\" }\n"
                 .to_owned(),
         );
     }
@@ -447,6 +449,20 @@ impl ConsulCluster {
             let runs = self.servers[leader].program.exit_status().is_none();
             ensure!(runs, "the others still take the dead one for their leader");
             Ok(leader)
+        })
+        .await
+    }
+
+    /// Waits until the others would go on without any one of the servers. One
+    /// that Consul's autopilot found dead was taken out, and comes back without
+    /// a vote: until it has one again, the two that vote need each other.
+    pub async fn wait_until_one_may_fail(&self) -> Result<()> {
+        eventually(START_DEADLINE, || async {
+            let leader = self.servers[self.leader().await?].api();
+            let health = leader.get("/v1/operator/autopilot/health").await?;
+            let tolerance = health["FailureTolerance"].as_u64().unwrap_or_default();
+            ensure!(tolerance > 0, "none of the servers may fail: {health}");
+            Ok(())
         })
         .await
     }
