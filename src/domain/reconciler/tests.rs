@@ -103,6 +103,13 @@ impl Simulation {
         self.bridge.finish_read_back(self.now);
     }
 
+    /// The writes that are to be sent now, in one action and with nothing beside them.
+    fn next_writes(&mut self) -> Vec<Write> {
+        let actions = self.bridge.next_actions(self.now, 9);
+        let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+        writes.clone()
+    }
+
     /// What a reading under way shows.
     fn show(&mut self) {
         for registration in self.registrations.values() {

@@ -104,8 +104,7 @@ fn one_that_steps_down_writes_nothing_until_consul_is_read_again() {
 fn a_fenced_write_is_made_by_whoever_leads_next() {
     let mut simulation = in_step(1);
     simulation.seen(slice_seen(1, false));
-    let actions = simulation.bridge.next_actions(simulation.now, 1);
-    let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+    let writes = simulation.next_writes();
     simulation.bridge.answered(&writes[0].key(), Answer::Fenced, simulation.now);
     simulation.bridge.step_down();
     simulation.read_back();
@@ -118,8 +117,7 @@ fn new_instance(answers: [Answer; 2]) -> (Simulation, Box<str>) {
     let mut simulation = in_catalog(1);
     simulation.seen(service_seen(2));
     simulation.seen(slice_seen(2, true));
-    let actions = simulation.bridge.next_actions(simulation.now, 9);
-    let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+    let writes = simulation.next_writes();
     for (write, answer) in writes.iter().zip(answers) {
         simulation.bridge.answered(&write.key(), answer, simulation.now);
     }
@@ -424,6 +422,22 @@ fn a_deposed_leader_tells_no_more_than_one_that_has_never_led() {
     assert_eq!(news.count(), 2, "{reports:?}");
 }
 
+impl Simulation {
+    /// A reading that begins after a write was sent, which is answered during it or after it.
+    fn read_back_answering(&mut self, moment: &str, record: &RecordKey, answer: &Answer) {
+        self.bridge.begin_read_back(self.now);
+        if moment == "during it" {
+            self.bridge.answered(record, answer.clone(), self.now);
+        }
+        self.show();
+        self.bridge.finish_read_back(self.now);
+        if moment == "after it" {
+            self.bridge.answered(record, answer.clone(), self.now);
+        }
+        self.bridge.set_foreign_names(ForeignNames::new());
+    }
+}
+
 #[test]
 fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair() {
     let failed = || Answer::Failed("no leader".to_owned());
@@ -438,9 +452,8 @@ fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair(
             let row = format!("{answer:?} {is_applied} {moment}");
             let mut simulation = in_catalog(1);
             simulation.seen(slice_seen(1, false));
-            let actions = simulation.bridge.next_actions(simulation.now, 9);
-            let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
-            let [write] = &**writes else { panic!("{writes:?}") };
+            let writes = simulation.next_writes();
+            let [write] = &*writes else { panic!("{writes:?}") };
             simulation.bridge.step_down();
             simulation.deleted(Kind::Service, "s1");
             let applied = is_applied.then(|| simulation.apply(write.clone()));
@@ -450,16 +463,7 @@ fn what_is_in_flight_when_one_is_deposed_is_neither_lost_nor_taken_for_a_repair(
                 assert_eq!(simulation.bridge.ledger().registration_count(), 0, "{row}");
                 assert_eq!(simulation.bridge.backlog(), 0, "{row}");
             }
-            simulation.bridge.begin_read_back(simulation.now);
-            if moment == "during it" {
-                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
-            }
-            simulation.show();
-            simulation.bridge.finish_read_back(simulation.now);
-            if moment == "after it" {
-                simulation.bridge.answered(&write.key(), answer, simulation.now);
-            }
-            simulation.bridge.set_foreign_names(ForeignNames::new());
+            simulation.read_back_answering(moment, &write.key(), &answer);
             simulation.settle();
             assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{row}");
             assert!(simulation.bridge.is_settled(), "{row}");
@@ -475,13 +479,12 @@ fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() 
     let failed = || Answer::Failed("no leader".to_owned());
     // Also when it was applied: before the next one wrote.
     for answer in [Answer::Fenced, failed(), Answer::Applied { index: 1 }] {
-        for moment in ["during the reading", "after it"] {
+        for moment in ["during it", "after it"] {
             let row = format!("{answer:?} {moment}");
             let mut simulation = in_catalog(1);
             simulation.seen(slice_seen(1, false));
-            let actions = simulation.bridge.next_actions(simulation.now, 9);
-            let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
-            let [write] = &**writes else { panic!("{writes:?}") };
+            let writes = simulation.next_writes();
+            let [write] = &*writes else { panic!("{writes:?}") };
             simulation.bridge.step_down();
             // The next one ends before it sees what changed last.
             let critical = !matches!(answer, Answer::Applied { .. });
@@ -489,16 +492,7 @@ fn what_is_in_flight_when_one_is_deposed_may_be_changed_by_whoever_leads_next() 
                 simulation.apply(write.clone());
             }
             simulation.seen(slice_seen(1, critical));
-            simulation.bridge.begin_read_back(simulation.now);
-            if moment == "during the reading" {
-                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
-            }
-            simulation.show();
-            simulation.bridge.finish_read_back(simulation.now);
-            if moment == "after it" {
-                simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
-            }
-            simulation.bridge.set_foreign_names(ForeignNames::new());
+            simulation.read_back_answering(moment, &write.key(), &answer);
             simulation.settle();
             let check = if critical { Check::None } else { Check::Critical };
             assert_eq!(simulation.registered(), [format!("s1 10.0.0.1 {check:?}")], "{row}");
@@ -512,17 +506,16 @@ fn what_the_next_leader_wrote_is_removed_also_where_the_same_write_failed_here()
         let mut simulation = in_catalog(1);
         simulation.seen(service_seen(2));
         simulation.seen(slice_seen(2, true));
-        let actions = simulation.bridge.next_actions(simulation.now, 9);
-        let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+        let writes = simulation.next_writes();
         simulation.bridge.step_down();
-        for write in writes {
+        for write in &writes {
             simulation.apply(write.clone());
         }
         simulation.deleted(Kind::Service, "s2");
         simulation.bridge.begin_read_back(simulation.now);
         simulation.show();
         simulation.bridge.finish_read_back(simulation.now);
-        for write in writes {
+        for write in &writes {
             simulation.bridge.answered(&write.key(), answer.clone(), simulation.now);
         }
         simulation.bridge.set_foreign_names(ForeignNames::new());

@@ -44,8 +44,7 @@ fn a_reading_that_broke_off_removes_nothing() {
 fn a_refused_record_is_a_problem_and_is_not_sent_again() {
     let mut simulation = in_step(1);
     simulation.seen(service_seen(2));
-    let actions = simulation.bridge.next_actions(simulation.now, 8);
-    let [Action::Write(writes)] = actions.as_slice() else { panic!("{actions:?}") };
+    let writes = simulation.next_writes();
     simulation.bridge.answered(&writes[0].key(), Answer::Refused("bad".to_owned()), simulation.now);
     simulation.bridge.answered(&writes[1].key(), Answer::NotSent, simulation.now);
     simulation.settle();
