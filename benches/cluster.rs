@@ -49,14 +49,14 @@ async fn main() -> Result<()> {
 async fn measure(kubernetes: &Kubernetes, mode: &str, registrations: usize) -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev()).await?;
     let bridge = Bridge::start(kubernetes.kubeconfig(), &consul, mode).await?;
-    bridge.wait_in_step(registrations).await?;
+    bridge.wait_in_sync(registrations).await?;
     bridge.tell(mode, "first sync")?;
     let readings = bridge.readings().await?;
     bridge.wait("another reading", async || Ok(bridge.readings().await? > readings)).await?;
     bridge.tell(mode, "read back")?;
     bridge.stop().await?;
     let bridge = Bridge::start(kubernetes.kubeconfig(), &consul, mode).await?;
-    bridge.wait_in_step(registrations).await?;
+    bridge.wait_in_sync(registrations).await?;
     bridge.tell(mode, "started again, nothing to write")?;
     ensure!(bridge.metric("kube_consul_write_seconds_count").await? < 1.0, "it wrote something");
     bridge.stop().await?;
@@ -126,7 +126,7 @@ impl Bridge {
     }
 
     /// Waits until at least so much is registered, and nothing is left to write.
-    async fn wait_in_step(&self, registrations: usize) -> Result<()> {
+    async fn wait_in_sync(&self, registrations: usize) -> Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "100,000 at most")]
         let wanted = registrations as f64;
         self.wait("all registrations", async || {

@@ -15,15 +15,16 @@ use futures::stream::select;
 use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
-use kube_consul::domain::desired::{Permit, desired};
-use kube_consul::domain::names::{ForeignNames, ObjectKey};
-use kube_consul::domain::object::{EndpointSlice, Node, Service, WatchEvent};
-use kube_consul::domain::reconciler::{Action, Moment, Reconciler};
-use kube_consul::domain::record::{
-    Answer, ObservedRegistration, ObservedReverse, ReverseOwner, ReverseRecord,
+use kube_consul::domain::consul::names::ForeignNames;
+use kube_consul::domain::consul::ptr::ConsulDomain;
+use kube_consul::domain::consul::record::{
+    Answer, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
 };
-use kube_consul::domain::reverse_dns::ReverseZone;
-use kube_consul::domain::settings::{AddressMode, Settings};
+use kube_consul::domain::kube::names::ObjectKey;
+use kube_consul::domain::kube::object::{EndpointSlice, Node, Service, WatchEvent};
+use kube_consul::domain::services::desired::{Permit, desired};
+use kube_consul::domain::services::settings::{AddressMode, Settings};
+use kube_consul::domain::sync::{Action, Moment, Reconciler};
 use kube_consul::kubernetes::client::EndpointSource;
 use kube_consul::kubernetes::slim::{EndpointSlices, Projected, Services, View};
 use kube_consul::kubernetes::watch::{Notice, Relist, endpoints, services};
@@ -73,7 +74,7 @@ async fn measure(mode: AddressMode) -> Result<()> {
 
 struct Bridge {
     settings: Settings,
-    zone: ReverseZone,
+    zone: ConsulDomain,
     state: Reconciler,
     now: Moment,
 }
@@ -81,8 +82,8 @@ struct Bridge {
 impl Bridge {
     fn new(settings: Settings) -> Self {
         let mut state = Reconciler::new(settings.clone());
-        let zone = ReverseZone { datacenter: "dc1".into(), domain: "consul".into() };
-        state.set_reverse_zone(Some(zone.clone()));
+        let zone = ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() };
+        state.set_ptr_zone(Some(zone.clone()));
         state.set_foreign_names(ForeignNames::new());
         Self { settings, zone, state, now: Duration::from_secs(1) }
     }
@@ -143,9 +144,9 @@ impl Bridge {
             }
             for (key, name) in wanted.reverse {
                 let value = self.zone.name_of(&name).into();
-                let record = ReverseRecord { key, value };
-                let flags = ReverseOwner::flags(&self.settings.cluster);
-                self.state.observed_reverse(&ObservedReverse { record, flags, index: 7 });
+                let record = PtrRecord { key, value };
+                let flags = PtrOwner::flags(&self.settings.cluster);
+                self.state.observed_ptr(&ObservedPtr { record, flags, index: 7 });
             }
         }
         self.state.finish_read_back(self.now);

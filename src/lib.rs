@@ -1,4 +1,4 @@
-//! Keeps Kubernetes and Consul in step, event by event.
+//! Keeps Kubernetes and Consul in sync, event by event.
 //!
 //! The map of the crate:
 //!

@@ -9,7 +9,7 @@ service_prefix "" { policy = "write" }
 # not be joined.
 node_prefix "" { policy = "read" }
 
-# What the agent says of itself: its datacenter and domain end the reverse records, and by its
+# What the agent says of itself: its datacenter and domain end the PTR records, and by its
 # node the bridge sees that the catalog has what the agent was given.
 agent_prefix "kube-consul-" { policy = "read" }
 

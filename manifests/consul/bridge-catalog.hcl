@@ -15,7 +15,7 @@ node_prefix "k8s-kubernetes." { policy = "write" }
 # The lock's session, on the base node. Without --leader-elect there is none.
 session "k8s-kubernetes" { policy = "write" }
 
-# The datacenter and the domain that reverse records end with: the right to ask the agent or
+# The datacenter and the domain that PTR records end with: the right to ask the agent or
 # server at the bridge's Consul address. Not needed with --datacenter and --dns-domain.
 agent_prefix "" { policy = "read" }
 

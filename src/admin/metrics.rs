@@ -38,9 +38,9 @@ pub struct Metrics {
     pub services: Gauge,
     /// Our registrations.
     pub registrations: Gauge,
-    /// Our reverse records.
-    pub reverse_records: Gauge,
-    /// Services that are being brought in step.
+    /// Our PTR records.
+    pub ptr_records: Gauge,
+    /// Services that are being brought in sync.
     pub backlog: Gauge,
     /// Problems, by reason.
     pub problems: Family<Labels<1>, Gauge>,
@@ -67,7 +67,7 @@ impl Default for Metrics {
             repaired: Counter::default(),
             services: Gauge::default(),
             registrations: Gauge::default(),
-            reverse_records: Gauge::default(),
+            ptr_records: Gauge::default(),
             backlog: Gauge::default(),
             problems: Family::default(),
             holding: Gauge::default(),
@@ -102,12 +102,8 @@ impl Metrics {
         );
         r.register("services", "Services in the cluster", self.services.clone());
         r.register("registrations", "Our registrations in Consul", self.registrations.clone());
-        r.register(
-            "reverse_records",
-            "Our reverse records in Consul",
-            self.reverse_records.clone(),
-        );
-        r.register("backlog", "Services that are being brought in step", self.backlog.clone());
+        r.register("ptr_records", "Our PTR records in Consul", self.ptr_records.clone());
+        r.register("backlog", "Services that are being brought in sync", self.backlog.clone());
         r.register("problems", "Problems of objects, by reason", self.problems.clone());
         r.register("holding", "1 while removals are held back", self.holding.clone());
         r.register("leader", "1 while this process leads", self.leader.clone());

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use self::metrics::Metrics;
 use self::status::{Page, Readiness};
-use crate::domain::names::ObjectKey;
+use crate::domain::kube::names::ObjectKey;
 
 /// The port of the admin server.
 pub const PORT: u16 = 9655;

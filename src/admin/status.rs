@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::domain::names::ObjectKey;
-use crate::domain::object::Kind;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
 use crate::domain::problem::Problem;
 
 /// Most Services and most problems on one page: bounds what one request costs the loop.
@@ -71,9 +71,9 @@ pub struct Counts {
     pub services: usize,
     /// Our registrations in Consul.
     pub registrations: usize,
-    /// Our reverse records in Consul.
-    pub reverse_records: usize,
-    /// Services that are being brought in step.
+    /// Our PTR records in Consul.
+    pub ptr_records: usize,
+    /// Services that are being brought in sync.
     pub backlog: usize,
     /// Problems.
     pub problems: usize,

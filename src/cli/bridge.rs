@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::{ConsulArgs, KubernetesArgs, duration};
-use crate::domain::names::{ClusterName, is_label};
-use crate::domain::selector::Selector;
-use crate::domain::settings::{AddressMode, HealthMode, OnConflict, ReverseScope, Settings};
-use crate::domain::template::NameTemplate;
+use crate::cli::{ConsulArgs, KubernetesArgs, duration};
+use crate::domain::kube::names::{ClusterName, is_label};
+use crate::domain::kube::selector::Selector;
+use crate::domain::services::settings::{AddressMode, HealthMode, OnConflict, PtrScope, Settings};
+use crate::domain::services::template::NameTemplate;
 use crate::kubernetes::client::Environment;
 use crate::run::bridge::{Options, SinkOptions};
 
@@ -93,13 +93,13 @@ pub struct RegisteredArgs {
     #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING")]
     join_existing: bool,
     /// Reverse-DNS records: services, all (pods' too) or off
-    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = ReverseScope::Services, value_name = "SCOPE")]
-    reverse_dns: ReverseScope,
-    /// Datacenter in reverse records, and with --sink catalog the one that is written to
+    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = PtrScope::Services, value_name = "SCOPE")]
+    reverse_dns: PtrScope,
+    /// Datacenter in PTR records, and with --sink catalog the one that is written to
     /// [default: the agent's]
     #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME")]
     datacenter: Option<String>,
-    /// DNS domain in reverse records [default: the agent's]
+    /// DNS domain in PTR records [default: the agent's]
     #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN")]
     dns_domain: Option<String>,
 }
@@ -114,7 +114,7 @@ pub struct RunningArgs {
     /// Least time between two readings of Consul that look for drift
     #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
     resync: Duration,
-    /// Synchronize once and exit: 0 when all is in step, 1 when not
+    /// Synchronize once and exit: 0 when all is in sync, 1 when not
     #[arg(long, env = "KUBE_CONSUL_ONCE")]
     once: bool,
     /// With --once, and for plan: how long each side may take to be reached

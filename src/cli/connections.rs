@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use http::Uri;
 
-use crate::consul::config::{Address, Config, ConfigError, TokenSource};
+use crate::consul::http::config::{Address, Config, ConfigError, TokenSource};
 use crate::kubernetes::client::Access;
 
 /// How the Kubernetes API is reached.

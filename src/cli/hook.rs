@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{EXIT_DONE, EXIT_USAGE, KubernetesArgs, LogArgs, duration, usage};
-use crate::consul::config::{Config, ConfigError, TokenSource};
+use crate::cli::{EXIT_DONE, EXIT_USAGE, KubernetesArgs, LogArgs, duration, usage};
+use crate::consul::http::config::{Config, ConfigError, TokenSource};
 use crate::domain::hook::cli::{Flags, registration, service_id};
 use crate::domain::hook::k8s::Variables;
 use crate::domain::hook::mesos::Place;
 use crate::domain::hook::ports::{PORT_DEFINITIONS, PortDefinitions};
 use crate::domain::hook::{Invalid, required, together};
-use crate::domain::names::ObjectKey;
+use crate::domain::kube::names::ObjectKey;
 use crate::domain::text::chain;
 use crate::kubernetes::client::Environment;
 use crate::mesos;

@@ -1,7 +1,7 @@
 //! Every flag of every subcommand, with its environment variable.
 //!
 //! A flag `--some-flag` has the variable `KUBE_CONSUL_SOME_FLAG`; Consul's own variables are read
-//! by [`crate::consul::config::Config::from_env`].
+//! by [`crate::consul::http::config::Config::from_env`].
 
 #![allow(clippy::doc_markdown, reason = "doc comments are help texts here")]
 
@@ -38,7 +38,7 @@ pub const EXIT_REFUSED: u8 = 3;
 /// Interrupted by the user.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-/// Keeps Kubernetes and Consul in step, event by event.
+/// Keeps Kubernetes and Consul in sync, event by event.
 #[derive(Debug, Parser)]
 #[command(name = "kube-consul", version, propagate_version = true)]
 pub struct Cli {
@@ -69,7 +69,7 @@ struct LogArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Keep Consul in step with the Services of the cluster
+    /// Keep Consul in sync with the Services of the cluster
     #[command(after_help = bridge::EXAMPLES)]
     Bridge(Box<BridgeArgs>),
     /// Show what bridge would change now, and change nothing

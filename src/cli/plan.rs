@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::bridge::BridgeArgs;
-use super::{EXIT_DONE, EXIT_FAILED, EXIT_USAGE, failed, finish};
+use crate::cli::bridge::BridgeArgs;
+use crate::cli::{EXIT_DONE, EXIT_FAILED, EXIT_USAGE, failed, finish};
 use crate::run::plan::{self, Output};
 
 /// There is something to change.

@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 
-use super::ConsulArgs;
-use super::bridge::SinkKind;
-use crate::domain::names::ClusterName;
+use crate::cli::ConsulArgs;
+use crate::cli::bridge::SinkKind;
+use crate::domain::kube::names::ClusterName;
 use crate::run::purge::{Cluster, Options, Owner};
 
 pub(super) const EXAMPLES: &str = "Examples:

@@ -26,10 +26,10 @@ pub enum Reason {
     NameConflict,
     /// Others than this program hold instances under this Consul name.
     ForeignName,
-    /// Reverse records cannot be written: the datacenter or the DNS domain is not known.
-    NoReverseZone,
-    /// Others than this program hold this reverse record.
-    ForeignReverseRecord,
+    /// PTR records cannot be written: the datacenter or the DNS domain is not known.
+    NoDnsDomain,
+    /// Others than this program hold this PTR record.
+    ForeignPtrRecord,
     /// The object could not be read.
     Undecodable,
     /// Consul refused the record for what is in it.
@@ -57,8 +57,8 @@ impl Reason {
             Reason::Incomplete => "Incomplete",
             Reason::NameConflict => "NameConflict",
             Reason::ForeignName => "ForeignName",
-            Reason::NoReverseZone => "NoReverseZone",
-            Reason::ForeignReverseRecord => "ForeignReverseRecord",
+            Reason::NoDnsDomain => "NoDnsDomain",
+            Reason::ForeignPtrRecord => "ForeignPtrRecord",
             Reason::Undecodable => "Undecodable",
             Reason::Refused => "Refused",
             Reason::Denied => "Denied",

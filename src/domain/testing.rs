@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::object::{
+use crate::domain::kube::object::{
     Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort, ServiceType,
 };
 

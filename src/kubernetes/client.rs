@@ -14,11 +14,11 @@ use kube::client::ClientBuilder;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, ResourceExt};
 
-use super::errors::failure;
-use super::guard::guard;
 use crate::domain::text::{chain, one_line};
+use crate::kubernetes::errors::failure;
+use crate::kubernetes::limits::with_limits;
 
-/// Time to open a connection. Within [`super::guard::HEADERS_TIMEOUT`], so that a connection that cannot be made
+/// Time to open a connection. Within [`super::limits::HEADERS_TIMEOUT`], so that a connection that cannot be made
 /// is told as such.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,7 +50,7 @@ pub struct Environment {
 /// A client and where it leads.
 #[derive(Clone)]
 pub struct Connected {
-    /// The client; all its requests keep the bounds of [`super::guard`].
+    /// The client; all its requests keep the bounds of [`super::limits`].
     pub client: Client,
     /// The API's URL.
     pub url: String,
@@ -191,7 +191,7 @@ pub async fn connect(access: &Access, environment: &Environment) -> Result<Conne
     let client = ClientBuilder::try_from(config)
         .map_err(|error| Error::Client { url: url.clone(), cause: failure(&error) })?
         .build();
-    Ok(Connected { client: guard(client), url, source })
+    Ok(Connected { client: with_limits(client), url, source })
 }
 
 fn choose(access: &Access, environment: &Environment) -> Result<Way, Error> {

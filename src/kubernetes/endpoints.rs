@@ -4,10 +4,12 @@
 //! its own: the first under the object's name, the others under `<name>/<index>`, which no object
 //! can have. The object bears its Service's name.
 
-use super::slim::{Identity, LeftOut, Projected, View, endpoint_port, identity, parse_address};
-use super::wire;
-use crate::domain::names::ObjectKey;
-use crate::domain::object::{Endpoint, EndpointSlice, Kind};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind};
+use crate::kubernetes::slim::{
+    Identity, LeftOut, Projected, View, endpoint_port, identity, parse_address,
+};
+use crate::kubernetes::wire;
 
 /// `v1` Endpoints.
 #[derive(Clone, Copy, Debug)]

@@ -23,12 +23,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::errors::failure;
-use super::slim::{EndpointSlices, Nodes, Services, Slim};
-use crate::domain::names::ObjectKey;
-use crate::domain::object::Kind;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
 use crate::domain::problem::Problem;
 use crate::domain::text::one_line;
+use crate::kubernetes::errors::failure;
+use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Slim};
 
 /// `reportingController` of the Events.
 pub const CONTROLLER: &str = "kube-consul.io/bridge";

@@ -1,9 +1,9 @@
 //! The edge to the Kubernetes API: reads Services, EndpointSlices and Nodes, writes Events.
 //!
 //! - [`client`] finds the cluster, connects to it and asks what it is.
-//! - [`guard`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
+//! - [`limits`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
 //! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
-//! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::object::WatchEvent)s.
+//! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::kube::object::WatchEvent)s.
 //! - [`pods`] gets one pod and its node, for the registration hook.
 //! - [`errors`] makes what the client fails with fit for a line.
 //! - [`events`] reports problems on the objects that have them.
@@ -16,7 +16,7 @@ pub mod client;
 pub mod endpoints;
 pub mod errors;
 pub mod events;
-pub mod guard;
+pub mod limits;
 pub mod pods;
 pub mod slim;
 pub mod watch;

@@ -11,9 +11,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use kube::api::{Api, PartialObjectMeta};
 
-use super::errors::failure;
 use crate::domain::hook::k8s::{Action, Container, ContainerPort, Pod, Port, Probe};
-use crate::domain::names::ObjectKey;
+use crate::domain::kube::names::ObjectKey;
+use crate::kubernetes::errors::failure;
 
 /// Kubernetes' defaults of a probe, in seconds.
 const DEFAULT_PERIOD: i32 = 10;

@@ -17,13 +17,13 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use serde_json::value::RawValue;
 
-use super::wire::{self, Text};
-use crate::domain::names::ObjectKey;
-use crate::domain::object::{
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{
     Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Service, ServicePort,
     ServiceType, node_addresses,
 };
 use crate::domain::text::one_line;
+use crate::kubernetes::wire::{self, Text};
 
 /// How many left-out parts of one object are told: the first few show what is wrong, and an
 /// object may have a thousand endpoints.

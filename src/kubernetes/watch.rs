@@ -1,7 +1,7 @@
 //! Lists and watches as one stream of [`WatchEvent`]s, which mends itself.
 //!
 //! The protocol is kube's `watcher`: a list in pages, read from the API server's storage by quorum,
-//! then a watch from where the list ended. On top of it and of [`super::guard`], here is:
+//! then a watch from where the list ended. On top of it and of [`super::limits`], here is:
 //!
 //! - a back-off that grows with every failure and heals by quiet time only. kube's own resets with
 //!   each item, and the start of a list is one;
@@ -26,14 +26,14 @@ use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::EndpointSource;
-use super::endpoints::{Endpoints, subset_key};
-use super::errors::failure;
-use super::guard::WATCH_SECONDS;
-use super::slim::{EndpointSlices, Nodes, Projected, Services, Slim, View};
-use crate::domain::names::ObjectKey;
-use crate::domain::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use crate::domain::text::one_line;
+use crate::kubernetes::client::EndpointSource;
+use crate::kubernetes::endpoints::{Endpoints, subset_key};
+use crate::kubernetes::errors::failure;
+use crate::kubernetes::limits::WATCH_SECONDS;
+use crate::kubernetes::slim::{EndpointSlices, Nodes, Projected, Services, Slim, View};
 
 /// Objects in one page of a list. An EndpointSlice has up to 100 endpoints, 30 KB of text, and a page
 /// is in memory twice while it is decoded: 6 MB at most, where client-go's 500 would be 30 MB.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use super::Error;
+use crate::run::Error;
 
 /// The name under which lifecycle hooks call the registration hook.
 pub const HOOK_NAME: &str = "consul-registration-hook";

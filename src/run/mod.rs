@@ -2,17 +2,17 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`bridge`] | keeps Consul in step with the Services of the cluster |
+//! | [`bridge`] | keeps Consul in sync with the Services of the cluster |
 //! | [`plan`] | shows what `bridge` would change now, and changes nothing |
 //! | [`purge`] | removes everything that one cluster owns in Consul |
 //! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
 //! | [`install`] | copies the program into a volume |
-//! | `patience` | waits for a side that cannot be reached yet |
+//! | `daemon` | what all long-running commands share |
 
 pub mod bridge;
+mod daemon;
 pub mod hook;
 pub mod install;
-mod patience;
 pub mod plan;
 pub mod purge;
 
@@ -21,7 +21,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::consul::client::Client as ConsulClient;
+use crate::consul::http::client::Client as ConsulClient;
 
 /// How long ending the login may take at the end: one write of the servers', which takes
 /// milliseconds. After that the token stays until it runs out or somebody deletes it.

@@ -68,11 +68,11 @@ async fn bridge_at(place: &Place, url: &str, secret: &str) -> Result<Bridge> {
     Bridge::start(command.env("CONSUL_HTTP_TOKEN", secret)).await
 }
 
-async fn wait_for_reverse_keys(place: &Place, wanted: usize) -> Result<()> {
+async fn wait_for_ptr_keys(place: &Place, wanted: usize) -> Result<()> {
     eventually(DEADLINE, || async {
         let keys = place.consul.api().get(REVERSE_KEYS).await?;
         let found = keys.as_array().map_or(0, Vec::len);
-        ensure!(found == wanted, "{found} reverse records, want {wanted}");
+        ensure!(found == wanted, "{found} PTR records, want {wanted}");
         Ok(())
     })
     .await
@@ -91,10 +91,10 @@ async fn the_shipped_policies_suffice() -> Result<()> {
     for name in ["web", "api", "api-metrics"] {
         place.wait_for_instances(name, 1).await?;
     }
-    wait_for_reverse_keys(&place, 2).await?;
+    wait_for_ptr_keys(&place, 2).await?;
     place.delete("web").await?;
     place.wait_for_instances("web", 0).await?;
-    wait_for_reverse_keys(&place, 1).await?;
+    wait_for_ptr_keys(&place, 1).await?;
 
     // Not even an agent that forgot everything leaves what was deleted meanwhile.
     forgets_api(&place, &mut agent, &bridge).await?;
@@ -103,7 +103,7 @@ async fn the_shipped_policies_suffice() -> Result<()> {
     for (name, wanted) in [("new", 1), ("api", 0), ("api-metrics", 0)] {
         place.wait_for_instances(name, wanted).await?;
     }
-    wait_for_reverse_keys(&place, 1).await?;
+    wait_for_ptr_keys(&place, 1).await?;
     let status = bridge.status().await?;
     ensure!(status["counts"]["problems"] == 0, "{status}");
     ensure!(status["consul"]["trouble"].is_null(), "{status}");
@@ -152,7 +152,7 @@ async fn each_right_of_the_bridge_is_needed_and_nothing_is_removed_without_it() 
         ensure!(place.instances(name).await?.len() == 1, "{name} is gone");
     }
     let keys = place.consul.api().get(REVERSE_KEYS).await?;
-    ensure!(keys.as_array().map_or(0, Vec::len) >= 2, "reverse records are gone: {keys}");
+    ensure!(keys.as_array().map_or(0, Vec::len) >= 2, "PTR records are gone: {keys}");
     Ok(())
 }
 

@@ -5,20 +5,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
-use kube_consul::consul::agent::AgentSink;
-use kube_consul::consul::client::Client;
-use kube_consul::consul::config::{Address, Config, TokenSource};
-use kube_consul::consul::error::{Error, OperationFailure, Reach};
-use kube_consul::consul::owner::{Owner, OwnerKey};
+use kube_consul::consul::coordination::owner::{Owner, OwnerKey};
+use kube_consul::consul::coordination::sentinel::{Lost, Sentinel};
+use kube_consul::consul::http::client::Client;
+use kube_consul::consul::http::config::{Address, Config, TokenSource};
+use kube_consul::consul::http::error::{Error, OperationFailure, Reach};
+use kube_consul::consul::http::wire::{CheckBody, ServiceBody, readiness_check_id};
 use kube_consul::consul::read::{Consistency, Listing, Unknown};
-use kube_consul::consul::sentinel::{Lost, Sentinel};
-use kube_consul::consul::txn::{Encoded, NodeBody, Operation};
-use kube_consul::consul::wire::{CheckBody, ServiceBody, readiness_check_id};
-use kube_consul::domain::names::{ClusterName, Holders};
-use kube_consul::domain::record::{
-    Answer, CLUSTER_META, Check, ObservedRegistration, ObservedReverse, Registration, ReverseOwner,
-    ReverseRecord, Write,
+use kube_consul::consul::write::agent::AgentSink;
+use kube_consul::consul::write::txn::{Encoded, NodeBody, Operation};
+use kube_consul::domain::consul::names::Holders;
+use kube_consul::domain::consul::record::{
+    Answer, CLUSTER_META, Check, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
+    Registration, Write,
 };
+use kube_consul::domain::kube::names::ClusterName;
 use kube_consul_stack::{
     Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, Port, eventually, install_provider,
 };
@@ -88,9 +89,9 @@ async fn agent(client: &Client) -> Result<(Listing, Vec<ObservedRegistration>), 
     Ok((listing, found))
 }
 
-async fn reverse(client: &Client) -> Result<Vec<ObservedReverse>, Unknown> {
+async fn reverse(client: &Client) -> Result<Vec<ObservedPtr>, Unknown> {
     let mut found = Vec::new();
-    client.reverse_records(Consistency::Default, |one| found.push(one)).await?;
+    client.ptr_records(Consistency::Default, |one| found.push(one)).await?;
     Ok(found)
 }
 
@@ -167,32 +168,32 @@ async fn a_refused_registration_says_why() {
 }
 
 #[tokio::test]
-async fn reverse_records_are_written_by_check_and_set() {
+async fn ptr_records_are_written_by_check_and_set() {
     let consul = consul().await;
     let client = client(consul.url());
     let sink = AgentSink::new(client.clone(), &cluster());
     assert_eq!(reverse(&client).await.unwrap(), []);
     let key: Box<str> = "0.70.254.10.IN-ADDR.ARPA/10.254.70.176".into();
-    let put = |value: &str, cas| Write::PutReverse {
-        record: ReverseRecord { key: key.clone(), value: value.into() },
+    let put = |value: &str, cas| Write::PutPtr {
+        record: PtrRecord { key: key.clone(), value: value.into() },
         cas,
     };
     let Answer::Applied { index } = sink.write(put("a", 0)).await else { panic!() };
-    let flags = ReverseOwner::flags(&cluster());
-    let record = ReverseRecord { key: key.clone(), value: "a".into() };
-    let stored = ObservedReverse { record, flags, index };
+    let flags = PtrOwner::flags(&cluster());
+    let record = PtrRecord { key: key.clone(), value: "a".into() };
+    let stored = ObservedPtr { record, flags, index };
     assert_eq!(reverse(&client).await.unwrap(), std::slice::from_ref(&stored));
-    assert_eq!(client.reverse_record(&key).await.unwrap(), Some(stored));
+    assert_eq!(client.ptr_record(&key).await.unwrap(), Some(stored));
 
     assert_eq!(sink.write(put("b", 0)).await, Answer::Conflict);
     assert_eq!(sink.write(put("b", index + 1)).await, Answer::Conflict);
     let Answer::Applied { index: newer } = sink.write(put("b", index)).await else { panic!() };
     assert!(newer > index);
-    let delete = |cas| Write::DeleteReverse { key: key.clone(), cas };
+    let delete = |cas| Write::DeletePtr { key: key.clone(), cas };
     assert_eq!(sink.write(delete(index)).await, Answer::Conflict);
     assert_eq!(sink.write(delete(newer)).await, APPLIED);
     assert_eq!(sink.write(delete(newer)).await, APPLIED, "an absent key is removed already");
-    assert_eq!(client.reverse_record(&key).await.unwrap(), None);
+    assert_eq!(client.ptr_record(&key).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -206,7 +207,7 @@ async fn without_rights_nothing_is_known_and_nothing_is_absent() {
     assert!(matches!(reverse(&blank).await, Err(Unknown::NotAuthoritative { .. })));
     let names = blank.foreign_names(&"c".parse().unwrap(), |_| false).await;
     assert!(matches!(names, Err(Unknown::NotAuthoritative { .. })), "{names:?}");
-    let key = blank.reverse_record("0.1/a").await;
+    let key = blank.ptr_record("0.1/a").await;
     assert!(matches!(&key, Err(Unknown::Failed { source: Error::Denied { .. }, .. })), "{key:?}");
 
     let limited = client_with(consul.url(), LIMITED);
@@ -221,8 +222,8 @@ async fn without_rights_nothing_is_known_and_nothing_is_absent() {
     let sink = AgentSink::new(limited, &cluster());
     let answer = sink.write(Write::Register(registration("c_x", Check::None))).await;
     assert!(matches!(&answer, Answer::Denied(why) if why.contains("service:write")), "{answer:?}");
-    let record = ReverseRecord { key: "0.1/b".into(), value: "x".into() };
-    let answer = sink.write(Write::PutReverse { record, cas: 0 }).await;
+    let record = PtrRecord { key: "0.1/b".into(), value: "x".into() };
+    let answer = sink.write(Write::PutPtr { record, cas: 0 }).await;
     assert!(matches!(&answer, Answer::Denied(why) if why.contains("key:write")), "{answer:?}");
 
     let manager = client_with(consul.url(), MANAGEMENT);
@@ -342,7 +343,7 @@ fn futures_can_be_sent() {
     let reader = client.clone();
     sent(async move { reader.agent_registrations(&cluster(), drop).await });
     let reader = client.clone();
-    sent(async move { reader.reverse_records(Consistency::Default, drop).await });
+    sent(async move { reader.ptr_records(Consistency::Default, drop).await });
     let reader = client.clone();
     sent(async move { reader.foreign_names(&"c".parse().unwrap(), |_| true).await });
     let owner = OwnerKey::new(client.clone(), &cluster());
@@ -430,10 +431,8 @@ async fn a_fault_tells_whether_the_write_may_have_been_applied() {
     let recorder = HttpRecorder::start(consul.url()).await.unwrap();
     let sink = AgentSink::new(client(&recorder.url()), &cluster());
     let register = || Write::Register(registration("c_x", Check::None));
-    let put = || Write::PutReverse {
-        record: ReverseRecord { key: "0.1/a".into(), value: "x".into() },
-        cas: 0,
-    };
+    let put =
+        || Write::PutPtr { record: PtrRecord { key: "0.1/a".into(), value: "x".into() }, cas: 0 };
     let answer = |status: u16, text: &str| {
         Fault::Answer(StatusCode::from_u16(status).unwrap(), text.to_owned())
     };

@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use kube_consul::domain::names::ObjectKey;
-use kube_consul::domain::object::{Kind, SeenObject, WatchEvent};
+use kube_consul::domain::kube::names::ObjectKey;
+use kube_consul::domain::kube::object::{Kind, SeenObject, WatchEvent};
 use kube_consul::domain::problem::{Problem, Reason};
 use kube_consul::kubernetes::client::{
     Access, ClusterUid, Connected, EndpointSource, Environment, connect, endpoint_source,
@@ -65,8 +65,8 @@ async fn find_event(stream: &mut BoxStream<'static, Notice>, wanted: WatchEvent)
 async fn find_service(
     stream: &mut BoxStream<'static, Notice>,
     key: &ObjectKey,
-    is: impl Fn(&kube_consul::domain::object::Service) -> bool,
-) -> Result<kube_consul::domain::object::Service> {
+    is: impl Fn(&kube_consul::domain::kube::object::Service) -> bool,
+) -> Result<kube_consul::domain::kube::object::Service> {
     find(stream, &format!("Service {key}"), |notice| match notice {
         Notice::Event(WatchEvent::Seen(SeenObject::Service(found, service)))
             if found == key && is(service) =>

@@ -118,7 +118,7 @@ async fn an_agent_keeps_the_token_of_what_it_was_given() -> Result<()> {
     place.web("web", &[("http", 80)]).await?;
     let once = place.command().await?.arg("--once");
     ends_with(0, guarded.logs_in(once)).await?;
-    ensure!(guarded.tokens().await? == 1, "without it the agent cannot keep the catalog in step");
+    ensure!(guarded.tokens().await? == 1, "without it the agent cannot keep the catalog in sync");
     let bridge = Bridge::start(guarded.logs_in(place.command().await?)).await?;
     bridge.wait_ready().await?;
     bridge.stop().await?;

@@ -28,7 +28,7 @@ async fn sync(place: &Place, flags: &[&str]) -> Result<()> {
     ends_with(0, place.command().await?.arg("--once").args(flags)).await.map(drop)
 }
 
-/// The text with the namespace, and with each address and its reverse key, replaced by words.
+/// The text with the namespace, and with each address and its PTR key, replaced by words.
 fn anonymous(place: &Place, text: &str, addresses: &[(&str, &str)]) -> String {
     let mut text = text.replace(&place.namespace, "NS");
     // One address may be the beginning of another.

@@ -69,7 +69,7 @@ async fn everything_goes_once_it_is_confirmed() -> Result<()> {
     let shown = program.stdout();
     let namespace = format!("namespace {}: 2", place.namespace);
     contains(&shown, &["2 registrations and the sentinel", &namespace, "uid "])?;
-    contains(&shown, &["1 reverse record and the owner key", "A BRIDGE MAY BE RUNNING"])?;
+    contains(&shown, &["1 PTR record and the owner key", "A BRIDGE MAY BE RUNNING"])?;
     ensure!(in_agent(consul).await? == before, "it removed something");
 
     bridge.stop().await?;
@@ -147,7 +147,7 @@ async fn one_of_two_clusters_goes_from_the_catalog() -> Result<()> {
     let place = Place::new("purge").await?;
     place.web("web", &[("http", 80)]).await?;
     let of = |cluster| ["--sink", "catalog", "--cluster", cluster];
-    // The other first, so that the reverse record is its.
+    // The other first, so that the PTR record is its.
     sync(&place, &of("stays")).await?;
     sync(&place, &of("goes")).await?;
     let (consul, namespace) = (place.consul.api(), &place.namespace);
@@ -188,7 +188,7 @@ async fn a_leader_is_told_and_the_other_sink_is_left() -> Result<()> {
 
     let said = says(0, purge(&place, "kubernetes").args(["--sink=agent", "--yes"])).await?;
     let node = format!("k8s-kubernetes.{}", place.namespace);
-    contains(&said, &["Other nodes", &node, "Reverse records and the owner key stay"])?;
+    contains(&said, &["Other nodes", &node, "PTR records and the owner key stay"])?;
     place.wait_for_instances("web", 1).await?;
     ensure!(in_agent(place.consul.api()).await?.is_empty());
 

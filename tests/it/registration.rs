@@ -152,7 +152,7 @@ async fn what_changes_nothing_in_consul_costs_no_write() -> Result<()> {
     let writes = said(&recorder.writes());
     let about_last = |write: &&String| write.contains("_last_http_");
     let registered = writes.iter().filter(about_last).count();
-    ensure!(registered == 1 && writes.len() == 2, "want last and its reverse record: {writes:?}");
+    ensure!(registered == 1 && writes.len() == 2, "want last and its PTR record: {writes:?}");
     bridge.stop().await?;
 
     // Nor does a restart.

@@ -37,7 +37,7 @@ async fn wait_for_record(place: &Place, key: &str, wanted: Option<(&str, u64)>) 
 }
 
 #[tokio::test]
-async fn a_reverse_record_follows_its_service() -> Result<()> {
+async fn a_ptr_record_follows_its_service() -> Result<()> {
     let place = Place::new("reverse").await?;
     let bridge = place.bridge().await?;
     place.web("web", &[("http", 80), ("metrics", 9090)]).await?;
@@ -58,12 +58,12 @@ async fn a_reverse_record_follows_its_service() -> Result<()> {
     wait_for_record(&place, &second, Some(("web.service.dc1.consul", OURS))).await?;
     place.delete("web").await?;
     wait_for_record(&place, &second, None).await?;
-    ensure!(bridge.status().await?["counts"]["reverse_records"] == 0);
+    ensure!(bridge.status().await?["counts"]["ptr_records"] == 0);
     Ok(())
 }
 
 #[tokio::test]
-async fn only_services_have_reverse_records_unless_all_are_asked_for() -> Result<()> {
+async fn only_services_have_ptr_records_unless_all_are_asked_for() -> Result<()> {
     let place = Place::new("pods").await?;
     let (kind, ports) = (ServiceKind::HeadlessSelectorless, [("sql", 5432)]);
     place.kubernetes.service(&place.namespace, "db", kind, &ports).await?;
@@ -129,7 +129,7 @@ async fn keys_of_others_are_left_as_they_are() -> Result<()> {
     let problems = status["problems"].as_array().cloned().unwrap_or_default();
     ensure!(problems.len() == 1, "{problems:?}");
     let problem = &problems[0];
-    ensure!(problem["name"] == "other" && problem["reason"] == "ForeignReverseRecord");
+    ensure!(problem["name"] == "other" && problem["reason"] == "ForeignPtrRecord");
     let message = problem["message"].as_str().unwrap_or_default();
     for part in [keys[1].as_str(), "printer.example.com", "other.service.dc1.consul"] {
         ensure!(message.contains(part), "{message}");

@@ -134,7 +134,7 @@ async fn once_ends_in_step_or_says_why_not() -> Result<()> {
     place.web("web", &[("http", 80)]).await?;
     let once = || async { anyhow::Ok(place.command().await?.arg("--once")) };
     ends_with(0, once().await?).await?;
-    // In step means in the catalog.
+    // In sync means in the catalog.
     ensure!(place.instances("web").await?.len() == 1, "web is not registered");
     place.delete("web").await?;
     ends_with(0, once().await?).await?;
@@ -205,7 +205,7 @@ async fn three_processes_as_in_the_pod() -> Result<()> {
         (&status["consul"]["version"], consul["version"].clone()),
         (&status["consul"]["trouble"], Value::Null),
         (&status["counts"]["registrations"], json!(1)),
-        (&status["counts"]["reverse_records"], json!(1)),
+        (&status["counts"]["ptr_records"], json!(1)),
         (&status["counts"]["problems"], json!(0)),
         (&status["holding"], json!(false)),
         (&status["problems"], json!([])),
@@ -254,7 +254,7 @@ async fn takes_up_the_right_token(place: &Place, wrong: &str, why: &str) -> Resu
     // Nothing is missing that it could not know at first.
     let status = bridge.status().await?;
     ensure!(status["consul"]["datacenter"] == "dc1", "{status}");
-    ensure!(status["counts"]["reverse_records"] == 1, "{status}");
+    ensure!(status["counts"]["ptr_records"] == 1, "{status}");
     let log = bridge.program.stderr();
     for secret in [MANAGEMENT, wrong] {
         ensure!(!log.contains(secret), "a token is in the log: {log}");

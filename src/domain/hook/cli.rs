@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{HookCheck, HookRegistration, Invalid, Target, id, quoted, required, together, url};
+use crate::domain::hook::{
+    HookCheck, HookRegistration, Invalid, Target, id, quoted, required, together, url,
+};
 
 /// Interval and timeout of the check, as consul-registration-hook has them.
 const CHECK_PERIOD: Duration = Duration::from_secs(30);

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::ports::{PortDefinitions, ServicePort};
-use super::{HookCheck, HookRegistration, Invalid, Target, authority, id, quoted, url};
+use crate::domain::hook::ports::{PortDefinitions, ServicePort};
+use crate::domain::hook::{
+    HookCheck, HookRegistration, Invalid, Target, authority, id, quoted, url,
+};
 
 /// Label that names the service; a pod without it is not registered.
 pub const SERVICE_LABEL: &str = "consul";

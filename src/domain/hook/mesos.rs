@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use super::{HookRegistration, Invalid, id};
+use crate::domain::hook::{HookRegistration, Invalid, id};
 
 /// The parts of `GET /state` that a registration is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

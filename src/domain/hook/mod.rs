@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::text::excerpt;
+use crate::domain::text::excerpt;
 
 pub mod cli;
 pub mod k8s;

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::{Invalid, quoted};
+use crate::domain::hook::{Invalid, quoted};
 
 /// The variable.
 pub const PORT_DEFINITIONS: &str = "PORT_DEFINITIONS";

@@ -12,8 +12,8 @@ use http_body::Frame;
 use kube::client::Body;
 use tokio::time::{Sleep, timeout};
 
-use super::super::guard::guard;
 use super::*;
+use crate::kubernetes::limits::guard;
 
 /// How the server answers a list.
 #[derive(Clone)]
@@ -562,7 +562,7 @@ async fn the_parts_of_endpoints_come_and_go_together() {
 #[test]
 fn equal_names_are_one_text_and_unused_ones_are_dropped() {
     let named = |number: usize| {
-        let endpoint = crate::domain::object::Endpoint {
+        let endpoint = crate::domain::kube::object::Endpoint {
             address: "10.0.0.1".parse().unwrap(),
             ready: true,
             pod: None,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::run::patience::Hush;
+use crate::run::daemon::retry::LogThrottle;
 
 /// Between two signs of life: three fit into the minute after which the bridge is not ready.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(20);
@@ -42,7 +42,7 @@ pub(super) struct Drift {
     lacking: HashMap<Box<str>, Instant>,
     /// Newest failure, while it fails.
     trouble: Option<String>,
-    hush: Hush,
+    throttle: LogThrottle,
 }
 
 /// What has succeeded since the start, each needing the one before.
@@ -129,7 +129,7 @@ impl Drift {
             progress: Progress::Begun,
             lacking: HashMap::new(),
             trouble: None,
-            hush: Hush::default(),
+            throttle: LogThrottle::default(),
         }
     }
 
@@ -169,7 +169,7 @@ impl Drift {
 
     /// Consul did not do what it was asked for.
     pub(super) fn failed(&mut self, what: &str, why: String) {
-        if self.hush.may_say() {
+        if self.throttle.should_log() {
             tracing::warn!("{what}: {why}");
         }
         self.trouble = Some(why);

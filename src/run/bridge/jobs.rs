@@ -8,24 +8,25 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::introduction::Introduced;
-use super::leadership::Term;
-use super::shown::ShownIds;
-use crate::consul::client::Client;
-use crate::consul::election::Lease;
-use crate::consul::marker::Marker;
-use crate::consul::nodes::NodeNames;
-use crate::consul::owner::{ClaimError, Owner, OwnerKey};
+use crate::consul::coordination::election::Lease;
+use crate::consul::coordination::marker::Marker;
+use crate::consul::coordination::owner::{ClaimError, Owner, OwnerKey};
+use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
+use crate::consul::http::client::Client;
 use crate::consul::read::{Consistency, Unknown};
-use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
-use crate::consul::sink::Sink;
-use crate::domain::names::{ClusterName, ForeignNames, lookup_form};
-use crate::domain::record::{
-    Answer, NamespaceNodeAnswer, ObservedRegistration, ObservedReverse, RecordKey, Write,
+use crate::consul::write::nodes::NodeNames;
+use crate::consul::write::sink::Sink;
+use crate::domain::consul::names::{ForeignNames, lookup_form};
+use crate::domain::consul::record::{
+    Answer, NamespaceNodeAnswer, ObservedPtr, ObservedRegistration, RecordKey, Write,
 };
-use crate::domain::registration_id::service_of_id;
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
 use crate::run::Error;
+use crate::run::bridge::handshake::PeerInfo;
+use crate::run::bridge::leadership::Term;
+use crate::run::bridge::shown::SeenIds;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
 /// restart takes.
@@ -37,7 +38,7 @@ pub(super) type Job = BoxFuture<'static, Done>;
 /// What a job found out.
 pub(super) enum Done {
     /// The handshake is over.
-    Introduced(Result<Introduced, Error>),
+    PeerInfo(Result<PeerInfo, Error>),
     /// Writes of this term were answered, within this time.
     Wrote(Term, Vec<(RecordKey, Answer)>, Duration),
     /// The removal of a namespace's node in this term was answered.
@@ -46,14 +47,14 @@ pub(super) enum Done {
     Elected(Lease),
     /// It does no longer, and why.
     Deposed(String),
-    /// A reverse key was read.
-    ReverseRead(Box<str>, Result<Option<ObservedReverse>, String>),
+    /// A PTR key was read.
+    PtrRead(Box<str>, Result<Option<ObservedPtr>, String>),
     /// Consul was read back.
     ReadBack(Result<Owner, String>),
     /// The names that others hold were read.
     ForeignNames(Result<ForeignNames, String>),
     /// The IDs that the catalog shows on the agent's node were read.
-    Catalog(Result<ShownIds, String>),
+    Catalog(Result<SeenIds, String>),
     /// The agent lost the sentinel, or somebody changed it.
     SentinelLost(Lost),
     /// The sentinel was written again.
@@ -67,7 +68,7 @@ pub(super) enum Done {
 /// What a reading shows, while it goes on.
 pub(in crate::run) enum Observation {
     Registration(ObservedRegistration),
-    Reverse(ObservedReverse),
+    Ptr(ObservedPtr),
     /// The node of this namespace is there.
     NamespaceNode(Box<str>),
     /// Something with our mark in a place where no bridge with these options writes.
@@ -95,10 +96,10 @@ pub(super) async fn remove_namespace_node(term: Term, sink: Sink, namespace: Box
     Done::NamespaceNodeRemoved(term, namespace, answer)
 }
 
-/// Reads one reverse key.
-pub(super) async fn read_reverse(client: Client, key: Box<str>) -> Done {
-    let found = client.reverse_record(&key).await.map_err(|error| chain(&error));
-    Done::ReverseRead(key, found)
+/// Reads one PTR key.
+pub(super) async fn read_ptr(client: Client, key: Box<str>) -> Done {
+    let found = client.ptr_record(&key).await.map_err(|error| chain(&error));
+    Done::PtrRead(key, found)
 }
 
 /// Everything that a reading needs.
@@ -136,7 +137,7 @@ impl ReadBack {
                 return Err(chain(&self.marker.missing()));
             }
         }
-        self.reverse_records().await.map_err(|error| chain(&error))?;
+        self.ptr_records().await.map_err(|error| chain(&error))?;
         Ok(owner)
     }
 
@@ -144,14 +145,14 @@ impl ReadBack {
     /// is there.
     pub(in crate::run) async fn look(&self) -> Result<bool, Unknown> {
         let marked = self.registrations().await?;
-        self.reverse_records().await?;
+        self.ptr_records().await?;
         Ok(marked)
     }
 
-    async fn reverse_records(&self) -> Result<(), Unknown> {
+    async fn ptr_records(&self) -> Result<(), Unknown> {
         let seen = self.seen.clone();
-        let each = move |observed| drop(seen.send(Observation::Reverse(observed)));
-        self.client.reverse_records(self.consistency, each).await.map(drop)
+        let each = move |observed| drop(seen.send(Observation::Ptr(observed)));
+        self.client.ptr_records(self.consistency, each).await.map(drop)
     }
 
     /// Whether our marker is there: only then is absent what was not shown.
@@ -219,7 +220,7 @@ pub(in crate::run) async fn names_of_others(
 
 /// Reads which of our service IDs the catalog shows on the agent's node.
 pub(super) async fn catalog(client: Client, cluster: ClusterName, node: String) -> Done {
-    let mut ids = ShownIds::default();
+    let mut ids = SeenIds::default();
     let each = |observed: ObservedRegistration| ids.insert(&observed.registration.id);
     let result = client.catalog_registrations(&node, &cluster, Consistency::Default, each).await;
     Done::Catalog(result.map(|_| ids).map_err(|error| chain(&error)))

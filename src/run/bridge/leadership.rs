@@ -6,9 +6,9 @@ use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Bridge;
-use super::jobs::{Done, Job};
-use crate::consul::election::{Election, Lease, Rival};
+use crate::consul::coordination::election::{Election, Lease, Rival};
+use crate::run::bridge::Bridge;
+use crate::run::bridge::jobs::{Done, Job};
 
 /// How long giving the lock back may take at the end: after that its session runs out.
 const RESIGN: Duration = Duration::from_secs(1);
@@ -137,9 +137,7 @@ impl Bridge {
 
     /// Whether a standby could take over at once, while somebody else does the work.
     pub(super) fn is_warm(&self, rival: &Rival) -> bool {
-        matches!(rival, Rival::Leads(_))
-            && self.introduced.is_some()
-            && self.state.world().is_complete()
+        matches!(rival, Rival::Leads(_)) && self.peers.is_some() && self.state.cache().is_complete()
     }
 }
 

@@ -1,4 +1,4 @@
-//! `bridge`: keeps Consul in step with the Services of the cluster.
+//! `bridge`: keeps Consul in sync with the Services of the cluster.
 //!
 //! One task owns the whole state and runs one loop over what the watches say, what Consul
 //! answers, timers and the admin server's questions. Writes and readings are futures that the
@@ -6,22 +6,22 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `introduction` | the handshake with both sides before the first write (invariant 3) |
+//! | `handshake` | the handshake with both sides before the first write (invariant 3) |
 //! | `leadership` | which of several bridges writes (invariant 9) |
 //! | `writing` | sends writes and takes their answers |
 //! | `drift` | when Consul was heard, and when it is looked at again |
 //! | `reading` | looks whether Consul is as it was left |
 //! | `signs` | the token, the sentinel, Consul's leader, the cluster's identity |
 //! | `jobs` | what is under way beside the loop: requests to both sides |
-//! | `shown` | which service IDs a listing has shown |
+//! | `seen_ids` | which service IDs a listing has shown |
 //! | `telling` | logs, Events, metrics, readiness, `/status` |
 
 mod drift;
-pub(super) mod introduction;
+pub(super) mod handshake;
 pub(super) mod jobs;
 mod leadership;
 mod reading;
-mod shown;
+mod seen_ids;
 mod signs;
 mod telling;
 mod writing;
@@ -42,34 +42,34 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
 use self::drift::{Drift, Progress};
-use self::introduction::{Introduced, Introduction};
+use self::handshake::{Handshake, PeerInfo};
 use self::jobs::{Done, Job, Observation};
 use self::leadership::{Leadership, Term};
 use self::writing::Requests;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
 use crate::admin::{self, Admin, QUESTIONS, Question};
-use crate::consul::agent::AgentSink;
-use crate::consul::catalog::CatalogSink;
-use crate::consul::client::Client as ConsulClient;
-use crate::consul::config::Config;
-use crate::consul::election::Election;
-use crate::consul::marker::Marker;
-use crate::consul::nodes::NodeNames;
-use crate::consul::owner::OwnerKey;
+use crate::consul::coordination::election::Election;
+use crate::consul::coordination::marker::Marker;
+use crate::consul::coordination::owner::OwnerKey;
+use crate::consul::coordination::sentinel::Sentinel;
+use crate::consul::http::client::Client as ConsulClient;
+use crate::consul::http::config::Config;
 use crate::consul::read::AgentInfo;
-use crate::consul::sentinel::Sentinel;
-use crate::consul::sink::Sink;
-use crate::domain::object::Kind;
-use crate::domain::reconciler::{Moment, Reconciler, Target};
-use crate::domain::settings::Settings;
+use crate::consul::write::agent::AgentSink;
+use crate::consul::write::catalog::CatalogSink;
+use crate::consul::write::nodes::NodeNames;
+use crate::consul::write::sink::Sink;
+use crate::domain::kube::object::Kind;
+use crate::domain::services::settings::Settings;
+use crate::domain::sync::{Moment, Reconciler, Target};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{
     Access, Connected, EndpointSource, Environment, connect, endpoint_source,
 };
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
-use crate::run::patience::{Waits, patiently};
+use crate::run::daemon::retry::{PendingDependencies, retry_forever};
 use crate::run::{Error, log_out, runtime};
 
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
@@ -95,9 +95,9 @@ pub struct Options {
     pub cluster_uid: Option<String>,
     /// The cluster whose records are taken over.
     pub adopt: Option<String>,
-    /// Datacenter in reverse records, if not the agent's.
+    /// Datacenter in PTR records, if not the agent's.
     pub datacenter: Option<String>,
-    /// Domain in reverse records, if not the agent's.
+    /// Domain in PTR records, if not the agent's.
     pub dns_domain: Option<String>,
     /// Least time between two readings of Consul.
     pub resync: Duration,
@@ -143,7 +143,7 @@ pub(super) enum Stop {
     Interrupted,
 }
 
-/// Runs until a signal, or until all is in step with `--once`.
+/// Runs until a signal, or until all is in sync with `--once`.
 pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
         let listener = match options.once {
@@ -280,8 +280,8 @@ struct Bridge {
     /// Standing for election, or keeping the lock.
     election_job: Option<Job>,
     owner: OwnerKey,
-    introduced: Option<Met>,
-    waits: Waits,
+    peers: Option<Met>,
+    waits: PendingDependencies,
     observations: mpsc::UnboundedReceiver<Observation>,
     observe: mpsc::UnboundedSender<Observation>,
     /// When a write was applied last, or Consul was read for the first time.
@@ -328,8 +328,8 @@ impl Bridge {
             owner: OwnerKey::new(consul.clone(), &cluster),
             drift: Drift::new(resync, consul.token_generation()),
             consul,
-            introduced: None,
-            waits: Waits::default(),
+            peers: None,
+            waits: PendingDependencies::default(),
             observations,
             observe,
             last_step: Instant::now(),
@@ -344,7 +344,7 @@ impl Bridge {
 
     /// Runs until it is over. Whatever ends it, the lock is given back, and then the login is
     /// ended: but for that of the agent sink, because an agent goes on using the token of each
-    /// registration, to keep the catalog in step with it.
+    /// registration, to keep the catalog in sync with it.
     async fn run(
         mut self,
         asked: mpsc::Receiver<Question>,
@@ -425,7 +425,7 @@ impl Bridge {
 
     fn introduce(&mut self) {
         let kubernetes = (self.kubernetes.client.clone(), self.kubernetes.url.clone());
-        let introduction = Introduction::new(
+        let handshake = Handshake::new(
             &self.options,
             kubernetes,
             self.consul.clone(),
@@ -433,7 +433,7 @@ impl Bridge {
             self.marker.clone(),
             self.waits.clone(),
         );
-        self.jobs.push(introduction.run().map(Done::Introduced).boxed());
+        self.jobs.push(handshake.run().map(Done::PeerInfo).boxed());
     }
 
     /// Finds out which kind tells the endpoints.
@@ -441,7 +441,7 @@ impl Bridge {
         let (client, waits) = (self.kubernetes.client.clone(), self.waits.clone());
         async move {
             let ask = || endpoint_source(&client);
-            patiently("for the Kubernetes API to say what it has", &waits, ask).await
+            retry_forever("for the Kubernetes API to say what it has", &waits, ask).await
         }
     }
 
@@ -508,7 +508,7 @@ impl Bridge {
     fn observe(&mut self, seen: Observation) {
         match seen {
             Observation::Registration(observed) => self.state.observed_registration(&observed),
-            Observation::Reverse(observed) => self.state.observed_reverse(&observed),
+            Observation::Ptr(observed) => self.state.observed_ptr(&observed),
             Observation::NamespaceNode(namespace) => self.state.observed_namespace_node(&namespace),
             Observation::Stray(what) => self.tally.stray(what),
         }
@@ -525,19 +525,19 @@ impl Bridge {
     /// Takes what a job found out. An error ends the process.
     fn take(&mut self, done: Done) -> Result<(), Error> {
         match done {
-            Done::Introduced(introduced) => self.met(introduced?),
+            Done::PeerInfo(peers) => self.met(peers?),
             Done::Wrote(term, answers, took) => self.wrote(term, answers, took),
             Done::NamespaceNodeRemoved(term, namespace, answer) => {
                 self.namespace_node_removed(term, &namespace, answer);
             }
             Done::Elected(lease) => self.elected(lease),
             Done::Deposed(why) => self.deposed(&why),
-            Done::ReverseRead(key, found) => {
+            Done::PtrRead(key, found) => {
                 if let Err(why) = &found {
-                    tracing::debug!(key, why, "a reverse record cannot be read");
+                    tracing::debug!(key, why, "a PTR record cannot be read");
                 }
                 let now = self.now();
-                self.state.reverse_read(&key, found, now);
+                self.state.ptr_read(&key, found, now);
             }
             Done::ReadBack(result) => return self.was_read_back(result),
             Done::ForeignNames(result) => self.foreign_names(result),
@@ -550,16 +550,16 @@ impl Bridge {
         Ok(())
     }
 
-    fn met(&mut self, introduced: Introduced) {
-        let Introduced { uid, kubernetes_version, agent, zone, sentinel } = introduced;
+    fn met(&mut self, peers: PeerInfo) {
+        let PeerInfo { uid, kubernetes_version, agent, zone, sentinel } = peers;
         if zone.is_none() {
             tracing::warn!(
-                "no reverse record can be written: the datacenter or the DNS domain is not known; \
+                "no PTR record can be written: the datacenter or the DNS domain is not known; \
                  set --datacenter and --dns-domain"
             );
         }
-        self.state.set_reverse_zone(zone);
-        self.introduced = Some(Met { uid, kubernetes_version, agent });
+        self.state.set_ptr_zone(zone);
+        self.peers = Some(Met { uid, kubernetes_version, agent });
         self.watch_sentinel(sentinel);
         self.drift.heard();
         self.jobs.push(jobs::heartbeat(self.consul.clone(), drift::HEARTBEAT).boxed());
@@ -572,13 +572,13 @@ impl Bridge {
     /// Whether `--once` is over, and how.
     fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
         let deadline = deadline?;
-        if self.in_step() {
+        if self.in_sync() {
             let problems = self.state.problems().count();
             return Some(if problems == 0 && !self.state.is_holding() {
                 Ok(())
             } else {
                 Err(Error::Failed(format!(
-                    "in step but for {problems} problems{}",
+                    "in sync but for {problems} problems{}",
                     if self.state.is_holding() { " and removals that are held back" } else { "" }
                 )))
             });

@@ -6,18 +6,18 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::time::Instant;
 
-use super::Bridge;
-use super::drift::{HEARTBEAT, Progress};
-use super::introduction::other_owner;
-use super::jobs::{self, ReadBack};
-use super::shown::ShownIds;
-use crate::consul::owner::Owner;
+use crate::consul::coordination::owner::Owner;
 use crate::consul::read::Consistency;
-use crate::consul::sink::Sink;
-use crate::domain::names::ForeignNames;
-use crate::domain::reconciler::Moment;
+use crate::consul::write::sink::Sink;
+use crate::domain::consul::names::ForeignNames;
+use crate::domain::sync::Moment;
 use crate::kubernetes::watch::Relist;
 use crate::run::Error;
+use crate::run::bridge::Bridge;
+use crate::run::bridge::drift::{HEARTBEAT, Progress};
+use crate::run::bridge::handshake::other_owner;
+use crate::run::bridge::jobs::{self, ReadBack};
+use crate::run::bridge::shown::SeenIds;
 
 /// The loop turns no sooner for what the state has to do: a clock that is a little behind must not
 /// make it spin.
@@ -31,7 +31,7 @@ const SHORTEST_WAIT_FOR_DRIFT: Duration = Duration::from_millis(50);
 impl Bridge {
     /// Starts what is due.
     pub(super) fn keep_up(&mut self, now: Moment) {
-        if self.introduced.is_none() {
+        if self.peers.is_none() {
             return;
         }
         if self.state.begin_confirmation(now) {
@@ -63,7 +63,7 @@ impl Bridge {
     /// Whether the catalog can be asked for what the agent should have passed on.
     fn may_ask_catalog(&self) -> bool {
         matches!(self.sink, Sink::Agent(_))
-            && self.introduced.as_ref().is_some_and(|met| met.agent.is_some())
+            && self.peers.as_ref().is_some_and(|met| met.agent.is_some())
             && self.drift.progress() >= Progress::NamesKnown
             && self.state.is_settled()
     }
@@ -79,13 +79,13 @@ impl Bridge {
                 .filter(|_| self.leadership.may_read() && self.drift.may_hurry()),
         ];
         let state = state.into_iter().flatten().map(|moment| self.began + moment);
-        let reads = self.introduced.is_some() && self.leadership.may_read();
+        let reads = self.peers.is_some() && self.leadership.may_read();
         let drift = reads.then(|| self.drift.next(self.may_ask_catalog()));
         wake_at(Instant::now(), state.min(), drift, deadline)
     }
 
     pub(super) fn begin_read_back(&mut self) {
-        let Some(met) = &self.introduced else { return };
+        let Some(met) = &self.peers else { return };
         let reading = ReadBack {
             client: self.consul.clone(),
             cluster: self.options.settings.cluster.clone(),
@@ -120,7 +120,7 @@ impl Bridge {
                 Ok(())
             }
             Ok(Owner::Other(other)) => {
-                let ours = self.introduced.as_ref().map_or("", |met| &met.uid);
+                let ours = self.peers.as_ref().map_or("", |met| &met.uid);
                 Err(other_owner(&self.owner, &self.options.settings.cluster, ours, &other))
             }
             Err(why) => {
@@ -143,7 +143,7 @@ impl Bridge {
     }
 
     fn ask_catalog(&mut self) {
-        let Some(agent) = self.introduced.as_ref().and_then(|met| met.agent.as_ref()) else {
+        let Some(agent) = self.peers.as_ref().and_then(|met| met.agent.as_ref()) else {
             return;
         };
         let cluster = self.options.settings.cluster.clone();
@@ -151,7 +151,7 @@ impl Bridge {
         self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
     }
 
-    pub(super) fn catalog_shows(&mut self, result: Result<ShownIds, String>) {
+    pub(super) fn catalog_shows(&mut self, result: Result<SeenIds, String>) {
         let shown = match result {
             Ok(shown) => shown,
             Err(why) => return self.drift.catalog_failed(why),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::time::sleep;
 
-use super::Bridge;
-use super::drift::{HEARTBEAT, READ_BACK_RETRY};
-use super::jobs;
-use crate::consul::marker::Marker;
-use crate::consul::sentinel::{ContentHash, Lost, Sentinel};
+use crate::consul::coordination::marker::Marker;
+use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::run::Error;
+use crate::run::bridge::Bridge;
+use crate::run::bridge::drift::{HEARTBEAT, READ_BACK_RETRY};
+use crate::run::bridge::jobs;
 
 /// Between two tries to read the cluster's identity for a confirmation.
 const IDENTITY_RETRY: Duration = Duration::from_secs(2);
@@ -91,7 +91,7 @@ impl Bridge {
         &mut self,
         result: Result<Option<String>, String>,
     ) -> Result<(), Error> {
-        let ours = self.introduced.as_ref().map_or("", |met| &met.uid).to_owned();
+        let ours = self.peers.as_ref().map_or("", |met| &met.uid).to_owned();
         match result {
             // Where it may not be read, the operator vouches for it (`--cluster-uid`).
             Ok(None) => self.state.cluster_confirmed(),

@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Bridge;
-use super::drift::Progress;
 use crate::admin::Question;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::{
     Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
 };
-use crate::consul::sink::Sink;
-use crate::domain::names::ObjectKey;
-use crate::domain::object::{Kind, WatchEvent};
+use crate::consul::write::sink::Sink;
+use crate::domain::consul::record::{Answer, RecordKey};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Kind, WatchEvent};
 use crate::domain::problem::Problem;
-use crate::domain::reconciler::{Cause, Report};
-use crate::domain::record::{Answer, RecordKey};
+use crate::domain::sync::{Cause, Report};
 use crate::kubernetes::events::Regarding;
 use crate::kubernetes::watch::Trouble;
+use crate::run::bridge::Bridge;
+use crate::run::bridge::drift::Progress;
 
 /// Strays that are remembered: a screen's worth; whoever has more has read about the first.
 const MAX_STRAYS: usize = 50;
@@ -33,7 +33,7 @@ pub(super) struct Tally {
     /// Watches that fail, with the newest failure.
     watch_troubles: BTreeMap<Kind, String>,
     /// Whether the first reconciliation was ever done.
-    was_in_step: bool,
+    was_in_sync: bool,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -113,9 +113,9 @@ impl Bridge {
         }
         let metrics = &self.told.metrics;
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.services.set(gauge(self.state.world().service_count()));
+        metrics.services.set(gauge(self.state.cache().service_count()));
         metrics.registrations.set(gauge(self.state.ledger().registration_count()));
-        metrics.reverse_records.set(gauge(self.state.ledger().reverse_count()));
+        metrics.ptr_records.set(gauge(self.state.ledger().ptr_count()));
         if matches!(self.sink, Sink::Agent(_)) {
             self.tally.tell_crowd(self.state.ledger().registration_count());
         }
@@ -133,17 +133,17 @@ impl Bridge {
         });
         if changed && *self.told.readiness.borrow() == Readiness::Ready {
             tracing::info!(
-                services = self.state.world().service_count(),
+                services = self.state.cache().service_count(),
                 registrations = self.state.ledger().registration_count(),
                 problems = self.state.problems().count(),
-                "in step"
+                "in sync"
             );
         }
     }
 
     fn tell_report(&mut self, report: Report) {
         match report {
-            Report::InStep { service, written, removed, instances } => {
+            Report::InSync { service, written, removed, instances } => {
                 let (namespace, name) = (&service.namespace, &service.name);
                 let what = if written == 0 { "deregistered" } else { "registered" };
                 tracing::info!(%namespace, service = %name, instances, written, removed, "{what}");
@@ -184,7 +184,7 @@ impl Bridge {
         self.problem_gauge(&problem, 1);
         tracing::warn!(kind = kind.as_str(), namespace = %key.namespace, name = %key.name, "{problem}");
         let uid = match kind {
-            Kind::Service => self.state.world().service(&key).map(|service| service.uid.clone()),
+            Kind::Service => self.state.cache().service(&key).map(|service| service.uid.clone()),
             Kind::EndpointSlice | Kind::Node | Kind::Namespace => None,
         };
         self.told.reporter.report(Regarding { kind, key, uid }, problem);
@@ -193,7 +193,7 @@ impl Bridge {
     pub(super) fn tell_write(&self, record: &RecordKey, answer: &Answer, took: Duration) {
         let kind = match record {
             RecordKey::Registration(_) => "registration",
-            RecordKey::Reverse(_) => "reverse",
+            RecordKey::Ptr(_) => "reverse",
         };
         let (result, why) = match answer {
             Answer::NotSent => return,
@@ -222,13 +222,11 @@ impl Bridge {
 
     /// Whether both sides were reached and read.
     pub(super) fn is_connected(&self) -> bool {
-        self.introduced.is_some()
-            && self.state.is_listed()
-            && self.drift.progress() >= Progress::Read
+        self.peers.is_some() && self.state.is_listed() && self.drift.progress() >= Progress::Read
     }
 
     /// Whether all that can be is registered, as far as the agent goes.
-    pub(super) fn in_step(&self) -> bool {
+    pub(super) fn in_sync(&self) -> bool {
         self.is_connected()
             && self.drift.progress() >= Progress::NamesKnown
             && self.state.is_settled()
@@ -240,19 +238,19 @@ impl Bridge {
     fn is_shown(&self) -> bool {
         matches!(self.sink, Sink::Catalog(_))
             || self.drift.progress() >= Progress::Shown
-            || self.introduced.as_ref().is_some_and(|met| met.agent.is_none())
+            || self.peers.as_ref().is_some_and(|met| met.agent.is_none())
     }
 
     fn is_ready(&mut self) -> bool {
         if let Some(rival) = self.leadership.rival() {
             return self.is_warm(&rival) && self.drift.is_heard();
         }
-        self.tally.was_in_step |= self.in_step();
-        self.tally.was_in_step && self.drift.is_heard()
+        self.tally.was_in_sync |= self.in_sync();
+        self.tally.was_in_sync && self.drift.is_heard()
     }
 
     pub(super) fn not_ready_reason(&self) -> String {
-        if self.introduced.is_none() {
+        if self.peers.is_none() {
             let waits = self.waits.reason();
             return waits.unwrap_or_else(|| "waiting for Kubernetes and Consul".to_owned());
         }
@@ -269,7 +267,7 @@ impl Bridge {
             return format!("waiting for Consul{trouble}");
         }
         if !self.state.is_settled() {
-            return format!("{} Services are being brought in step{trouble}", self.state.backlog());
+            return format!("{} Services are being brought in sync{trouble}", self.state.backlog());
         }
         format!("waiting for the catalog to show all records{trouble}")
     }
@@ -285,13 +283,13 @@ impl Bridge {
     fn page(&self, after: Option<&ObjectKey>) -> Page {
         let readiness = self.told.readiness.borrow().clone();
         let settings = &self.options.settings;
-        let services = self.state.world().services_after(after);
+        let services = self.state.cache().services_after(after);
         let mut rest = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
         let services: Vec<ServiceStatus> =
             rest.by_ref().take(PAGE).map(|(key, _)| self.service(key)).collect();
         let last = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
         let next = rest.next().and(last);
-        let met = self.introduced.as_ref();
+        let met = self.peers.as_ref();
         let agent = met.and_then(|met| met.agent.as_ref());
         Page {
             cluster: self.options.settings.cluster.to_string(),
@@ -316,9 +314,9 @@ impl Bridge {
                 trouble: self.drift.trouble().map(ToOwned::to_owned),
             },
             counts: Counts {
-                services: self.state.world().service_count(),
+                services: self.state.cache().service_count(),
                 registrations: self.state.ledger().registration_count(),
-                reverse_records: self.state.ledger().reverse_count(),
+                ptr_records: self.state.ledger().ptr_count(),
                 backlog: self.state.backlog(),
                 problems: self.state.problems().count(),
             },

@@ -8,11 +8,11 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::Bridge;
-use super::jobs::{self, Done, Job};
-use super::leadership::Term;
-use crate::domain::reconciler::Action;
-use crate::domain::record::{Answer, NamespaceNodeAnswer, RecordKey};
+use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, RecordKey};
+use crate::domain::sync::Action;
+use crate::run::bridge::Bridge;
+use crate::run::bridge::jobs::{self, Done, Job};
+use crate::run::bridge::leadership::Term;
 
 /// How long writes in flight may take to finish at the end (invariant 10).
 const FINISH: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl Requests {
 impl Bridge {
     /// Sends what can be sent.
     pub(super) fn dispatch(&mut self) {
-        while self.introduced.is_some() && self.leadership.may_write() && self.requests.has_room() {
+        while self.peers.is_some() && self.leadership.may_write() && self.requests.has_room() {
             let actions = self.state.next_actions(self.now(), self.sink.groups());
             if actions.is_empty() {
                 return;
@@ -71,8 +71,8 @@ impl Bridge {
             for action in actions {
                 match action {
                     Action::Write(writes) => groups.push(writes),
-                    Action::ReadReverse(key) => {
-                        single.push(jobs::read_reverse(self.consul.clone(), key).boxed());
+                    Action::ReadPtr(key) => {
+                        single.push(jobs::read_ptr(self.consul.clone(), key).boxed());
                     }
                     Action::RemoveNamespaceNode(namespace) => {
                         let removal =
@@ -158,13 +158,13 @@ mod tests {
                 most.fetch_max(under_way.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
                 sleep(Duration::from_millis(1)).await;
                 under_way.fetch_sub(1, Ordering::Relaxed);
-                Done::ReverseRead(format!("{number}").into(), Ok(None))
+                Done::PtrRead(format!("{number}").into(), Ok(None))
             };
             requests.send(request.boxed());
         }
         assert!(!requests.has_room());
         let mut answers = Vec::new();
-        while let Some(Done::ReverseRead(key, _)) = requests.answered().await {
+        while let Some(Done::PtrRead(key, _)) = requests.answered().await {
             answers.push(key);
         }
         assert_eq!(answers.len(), 60);

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Error;
-use super::retry::{Unsettled, retry};
-use crate::consul::client::Client;
-use crate::consul::config::Config;
-use crate::consul::{error, hook};
+use crate::consul::http::client::Client;
+use crate::consul::http::config::Config;
+use crate::consul::http::error;
+use crate::consul::write::hook;
 use crate::domain::hook::HookRegistration;
 use crate::domain::text::chain;
+use crate::run::hook::Error;
+use crate::run::hook::retry::{Unsettled, retry};
 
 /// Time between two looks at the catalog, at first: an agent's write is there within some
 /// milliseconds.

@@ -6,14 +6,14 @@ use std::time::Duration;
 use kube::Client;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::instances::{Instance, Instances};
-use super::retry::retry;
-use super::{Error, Unsettled};
 use crate::domain::hook::k8s::{Attempt, Decision, Pod, Variables, decide};
-use crate::domain::names::ObjectKey;
+use crate::domain::kube::names::ObjectKey;
 use crate::kubernetes::client::{Access, Environment, connect};
 use crate::kubernetes::pods;
 use crate::probe::Prober;
+use crate::run::hook::instances::{Instance, Instances};
+use crate::run::hook::retry::retry;
+use crate::run::hook::{Error, Unsettled};
 
 /// Time between two looks at a pod without an address: its sandbox takes some tenths of a
 /// second.

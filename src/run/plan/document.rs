@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::admin::status::ObjectProblem;
-use crate::domain::difference::FieldChange;
-use crate::domain::forecast::{Change, Verb};
-use crate::domain::names::ObjectKey;
-use crate::domain::reconciler::Cause;
-use crate::domain::record::RecordKey;
+use crate::domain::consul::record::RecordKey;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::report::difference::FieldChange;
+use crate::domain::report::forecast::{Change, Verb};
+use crate::domain::sync::Cause;
 
 /// A plan. Its JSON (`--output json`) is one object with the fields of these types; new ones may
 /// be added, none changes its meaning. Everything is in a fixed order: two plans of the same
@@ -153,7 +153,7 @@ pub(super) fn services(changes: BTreeMap<ObjectKey, Vec<Change>>) -> Vec<Service
 fn record(change: Change) -> RecordChange {
     let (record, key) = match change.record {
         RecordKey::Registration(id) => ("registration", id),
-        RecordKey::Reverse(key) => ("reverse", key),
+        RecordKey::Ptr(key) => ("reverse", key),
     };
     RecordChange {
         action: change.verb,

@@ -18,28 +18,29 @@ use tokio_stream::StreamMap;
 
 pub use self::document::Plan;
 use self::document::{OwnChange, State, Summary, held, services};
-use super::bridge::introduction::{Introduced, Introduction};
-use super::bridge::jobs::{Observation, ReadBack, names_of_others};
-use super::bridge::{Options, SinkOptions, consul, kubernetes, signals, sink};
-use super::patience::Waits;
-use super::{Error, log_out, runtime};
 use crate::admin::status::ObjectProblem;
-use crate::consul::client::Client as ConsulClient;
-use crate::consul::marker::Marker;
-use crate::consul::nodes::NodeNames;
-use crate::consul::owner::{Owner, OwnerKey};
-use crate::consul::purge::Mark;
+use crate::consul::coordination::marker::Marker;
+use crate::consul::coordination::owner::{Owner, OwnerKey};
+use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::Consistency;
-use crate::domain::forecast::{Forecast, Reading, Verb};
-use crate::domain::names::{ForeignNames, ObjectKey};
-use crate::domain::object::Kind;
-use crate::domain::reconciler::{Action, Cause, Moment, Reconciler};
-use crate::domain::record::{Answer, NamespaceNodeAnswer, Write};
+use crate::consul::write::nodes::NodeNames;
+use crate::consul::write::purge::Mark;
+use crate::domain::consul::names::ForeignNames;
+use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, Write};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::domain::report::forecast::{Forecast, Reading, Verb};
+use crate::domain::sync::{Action, Cause, Moment, Reconciler};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
 use crate::kubernetes::watch::{
     Error as WatchError, Notice, Relist, endpoints, nodes, services as watch_services,
 };
+use crate::run::bridge::handshake::{Handshake, PeerInfo};
+use crate::run::bridge::jobs::{Observation, ReadBack, names_of_others};
+use crate::run::bridge::{Options, SinkOptions, consul, kubernetes, signals, sink};
+use crate::run::daemon::retry::PendingDependencies;
+use crate::run::{Error, log_out, runtime};
 
 /// A plan is of one moment.
 const NOW: Moment = Moment::ZERO;
@@ -89,8 +90,8 @@ async fn make(options: &Options, consul: &ConsulClient, limit: Duration) -> Resu
     let kubernetes = kubernetes(options).await?;
     let (_, marker, _) = sink(options, consul);
     let owner = OwnerKey::new(consul.clone(), &options.settings.cluster);
-    let waits = Waits::default();
-    let introduction = Introduction::new(
+    let waits = PendingDependencies::default();
+    let handshake = Handshake::new(
         options,
         (kubernetes.client.clone(), kubernetes.url.clone()),
         consul.clone(),
@@ -98,12 +99,12 @@ async fn make(options: &Options, consul: &ConsulClient, limit: Duration) -> Resu
         marker.clone(),
         waits.clone(),
     );
-    let (introduced, holder) = timeout(limit, introduction.look()).await.map_err(|_| {
+    let (peers, holder) = timeout(limit, handshake.look()).await.map_err(|_| {
         let why = waits.reason().unwrap_or_else(|| "no answer yet".to_owned());
         Error::Failed(format!("not reached within --timeout: {why}"))
     })??;
-    let planner = Planner::new(options, consul.clone(), marker, owner, &introduced);
-    planner.run(&kubernetes, limit, introduced, holder).await
+    let planner = Planner::new(options, consul.clone(), marker, owner, &peers);
+    planner.run(&kubernetes, limit, peers, holder).await
 }
 
 /// Collects what both sides show.
@@ -136,15 +137,15 @@ impl<'a> Planner<'a> {
         consul: ConsulClient,
         marker: Marker,
         owner: OwnerKey,
-        introduced: &Introduced,
+        peers: &PeerInfo,
     ) -> Self {
         let mut state =
             Reconciler::new(options.settings.clone()).with_target(options.sink.target());
-        state.set_reverse_zone(introduced.zone.clone());
+        state.set_ptr_zone(peers.zone.clone());
         let mut notes = BTreeSet::new();
-        if introduced.zone.is_none() {
+        if peers.zone.is_none() {
             notes.insert(
-                "no reverse record can be written: the datacenter or the DNS domain is not known; \
+                "no PTR record can be written: the datacenter or the DNS domain is not known; \
                  set --datacenter and --dns-domain"
                     .to_owned(),
             );
@@ -169,10 +170,10 @@ impl<'a> Planner<'a> {
         mut self,
         kubernetes: &Connected,
         limit: Duration,
-        introduced: Introduced,
+        peers: PeerInfo,
         holder: Option<Owner>,
     ) -> Result<Plan, Error> {
-        let marked = self.read(kubernetes, limit, &introduced.uid).await?;
+        let marked = self.read(kubernetes, limit, &peers.uid).await?;
         self.progress.finish_and_clear();
         let mut forecast = Forecast::new(self.options.settings.cluster.clone());
         let mut nodes = BTreeMap::new();
@@ -182,12 +183,12 @@ impl<'a> Planner<'a> {
             self.drain(Some(&causes), &mut forecast, &mut nodes).await?;
         }
         let services = services(forecast.changes(&self.reading));
-        let mut own = self.marks(marked, holder.as_ref(), &introduced.uid);
+        let mut own = self.marks(marked, holder.as_ref(), &peers.uid);
         own.extend(nodes.into_values());
         let problems = self.state.problems().iter().map(ObjectProblem::new);
         Ok(Plan {
             cluster: self.options.settings.cluster.to_string(),
-            cluster_uid: introduced.uid,
+            cluster_uid: peers.uid,
             sink: match self.options.sink {
                 SinkOptions::Agent => "agent",
                 SinkOptions::Catalog { .. } => "catalog",
@@ -319,8 +320,8 @@ impl<'a> Planner<'a> {
                 let registration = observed.registration;
                 self.reading.registrations.insert(registration.id.clone(), registration);
             }
-            Observation::Reverse(observed) => {
-                self.state.observed_reverse(&observed);
+            Observation::Ptr(observed) => {
+                self.state.observed_ptr(&observed);
                 let record = observed.record;
                 self.reading.reverse.insert(record.key, record.value);
             }
@@ -359,8 +360,8 @@ impl<'a> Planner<'a> {
                         }
                     }
                     // Only after a write whose fate is not known, and each of these is.
-                    Action::ReadReverse(key) => {
-                        self.state.reverse_read(&key, Ok(None), NOW);
+                    Action::ReadPtr(key) => {
+                        self.state.ptr_read(&key, Ok(None), NOW);
                     }
                     Action::RemoveNamespaceNode(namespace) => {
                         self.remove_namespace_node(&namespace, gravest, nodes).await?;
@@ -378,7 +379,7 @@ impl<'a> Planner<'a> {
         nodes: &mut BTreeMap<Box<str>, OwnChange>,
     ) {
         let key = write.key();
-        let service = self.state.in_flight_for(&key).cloned().unwrap_or_else(ObjectKey::nobody);
+        let service = self.state.in_flight_for(&key).cloned().unwrap_or_else(ObjectKey::orphaned);
         let held_by = why(&service);
         if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
             && !self.reading.nodes.contains(&registration.namespace)

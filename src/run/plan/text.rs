@@ -4,10 +4,10 @@ use std::fmt::{self, Write as _};
 
 use anstyle::{AnsiColor, Style};
 
-use super::document::{Plan, RecordChange, ServiceChanges, State, Summary};
-use crate::domain::difference::{FieldChange, FieldValue};
-use crate::domain::forecast::Verb;
+use crate::domain::report::difference::{FieldChange, FieldValue};
+use crate::domain::report::forecast::Verb;
 use crate::domain::text::one_line;
+use crate::run::plan::document::{Plan, RecordChange, ServiceChanges, State, Summary};
 
 /// Longest value that is shown whole, in bytes: the longest that Consul takes in meta.
 const MAX_VALUE: usize = 512;

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
-use super::Cluster;
-use crate::consul::client::Client;
-use crate::consul::lock::Lock;
-use crate::consul::nodes::NodeNames;
-use crate::consul::owner::OwnerKey;
-use crate::consul::purge::{Mark, MarkedKey, MarkedService, OnNode};
+use crate::consul::coordination::lock::Lock;
+use crate::consul::coordination::owner::OwnerKey;
+use crate::consul::coordination::sentinel::Sentinel;
+use crate::consul::http::client::Client;
 use crate::consul::read::Unknown;
-use crate::consul::sentinel::Sentinel;
+use crate::consul::write::nodes::NodeNames;
+use crate::consul::write::purge::{Mark, MarkedKey, MarkedService, OnNode};
 use crate::domain::text::one_line;
+use crate::run::purge::Cluster;
 
 /// Namespaces that are shown for one place: a screen's worth.
 const MAX_NAMESPACES: usize = 20;
@@ -147,7 +147,7 @@ impl Inventory {
             writeln!(
                 text,
                 "  {}{owner}, {}",
-                counted(self.keys.len(), "reverse record"),
+                counted(self.keys.len(), "PTR record"),
                 if self.others.is_empty() {
                     "last of all"
                 } else {
@@ -302,7 +302,7 @@ To be removed:
   catalog, node k8s-eu.shop: 1 registration
     namespace shop: 1
     it stays, with what no bridge made: x
-  0 reverse records and the owner key, which stay as long as other nodes have registrations of the cluster
+  0 PTR records and the owner key, which stay as long as other nodes have registrations of the cluster
 Node odd has the cluster's mark and no bridge made it: it is left alone.
 Other nodes with registrations of the cluster: b, c. An agent's are removed with CONSUL_HTTP_ADDR set to that agent, the catalog's with --sink catalog.
 Nothing tells whether a bridge with --sink catalog and without --leader-elect runs: make sure that none does, it would write again what is removed.

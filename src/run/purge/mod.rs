@@ -2,7 +2,7 @@
 //! not needed.
 //!
 //! Kept here: nothing is removed before all was read completely (invariant 1), nothing without
-//! the mark (invariant 2), and reverse records and the owner key go only when the catalog has no
+//! the mark (invariant 2), and PTR records and the owner key go only when the catalog has no
 //! registration of the cluster any more. Whatever interrupts it, the same command goes on.
 
 mod inventory;
@@ -19,16 +19,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use tokio::time::{Instant, sleep};
 
 use self::inventory::{AgentPart, Inventory, NodePart, clean, registrations, write_namespaces};
-use super::bridge::{Stop, signals};
-use super::{Error, log_out, runtime};
-use crate::consul::client::Client;
-use crate::consul::config::Config;
-use crate::consul::lock::Lock;
-use crate::consul::owner::OwnerKey;
-use crate::consul::purge::{Left, Mark};
-use crate::consul::txn::{MAX_OPERATIONS, Operation};
-use crate::domain::names::ClusterName;
+use crate::consul::coordination::lock::Lock;
+use crate::consul::coordination::owner::OwnerKey;
+use crate::consul::http::client::Client;
+use crate::consul::http::config::Config;
+use crate::consul::write::purge::{Left, Mark};
+use crate::consul::write::txn::{MAX_OPERATIONS, Operation};
+use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
+use crate::run::bridge::{Stop, signals};
+use crate::run::{Error, log_out, runtime};
 
 /// Requests to an agent under way at a time: as many as a bridge makes.
 const AGENT_REQUESTS: usize = 16;
@@ -231,7 +231,7 @@ impl Removal {
         Ok(())
     }
 
-    /// Reverse records and the owner key, if no registration is left.
+    /// PTR records and the owner key, if no registration is left.
     async fn remove_last(
         &mut self,
         cluster: &Cluster,
@@ -242,7 +242,7 @@ impl Removal {
         if !others.is_empty() {
             let others: Vec<String> = others.iter().map(|node| clean(node)).collect();
             return say(&format!(
-                "Reverse records and the owner key stay: {} still have registrations of the cluster.\n",
+                "PTR records and the owner key stay: {} still have registrations of the cluster.\n",
                 others.join(", ")
             ));
         }
@@ -386,7 +386,7 @@ impl Removal {
         }
     }
 
-    fn answered(&mut self, what: String, answer: Result<(), crate::consul::error::Error>) {
+    fn answered(&mut self, what: String, answer: Result<(), crate::consul::http::error::Error>) {
         match answer {
             Ok(()) => self.count(1),
             Err(error) => self.left.push((what, error.chain())),

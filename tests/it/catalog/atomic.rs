@@ -1,5 +1,5 @@
 //! What belongs together is written together: seen by a reader that takes a service, its check
-//! and its reverse record at one moment.
+//! and its PTR record at one moment.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ struct Subject {
 // === impl Subject ===
 
 impl Subject {
-    /// Reads of its service, its check and its reverse record.
+    /// Reads of its service, its check and its PTR record.
     fn reads(&self, namespace: &str) -> [Value; 3] {
         let node = format!("k8s-{CLUSTER}.{namespace}");
         let id = format!("{CLUSTER}_{namespace}_{}_http_{}", self.name, self.address);
@@ -48,7 +48,7 @@ impl Subject {
         let [service, check, reverse] = found[..] else { return Some("no answer".to_owned()) };
         let name = &self.name;
         if service != reverse {
-            return Some(format!("{name}: service {service}, reverse record {reverse}"));
+            return Some(format!("{name}: service {service}, PTR record {reverse}"));
         }
         if check && !service {
             return Some(format!("{name}: a check without its service"));
@@ -124,7 +124,7 @@ async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
     let names: Vec<String> = subjects.iter().map(|it| it.name.clone()).collect();
     let place = (CLUSTER, objects.namespace.as_str());
     wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
-    // Each is there with its reverse record, and those that are not ready with their check.
+    // Each is there with its PTR record, and those that are not ready with their check.
     let reads: Vec<Value> = subjects.iter().flat_map(|it| it.reads(&objects.namespace)).collect();
     let expected: Vec<bool> =
         subjects.iter().flat_map(|it| [true, !it.is_ever_ready, true]).collect();
@@ -134,6 +134,6 @@ async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
         Ok(())
     })
     .await?;
-    lookout.finish_with_gaps("service, check and reverse record").await?;
+    lookout.finish_with_gaps("service, check and PTR record").await?;
     bridge.stop().await
 }

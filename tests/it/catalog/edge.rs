@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use http::StatusCode;
-use kube_consul::consul::catalog::{CatalogSink, Fence};
-use kube_consul::consul::client::Client;
-use kube_consul::consul::config::Config;
-use kube_consul::consul::nodes::NodeNames;
+use kube_consul::consul::http::client::Client;
+use kube_consul::consul::http::config::Config;
 use kube_consul::consul::read::Consistency;
-use kube_consul::domain::names::ClusterName;
-use kube_consul::domain::record::{
-    Answer, CLUSTER_META, Check, NamespaceNodeAnswer, RecordKey, Registration, ReverseRecord, Write,
+use kube_consul::consul::write::catalog::{CatalogSink, Fence};
+use kube_consul::consul::write::nodes::NodeNames;
+use kube_consul::domain::consul::record::{
+    Answer, CLUSTER_META, Check, NamespaceNodeAnswer, PtrRecord, RecordKey, Registration, Write,
 };
+use kube_consul::domain::kube::names::ClusterName;
 use kube_consul_stack::{Consul, ConsulOptions, Fault, HttpRecorder, install_provider};
 use serde_json::{Value, json};
 
@@ -57,10 +57,10 @@ fn registration(namespace: &str, number: usize) -> Registration {
 
 fn reverse(registration: &Registration, cas: u64) -> Write {
     let key = format!("0.0.0.10.IN-ADDR.ARPA/{}", registration.address);
-    Write::PutReverse { record: ReverseRecord { key: key.into(), value: "svc".into() }, cas }
+    Write::PutPtr { record: PtrRecord { key: key.into(), value: "svc".into() }, cas }
 }
 
-/// An instance with its reverse record.
+/// An instance with its PTR record.
 fn group(registration: Registration, cas: u64) -> Vec<Write> {
     let reverse = reverse(&registration, cas);
     vec![Write::Register(registration), reverse]
@@ -82,8 +82,9 @@ async fn on(consul: &Consul, namespace: &str) -> Vec<Registration> {
     let mut found = Vec::new();
     let client = client(consul.url());
     let node = format!("k8s-c.{namespace}");
-    let each =
-        |one: kube_consul::domain::record::ObservedRegistration| found.push(one.registration);
+    let each = |one: kube_consul::domain::consul::record::ObservedRegistration| {
+        found.push(one.registration);
+    };
     client.catalog_registrations(&node, &cluster(), Consistency::Consistent, each).await.unwrap();
     found.sort_by(|a, b| a.id.cmp(&b.id));
     found
@@ -120,7 +121,7 @@ async fn what_got_no_answer_is_written_again_and_costs_nothing() {
     assert_eq!(index().await, before, "nobody who watches is woken up");
     assert_eq!(on(&consul, "ns").await, sorted(wanted));
 
-    // A reverse record that was applied conflicts, and so do only those that go with it.
+    // A PTR record that was applied conflicts, and so do only those that go with it.
     let lost = registration("ns", 100);
     recorder.fault_times(1, Fault::DropAfter, is_service);
     write(&sink, vec![group(lost.clone(), 0)]).await;
@@ -137,7 +138,7 @@ enum Fate {
     Applied,
     /// Consul does not take such an address.
     Refused,
-    /// Its reverse record is not as it was thought to be.
+    /// Its PTR record is not as it was thought to be.
     Conflict,
 }
 

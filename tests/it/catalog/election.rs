@@ -25,17 +25,17 @@ async fn wait_for_lead(bridge: &Bridge) -> Result<()> {
     .await
 }
 
-/// Numbers of registrations, reverse records and problems, by `/status` and by `/metrics`.
+/// Numbers of registrations, PTR records and problems, by `/status` and by `/metrics`.
 async fn told(bridge: &Bridge) -> Result<String> {
     let counts = &bridge.status().await?["counts"];
     let metric = async |series: &str| anyhow::Ok(bridge.metric(series).await?.unwrap_or_default());
     Ok(format!(
         "{} {} {}, {} {} {}",
         counts["registrations"],
-        counts["reverse_records"],
+        counts["ptr_records"],
         counts["problems"],
         metric("kube_consul_registrations").await?,
-        metric("kube_consul_reverse_records").await?,
+        metric("kube_consul_ptr_records").await?,
         metric("kube_consul_problems{reason=\"InvalidAnnotation\"}").await?,
     ))
 }

@@ -79,7 +79,7 @@ async fn ten_thousand_instances() -> Result<()> {
     let bridge = ready(command.clone()).await?;
     let writes = servers.recorder.writes().len();
     let took = writing_took(&servers);
-    println!("10,000 instances in step after {:?}; {writes} writes in {took:?}", began.elapsed());
+    println!("10,000 instances in sync after {:?}; {writes} writes in {took:?}", began.elapsed());
     for (objects, services) in [&stays, &goes].into_iter().zip(SERVICES) {
         let found = count_on(servers.api(), &objects.namespace).await?;
         ensure!(found == services * ENDPOINTS, "{found} in {}", objects.namespace);
@@ -91,7 +91,7 @@ async fn ten_thousand_instances() -> Result<()> {
     servers.recorder.clear();
     let began = Instant::now();
     ready(command.clone()).await?.stop().await?;
-    println!("read back and in step after {:?}", began.elapsed());
+    println!("read back and in sync after {:?}", began.elapsed());
     let bridge = ready(command).await?;
     ensure!(servers.recorder.writes().is_empty(), "{:#?}", servers.recorder.writes());
 

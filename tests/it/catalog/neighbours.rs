@@ -86,7 +86,7 @@ async fn two_clusters_with_equal_names_each_keep_their_own() -> Result<()> {
     let (our_bridge, _their_bridge) = start().await?;
     for (recorder, node) in [(our_recorder, &our_node), (their_recorder, &their_node)] {
         let writes: Vec<Value> = recorder.writes().iter().flat_map(operations).collect();
-        ensure!(writes.len() == 2, "a service and its reverse record: {writes:#?}");
+        ensure!(writes.len() == 2, "a service and its PTR record: {writes:#?}");
         ensure!(writes[0]["Service"]["Node"] == **node, "{writes:#?}");
     }
     wait_for_nodes_of(servers.api(), "web", &[&their_node]).await?;
@@ -161,6 +161,6 @@ async fn a_changed_name_template_leaves_no_gap() -> Result<()> {
     lookout.finish_with_gaps("a changed template").await?;
     let reverse = consul.api().get("/v1/kv/0.?recurse").await?;
     let reverse = reverse.as_array().map_or(0, Vec::len);
-    ensure!(reverse == names.len(), "{reverse} reverse records");
+    ensure!(reverse == names.len(), "{reverse} PTR records");
     bridge.stop().await
 }

@@ -82,7 +82,7 @@ impl Site {
         stream::iter(names).map(create).buffer_unordered(AT_A_TIME).try_collect::<()>().await
     }
 
-    /// Waits until the catalog shows exactly these Consul names, and a reverse record for each.
+    /// Waits until the catalog shows exactly these Consul names, and a PTR record for each.
     async fn wait_for_names(&self, names: &BTreeSet<String>) -> Result<Shown> {
         wait_for_names(&self.place.consul, names).await
     }
@@ -113,7 +113,7 @@ fn numbered(prefix: &str, numbers: std::ops::Range<usize>) -> BTreeSet<String> {
 struct Shown {
     /// Registrations in the catalog, by their ID.
     instances: BTreeMap<String, Instance>,
-    /// Keys of reverse records.
+    /// Keys of PTR records.
     reverse: BTreeSet<String>,
 }
 
@@ -181,7 +181,7 @@ async fn wait_for_names(consul: &Consul, names: &BTreeSet<String>) -> Result<Sho
         let found = shown.names();
         ensure!(
             found == *names && shown.reverse.len() == names.len(),
-            "missing {:?}, too many {:?}, {} reverse records",
+            "missing {:?}, too many {:?}, {} PTR records",
             names.difference(&found).collect::<Vec<_>>(),
             found.difference(names).collect::<Vec<_>>(),
             shown.reverse.len()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Site, look_after, numbered};
 use crate::support::Bridge;
 
-/// IDs and keys that a write changes; what is neither a registration nor a reverse record of
+/// IDs and keys that a write changes; what is neither a registration nor a PTR record of
 /// ours is told as it is.
 fn written(request: &Recorded) -> Vec<String> {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();

@@ -26,7 +26,7 @@ async fn sigterm_lets_writes_in_flight_finish_and_keeps_what_is_registered() -> 
     let bridge = site.bridge().await?;
     site.wait_for_names(&numbered("svc", 0..3)).await?;
     site.recorder.clear();
-    // Of a registration and its reverse record: two seconds in all.
+    // Of a registration and its PTR record: two seconds in all.
     site.recorder.fault(Fault::Delay(Duration::from_secs(1)), Recorded::is_write);
     site.create(numbered("svc", 3..4)).await?;
     wait_for_a_write(&site).await?;

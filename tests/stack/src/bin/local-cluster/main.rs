@@ -78,7 +78,7 @@ async fn run(arguments: &Arguments, screen: &Screen) -> Result<()> {
         outcome = interrupted() => return outcome,
     };
     let steps = cluster.steps()?;
-    println!("\n{}\n", screen.heading("Kubernetes and Consul are in step. Try, in another shell:"));
+    println!("\n{}\n", screen.heading("Kubernetes and Consul are in sync. Try, in another shell:"));
     for step in &steps {
         step.print(screen);
     }

@@ -68,8 +68,8 @@ pub fn steps(places: &Places) -> Result<Vec<Step>> {
             1,
         ),
         step(
-            "its reverse record, for other DNS servers",
-            format!("curl -sS '{consul}/v1/kv/{}?raw'; echo", reverse_key(address)?),
+            "its PTR record, for other DNS servers",
+            format!("curl -sS '{consul}/v1/kv/{}?raw'; echo", ptr_key(address)?),
             "web.service.dc1.consul",
             1,
         ),
@@ -96,8 +96,8 @@ pub fn steps(places: &Places) -> Result<Vec<Step>> {
     ])
 }
 
-/// The key of an IPv4 address's reverse record.
-fn reverse_key(address: &str) -> Result<String> {
+/// The key of an IPv4 address's PTR record.
+fn ptr_key(address: &str) -> Result<String> {
     let parsed: Ipv4Addr =
         address.parse().with_context(|| format!("the ClusterIP {address} is no IPv4 address"))?;
     let [a, b, c, _] = parsed.octets();

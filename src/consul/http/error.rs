@@ -1,0 +1,495 @@
+//! What can go wrong with a request to Consul, sorted by what it means for a write.
+
+use serde::Deserialize;
+
+use crate::consul::http::token;
+use crate::domain::consul::record::Answer;
+use crate::domain::text::{chain, one_line};
+
+/// Longest text of Consul's that is kept in an error, in bytes: its own sentences are
+/// below 300, and a message has to fit in a Kubernetes Event's note (1 kB).
+const MAX_MESSAGE: usize = 500;
+
+/// Why a request to Consul did not succeed. The variants follow `Answer`: what matters is
+/// whether the request may have been applied and whether sending it again is of use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// HTTP 400, or 500 for a reason that lies in the request itself.
+    #[error("{request}: Consul refuses it (HTTP {status}): {message}")]
+    Refused {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// Consul's words.
+        message: String,
+    },
+    /// HTTP 403: the token is unknown or lacks a right.
+    #[error("{request}: Consul denies it: {message}")]
+    Denied {
+        /// Method and path.
+        request: String,
+        /// Consul's words.
+        message: String,
+    },
+    /// HTTP 409: no operation of the transaction was applied.
+    #[error("{request}: the transaction was rolled back: {}", first(errors))]
+    RolledBack {
+        /// Method and path.
+        request: String,
+        /// Why, by operation.
+        errors: Vec<OperationError>,
+    },
+    /// HTTP 413: the body or the number of operations is over Consul's limit.
+    #[error("{request}: too large for Consul: {message}")]
+    TooLarge {
+        /// Method and path.
+        request: String,
+        /// Consul's words.
+        message: String,
+    },
+    /// HTTP 429 or 503: a rate limit. Nothing was applied.
+    #[error("{request}: Consul is busy (HTTP {status}): {message}")]
+    Busy {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// Consul's words.
+        message: String,
+    },
+    /// HTTP 500 for want of a leader or of a way to it, or 502/504 from a proxy. What goes
+    /// through the servers' log may have been applied.
+    #[error("{request}: no Consul server could serve it (HTTP {status}): {message}")]
+    NoQuorum {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// Consul's words.
+        message: String,
+    },
+    /// A status that Consul does not give here: it is something else that answers.
+    #[error(
+        "{request}: expected an answer of Consul's API, found HTTP {status}: {message}; \
+         check the address and its path prefix"
+    )]
+    Unexpected {
+        /// Method and path.
+        request: String,
+        /// The HTTP status.
+        status: u16,
+        /// The body's beginning.
+        message: String,
+    },
+    /// No connection came about: surely nothing was sent.
+    #[error("{request}: no connection to Consul at {address}")]
+    Unreachable {
+        /// Method and path.
+        request: String,
+        /// Where it was tried.
+        address: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The deadline passed or the connection broke after sending: it may still be applied.
+    #[error("{request}: no answer from Consul")]
+    Unanswered {
+        /// Method and path.
+        request: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// A success whose body is not what Consul's API describes.
+    #[error("{request}: the answer is not what Consul's API describes: {reason}")]
+    Garbled {
+        /// Method and path.
+        request: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// There is no token to send.
+    #[error("no token for Consul")]
+    Token(#[source] token::Error),
+}
+
+/// Why one operation made its transaction roll back.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct OperationError {
+    /// Position of the operation in the transaction, from 0.
+    #[serde(rename = "OpIndex")]
+    pub index: usize,
+    /// Consul's words.
+    #[serde(rename = "What", deserialize_with = "deserialize_text")]
+    pub message: String,
+}
+
+/// What kind of failure an [`OperationError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationFailure {
+    /// Check-and-set found another `ModifyIndex`.
+    Stale,
+    /// `check-session` found the lock in other hands or gone (invariant 9).
+    Fenced,
+    /// The token is unknown or lacks a right.
+    Denied,
+    /// Anything else: it lies in the operation.
+    Refused,
+}
+
+/// How a write reaches what it changes: it decides what a missing quorum means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The agent's own state: a failure for want of a quorum changed nothing.
+    Agent,
+    /// The servers' log: a failure for want of a quorum may come after the entry was appended.
+    Servers,
+}
+
+/// What a status and a body mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Refused,
+    Denied,
+    RolledBack,
+    TooLarge,
+    Busy,
+    NoQuorum,
+    Unexpected,
+}
+
+/// Texts of a 500 that mean a missing right, also behind `rpc error making call: `.
+const DENIALS: [&str; 3] = ["Permission denied", "ACL not found", "Forbidden"];
+
+/// Texts of a 500 that mean that no server could serve the request.
+const NO_QUORUM: [&str; 11] = [
+    "No cluster leader",
+    "Raft leader not found",
+    "leadership transfer in progress",
+    "snapshot restored while committing log",
+    "No known Consul servers",
+    "No path to datacenter",
+    "rpc error",
+    "leadership lost",
+    "node is not the leader",
+    "raft is already shutdown",
+    "timed out",
+];
+
+// === impl Error ===
+
+impl Error {
+    /// The error that an answer other than a success is. `body` is its (bounded) beginning.
+    pub(in crate::consul) fn of_answer(request: String, status: u16, body: &[u8]) -> Self {
+        let message = clean(&String::from_utf8_lossy(body));
+        match classify(status, &message) {
+            Class::Refused => Error::Refused { request, status, message },
+            Class::Denied => Error::Denied { request, message },
+            Class::RolledBack => match serde_json::from_slice::<Rollback>(body) {
+                Ok(Rollback { errors }) if !errors.is_empty() => {
+                    Error::RolledBack { request, errors }
+                }
+                _ => Error::Unexpected { request, status, message },
+            },
+            Class::TooLarge => Error::TooLarge { request, message },
+            Class::Busy => Error::Busy { request, status, message },
+            Class::NoQuorum => Error::NoQuorum { request, status, message },
+            Class::Unexpected => Error::Unexpected { request, status, message },
+        }
+    }
+
+    /// The error that a failed exchange is.
+    pub(in crate::consul) fn of_exchange(
+        request: String,
+        address: String,
+        error: reqwest::Error,
+    ) -> Self {
+        // The URL is dropped: `request` names it.
+        let source = error.without_url();
+        if source.is_connect() || source.is_builder() {
+            Error::Unreachable { request, address, source }
+        } else {
+            Error::Unanswered { request, source }
+        }
+    }
+
+    /// The error that an answer is whose body broke off.
+    pub(in crate::consul) fn of_broken(request: String, error: reqwest::Error) -> Self {
+        Error::Unanswered { request, source: error.without_url() }
+    }
+
+    /// Whether a new token could help.
+    pub(in crate::consul) fn is_denied(&self) -> bool {
+        match self {
+            Error::Denied { .. } => true,
+            Error::RolledBack { errors, .. } => {
+                errors.iter().any(|error| error.failure() == OperationFailure::Denied)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the agent says that it has no such service. Not every 404 does: a proxy in
+    /// between gives one too.
+    pub(in crate::consul) fn is_unknown_service(&self) -> bool {
+        matches!(self, Error::Unexpected { status: 404, message, .. }
+            if message.to_ascii_lowercase().starts_with("unknown service"))
+    }
+
+    /// Whether Consul does not know the token at all: it ran out or was deleted.
+    pub fn is_unknown_token(&self) -> bool {
+        matches!(self, Error::Denied { message, .. } if message.contains("ACL not found"))
+    }
+
+    /// What this means for a single write.
+    pub fn answer(&self, reach: Reach) -> Answer {
+        let text = self.chain();
+        match self {
+            // What lies in an operation makes its transaction roll back: this is the servers' own
+            // trouble, in words that are not known here.
+            Error::Refused { status: 500, .. } if reach == Reach::Servers => {
+                Answer::Unanswered(text)
+            }
+            Error::Refused { .. } | Error::TooLarge { .. } => Answer::Refused(text),
+            // Consul was not asked for the write at all, and may not have been there to ask.
+            Error::Token(token::Error::TooSoon) => Answer::Failed(text),
+            Error::Token(token::Error::Login { source, .. }) if source.is_transient() => {
+                Answer::Failed(text)
+            }
+            Error::Denied { .. } | Error::Token(_) => Answer::Denied(text),
+            Error::RolledBack { errors, .. } => match errors.first() {
+                Some(error) => error.answer(),
+                None => Answer::Failed(text),
+            },
+            Error::NoQuorum { .. } => match reach {
+                Reach::Agent => Answer::Failed(text),
+                Reach::Servers => Answer::Unanswered(text),
+            },
+            Error::Busy { .. } | Error::Unexpected { .. } | Error::Unreachable { .. } => {
+                Answer::Failed(text)
+            }
+            Error::Unanswered { .. } | Error::Garbled { .. } => Answer::Unanswered(text),
+        }
+    }
+
+    /// Whether the same request to the agent may succeed in a while.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Token(token::Error::Login { source, .. }) => source.is_transient(),
+            Error::Token(token::Error::TooSoon) => true,
+            other => {
+                matches!(other.answer(Reach::Agent), Answer::Failed(_) | Answer::Unanswered(_))
+            }
+        }
+    }
+
+    /// The message with those of its sources, for where only text can go.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+// === impl OperationError ===
+
+impl OperationError {
+    /// What kind of failure it is, by Consul's words (the API has nothing else to go by). They
+    /// may quote a name that an annotation gave: what stands there says nothing.
+    pub fn failure(&self) -> OperationFailure {
+        let message = &self.message;
+        if message.ends_with("index is stale") {
+            OperationFailure::Stale
+        } else if message.starts_with("failed session check")
+            || message.starts_with("failed to check session")
+        {
+            OperationFailure::Fenced
+        } else if DENIALS.iter().any(|denial| message.contains(denial)) {
+            OperationFailure::Denied
+        } else {
+            OperationFailure::Refused
+        }
+    }
+
+    /// What it means for the record whose operation it is.
+    pub fn answer(&self) -> Answer {
+        match self.failure() {
+            OperationFailure::Stale => Answer::Conflict,
+            OperationFailure::Fenced => Answer::Fenced,
+            OperationFailure::Denied => Answer::Denied(self.message.clone()),
+            OperationFailure::Refused => Answer::Refused(self.message.clone()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Rollback {
+    #[serde(rename = "Errors")]
+    errors: Vec<OperationError>,
+}
+
+/// What a status other than success means, by the answers that the tests list: the status alone
+/// does not tell, a 500 may be a missing leader, a missing right or an invalid field.
+fn classify(status: u16, message: &str) -> Class {
+    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    match status {
+        403 => Class::Denied,
+        409 => Class::RolledBack,
+        413 => Class::TooLarge,
+        429 | 503 => Class::Busy,
+        500 if says(&DENIALS) => Class::Denied,
+        500 if says(&NO_QUORUM) => Class::NoQuorum,
+        400 | 500 => Class::Refused,
+        502 | 504 => Class::NoQuorum,
+        _ => Class::Unexpected,
+    }
+}
+
+/// Text from the network on one line, at most [`MAX_MESSAGE`] long.
+fn clean(text: &str) -> String {
+    match text.trim() {
+        "" => "no reason given".to_owned(),
+        text => one_line(text, MAX_MESSAGE),
+    }
+}
+
+fn deserialize_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|text| clean(&text))
+}
+
+fn first(errors: &[OperationError]) -> String {
+    errors.first().map_or_else(
+        || "no reason given".to_owned(),
+        |error| format!("operation {}: {}", error.index, error.message),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every text here was given by Consul 1.20.1, or stands in its source.
+    #[test]
+    fn answers_are_classified_by_status_and_words() {
+        for (status, body, class) in [
+            (400, "Invalid service address", Class::Refused),
+            (400, "Request decode failed: json: unknown field \"Foo\"", Class::Refused),
+            (403, "ACL not found", Class::Denied),
+            (403, "Permission denied: anonymous token lacks permission", Class::Denied),
+            (409, "{}", Class::RolledBack),
+            (413, "Transaction contains too many operations (129 > 128)", Class::TooLarge),
+            (429, "Your IP is issuing too many concurrent connections", Class::Busy),
+            (503, "rate limit reached", Class::Busy),
+            (500, "No cluster leader", Class::NoQuorum),
+            (500, "rpc error making call: EOF", Class::NoQuorum),
+            (500, "rpc error making call: Permission denied", Class::Denied),
+            (500, "No path to datacenter", Class::NoQuorum),
+            (500, "leadership lost while committing log", Class::NoQuorum),
+            (500, "leadership transfer in progress", Class::NoQuorum),
+            (500, "snapshot restored while committing log", Class::NoQuorum),
+            (500, "Raft leader not found in server lookup mapping", Class::NoQuorum),
+            (500, "Invalid service address", Class::Refused),
+            (502, "bad gateway", Class::NoQuorum),
+            (504, "gateway timeout", Class::NoQuorum),
+            (404, "Invalid URL path: not a recognized HTTP API endpoint", Class::Unexpected),
+            (301, "", Class::Unexpected),
+        ] {
+            assert_eq!(classify(status, body), class, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn what_lies_in_the_other_side_is_transient() {
+        for (status, body, transient) in [
+            (500, "No cluster leader", true),
+            (429, "busy", true),
+            (404, "not Consul", true),
+            (400, "bad", false),
+            (403, "ACL not found", false),
+            (500, "Invalid service address", false),
+        ] {
+            let error = || Error::of_answer("GET /".into(), status, body.as_bytes());
+            assert_eq!(error().is_transient(), transient, "{status} {body}");
+            let login = token::Error::Login { auth_method: "m".into(), source: error().into() };
+            assert_eq!(Error::Token(login).is_transient(), transient, "{status} {body}");
+        }
+        assert!(Error::Token(token::Error::TooSoon).is_transient());
+    }
+
+    #[test]
+    fn a_missing_quorum_leaves_only_replicated_writes_uncertain() {
+        let error = Error::of_answer("PUT /v1/txn".into(), 500, b"No cluster leader");
+        assert!(matches!(error.answer(Reach::Agent), Answer::Failed(_)));
+        assert!(matches!(error.answer(Reach::Servers), Answer::Unanswered(_)));
+    }
+
+    #[test]
+    fn a_transaction_that_fails_as_a_whole_is_no_records_fault() {
+        let of = |status, body: &[u8]| Error::of_answer("PUT /v1/txn".into(), status, body);
+        let unknown = of(500, b"something new");
+        assert!(matches!(unknown.answer(Reach::Servers), Answer::Unanswered(_)));
+        assert!(matches!(unknown.answer(Reach::Agent), Answer::Refused(_)));
+        assert!(matches!(of(400, b"bad").answer(Reach::Servers), Answer::Refused(_)));
+    }
+
+    #[test]
+    fn a_login_that_consul_could_not_serve_denies_nothing() {
+        let login = |status, body: &[u8]| {
+            let source = Error::of_answer("POST /v1/acl/login".into(), status, body).into();
+            Error::Token(token::Error::Login { auth_method: "m".into(), source })
+        };
+        for reach in [Reach::Agent, Reach::Servers] {
+            let away = login(500, b"No cluster leader").answer(reach);
+            assert!(matches!(away, Answer::Failed(_)), "{away:?}");
+            let denied = login(403, b"Permission denied").answer(reach);
+            assert!(matches!(denied, Answer::Denied(_)), "{denied:?}");
+        }
+        let too_soon = Error::Token(token::Error::TooSoon).answer(Reach::Servers);
+        assert!(matches!(too_soon, Answer::Failed(_)), "{too_soon:?}");
+    }
+
+    #[test]
+    fn a_rolled_back_operation_is_told_by_its_words() {
+        for (message, answer) in [
+            ("failed to set key \"0.x/1\", index is stale", Answer::Conflict),
+            ("failed to delete key \"0.x/1\", index is stale", Answer::Conflict),
+            ("failed to check session, key \"lk\" doesn't exist", Answer::Fenced),
+            ("failed session check for key \"lk\", current session \"\" != \"a\"", Answer::Fenced),
+            ("Missing node registration", Answer::Refused("Missing node registration".into())),
+            (
+                "Permission denied: lacks permission 'service:write' on \"failed session check\"",
+                Answer::Denied(
+                    "Permission denied: lacks permission 'service:write' on \"failed session check\""
+                        .into(),
+                ),
+            ),
+            (
+                "Permission denied: lacks permission 'service:write' on \"index is stale\"",
+                Answer::Denied(
+                    "Permission denied: lacks permission 'service:write' on \"index is stale\""
+                        .into(),
+                ),
+            ),
+            (
+                "Permission denied: lacks permission 'key:write' on \"0.x/1\"",
+                Answer::Denied(
+                    "Permission denied: lacks permission 'key:write' on \"0.x/1\"".into(),
+                ),
+            ),
+        ] {
+            let body = serde_json::json!({
+                "Results": null, "Errors": [{ "OpIndex": 3, "What": message }]
+            });
+            let error = Error::of_answer("PUT /v1/txn".into(), 409, body.to_string().as_bytes());
+            let Error::RolledBack { errors, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(errors[0].index, 3);
+            assert_eq!(error.answer(Reach::Servers), answer, "{message}");
+        }
+    }
+
+    #[test]
+    fn untrusted_text_is_bounded_and_printable() {
+        let error = Error::of_answer("GET /".into(), 400, &[b'\n', b'a', 0x1b, b'[', 0xff]);
+        let Error::Refused { message, .. } = error else { panic!("{error:?}") };
+        assert_eq!(message, "a [\u{fffd}");
+        assert_eq!(clean(&"x".repeat(9_000)).chars().count(), MAX_MESSAGE + 1);
+    }
+}

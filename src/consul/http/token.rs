@@ -1,0 +1,213 @@
+//! The ACL token in use: read, or got by logging in, and renewed when Consul refuses it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::consul::http::client::{Request, Transport};
+use crate::consul::http::config::TokenSource;
+
+/// Least time between two attempts to get a token: Consul is asked with a refused token once a
+/// back-off by each record, and each refusal leads here; a new token every 3 s is more often
+/// than anything rotates them.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Largest token file: a Kubernetes service-account token is about 1 kB, one with many claims
+/// some kB; HTTP servers limit a header to 8 kB and more.
+const MAX_TOKEN_FILE: u64 = 64 << 10;
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The token file, or the bearer token's.
+    #[error("cannot read the token file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A token file that cannot hold one.
+    #[error("token file {}: expected text of at most {MAX_TOKEN_FILE} bytes, found {found}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, without the content.
+        found: &'static str,
+    },
+    /// An attempt failed a moment ago; the next one waits.
+    #[error("the last attempt to get one failed less than {MIN_RENEWAL_INTERVAL:?} ago")]
+    TooSoon,
+    /// Consul does not let us log in.
+    #[error("cannot log in to Consul's auth method {auth_method:?}")]
+    Login {
+        /// The auth method.
+        auth_method: String,
+        /// Why.
+        source: Box<super::error::Error>,
+    },
+}
+
+/// A token as it was at one time.
+#[derive(Clone, Debug)]
+pub(in crate::consul) struct Token {
+    /// What is sent; none: no header.
+    pub secret: Option<SecretString>,
+    generation: u64,
+}
+
+/// The source and what came from it last.
+#[derive(Debug)]
+pub(in crate::consul) struct Tokens {
+    source: TokenSource,
+    generation: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Option<Token>,
+    tried: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct LoginAnswer {
+    #[serde(rename = "SecretID")]
+    secret: String,
+}
+
+// === impl Tokens ===
+
+impl Tokens {
+    pub(in crate::consul) fn new(source: TokenSource) -> Self {
+        Self { source, generation: AtomicU64::new(0), state: Mutex::default() }
+    }
+
+    /// Moves whenever another token than before comes into use.
+    pub(in crate::consul) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// The token in use; the first call gets it.
+    pub(in crate::consul) async fn current(&self, transport: &Transport) -> Result<Token, Error> {
+        // Held while a token is fetched: the others wait for it instead of fetching their own.
+        let mut state = self.state.lock().await;
+        if let Some(token) = &state.current {
+            return Ok(token.clone());
+        }
+        state.begin_attempt().ok_or(Error::TooSoon)?;
+        let secret = self.fetch(transport).await?;
+        let token = Token { secret, generation: self.generation() };
+        state.current = Some(token.clone());
+        Ok(token)
+    }
+
+    /// Gets a token anew after Consul refused `refused`, and returns it if it is another one.
+    /// `unknown` says that Consul does not know the old one at all: only then logging in again
+    /// can help, a missing right is not mended by it.
+    pub(in crate::consul) async fn renew(
+        &self,
+        transport: &Transport,
+        refused: &Token,
+        unknown: bool,
+    ) -> Result<Option<Token>, Error> {
+        let renewable = match self.source {
+            TokenSource::Anonymous | TokenSource::Fixed(_) => false,
+            TokenSource::File(_) => true,
+            TokenSource::Login { .. } => unknown,
+        };
+        if !renewable {
+            return Ok(None);
+        }
+        let mut state = self.state.lock().await;
+        // Another request was faster.
+        if let Some(token) = state.current.as_ref().filter(|t| t.generation > refused.generation) {
+            return Ok(Some(token.clone()));
+        }
+        if state.begin_attempt().is_none() {
+            return Ok(None);
+        }
+        let secret = self.fetch(transport).await?;
+        if same(secret.as_ref(), refused.secret.as_ref()) {
+            return Ok(None);
+        }
+        let token = Token { secret, generation: refused.generation + 1 };
+        self.generation.store(token.generation, Ordering::Relaxed);
+        state.current = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    /// The token that a login gave, once: whoever takes it ends it.
+    pub(in crate::consul) async fn take_login(&self) -> Option<Token> {
+        match self.source {
+            TokenSource::Login { .. } => self.state.lock().await.current.take(),
+            _ => None,
+        }
+    }
+
+    async fn fetch(&self, transport: &Transport) -> Result<Option<SecretString>, Error> {
+        match &self.source {
+            TokenSource::Anonymous => Ok(None),
+            TokenSource::Fixed(token) => Ok(Some(token.clone())),
+            TokenSource::File(path) => read(path).await,
+            TokenSource::Login { auth_method, bearer_token_file } => {
+                let bearer = read(bearer_token_file).await?.ok_or_else(|| Error::Content {
+                    path: bearer_token_file.clone(),
+                    found: "nothing",
+                })?;
+                let body = serde_json::json!({
+                    "AuthMethod": auth_method, "BearerToken": bearer.expose_secret()
+                });
+                let failed = |source| Error::Login {
+                    auth_method: auth_method.clone(),
+                    source: Box::new(source),
+                };
+                let request = Request::post("/v1/acl/login").json(&body);
+                let reply = transport.send(&request, None).await.map_err(failed)?;
+                let answer: LoginAnswer = reply.json().await.map_err(failed)?;
+                Ok(Some(answer.secret.into()))
+            }
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Notes an attempt to get a token; none: it is too soon for one.
+    fn begin_attempt(&mut self) -> Option<()> {
+        if self.tried.is_some_and(|tried| tried.elapsed() < MIN_RENEWAL_INTERVAL) {
+            return None;
+        }
+        self.tried = Some(Instant::now());
+        Some(())
+    }
+}
+
+/// The trimmed content of a token file; an empty one is no token, as for Consul's own command.
+async fn read(path: &Path) -> Result<Option<SecretString>, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let mut content = Vec::new();
+    file.take(MAX_TOKEN_FILE + 1).read_to_end(&mut content).await.map_err(failed)?;
+    let invalid = |found| Error::Content { path: path.to_owned(), found };
+    if content.len() as u64 > MAX_TOKEN_FILE {
+        return Err(invalid("more"));
+    }
+    let text = String::from_utf8(content).map_err(|_| invalid("bytes that are not UTF-8"))?;
+    let token = text.trim();
+    if token.chars().any(|c| !c.is_ascii_graphic()) {
+        return Err(invalid("characters that no token has"));
+    }
+    Ok((!token.is_empty()).then(|| token.into()))
+}
+
+fn same(a: Option<&SecretString>, b: Option<&SecretString>) -> bool {
+    a.map(ExposeSecret::expose_secret) == b.map(ExposeSecret::expose_secret)
+}

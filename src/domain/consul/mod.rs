@@ -1,0 +1,7 @@
+//! What is registered in Consul: records, their IDs, their ownership marks, and how Consul compares
+//! names.
+
+pub mod names;
+pub mod ptr;
+pub mod record;
+pub mod registration_id;

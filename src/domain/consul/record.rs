@@ -1,0 +1,298 @@
+//! The records that are kept in Consul, the writes that change them, and what Consul answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
+
+use serde::Serialize;
+
+use crate::domain::kube::names::ClusterName;
+
+/// Meta key that marks a registration as a bridge's, with the cluster's name as value
+/// (invariant 2).
+pub const CLUSTER_META: &str = "kube-consul-cluster";
+
+/// Meta key that says which system a registration comes from.
+pub const SOURCE_META: &str = "external-source";
+
+/// The value of [`SOURCE_META`] that bridges set, and consul-k8s's catalog sync too.
+pub const SOURCE: &str = "kubernetes";
+
+/// Meta key that says which Kubernetes namespace a registration is from.
+pub const NAMESPACE_META: &str = "external-k8s-ns";
+
+/// Meta key that says which Kubernetes Service a registration is from.
+pub const SERVICE_META: &str = "external-k8s-service";
+
+/// Name of the check that an instance has while it is not ready.
+pub const READINESS_CHECK: &str = "Kubernetes readiness";
+
+/// One service instance in Consul, with all the fields that we set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Registration {
+    /// The service ID; see [`RecordKey`].
+    pub id: Box<str>,
+    /// The name by which clients look it up.
+    pub service: Box<str>,
+    /// Namespace of the Kubernetes Service: the catalog sink has a node for each.
+    pub namespace: Box<str>,
+    /// An IP address, or the host name of a load balancer.
+    pub address: Box<str>,
+    /// The port that clients connect to.
+    pub port: u16,
+    /// Tags in the order in which Consul shows them.
+    pub tags: Vec<String>,
+    /// Meta, our marks included.
+    pub meta: BTreeMap<String, String>,
+    /// Weight in DNS SRV answers and load balancing while it passes (Consul's default is 1).
+    pub weight: u16,
+    /// Which check it has.
+    pub check: Check,
+}
+
+/// The readiness check of an instance. A Consul service without checks counts as passing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Check {
+    /// None: ready (or health is not mirrored).
+    None,
+    /// Passing: ready, with `--health always`.
+    Passing,
+    /// Critical: not ready, left out of DNS answers.
+    Critical,
+}
+
+/// A reverse-DNS record in the KV store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct PtrRecord {
+    /// The KV key, for example `0.70.254.10.IN-ADDR.ARPA/10.254.70.176`.
+    pub key: Box<str>,
+    /// The name, for example `web.service.dc1.consul`.
+    pub value: Box<str>,
+}
+
+/// What identifies a record: the service ID of a registration, or the KV key of a PTR record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordKey {
+    /// A registration, by its service ID.
+    Registration(Box<str>),
+    /// A PTR record, by its KV key.
+    Ptr(Box<str>),
+}
+
+/// Hash of all fields that we set: equal records have equal fingerprints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(NonZeroU64);
+
+/// One change to one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Creates a registration, its check included.
+    Register(Registration),
+    /// Replaces a registration, and the check that it may have had.
+    Replace(Registration),
+    /// Removes a registration with its checks. The name and the namespace are what it was
+    /// registered with.
+    Deregister {
+        /// The service ID.
+        id: Box<str>,
+        /// The Consul service name.
+        service: Box<str>,
+        /// The Kubernetes namespace.
+        namespace: Box<str>,
+    },
+    /// Writes a PTR record if its ModifyIndex still is `cas` (0: it must not exist).
+    PutPtr {
+        /// The record.
+        record: PtrRecord,
+        /// ModifyIndex of what is replaced.
+        cas: u64,
+    },
+    /// Removes a PTR record if its ModifyIndex still is `cas`.
+    DeletePtr {
+        /// The KV key.
+        key: Box<str>,
+        /// ModifyIndex of what is removed.
+        cas: u64,
+    },
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done. `index` is the ModifyIndex of a KV key where the answer tells it, else 0.
+    Applied {
+        /// ModifyIndex, for the next check-and-set.
+        index: u64,
+    },
+    /// Compare-and-set failed: somebody else changed the key. Read it and decide again.
+    Conflict,
+    /// Consul refuses this record for what is in it; sending it again is of no use.
+    Refused(String),
+    /// The token lacks a right. Worth trying again, slowly.
+    Denied(String),
+    /// Not applied, for a reason that passes: no leader, a rate limit, no connection.
+    Failed(String),
+    /// No answer came: it may still be applied, up to 30 s later.
+    Unanswered(String),
+    /// Not sent, because the write that it goes with failed.
+    NotSent,
+    /// The lock is no longer ours (invariant 9).
+    Fenced,
+    /// Something of somebody else's stands in the way and is left alone (invariant 2). Worth
+    /// trying again, slowly: people may move it.
+    Foreign(String),
+}
+
+/// What became of the removal of a namespace's node in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamespaceNodeAnswer {
+    /// It is gone.
+    Removed,
+    /// Registrations of ours stand on it: a reading has to show them first.
+    InUse,
+    /// Services that no bridge made stand on it: it stays.
+    Foreign {
+        /// The node's name.
+        node: Box<str>,
+        /// Their IDs.
+        ids: Vec<Box<str>>,
+    },
+    /// It could not be read or removed.
+    Failed(String),
+    /// The removal got no answer: it may still be made, up to 30 s later.
+    Unanswered(String),
+    /// The lock is no longer ours (invariant 9).
+    Fenced,
+}
+
+/// A registration as Consul has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRegistration {
+    /// In our form, so that its fingerprint can be compared. What Consul adds by itself is
+    /// left out; what others changed in it makes it differ.
+    pub registration: Registration,
+    /// Its ModifyIndex (0 from an agent, which has none).
+    pub index: u64,
+}
+
+/// A KV entry under a PTR key as Consul has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedPtr {
+    /// Key and value. A value that is not UTF-8 is shown with replacement characters.
+    pub record: PtrRecord,
+    /// The KV flags, which say whose it is: see [`PtrOwner`].
+    pub flags: u64,
+    /// Its ModifyIndex.
+    pub index: u64,
+}
+
+/// Whose a PTR record is, by its KV flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PtrOwner {
+    /// This cluster's bridge.
+    Ours,
+    /// The bridge of a cluster of another name.
+    OtherCluster,
+    /// Nobody we know.
+    Foreign,
+}
+
+// === impl Registration ===
+
+impl Registration {
+    /// Hash of all its fields.
+    pub fn fingerprint(&self) -> Fingerprint {
+        fingerprint(self)
+    }
+}
+
+// === impl PtrRecord ===
+
+impl PtrRecord {
+    /// Hash of key and value.
+    pub fn fingerprint(&self) -> Fingerprint {
+        fingerprint(self)
+    }
+}
+
+/// `DefaultHasher::new` has fixed keys: the result is the same within one build of the program,
+/// and fingerprints never leave the process.
+fn fingerprint(value: &impl Hash) -> Fingerprint {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    // That 0 and 1 count as one costs nothing; that an Option of it needs no room is worth much.
+    Fingerprint(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
+}
+
+// === impl RecordKey ===
+
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordKey::Registration(id) => write!(f, "service ID {id}"),
+            RecordKey::Ptr(key) => write!(f, "KV key {key}"),
+        }
+    }
+}
+
+// === impl Write ===
+
+impl Write {
+    /// The record that it changes.
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Write::Register(registration) | Write::Replace(registration) => {
+                RecordKey::Registration(registration.id.clone())
+            }
+            Write::Deregister { id, .. } => RecordKey::Registration(id.clone()),
+            Write::PutPtr { record, .. } => RecordKey::Ptr(record.key.clone()),
+            Write::DeletePtr { key, .. } => RecordKey::Ptr(key.clone()),
+        }
+    }
+}
+
+// === impl PtrOwner ===
+
+impl PtrOwner {
+    /// Upper half of the flags of every PTR record that a bridge wrote: "kc".
+    const MARK: u64 = 0x6b63;
+
+    /// The KV flags of this cluster's PTR records: the mark, and FNV-1a-32 of its name.
+    pub fn flags(cluster: &ClusterName) -> u64 {
+        let hash = cluster
+            .as_str()
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        (Self::MARK << 32) | u64::from(hash)
+    }
+
+    /// Whose a KV entry with these flags is, seen from `cluster`.
+    pub fn of(flags: u64, cluster: &ClusterName) -> Self {
+        if flags == Self::flags(cluster) {
+            PtrOwner::Ours
+        } else if flags >> 32 == Self::MARK {
+            PtrOwner::OtherCluster
+        } else {
+            PtrOwner::Foreign
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_tell_the_owner() {
+        let ours: ClusterName = "kubernetes".parse().unwrap();
+        let other: ClusterName = "other".parse().unwrap();
+        // The published FNV-1a-32 test vector of "a".
+        assert_eq!(PtrOwner::flags(&"a".parse().unwrap()), 0x6b63_e40c_292c);
+        assert_eq!(PtrOwner::of(PtrOwner::flags(&ours), &ours), PtrOwner::Ours);
+        assert_eq!(PtrOwner::of(PtrOwner::flags(&other), &ours), PtrOwner::OtherCluster);
+        for foreign in [0, 42, u64::MAX, 0x6b62_0000_0000] {
+            assert_eq!(PtrOwner::of(foreign, &ours), PtrOwner::Foreign);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The service IDs of a bridge's registrations.
+
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+
+/// `<cluster>_<namespace>_<service>_<port>_<address>`: readable, and injective, because `_`
+/// stands in none of the first four, which are DNS labels.
+pub fn registration_id(
+    cluster: &ClusterName,
+    service: &ObjectKey,
+    port: &str,
+    address: &str,
+) -> Box<str> {
+    format!("{cluster}_{}_{}_{port}_{address}", service.namespace, service.name).into()
+}
+
+/// The Service that a registration of this ID belongs to, if the ID is one of `cluster`'s.
+pub fn service_of_id(cluster: &ClusterName, id: &str) -> Option<ObjectKey> {
+    let mut parts = id.splitn(5, '_');
+    if parts.next()? != cluster.as_str() {
+        return None;
+    }
+    let (namespace, name) = (parts.next()?, parts.next()?);
+    let (_port, _address) = (parts.next()?, parts.next()?);
+    (!namespace.is_empty() && !name.is_empty()).then(|| ObjectKey::new(namespace, name))
+}
+
+/// What a Service's ID says beyond its Service, `<port>_<address>`; `None` if it is not one of
+/// the Service's.
+pub fn local_part<'i>(cluster: &ClusterName, service: &ObjectKey, id: &'i str) -> Option<&'i str> {
+    [cluster.as_str(), &service.namespace, &service.name]
+        .into_iter()
+        .try_fold(id, |rest, part| rest.strip_prefix(part)?.strip_prefix('_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LABEL: &str = "[a-z0-9]([a-z0-9-]{0,6}[a-z0-9])?";
+    const ADDRESS: &str = "[0-9.]{1,9}|[0-9a-f:]{2,9}|[a-z]([a-z0-9.-]{0,6}[a-z0-9])?";
+
+    proptest! {
+        #[test]
+        fn ids_are_injective(
+            a in (LABEL, LABEL, LABEL, LABEL, ADDRESS),
+            b in (LABEL, LABEL, LABEL, LABEL, ADDRESS),
+        ) {
+            let id = |(cluster, namespace, service, port, address): &(String, String, String, String, String)| {
+                registration_id(&cluster.parse().unwrap(), &ObjectKey::new(&**namespace, &**service), port, address)
+            };
+            prop_assert_eq!(id(&a) == id(&b), a == b);
+        }
+
+        #[test]
+        fn an_id_tells_its_service(cluster in LABEL, namespace in LABEL, service in LABEL, port in LABEL, address in ADDRESS) {
+            let cluster: ClusterName = cluster.parse().unwrap();
+            let key = ObjectKey::new(namespace, service);
+            let id = registration_id(&cluster, &key, &port, &address);
+            let local = format!("{port}_{address}");
+            prop_assert_eq!(local_part(&cluster, &key, &id), Some(&*local));
+            prop_assert_eq!(service_of_id(&cluster, &id), Some(key));
+        }
+    }
+
+    #[test]
+    fn other_ids_belong_to_no_service() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        for id in ["", "web", "eu_a_b_c", "us_a_b_c_d", "_kube-consul_eu", "eu___c_d"] {
+            assert_eq!(service_of_id(&cluster, id), None, "{id}");
+        }
+    }
+}

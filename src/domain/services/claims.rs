@@ -1,0 +1,196 @@
+//! Who has a Consul name that several Services want.
+//!
+//! The holder depends on the claims alone, never on the order in which they arrived, so a
+//! restart changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::domain::kube::names::ObjectKey;
+
+/// How strong a claim to a name is; the smallest wins. Derived `Ord`: first the class, then
+/// the older Service, then the uid.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Where the name comes from.
+    pub class: Class,
+    /// Creation of the Service, seconds since 1970.
+    pub created: i64,
+    /// Its uid, where two were created in one second.
+    pub uid: Arc<str>,
+}
+
+/// Where a wanted name comes from, the strongest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// The Service's own name, through the template.
+    Own,
+    /// An annotation.
+    Annotated,
+    /// `<name>-<port>` of a further port.
+    Derived,
+    /// `<name>-<namespace>`, with `--on-conflict suffix`.
+    Suffixed,
+}
+
+/// Claims of Services to things of which each has one holder: the claim that sorts first.
+#[derive(Debug)]
+pub struct Claims<C> {
+    /// Sorted lists, as in `of`: most have one element, for which the node of a B-tree has ten
+    /// times the size.
+    claimants: HashMap<Arc<str>, Vec<(C, ObjectKey)>>,
+    of: HashMap<ObjectKey, Box<[Claim<C>]>>,
+}
+
+/// A thing that is claimed, and how.
+type Claim<C> = (Arc<str>, C);
+
+/// Up to this many claimants a list has no room to spare.
+const FEW_CLAIMANTS: usize = 4;
+
+/// Claims to Consul names.
+pub type NameClaims = Claims<Rank>;
+
+/// Claims to PTR keys, by the name that the record would have: the smallest wins.
+pub type PtrClaims = Claims<Arc<str>>;
+
+// === impl Claims ===
+
+impl<C> Default for Claims<C> {
+    fn default() -> Self {
+        Self { claimants: HashMap::new(), of: HashMap::new() }
+    }
+}
+
+impl<C: Clone + Ord> Claims<C> {
+    /// Replaces all claims of `owner`. Returns what changed hands, with the old and the new
+    /// holder.
+    pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Arc<str>, C>) -> Vec<Handover> {
+        let same = match self.of.get(owner) {
+            Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
+            None => claims.is_empty(),
+        };
+        if same {
+            return Vec::new();
+        }
+        let before: BTreeMap<Arc<str>, C> =
+            self.of.remove(owner).unwrap_or_default().into_iter().collect();
+        let touched: BTreeSet<Arc<str>> = before.keys().chain(claims.keys()).cloned().collect();
+        let mut handovers = Vec::new();
+        for thing in touched {
+            let from = self.holder(&thing).cloned();
+            let claimants = self.claimants.entry(thing.clone()).or_default();
+            if let Some(claim) = before.get(&thing)
+                && let Ok(place) = claimants.binary_search(&(claim.clone(), owner.clone()))
+            {
+                claimants.remove(place);
+            }
+            if let Some(claim) = claims.get(&thing) {
+                let claim = (claim.clone(), owner.clone());
+                if let Err(place) = claimants.binary_search(&claim) {
+                    if claimants.len() < FEW_CLAIMANTS {
+                        claimants.reserve_exact(1);
+                    }
+                    claimants.insert(place, claim);
+                }
+            }
+            if claimants.is_empty() {
+                self.claimants.remove(&thing);
+            }
+            let to = self.holder(&thing).cloned();
+            if from != to {
+                handovers.push(Handover { thing, from, to });
+            }
+        }
+        if !claims.is_empty() {
+            self.of.insert(owner.clone(), claims.into_iter().collect());
+        }
+        handovers
+    }
+
+    /// Who has it.
+    pub fn holder(&self, thing: &str) -> Option<&ObjectKey> {
+        self.claimants.get(thing)?.first().map(|(_, owner)| owner)
+    }
+
+    /// Everyone who claims anything.
+    pub fn owners(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.of.keys()
+    }
+
+    /// Everyone who claims it, the holder first.
+    pub fn claimants(&self, thing: &str) -> impl Iterator<Item = ObjectKey> {
+        self.claimants.get(thing).into_iter().flatten().map(|(_, owner)| owner.clone())
+    }
+}
+
+/// Something that changed hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// What.
+    pub thing: Arc<str>,
+    /// Who had it.
+    pub from: Option<ObjectKey>,
+    /// Who has it now.
+    pub to: Option<ObjectKey>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("ns", name)
+    }
+
+    fn rank(class: Class, created: i64) -> Rank {
+        Rank { class, created, uid: "u".into() }
+    }
+
+    fn claim(name: &str, rank: Rank) -> BTreeMap<Arc<str>, Rank> {
+        [(name.into(), rank)].into()
+    }
+
+    #[test]
+    fn own_name_before_annotation_before_derived_then_age() {
+        let mut claims = NameClaims::default();
+        claims.set(&key("derived"), claim("web", rank(Class::Derived, 1)));
+        assert_eq!(claims.holder("web"), Some(&key("derived")));
+        claims.set(&key("annotated"), claim("web", rank(Class::Annotated, 9)));
+        assert_eq!(claims.holder("web"), Some(&key("annotated")));
+        claims.set(&key("young"), claim("web", rank(Class::Own, 5)));
+        let handovers = claims.set(&key("old"), claim("web", rank(Class::Own, 4)));
+        assert_eq!(
+            handovers,
+            [Handover { thing: "web".into(), from: Some(key("young")), to: Some(key("old")) }]
+        );
+        claims.set(&key("old"), BTreeMap::new());
+        assert_eq!(claims.holder("web"), Some(&key("young")));
+    }
+
+    #[test]
+    fn equal_claims_change_nothing() {
+        let mut claims = NameClaims::default();
+        assert_eq!(claims.set(&key("a"), claim("web", rank(Class::Own, 1))).len(), 1);
+        assert_eq!(claims.set(&key("a"), claim("web", rank(Class::Own, 1))), []);
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_arrival_never_matters(ranks in prop::collection::vec((0..4_u8, 0..3_i64), 1..8), seed in any::<u64>()) {
+            let class = |n| [Class::Own, Class::Annotated, Class::Derived, Class::Suffixed][usize::from(n)];
+            let owners: Vec<_> = ranks.iter().enumerate()
+                .map(|(i, (c, created))| (key(&format!("s{i}")), rank(class(*c), *created)))
+                .collect();
+            let mut forwards = NameClaims::default();
+            for (owner, rank) in &owners { forwards.set(owner, claim("web", rank.clone())); }
+            let mut shuffled = owners.clone();
+            let places = shuffled.len();
+            for i in 0..places { shuffled.swap(i, (usize::try_from(seed % 1000).unwrap() * (i + 7)) % places); }
+            let mut backwards = NameClaims::default();
+            for (owner, rank) in &shuffled { backwards.set(owner, claim("web", rank.clone())); }
+            prop_assert_eq!(forwards.holder("web"), backwards.holder("web"));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a row of the reconciler's table of Services and options cannot show.
+
+use super::*;
+use crate::domain::consul::record::Check;
+use crate::domain::services::desired::instances::MAX_META_PAIRS;
+use crate::domain::testing::{service, slice};
+
+const NO_NODES: Option<std::iter::Empty<(&str, &Node)>> = None;
+
+fn settings() -> Settings {
+    Settings::new("kubernetes".parse().unwrap())
+}
+
+fn key() -> ObjectKey {
+    ObjectKey::new("shop", "web")
+}
+
+fn build(settings: &Settings, service: &Service, slices: &[EndpointSlice]) -> Desired {
+    desired(settings, &key(), service, slices.iter(), NO_NODES, &|_, _| Permit::Granted)
+}
+
+fn ready_slice() -> EndpointSlice {
+    slice("web", &[("http", 8080), ("metrics", 9090)], &[("10.1.0.1", true), ("10.1.0.2", false)])
+}
+
+#[test]
+fn an_ordinary_service_with_all_its_fields() {
+    let desired = build(&settings(), &service().build(), &[ready_slice()]);
+    let registration = &desired.registrations["kubernetes_shop_web_http_10.0.0.1"];
+    let meta = [
+        ("external-k8s-ns", "shop"),
+        ("external-k8s-service", "web"),
+        ("external-source", "kubernetes"),
+        ("kube-consul-cluster", "kubernetes"),
+        ("port-http", "80"),
+    ];
+    assert_eq!(
+        *registration,
+        Registration {
+            id: "kubernetes_shop_web_http_10.0.0.1".into(),
+            service: "web".into(),
+            namespace: "shop".into(),
+            address: "10.0.0.1".into(),
+            port: 80,
+            tags: vec!["shop".to_owned(), "http".to_owned()],
+            meta: meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            weight: 1,
+            check: Check::None,
+        }
+    );
+    assert_eq!(desired.reverse, [("0.0.0.10.IN-ADDR.ARPA/10.0.0.1".into(), "web".into())].into());
+    assert_eq!(desired.problems, []);
+}
+
+#[test]
+fn there_is_no_more_meta_than_consul_takes() {
+    let many = (0..70).map(|n| (format!("kube-consul.io/service-meta-m{n}").into(), "x".into()));
+    let service = service().with(|s| s.annotations = many.collect()).build();
+    let desired = build(&settings(), &service, &[ready_slice()]);
+    let reasons: Vec<Reason> = desired.problems.iter().map(|problem| problem.reason).collect();
+    assert_eq!(reasons, [Reason::InvalidAnnotation]);
+    let registration = desired.registrations.values().next().unwrap();
+    assert_eq!(registration.meta.len(), MAX_META_PAIRS);
+    assert_eq!(registration.meta["external-source"], "kubernetes");
+}
+
+#[test]
+fn what_the_edge_left_out_is_a_problem_of_a_registered_service() {
+    let service = service().with(|s| s.left_out = ["of the Service".into()].into());
+    let mut slice = ready_slice();
+    slice.left_out = ["of the slice".into()].into();
+    let desired = build(&settings(), &service.build(), &[slice.clone()]);
+    let told = ["of the Service", "of the slice"].map(|it| Problem::new(Reason::Incomplete, it));
+    assert_eq!(desired.problems, told);
+    assert_eq!(desired.registrations.len(), 1);
+    let opted_out = crate::domain::testing::service()
+        .annotations(&[("kube-consul.io/sync", "false")])
+        .with(|s| s.left_out = ["of the Service".into()].into());
+    assert_eq!(build(&settings(), &opted_out.build(), &[slice]).problems, []);
+}
+
+#[test]
+fn a_name_that_it_may_not_use_is_not_registered() {
+    for (permit, reason, instances) in [
+        (Permit::Taken(ObjectKey::new("other", "web")), Some(Reason::NameConflict), 0),
+        (Permit::Foreign, Some(Reason::ForeignName), 0),
+        (Permit::ForeignToo, Some(Reason::ForeignName), 1),
+        (Permit::Unknown, None, 0),
+    ] {
+        let desired = desired(
+            &settings(),
+            &key(),
+            &service().build(),
+            [ready_slice()].iter(),
+            NO_NODES,
+            &|_, _| permit.clone(),
+        );
+        assert_eq!(desired.registrations.len(), instances, "{permit:?}");
+        assert_eq!(desired.problems.first().map(|p| p.reason), reason, "{permit:?}");
+    }
+}
+
+#[test]
+fn where_an_endpoint_runs_is_meta_of_its_instance() {
+    let mut slice = ready_slice();
+    slice.endpoints[0].pod = Some("web-0".into());
+    slice.endpoints[0].node = Some("n1".into());
+    slice.endpoints[0].zone = Some("z1".into());
+    let headless = service().with(|s| s.cluster_ips.clear()).build();
+    let desired = build(&settings(), &headless, &[slice]);
+    let meta = &desired.registrations["kubernetes_shop_web_http_10.1.0.1"].meta;
+    for (key, value) in [
+        ("external-k8s-ref-kind", "Pod"),
+        ("external-k8s-ref-name", "web-0"),
+        ("external-k8s-node-name", "n1"),
+        ("external-k8s-topology-zone", "z1"),
+    ] {
+        assert_eq!(meta[key], value);
+    }
+}

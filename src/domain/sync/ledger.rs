@@ -1,0 +1,356 @@
+//! What Consul is known to have of ours: a fingerprint of each record, not a copy.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::domain::consul::names::lookup_form;
+use crate::domain::consul::record::{Fingerprint, RecordKey};
+use crate::domain::consul::registration_id::local_part;
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+
+/// Up to this many instances a Service's list has no room to spare.
+const FEW_INSTANCES: usize = 16;
+
+/// The known records.
+#[derive(Debug)]
+pub struct Ledger {
+    cluster: ClusterName,
+    /// The registrations of each Service, sorted by ID.
+    registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
+    /// PTR keys that are ours, or that we want and others have.
+    reverse: HashMap<Box<str>, KnownPtr>,
+    /// Registrations under each Consul name, in the form in which Consul looks it up.
+    names: HashMap<Arc<str>, usize>,
+    registration_count: usize,
+    /// Registrations of each namespace.
+    namespaces: HashMap<Box<str>, usize>,
+    /// How many of the PTR keys are ours.
+    ptr_count: usize,
+    /// Number of the read-back that is under way or was the last.
+    pub(super) read_back: u32,
+}
+
+/// A registration that Consul has.
+#[derive(Clone, Debug)]
+pub struct KnownRegistration {
+    /// Its service ID, without what its Service tells of it: half of the room that it takes.
+    local_id: Box<str>,
+    /// The Consul service name that it was registered under.
+    pub service: Arc<str>,
+    /// Its content; `None` while a write that got no answer may have changed it.
+    pub fingerprint: Option<Fingerprint>,
+    /// Whether its check is critical.
+    pub critical: bool,
+    /// Whether it has to be written once more whatever it says: with a new token.
+    pub resend: bool,
+    /// The read-back that showed it last, or during which it was written.
+    pub(super) read_back: u32,
+}
+
+/// What is known of a PTR key.
+#[derive(Clone, Debug)]
+pub struct KnownPtr {
+    /// Whose it is and what it says.
+    pub state: PtrState,
+    /// ModifyIndex, for the next check-and-set; 0 when it does not exist.
+    pub index: u64,
+    /// The read-back that showed it last, or during which it was written.
+    pub(super) read_back: u32,
+}
+
+/// Whose a PTR key is and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PtrState {
+    /// Ours, with this content.
+    Ours(Fingerprint),
+    /// Another cluster's.
+    OtherCluster,
+    /// Nobody's we know, with this value.
+    Foreign(Box<str>),
+    /// It has to be read before it can be written.
+    Unknown,
+}
+
+// === impl KnownRegistration ===
+
+impl KnownRegistration {
+    /// The service ID; `service` is the Service that it was noted with.
+    pub fn id(&self, cluster: &ClusterName, service: &ObjectKey) -> Box<str> {
+        if service.is_orphaned() {
+            return self.local_id.clone();
+        }
+        format!("{cluster}_{}_{}_{}", service.namespace, service.name, self.local_id).into()
+    }
+}
+
+// === impl KnownPtr ===
+
+impl KnownPtr {
+    fn is_ours(&self) -> bool {
+        matches!(self.state, PtrState::Ours(_))
+    }
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Nothing is known yet of the records of this cluster.
+    pub fn new(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            registrations: HashMap::new(),
+            reverse: HashMap::new(),
+            names: HashMap::new(),
+            registration_count: 0,
+            namespaces: HashMap::new(),
+            ptr_count: 0,
+            read_back: 0,
+        }
+    }
+
+    /// The registrations of a Service, by ID.
+    pub fn of(&self, service: &ObjectKey) -> &[KnownRegistration] {
+        self.registrations.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// One registration of a Service.
+    pub fn registration(&self, service: &ObjectKey, id: &str) -> Option<&KnownRegistration> {
+        let known = self.of(service);
+        place(known, self.local_id(service, id)).ok().map(|place| &known[place])
+    }
+
+    /// Notes that Consul has this registration with this content. The ID is one of the Service's
+    /// (or of none, and noted with nobody).
+    pub fn put(
+        &mut self,
+        service: &ObjectKey,
+        id: &str,
+        name: &str,
+        fingerprint: Option<Fingerprint>,
+        critical: bool,
+    ) {
+        let name = self.count_name(name);
+        let read_back = self.read_back;
+        let known = KnownRegistration {
+            local_id: self.local_id(service, id).into(),
+            service: name,
+            fingerprint,
+            critical,
+            resend: false,
+            read_back,
+        };
+        let all = self.registrations.entry(service.clone()).or_default();
+        match place(all, &known.local_id) {
+            Ok(place) => {
+                let before = std::mem::replace(&mut all[place], known);
+                self.uncount_name(&before.service);
+            }
+            Err(place) => {
+                if all.len() < FEW_INSTANCES {
+                    all.reserve_exact(1);
+                }
+                all.insert(place, known);
+                *self.namespaces.entry(service.namespace.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Notes that Consul no longer has the registration.
+    pub fn deregistered(&mut self, service: &ObjectKey, id: &str) {
+        let Ok(place) = place(self.of(service), self.local_id(service, id)) else { return };
+        let Some(all) = self.registrations.get_mut(service) else { return };
+        let before = all.remove(place);
+        if all.is_empty() {
+            self.registrations.remove(service);
+        }
+        self.uncount_name(&before.service);
+        if let Some(count) = self.namespaces.get_mut(&service.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(&service.namespace);
+            }
+        }
+    }
+
+    /// The PTR key's state.
+    pub fn reverse(&self, key: &str) -> Option<&KnownPtr> {
+        self.reverse.get(key)
+    }
+
+    /// Notes the PTR key's state.
+    pub fn put_ptr(&mut self, key: &str, state: PtrState, index: u64) {
+        let known = KnownPtr { state, index, read_back: self.read_back };
+        self.ptr_count += usize::from(known.is_ours());
+        let before = self.reverse.insert(key.into(), known);
+        self.ptr_count -= usize::from(before.is_some_and(|before| before.is_ours()));
+    }
+
+    /// Notes that the PTR key does not exist, or is nothing to us.
+    pub fn forget_ptr(&mut self, key: &str) {
+        let before = self.reverse.remove(key);
+        self.ptr_count -= usize::from(before.is_some_and(|before| before.is_ours()));
+    }
+
+    /// Every Service that has registrations, with them.
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &[KnownRegistration])> {
+        self.registrations.iter().map(|(key, known)| (key, known.as_slice()))
+    }
+
+    /// Puts the keys that `shared` gives in the place of equal ones, so that there is one of each in
+    /// memory.
+    pub fn share_keys(&mut self, shared: impl Fn(&ObjectKey) -> Option<ObjectKey>) {
+        let own = std::mem::take(&mut self.registrations).into_iter();
+        self.registrations = own.map(|(key, known)| (shared(&key).unwrap_or(key), known)).collect();
+    }
+
+    /// Forgets all records but these of these Services.
+    pub fn forget_all_but<'r>(
+        &mut self,
+        kept: impl Iterator<Item = (&'r ObjectKey, &'r RecordKey)>,
+    ) {
+        let empty = Self { read_back: self.read_back, ..Self::new(self.cluster.clone()) };
+        let before = std::mem::replace(self, empty);
+        for (service, record) in kept {
+            match record {
+                RecordKey::Registration(id) => {
+                    if let Some(known) = before.registration(service, id) {
+                        self.put(service, id, &known.service, known.fingerprint, known.critical);
+                        if known.resend {
+                            self.resend(service, id);
+                        }
+                    }
+                }
+                RecordKey::Ptr(key) => {
+                    if let Some(known) = before.reverse(key) {
+                        self.put_ptr(key, known.state.clone(), known.index);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All PTR keys.
+    pub fn ptr_keys(&self) -> impl Iterator<Item = (&Box<str>, &KnownPtr)> {
+        self.reverse.iter()
+    }
+
+    /// How many registrations there are.
+    pub fn registration_count(&self) -> usize {
+        self.registration_count
+    }
+
+    /// How many PTR records are ours.
+    pub fn ptr_count(&self) -> usize {
+        self.ptr_count
+    }
+
+    /// How many registrations there are of one namespace's Services.
+    pub fn count_in(&self, namespace: &str) -> usize {
+        self.namespaces.get(namespace).copied().unwrap_or(0)
+    }
+
+    /// The Consul names that registrations are under, as [`lookup_form`] has them.
+    pub fn names(&self) -> impl Iterator<Item = Arc<str>> {
+        self.names.keys().cloned()
+    }
+
+    /// Whether any registration is under this Consul name, however it is written.
+    pub fn holds_name(&self, name: &str) -> bool {
+        self.names.contains_key(&*lookup_form(name))
+    }
+
+    /// Has every registration written once more, whatever it says.
+    pub fn resend_registrations(&mut self) {
+        for known in self.registrations.values_mut().flatten() {
+            known.resend = true;
+        }
+    }
+
+    /// Has one registration written once more, whatever it says.
+    pub fn resend(&mut self, service: &ObjectKey, id: &str) {
+        let place = place(self.of(service), self.local_id(service, id));
+        if let (Ok(place), Some(all)) = (place, self.registrations.get_mut(service)) {
+            all[place].resend = true;
+        }
+    }
+
+    /// What is kept of an ID.
+    fn local_id<'i>(&self, service: &ObjectKey, id: &'i str) -> &'i str {
+        let local = local_part(&self.cluster, service, id);
+        debug_assert!(local.is_some() != service.is_orphaned(), "{id} is not one of {service}");
+        local.unwrap_or(id)
+    }
+
+    fn count_name(&mut self, name: &str) -> Arc<str> {
+        let form = lookup_form(name);
+        let known = self.names.get_key_value(&*form).map(|(form, _)| Arc::clone(form));
+        let form = known.unwrap_or_else(|| form.into());
+        *self.names.entry(Arc::clone(&form)).or_default() += 1;
+        self.registration_count += 1;
+        if *form == *name { form } else { name.into() }
+    }
+
+    fn uncount_name(&mut self, name: &str) {
+        let form = lookup_form(name);
+        if let Some(count) = self.names.get_mut(&*form) {
+            *count -= 1;
+            self.registration_count -= 1;
+            if *count == 0 {
+                self.names.remove(&*form);
+            }
+        }
+    }
+}
+
+/// Where the registration is in a sorted list, or has to go.
+fn place(all: &[KnownRegistration], local_id: &str) -> Result<usize, usize> {
+    all.binary_search_by(|other| (*other.local_id).cmp(local_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_by_their_registrations() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        let mut ledger = Ledger::new(cluster.clone());
+        let key = ObjectKey::new("ns", "web");
+        let (a, b) = ("eu_ns_web_http_10.0.0.1", "eu_ns_web_http_10.0.0.2");
+        ledger.put(&key, b, "web", None, false);
+        ledger.put(&key, a, "web", None, false);
+        ledger.put(&key, a, "api", None, true);
+        assert!(ledger.holds_name("web") && ledger.holds_name("api"));
+        assert_eq!(ledger.registration_count(), 2);
+        let ids: Vec<_> = ledger.of(&key).iter().map(|known| known.id(&cluster, &key)).collect();
+        assert_eq!(ids, [a.into(), b.into()]);
+        ledger.deregistered(&key, b);
+        ledger.deregistered(&key, "eu_ns_web_http_10.0.0.3");
+        assert!(!ledger.holds_name("web"));
+        ledger.deregistered(&key, a);
+        assert_eq!(ledger.registration_count(), 0);
+        assert!(ledger.of(&key).is_empty());
+    }
+
+    #[test]
+    fn the_id_of_what_is_nobodys_is_kept_whole() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        let mut ledger = Ledger::new(cluster.clone());
+        let nobody = ObjectKey::orphaned();
+        ledger.put(&nobody, "eu_odd", "web", None, false);
+        assert_eq!(&*ledger.of(&nobody)[0].id(&cluster, &nobody), "eu_odd");
+        assert!(ledger.registration(&nobody, "eu_odd").is_some());
+    }
+
+    #[test]
+    fn a_shared_key_takes_the_place_of_an_equal_one() {
+        let mut ledger = Ledger::new("eu".parse().unwrap());
+        let (own, kept) = (ObjectKey::new("ns", "web"), ObjectKey::new("ns", "web"));
+        ledger.put(&own, "eu_ns_web_http_10.0.0.1", "web", None, false);
+        ledger.put(&ObjectKey::new("ns", "api"), "eu_ns_api_http_10.0.0.2", "api", None, false);
+        ledger.share_keys(|key| (*key == kept).then(|| kept.clone()));
+        assert!(ledger.services().any(|(key, _)| std::ptr::eq(&raw const **key, &raw const *kept)));
+        assert!(!ledger.services().any(|(key, _)| std::ptr::eq(&raw const **key, &raw const *own)));
+        assert_eq!((ledger.of(&own).len(), ledger.services().count()), (1, 2));
+    }
+}

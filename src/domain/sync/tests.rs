@@ -1,0 +1,656 @@
+mod catalog;
+mod faults;
+mod guard;
+mod names;
+mod nodes;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::consul::record::{
+    Answer, NamespaceNodeAnswer, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
+    Registration,
+};
+use crate::domain::kube::cache::WATCHED;
+use crate::domain::kube::object::{Kind, Service};
+use crate::domain::services::settings::AddressMode;
+use crate::domain::testing::{ip, service, slice};
+
+/// What becomes of a write in the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Applied,
+    Failed,
+    Denied,
+    /// No answer, and never applied.
+    Lost,
+    /// No answer, and applied all the same.
+    AppliedUnanswered,
+    /// No answer, and applied 20 s later.
+    AppliedLate,
+}
+
+/// A bridge beside a Consul that exists in memory only.
+struct Simulation {
+    bridge: Reconciler,
+    now: Moment,
+    registrations: BTreeMap<Box<str>, Registration>,
+    kv: BTreeMap<Box<str>, ObservedPtr>,
+    /// Namespaces that have a node.
+    namespace_nodes: BTreeSet<Box<str>>,
+    index: u64,
+    late: Vec<(Moment, Write)>,
+    /// Writes that were sent.
+    sent: Vec<Write>,
+}
+
+impl Simulation {
+    fn new(settings: Settings) -> Self {
+        let mut bridge = Reconciler::new(settings);
+        bridge.set_ptr_zone(Some(zone()));
+        bridge.set_foreign_names(ForeignNames::new());
+        Self {
+            bridge,
+            now: Moment::ZERO,
+            registrations: BTreeMap::new(),
+            kv: BTreeMap::new(),
+            namespace_nodes: BTreeSet::new(),
+            index: 0,
+            late: Vec::new(),
+            sent: Vec::new(),
+        }
+    }
+
+    /// One that writes to the catalog.
+    fn of_catalog() -> Self {
+        let new = Self::new(settings());
+        Self { bridge: new.bridge.with_target(Target::Catalog), ..new }
+    }
+
+    /// A new process with other settings beside the same Consul.
+    fn restarted(self, settings: Settings) -> Self {
+        Self {
+            registrations: self.registrations,
+            kv: self.kv,
+            namespace_nodes: self.namespace_nodes,
+            index: self.index,
+            ..Self::new(settings)
+        }
+    }
+
+    fn list(&mut self, kind: Kind, objects: impl IntoIterator<Item = SeenObject>) {
+        self.bridge.watch(WatchEvent::ListStarted(kind), self.now);
+        for object in objects {
+            self.bridge.watch(WatchEvent::Seen(object), self.now);
+        }
+        self.bridge.watch(WatchEvent::ListCompleted(kind), self.now);
+    }
+
+    fn seen(&mut self, object: SeenObject) {
+        self.bridge.watch(WatchEvent::Seen(object), self.now);
+    }
+
+    fn deleted(&mut self, kind: Kind, name: &str) {
+        self.bridge.watch(WatchEvent::Deleted(kind, key(name)), self.now);
+    }
+
+    fn read_back(&mut self) {
+        self.bridge.begin_read_back(self.now);
+        self.show();
+        self.bridge.finish_read_back(self.now);
+    }
+
+    /// The writes that are to be sent now, in one action and with nothing beside them.
+    fn next_writes(&mut self) -> Vec<Write> {
+        let actions = self.bridge.next_actions(self.now, 9);
+        let [Action::Write(writes)] = &*actions else { panic!("{actions:?}") };
+        writes.clone()
+    }
+
+    /// What a reading under way shows.
+    fn show(&mut self) {
+        for registration in self.registrations.values() {
+            let observed = ObservedRegistration { registration: registration.clone(), index: 0 };
+            self.bridge.observed_registration(&observed);
+        }
+        for entry in self.kv.values() {
+            self.bridge.observed_ptr(entry);
+        }
+        for namespace in &self.namespace_nodes {
+            self.bridge.observed_namespace_node(namespace);
+        }
+    }
+
+    /// A reading, and after it the names that others hold: none.
+    fn read_all(&mut self) {
+        self.read_back();
+        self.bridge.set_foreign_names(ForeignNames::new());
+    }
+
+    /// Sends what is to be sent until nothing is, without letting time pass.
+    fn step(&mut self, fate: &mut impl FnMut(&Write) -> Fate) {
+        while let Some(namespace) = self.step_until_node(fate) {
+            let stands = |id: &str| id.starts_with(&format!("kubernetes_{namespace}_"));
+            let answer = if self.registrations.keys().any(|id| stands(id)) {
+                NamespaceNodeAnswer::InUse
+            } else {
+                self.namespace_nodes.remove(&namespace);
+                NamespaceNodeAnswer::Removed
+            };
+            self.bridge.namespace_node_answered(&namespace, answer, self.now);
+        }
+    }
+
+    /// As [`Self::step`], up to the first node that is to be removed.
+    fn step_until_node(&mut self, fate: &mut impl FnMut(&Write) -> Fate) -> Option<Box<str>> {
+        loop {
+            let actions = self.bridge.next_actions(self.now, 3);
+            if actions.is_empty() {
+                return None;
+            }
+            for action in actions {
+                match action {
+                    Action::ReadPtr(key) => {
+                        let found = self.kv.get(&key).cloned();
+                        self.bridge.ptr_read(&key, Ok(found), self.now);
+                    }
+                    Action::Write(writes) => self.send(writes, fate),
+                    // Always the last one: nothing else is left to send.
+                    Action::RemoveNamespaceNode(namespace) => return Some(namespace),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, writes: Vec<Write>, fate: &mut impl FnMut(&Write) -> Fate) {
+        let mut failed = false;
+        for write in writes {
+            let record = write.key();
+            let answer = if failed { Answer::NotSent } else { self.answer(write, fate) };
+            failed |= !matches!(answer, Answer::Applied { .. });
+            self.bridge.answered(&record, answer, self.now);
+        }
+    }
+
+    fn answer(&mut self, write: Write, fate: &mut impl FnMut(&Write) -> Fate) -> Answer {
+        self.sent.push(write.clone());
+        match fate(&write) {
+            Fate::Applied => self.apply(write),
+            Fate::Failed => Answer::Failed("no leader".to_owned()),
+            Fate::Denied => Answer::Denied("no right".to_owned()),
+            Fate::Lost => Answer::Unanswered("timeout".to_owned()),
+            Fate::AppliedUnanswered => {
+                self.apply(write);
+                Answer::Unanswered("timeout".to_owned())
+            }
+            Fate::AppliedLate => {
+                self.late.push((self.now + Duration::from_secs(20), write));
+                Answer::Unanswered("timeout".to_owned())
+            }
+        }
+    }
+
+    fn apply(&mut self, write: Write) -> Answer {
+        self.index += 1;
+        let index = self.index;
+        let there =
+            |kv: &BTreeMap<Box<str>, ObservedPtr>, key: &str| kv.get(key).map_or(0, |e| e.index);
+        match write {
+            Write::Register(registration) | Write::Replace(registration) => {
+                self.namespace_nodes.insert(registration.namespace.clone());
+                self.registrations.insert(registration.id.clone(), registration);
+            }
+            Write::Deregister { id, .. } => {
+                self.registrations.remove(&id);
+            }
+            Write::PutPtr { record, cas } => {
+                if there(&self.kv, &record.key) != cas {
+                    return Answer::Conflict;
+                }
+                let flags = PtrOwner::flags(&cluster());
+                self.kv.insert(record.key.clone(), ObservedPtr { record, flags, index });
+            }
+            Write::DeletePtr { key, cas } => {
+                if there(&self.kv, &key) != cas {
+                    return Answer::Conflict;
+                }
+                self.kv.remove(&key);
+            }
+        }
+        Answer::Applied { index }
+    }
+
+    /// Lets time pass until nothing is left to do, reading back where that is due.
+    fn settle_with(&mut self, mut fate: impl FnMut(&Write) -> Fate) {
+        for _ in 0..10_000 {
+            self.bridge.wake(self.now);
+            self.step(&mut fate);
+            let late: Vec<Moment> = self.late.iter().map(|(due, _)| *due).collect();
+            let next =
+                [self.bridge.next_timer(), self.bridge.uncertain_until(), late.into_iter().min()];
+            let Some(next) = next.into_iter().flatten().min() else { return };
+            self.now = next.max(self.now + Duration::from_millis(1));
+            let due: Vec<Write>;
+            (due, self.late) = {
+                let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.late)
+                    .into_iter()
+                    .partition(|(due, _)| *due <= self.now);
+                (due.into_iter().map(|(_, write)| write).collect(), rest)
+            };
+            for write in due {
+                self.apply(write);
+            }
+            if self.bridge.uncertain_until().is_some_and(|due| due <= self.now) {
+                self.read_back();
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    fn settle(&mut self) {
+        self.settle_with(|_| Fate::Applied);
+    }
+
+    /// What was registered, as `name address check`.
+    fn registered(&self) -> Vec<String> {
+        self.registrations
+            .values()
+            .map(|r| format!("{} {} {:?}", r.service, r.address, r.check))
+            .collect()
+    }
+
+    fn take_sent(&mut self) -> usize {
+        std::mem::take(&mut self.sent).len()
+    }
+}
+
+fn foreign(names: &[&str]) -> ForeignNames {
+    names.iter().map(|name| ((*name).into(), Holders::Others)).collect()
+}
+
+fn cluster() -> crate::domain::kube::names::ClusterName {
+    "kubernetes".parse().unwrap()
+}
+
+fn settings() -> Settings {
+    Settings::new(cluster())
+}
+
+fn zone() -> ConsulDomain {
+    ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new("ns", name)
+}
+
+/// Service `s<n>` at 10.0.0.<n>.
+fn numbered(n: u8) -> Service {
+    service()
+        .with(|s| {
+            s.cluster_ips = vec![ip(&format!("10.0.0.{n}"))];
+            s.uid = format!("uid-{n}").into();
+        })
+        .build()
+}
+
+fn service_seen(n: u8) -> SeenObject {
+    SeenObject::Service(key(&format!("s{n}")), numbered(n))
+}
+
+fn slice_seen(n: u8, ready: bool) -> SeenObject {
+    let endpoints = [(format!("10.1.0.{n}"), ready)];
+    let endpoints: Vec<(&str, bool)> = endpoints.iter().map(|(a, r)| (a.as_str(), *r)).collect();
+    SeenObject::EndpointSlice(
+        key(&format!("s{n}-x")),
+        slice(&format!("s{n}"), &[("http", 8080)], &endpoints),
+    )
+}
+
+fn confirm(simulation: &mut Simulation, services: Vec<SeenObject>, slices: Vec<SeenObject>) {
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now), "a confirmation is due");
+    assert!(!simulation.bridge.begin_confirmation(simulation.now), "it is asked for once");
+    simulation.list(Kind::Service, services);
+    simulation.list(Kind::EndpointSlice, slices);
+    simulation.bridge.cluster_confirmed();
+    simulation.settle();
+}
+
+fn messages(simulation: &Simulation, n: u8) -> Vec<String> {
+    let key = key(&format!("s{n}"));
+    let problems = simulation.bridge.problems().of(Kind::Service, &key);
+    problems.map(|problem| problem.message.clone()).collect()
+}
+
+/// A bridge in sync with Services `s1` to `s<count>`, all ready.
+fn in_sync(count: u8) -> Simulation {
+    filled(Simulation::new(settings()), count)
+}
+
+fn filled(mut simulation: Simulation, count: u8) -> Simulation {
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=count).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=count).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), usize::from(count));
+    assert_eq!(simulation.kv.len(), usize::from(count));
+    simulation.take_sent();
+    simulation.bridge.take_reports();
+    simulation
+}
+
+#[test]
+fn nothing_is_written_before_all_is_listed_and_read() {
+    let mut simulation = Simulation::new(settings());
+    simulation.list(Kind::Service, [service_seen(1)]);
+    simulation.settle();
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "Consul was not read");
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
+    assert_eq!(
+        &*simulation.kv["0.0.0.10.IN-ADDR.ARPA/10.0.0.1"].record.value,
+        "s1.service.dc1.consul"
+    );
+    assert!(simulation.bridge.is_settled());
+}
+
+#[test]
+fn equal_means_silent() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "after a resync");
+    let mut simulation = simulation.restarted(settings());
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "after a restart");
+}
+
+#[test]
+fn a_change_costs_the_records_that_it_changes() {
+    let mut simulation = in_sync(30);
+    simulation.seen(slice_seen(7, false));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 1);
+    assert!(simulation.registered().contains(&"s7 10.0.0.7 Critical".to_owned()));
+    simulation.deleted(Kind::Service, "s7");
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 2, "the instance and its PTR record");
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (29, 29));
+}
+
+#[test]
+fn an_address_moves_new_before_old() {
+    let mut simulation = in_sync(1);
+    simulation.seen(SeenObject::Service(key("s1"), numbered(9)));
+    let mut order = Vec::new();
+    simulation.settle_with(|write| {
+        order.push(matches!(write, Write::Register(_) | Write::Replace(_) | Write::PutPtr { .. }));
+        Fate::Applied
+    });
+    assert_eq!(order, [true, true, false, false]);
+    assert_eq!(simulation.registered(), ["s1 10.0.0.9 None"]);
+    assert_eq!(simulation.kv.len(), 1);
+}
+
+#[test]
+fn foreign_ptr_keys_are_left_alone() {
+    let reverse = "0.0.0.10.IN-ADDR.ARPA/10.0.0.1";
+    let other = PtrOwner::flags(&"other".parse().unwrap());
+    for (value, flags, problems) in [
+        ("s1.service.dc1.consul", 0, 0),
+        ("printer.example.org", 0, 1),
+        ("printer.example.org", 42, 1),
+        ("s1.service.dc1.consul", other, 0),
+        ("s9.service.dc1.consul", other, 0),
+    ] {
+        for known_at_start in [true, false] {
+            let mut simulation = Simulation::new(settings());
+            let record = PtrRecord { key: reverse.into(), value: value.into() };
+            let entry = ObservedPtr { record, flags, index: 7 };
+            if !known_at_start {
+                simulation.read_back();
+            }
+            simulation.kv.insert(reverse.into(), entry.clone());
+            if known_at_start {
+                simulation.read_back();
+            }
+            simulation.list(Kind::Service, [service_seen(1)]);
+            simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+            simulation.settle();
+            let row = format!("{value} {flags} {known_at_start}");
+            if known_at_start {
+                assert_eq!(simulation.take_sent(), 1, "{row}: the instance only");
+            }
+            assert_eq!(simulation.kv[reverse], entry, "{row}");
+            assert_eq!(simulation.bridge.problems().count(), problems, "{row}");
+            simulation.deleted(Kind::Service, "s1");
+            simulation.settle();
+            assert_eq!(simulation.kv[reverse], entry, "{row}: left when the Service goes");
+        }
+    }
+}
+
+#[test]
+fn a_foreign_ptr_key_that_goes_away_is_written() {
+    let reverse = "0.0.0.10.IN-ADDR.ARPA/10.0.0.1";
+    let mut simulation = in_sync(1);
+    let entry = simulation.kv.get_mut(reverse).unwrap();
+    entry.flags = 0;
+    entry.record.value = "mine".into();
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    simulation.kv.clear();
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(&*simulation.kv[reverse].record.value, "s1.service.dc1.consul");
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_service_that_cannot_be_read_keeps_what_it_has() {
+    let simulation = in_sync(3);
+    let mut simulation = simulation.restarted(settings());
+    let unread =
+        SeenObject::Undecodable(Kind::Service, key("s2"), "spec.ports: expected a list".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    let problems: Vec<_> =
+        simulation.bridge.problems().iter().map(|(_, k, p)| (k.clone(), p.reason)).collect();
+    assert_eq!(problems, [(key("s2"), Reason::Undecodable)]);
+    simulation.deleted(Kind::Service, "s2");
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 2);
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+type Choice = fn(&mut Settings);
+
+#[test]
+fn without_a_ptr_zone_each_service_with_an_address_has_a_problem() {
+    let mut simulation = in_sync(2);
+    simulation.bridge.set_ptr_zone(None);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "what is written stays");
+    let reasons: Vec<Reason> =
+        simulation.bridge.problems().iter().map(|(_, _, problem)| problem.reason).collect();
+    assert_eq!(reasons, [Reason::NoDnsDomain; 2]);
+}
+
+#[test]
+fn a_service_that_could_not_be_read_is_removed_when_a_list_lacks_it() {
+    let mut simulation = in_sync(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.list(Kind::Service, [service_seen(1), service_seen(3)]);
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (2, 2));
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_slice_that_could_not_be_read_has_no_problem_when_a_list_lacks_it() {
+    let mut simulation = in_sync(1);
+    simulation.seen(SeenObject::Undecodable(Kind::EndpointSlice, key("x"), "no".to_owned()));
+    assert_eq!(simulation.bridge.problems().count(), 1);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.bridge.problems().count(), 0);
+}
+
+#[test]
+fn a_service_that_is_read_again_keeps_its_ptr_record() {
+    let mut simulation = in_sync(3).restarted(settings());
+    let unread = SeenObject::Undecodable(Kind::Service, key("s2"), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread, service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.read_back();
+    simulation.settle();
+    simulation.seen(service_seen(2));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}
+
+#[test]
+fn only_labels_that_can_change_a_registration_are_kept() {
+    let mut selecting = settings();
+    selecting.selector = "tier in (web)".parse().unwrap();
+    let mut simulation = Simulation::new(selecting);
+    simulation.read_back();
+    let labelled = |labels: &[(&str, &str)]| {
+        let mut service = numbered(1);
+        service.labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        SeenObject::Service(key("s1"), service)
+    };
+    simulation.list(Kind::Service, [labelled(&[("tier", "web"), ("chart", "1.0")])]);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 1);
+    let kept = &simulation.bridge.cache().service(&key("s1")).unwrap().labels;
+    assert_eq!(kept.keys().map(|key| &**key).collect::<Vec<_>>(), ["tier"]);
+    simulation.seen(labelled(&[("tier", "web"), ("chart", "1.1")]));
+    assert_eq!(simulation.bridge.backlog(), 0);
+    simulation.seen(labelled(&[("tier", "web"), ("consul", "true")]));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 0, "an import");
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Service(u8, u8),
+    Ready(u8, bool),
+    Delete(u8),
+    DeleteSlice(u8),
+    Pass(u16),
+    ReadBack,
+    StepDown,
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        2 => (1..6_u8, 1..6_u8).prop_map(|(n, address)| Event::Service(n, address)),
+        2 => (1..6_u8, any::<bool>()).prop_map(|(n, ready)| Event::Ready(n, ready)),
+        2 => (1..6_u8).prop_map(Event::Delete),
+        2 => (1..6_u8).prop_map(Event::DeleteSlice),
+        2 => (0..5000_u16).prop_map(Event::Pass),
+        2 => Just(Event::ReadBack),
+        1 => Just(Event::StepDown),
+    ]
+}
+
+fn fates() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        3 => Just(Fate::Applied),
+        1 => Just(Fate::Failed),
+        1 => Just(Fate::Denied),
+        1 => Just(Fate::Lost),
+        1 => Just(Fate::AppliedUnanswered),
+        1 => Just(Fate::AppliedLate),
+    ]
+}
+
+fn happen(simulation: &mut Simulation, event: &Event) {
+    match *event {
+        // Two Services may share an address, and so a PTR key.
+        Event::Service(n, address) => {
+            simulation.seen(SeenObject::Service(key(&format!("s{n}")), numbered(address)));
+        }
+        Event::Ready(n, ready) => simulation.seen(slice_seen(n, ready)),
+        Event::Delete(n) => simulation.deleted(Kind::Service, &format!("s{n}")),
+        Event::DeleteSlice(n) => simulation.deleted(Kind::EndpointSlice, &format!("s{n}-x")),
+        Event::Pass(milliseconds) => simulation.now += Duration::from_millis(milliseconds.into()),
+        Event::ReadBack => simulation.read_all(),
+        Event::StepDown => simulation.bridge.step_down(),
+    }
+}
+
+/// 400 cases take two seconds; `PROPTEST_CASES` asks for another number.
+fn cases() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(400),
+    }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    /// Invariants 4, 5 and 6: whatever becomes of the writes, once both sides stand still
+    /// Consul has what an undisturbed bridge would have written, and nothing more is sent.
+    #[test]
+    fn it_converges_after_any_faults(
+        events in prop::collection::vec((events(), prop::bool::weighted(0.7)), 1..30),
+        fates in prop::collection::vec(fates(), 0..40),
+    ) {
+        let mut faulty = Simulation::of_catalog();
+        let mut calm = Simulation::of_catalog();
+        for simulation in [&mut faulty, &mut calm] {
+            simulation.read_back();
+            for kind in WATCHED { simulation.list(kind, []); }
+        }
+        let mut fates = fates.into_iter();
+        for (event, send) in &events {
+            happen(&mut faulty, event);
+            happen(&mut calm, event);
+            if *send {
+                faulty.bridge.wake(faulty.now);
+                faulty.step(&mut |_| fates.next().unwrap_or(Fate::Applied));
+            }
+        }
+        for simulation in [&mut faulty, &mut calm] {
+            if simulation.bridge.phase != Phase::Running { simulation.read_all(); }
+            simulation.settle();
+        }
+        prop_assert_eq!(&faulty.registrations, &calm.registrations);
+        let values = |simulation: &Simulation| -> BTreeMap<_, _> {
+            simulation.kv.values().map(|e| (e.record.key.clone(), e.record.value.clone())).collect()
+        };
+        prop_assert_eq!(values(&faulty), values(&calm));
+        prop_assert_eq!(&faulty.namespace_nodes, &calm.namespace_nodes);
+        faulty.take_sent();
+        faulty.read_back();
+        faulty.settle();
+        prop_assert_eq!(faulty.take_sent(), 0, "planning after applying is empty");
+        prop_assert!(faulty.bridge.is_settled());
+        prop_assert!(faulty.bridge.units.is_empty(), "left behind: {:?} {:?}", faulty.bridge.units, faulty.bridge.tracks);
+        prop_assert_eq!(faulty.bridge.tracks.len(), 0);
+    }
+}

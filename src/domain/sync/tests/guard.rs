@@ -1,0 +1,281 @@
+//! What a list no longer shows, and what changed options would remove.
+
+use super::*;
+
+#[test]
+fn a_few_missing_objects_are_removed_at_once() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, (11..=30).map(service_seen));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 20);
+}
+
+#[test]
+fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() {
+    for kind in WATCHED {
+        let mut simulation = in_sync(30);
+        simulation.list(kind, []);
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0, "{kind:?} while running");
+        assert!(simulation.bridge.is_holding());
+
+        let mut simulation = simulation.restarted(settings());
+        simulation.read_back();
+        for other in WATCHED {
+            match other {
+                _ if other == kind => simulation.list(other, []),
+                Kind::Service => simulation.list(other, (1..=30).map(service_seen)),
+                Kind::EndpointSlice => {
+                    simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
+                }
+                Kind::Node | Kind::Namespace => unreachable!("nobody asks for them"),
+            }
+        }
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0, "{kind:?} at the start");
+        assert!(simulation.bridge.is_holding());
+    }
+}
+
+#[test]
+fn headless_services_without_their_slices_keep_their_instances() {
+    let headless = |n: u8| {
+        SeenObject::Service(
+            key(&format!("s{n}")),
+            service().with(|s| s.cluster_ips.clear()).build(),
+        )
+    };
+    let mut simulation = Simulation::new(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(headless));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 30);
+    let mut simulation = simulation.restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(headless));
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    confirm(&mut simulation, (1..=30).map(headless).collect(), Vec::new());
+    assert_eq!(simulation.registrations.len(), 0, "a second list agreed");
+}
+
+#[test]
+fn a_second_list_that_agrees_releases_what_is_held() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    simulation.settle();
+    confirm(&mut simulation, Vec::new(), (1..=30).map(|n| slice_seen(n, true)).collect());
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0));
+    assert!(!simulation.bridge.is_holding());
+    assert!(simulation.bridge.take_reports().contains(&Report::Released { confirmed: true }));
+}
+
+#[test]
+fn a_second_list_that_disagrees_removes_nothing() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    simulation.settle();
+    let slices: Vec<_> = (1..=30).map(|n| slice_seen(n, true)).collect();
+    confirm(&mut simulation, (1..=30).map(service_seen).collect(), slices);
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(!simulation.bridge.is_holding());
+    let unconfirmed = Report::Released { confirmed: false };
+    assert!(simulation.bridge.take_reports().contains(&unconfirmed));
+
+    // At the start, too.
+    let mut simulation = simulation.restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    let slices: Vec<_> = (1..=30).map(|n| slice_seen(n, true)).collect();
+    confirm(&mut simulation, (1..=30).map(service_seen).collect(), slices);
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(simulation.bridge.take_reports().contains(&unconfirmed), "at the start");
+}
+
+#[test]
+fn a_second_list_that_lacks_still_more_wants_a_third() {
+    // At the start what is held counts as well as what is newly missing.
+    for (total, left, is_start) in [(60, 20, false), (100, 40, true)] {
+        let mut simulation = in_sync(total);
+        if is_start {
+            simulation = simulation.restarted(settings());
+            simulation.read_back();
+        }
+        let slices = || (1..=total).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
+        simulation.list(Kind::Service, (total - left + 1..=total).map(service_seen));
+        simulation.list(Kind::EndpointSlice, slices());
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0, "{total}");
+        confirm(&mut simulation, Vec::new(), slices());
+        assert_eq!(simulation.take_sent(), 0, "{left} more are missing now");
+        confirm(&mut simulation, Vec::new(), slices());
+        assert_eq!(simulation.registrations.len(), 0, "{total}");
+    }
+}
+
+#[test]
+fn without_the_clusters_identity_nothing_is_confirmed() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    simulation.bridge.cluster_confirmed();
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 0);
+}
+
+#[test]
+fn reported_deletions_are_made_at_once_however_many() {
+    let mut simulation = in_sync(30);
+    for n in 1..=30 {
+        simulation.deleted(Kind::Service, &format!("s{n}"));
+    }
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0));
+    // Those that were missing from a list, too.
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    for n in 1..=30 {
+        simulation.deleted(Kind::Service, &format!("s{n}"));
+    }
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 0);
+}
+
+#[test]
+fn changed_options_remove_many_only_when_that_is_allowed() {
+    let rows: Vec<(&str, Choice, usize)> = vec![
+        ("selector", |s| s.selector = "app=web".parse().unwrap(), 0),
+        ("namespace", |s| s.namespaces = ["other".into()].into(), 0),
+        ("opt-in", |s| s.default_sync = false, 0),
+        ("address mode", |s| s.address = AddressMode::ExternalIp, 0),
+    ];
+    for (what, choose, left) in rows {
+        for (allowed, expected) in [(false, 30), (true, left)] {
+            let mut changed = settings();
+            choose(&mut changed);
+            changed.allow_removals = allowed;
+            let mut simulation = in_sync(30).restarted(changed);
+            simulation.read_back();
+            simulation.list(Kind::Service, (1..=30).map(service_seen));
+            simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+            simulation.settle();
+            if allowed {
+                // PTR records that nobody claims wait for a second list in any case.
+                assert_eq!(simulation.registrations.len(), expected, "{what}");
+                let slices = (1..=30).map(|n| slice_seen(n, true)).collect();
+                confirm(&mut simulation, (1..=30).map(service_seen).collect(), slices);
+            }
+            let counts = (simulation.registrations.len(), simulation.kv.len());
+            assert_eq!(counts, (expected, expected), "{what}, allowed: {allowed}");
+            assert_eq!(simulation.bridge.is_holding(), !allowed, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_sees_all_that_is_held_and_why() {
+    let mut changed = settings();
+    changed.selector = "app=web".parse().unwrap();
+    for (settings, services, cause) in
+        [(changed, 30, Cause::Selection), (settings(), 0, Cause::Absence)]
+    {
+        let mut simulation = in_sync(30).restarted(settings);
+        simulation.read_back();
+        simulation.list(Kind::Service, (1..=services).map(service_seen));
+        simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.registrations.len(), 30);
+        let held = simulation.bridge.let_all_go();
+        // The Services, and the one that stands for orphaned PTR records.
+        assert_eq!(held.len(), 31, "{cause:?}");
+        assert!(held.values().all(|it| *it == cause), "{cause:?}: {held:?}");
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{cause:?}");
+        assert!(simulation.bridge.let_all_go().is_empty());
+    }
+}
+
+#[test]
+fn a_changed_template_is_a_move_and_not_held() {
+    let mut changed = settings();
+    changed.name_template = "{service}-{namespace}".parse().unwrap();
+    let mut simulation = in_sync(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));
+    assert!(simulation.kv.values().all(|e| e.record.value.contains("-ns.service.")));
+}
+
+#[test]
+fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
+    let mut simulation = in_sync(3).restarted(settings());
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=3).map(service_seen));
+    let unread = SeenObject::Undecodable(Kind::EndpointSlice, key("s2-x"), "no".to_owned());
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true), unread, slice_seen(3, false)]);
+    simulation.settle();
+    let registered = simulation.registered();
+    assert!(registered.contains(&"s2 10.0.0.2 None".to_owned()), "{registered:?}");
+    simulation.seen(slice_seen(2, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s2 10.0.0.2 Critical".to_owned()));
+    assert!(simulation.registered().contains(&"s3 10.0.0.3 Critical".to_owned()));
+}
+
+#[test]
+fn a_held_service_that_a_later_list_lacks_is_removed() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_sync(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 30);
+    simulation.list(Kind::Service, (2..=30).map(service_seen));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 29);
+}
+
+#[test]
+fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
+    let mut changed = settings();
+    changed.default_sync = false;
+    let mut simulation = in_sync(30).restarted(changed);
+    simulation.read_back();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    let mut service = numbered(1);
+    service.annotations.insert("kube-consul.io/sync".into(), "true".into());
+    simulation.seen(SeenObject::Service(key("s1"), service));
+    simulation.settle();
+    simulation.seen(slice_seen(1, false));
+    simulation.settle();
+    assert!(simulation.registered().contains(&"s1 10.0.0.1 Critical".to_owned()));
+    assert_eq!(simulation.registrations.len(), 30);
+}
+
+#[test]
+fn an_identity_read_before_the_second_look_confirms_nothing() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    simulation.bridge.cluster_confirmed();
+    simulation.now += Duration::from_secs(11);
+    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+}

@@ -1,0 +1,453 @@
+//! Services and options, and what follows in Consul: one row each.
+//!
+//! A row is `what | objects | options | result`. Objects are separated by `;`:
+//! - `web ...` or `other/web ...` a Service (in `shop`, unless it says where), at 10.0.0.1 with the
+//!   port `http:80` unless it says otherwise: `ip=`, `ext=`, `lb=` addresses, `headless`,
+//!   `name:port/nodePort`, `@key=value` our annotation, `@@key=value` one of consul-k8s,
+//!   `label:key=value`, `created=`, `local`, `publish`, `noports`, `ExternalName`; `~` is a blank
+//! - `> http:8080 10.1.0.1 10.1.0.2! 10.1.0.3@n1` a slice of the Service before it, `!` not ready;
+//!   a Service with none has all its ports ready at 10.1.0.1; `>` alone is none
+//! - `node n1 192.0.2.1` a node, `!` not ready; `nodes` none at all: else they are not known
+//! - `foreign web` a name that others hold
+//!
+//! The result has the instances as `name address:port`, with `!` critical, `+` passing; where it
+//! says tags `[a,b]`, meta `{key=value}` or a weight `*5`, those are compared too. `?Reason` is a
+//! problem. `ptr address name` is a PTR record; they are compared where one is shown, or
+//! `noptr`.
+
+use super::*;
+use crate::domain::consul::record::Check;
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::kube::object::{Endpoint, EndpointPort, Node, ServicePort, ServiceType};
+use crate::domain::testing::{node, port};
+
+const ROWS: &str = "
+# address modes: auto
+a ClusterIP                       | web | | web 10.0.0.1:80
+headless: its endpoints           | web headless; > http:8080 10.1.0.1 10.1.0.2 | | web 10.1.0.1:8080; web 10.1.0.2:8080
+headless without endpoints        | web headless; > | |
+both families                     | web ip=10.0.0.1,fd00::7 | | web 10.0.0.1:80; web fd00::7:80
+IPv6 alone                        | web ip=fd00::7 | | web fd00::7:80
+endpoints of both families        | web headless; > http:1 10.1.0.1; > http:1 fd00::1 | | web 10.1.0.1:1; web fd00::1:1
+
+# address modes: cluster-ip
+a headless Service has none       | web headless | --address cluster-ip |
+asked for by annotation           | web @address=cluster-ip | --address endpoints | web 10.0.0.1:80
+asked for where there is none     | web headless @address=cluster-ip | | ?Incomplete
+
+# address modes: endpoints
+by option                         | web; > http:8080 10.1.0.1 10.1.0.2! | --address endpoints | web 10.1.0.1:8080; web 10.1.0.2:8080!
+by annotation                     | web @address=endpoints; > http:8080 10.1.0.1 | --address cluster-ip | web 10.1.0.1:8080
+one endpoint in two slices        | web headless; > http:8080 10.1.0.1!; > http:8080 10.1.0.1 | | web 10.1.0.1:8080
+with two numbers, the smaller     | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1 | | web 10.1.0.1:8080
+the ready one before the smaller  | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1! | | web 10.1.0.1:8081
+other ports elsewhere             | web headless http:80 sql:81; > http:1 10.1.0.1; > sql:2 10.1.0.2 | | web 10.1.0.1:1; web-sql 10.1.0.2:2
+a port without number             | web headless; > http:- 10.1.0.1 | | ?Incomplete
+not ready, published              | web headless publish; > http:1 10.1.0.1! | | web 10.1.0.1:1
+where it runs                     | web headless; > http:1 10.1.0.1@n1 | | web 10.1.0.1:1 {external-k8s-node-name=n1}
+
+# address modes: load-balancer
+addresses and host names          | web lb=203.0.113.1,lb.example.org | --address load-balancer | web 203.0.113.1:80; web lb.example.org:80
+both families of a balancer       | web lb=203.0.113.1,2001:db8::1 | --address load-balancer | web 203.0.113.1:80; web 2001:db8::1:80
+not yet there                     | web | --address load-balancer |
+not yet there, by annotation      | web @address=load-balancer | | ?Incomplete
+not ready                         | web lb=203.0.113.1; > http:1 10.1.0.1! | --address load-balancer | web 203.0.113.1:80!
+
+# address modes: external-ip
+each of them                      | web ext=198.51.100.1,198.51.100.2 | --address external-ip | web 198.51.100.1:80; web 198.51.100.2:80
+none                              | web | --address external-ip |
+none, by annotation               | web @address=external-ip | | ?Incomplete
+
+# address modes: node-port
+each node                         | web http:80/30080; node n1 192.0.2.1; node n2 192.0.2.2 | --address node-port | web 192.0.2.1:30080; web 192.0.2.2:30080
+by annotation, the others not     | web http:80/30080 @address=node-port; api ip=10.0.0.2; node n1 192.0.2.1 | | web 192.0.2.1:30080; api 10.0.0.2:80
+by annotation, not the option     | web http:80/30080 @address=cluster-ip | --address node-port | web 10.0.0.1:80
+the node is told                  | web http:80/30080; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080 {external-k8s-node-name=n1,port-http=80}
+a node that is not ready          | web http:80/30080; node n1 192.0.2.1 !; node n2 192.0.2.2 | --address node-port | web 192.0.2.1:30080!; web 192.0.2.2:30080
+no endpoint is ready              | web http:80/30080; > http:1 10.1.0.1!; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080!
+not ready, without checks         | web http:80/30080; > http:1 10.1.0.1!; node n1 192.0.2.1 ! | --address node-port --health none | web 192.0.2.1:30080
+only ports that have one          | web http:80/30080 sql:81; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080
+each port its own                 | web http:80/30080 sql:81/30081; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080; web-sql 192.0.2.1:30081
+none has one, by annotation       | web @address=node-port; node n1 192.0.2.1 | | ?Incomplete
+both families                     | web ip=10.0.0.1,fd00::7 http:80/30080; node n1 192.0.2.1 fd00::1 | --address node-port | web 192.0.2.1:30080; web fd00::1:30080
+only the Service's family         | web http:80/30080; node n1 192.0.2.1 fd00::1 | --address node-port | web 192.0.2.1:30080
+only the Service's other family   | web ip=fd00::7 http:80/30080; node n1 192.0.2.1 fd00::1 | --address node-port | web fd00::1:30080
+no node has its family            | web http:80/30080 @address=node-port; node n1 fd00::1 | | ?Incomplete
+no node at all                    | web http:80/30080; nodes | --address node-port |
+nodes are not known               | web http:80/30080; api ip=10.0.0.2 @address=auto | --address node-port |
+an address of two nodes, one up   | web http:80/30080; node n1 192.0.2.1 !; node n2 192.0.2.1 | --address node-port | web 192.0.2.1:30080 {external-k8s-node-name=n2}
+an address of two nodes           | web http:80/30080; node n2 192.0.2.1; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080 {external-k8s-node-name=n1}
+local: nodes with a ready one     | web local http:80/30080; > http:1 10.1.0.1@n1 10.1.0.2@n2!; node n1 192.0.2.1; node n2 192.0.2.2; node n3 192.0.2.3 | --address node-port | web 192.0.2.1:30080
+local: of each port               | web local http:80/30080 sql:81/30081; > http:1 10.1.0.1@n1; > sql:1 10.1.0.2@n2; node n1 192.0.2.1; node n2 192.0.2.2 | --address node-port | web 192.0.2.1:30080; web-sql 192.0.2.2:30081
+local: of each family             | web local ip=10.0.0.1,fd00::7 http:80/30080; > http:1 fd00::2@n1; node n1 192.0.2.1 fd00::1 | --address node-port | web fd00::1:30080
+local: none is ready              | web local http:80/30080; > http:1 10.1.0.1@n1!; node n1 192.0.2.1 | --address node-port |
+local: none, without checks       | web local http:80/30080; > http:1 10.1.0.1@n1!; node n1 192.0.2.1 | --address node-port --health none |
+local: not ready, published       | web local publish http:80/30080; > http:1 10.1.0.1@n1!; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080
+local: on no node                 | web local http:80/30080; node n1 192.0.2.1 | --address node-port |
+local: its node is not ready      | web local http:80/30080; > http:1 10.1.0.1@n1; node n1 192.0.2.1 ! | --address node-port | web 192.0.2.1:30080!
+local matters to nodes only       | web local; > http:1 10.1.0.1 | | web 10.0.0.1:80
+
+# ports and their names
+further ports                     | web http:80 metrics:9100 | | web 10.0.0.1:80 [shop,http]; web-metrics 10.0.0.1:9100 [shop,metrics]
+an unnamed port                   | web :80; > :8080 10.1.0.1 | | web 10.0.0.1:80 [shop]
+the primary by name               | web http:80 metrics:9100 @service-port=metrics | | web-http 10.0.0.1:80; web 10.0.0.1:9100
+the primary by number             | web http:80 metrics:9100 @@service-port=9100 | | web-http 10.0.0.1:80; web 10.0.0.1:9100
+a primary that is not there       | web http:80 metrics:9100 @service-port=nope | | web 10.0.0.1:80; web-metrics 10.0.0.1:9100; ?InvalidAnnotation
+ports as meta                     | web http:80 metrics:9100 | | web 10.0.0.1:80 {port-http=80,port-metrics=9100}; web-metrics 10.0.0.1:9100
+no port                           | web noports | | ?Incomplete
+readiness of each port            | web http:80 sql:81; > sql:1 10.1.0.1; > http:1 10.1.0.2! | | web 10.0.0.1:80!; web-sql 10.0.0.1:81
+
+# names
+by template                       | web http:80 sql:81 | --name-template {service}-{namespace} | web-shop 10.0.0.1:80; web-shop-sql 10.0.0.1:81
+with the cluster                  | web | --name-template {cluster}-{service} --cluster eu | eu-web 10.0.0.1:80 {kube-consul-cluster=eu}
+with the port                     | web http:80 sql:81 | --name-template {service}-{port} | web-http 10.0.0.1:80; web-sql 10.0.0.1:81
+with an unnamed port              | web :80; > :1 10.1.0.1 | --name-template {service}-{port} | web-80 10.0.0.1:80
+by annotation, trimmed            | web @service-name=~api~ | | api 10.0.0.1:80
+by annotation, whatever template  | web http:80 sql:81 @service-name=api | --name-template x-{service} | api 10.0.0.1:80; api-sql 10.0.0.1:81
+an empty one                      | web @service-name=~ | | ?InvalidAnnotation
+one that DNS cannot carry         | web @service-name=a.b | | a.b 10.0.0.1:80; ?InvalidName
+one of two bytes too many         | web @service-name=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffggggg | | aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffggggg 10.0.0.1:80; ?InvalidName
+a derived one that is too long    | web http:80 metrics:90 @service-name=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff | | aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff 10.0.0.1:80; aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff-metrics 10.0.0.1:90; ?InvalidName
+consul is Consul's own            | consul | | ?InvalidName
+consul, asked for                 | consul @service-name=consul | | consul 10.0.0.1:80
+consul's further ports            | consul http:80 dns:53 | | consul-dns 10.0.0.1:53; ?InvalidName
+
+# tags, meta, weight
+tags                              | web @service-tags=a,b | | web 10.0.0.1:80 [shop,http,a,b]
+tags of consul-k8s                | web @@service-tags=a,b | | web 10.0.0.1:80 [shop,http,a,b]
+no tag twice                      | web @service-tags=a,shop,a,~http | | web 10.0.0.1:80 [shop,http,a]
+meta                              | web @service-meta-team=a @@service-meta-team=b @@service-meta-tier=c | | web 10.0.0.1:80 {team=a,tier=c}
+meta of ours                      | web | | web 10.0.0.1:80 {external-source=kubernetes,external-k8s-ns=shop,external-k8s-service=web,kube-consul-cluster=kubernetes}
+meta that marks ownership         | web @service-meta-external-source=x | | web 10.0.0.1:80 {external-source=kubernetes}; ?InvalidAnnotation
+meta wins over a port's           | web @service-meta-port-http=x | | web 10.0.0.1:80 {port-http=x}
+a weight                          | web @service-weight=7 | | web 10.0.0.1:80 *7
+a weight of consul-k8s            | web @@service-weight=7 | | web 10.0.0.1:80 *7
+no weight                         | web | | web 10.0.0.1:80 *1
+a weight that is none             | web @service-weight=1 | | web 10.0.0.1:80 *1; ?InvalidAnnotation
+an address that is none           | web @address=moon | | web 10.0.0.1:80; ?InvalidAnnotation
+an annotation that is none        | web @servce-name=x | | web 10.0.0.1:80; ?InvalidAnnotation
+one of consul-k8s we do not know  | web @@connect-inject=true | | web 10.0.0.1:80
+ours before theirs                | web @service-name=a @@service-name=b | | a 10.0.0.1:80
+
+# health
+no endpoint                       | web; > | | web 10.0.0.1:80!
+one of two is ready               | web; > http:1 10.1.0.1 10.1.0.2! | | web 10.0.0.1:80
+none is ready                     | web; > http:1 10.1.0.1! 10.1.0.2! | | web 10.0.0.1:80!
+none is ready, published          | web publish; > http:1 10.1.0.1! | | web 10.0.0.1:80
+published, but there is none      | web publish; > | | web 10.0.0.1:80!
+never a check                     | web; > | --health none | web 10.0.0.1:80
+always a check                    | web headless; > http:1 10.1.0.1 10.1.0.2! | --health always | web 10.1.0.1:1+; web 10.1.0.2:1!
+
+# whether it is registered
+opted out                         | web @sync=false | |
+opted out for consul-k8s          | web @@service-sync=f | |
+ours before theirs                | web @sync=true @@service-sync=false | | web 10.0.0.1:80
+not opted in                      | web | --default-sync false |
+opted in                          | web @sync=1 | --default-sync false | web 10.0.0.1:80
+opted in for consul-k8s           | web @@service-sync=t | --default-sync false | web 10.0.0.1:80
+neither yes nor no                | web @sync=maybe | | web 10.0.0.1:80; ?InvalidAnnotation
+neither, and not by default       | web @sync=maybe | --default-sync false |
+what is wrong with one opted out  | web @sync=false @service-weight=x noports | |
+only some namespaces              | web; other/api ip=10.0.0.2 | --namespace shop | web 10.0.0.1:80
+several namespaces                | web; other/api ip=10.0.0.2; third/x ip=10.0.0.3 | --namespace shop --namespace third | web 10.0.0.1:80; x 10.0.0.3:80
+not some namespaces               | web; other/api ip=10.0.0.2 | --deny-namespace shop | api 10.0.0.2:80
+deny wins                         | web | --namespace shop --deny-namespace shop |
+opting in opens no namespace      | web @sync=true | --deny-namespace shop |
+selected                          | web label:app=web; api ip=10.0.0.2 | --selector app=web | web 10.0.0.1:80
+selected by a set                 | web label:tier=a; api ip=10.0.0.2 label:tier=c | --selector tier~in~(a,b) | web 10.0.0.1:80
+selected by absence               | web label:x=1; api ip=10.0.0.2 | --selector !x | api 10.0.0.2:80
+ExternalName                      | web ExternalName | |
+made by consul-k8s                | web label:consul=true | |
+made by consul8s                  | web label:consul8s_source=consul | |
+made by another of its kind       | web label:registration=consul | |
+opting in does not help those     | web label:consul=true @sync=true | |
+a label of the same name          | web label:consul=false | | web 10.0.0.1:80
+
+# one name, two Services
+the older one                     | web created=2; other/web ip=10.0.0.2 created=1 | | web 10.0.0.2:80; ?NameConflict
+of one age, by uid                | web; other/web ip=10.0.0.2 | | web 10.0.0.2:80; ?NameConflict
+its own name before an annotation | web created=2; api ip=10.0.0.2 created=1 @service-name=web | | web 10.0.0.1:80; ?NameConflict
+an annotation before a port       | a http:80 b:81 created=1; c ip=10.0.0.2 created=2 @service-name=a-b | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict
+its own name before a port        | a http:80 b:81 created=1; a-b ip=10.0.0.2 created=2 | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict
+one that is opted out claims none | web @sync=false created=1; other/web ip=10.0.0.2 created=2 | | web 10.0.0.2:80
+nor one of another namespace      | web created=1; other/web ip=10.0.0.2 created=2 | --deny-namespace shop | web 10.0.0.2:80
+its template tells them apart     | web; other/web ip=10.0.0.2 | --name-template {service}-{namespace} | web-shop 10.0.0.1:80; web-other 10.0.0.2:80
+merged                            | web; other/web ip=10.0.0.2 | --on-conflict merge | web 10.0.0.1:80 [shop,http]; web 10.0.0.2:80 [other,http]
+merged, all that want it          | web; api ip=10.0.0.2 @service-name=web | --on-conflict merge | web 10.0.0.1:80; web 10.0.0.2:80
+suffixed                          | web created=1; other/web ip=10.0.0.2 created=2 | --on-conflict suffix | web 10.0.0.1:80; web-other 10.0.0.2:80
+suffixed, each port               | web http:80 sql:81 created=1; other/web http:80 sql:81 ip=10.0.0.2 created=2 | --on-conflict suffix | web 10.0.0.1:80; web-sql 10.0.0.1:81; web-other 10.0.0.2:80; web-sql-other 10.0.0.2:81
+suffixed, and taken as well       | web created=1; other/web ip=10.0.0.2 created=2; web-other ip=10.0.0.3 created=3 | --on-conflict suffix | web 10.0.0.1:80; web-other 10.0.0.3:80; ?NameConflict
+suffixed, nobody in the way       | web | --on-conflict suffix | web 10.0.0.1:80
+
+# names that others hold
+not joined                        | web; foreign web | | ?ForeignName
+joined by option                  | web; foreign web | --join-existing | web 10.0.0.1:80
+joined by annotation              | web @join=true; foreign web | | web 10.0.0.1:80
+not joined by annotation          | web @join=false; foreign web | --join-existing | ?ForeignName
+another name                      | web @service-name=api; foreign web | | api 10.0.0.1:80
+only the port's name              | web http:80 sql:81; foreign web-sql | | web 10.0.0.1:80; ?ForeignName
+the second does not get it either | web created=1; other/web ip=10.0.0.2 created=2; foreign web | | ?ForeignName; ?NameConflict
+nor under a suffix of its own     | web created=1; foreign web | --on-conflict suffix | ?ForeignName
+nor all of them                   | web; other/web ip=10.0.0.2; foreign web | --on-conflict merge | ?ForeignName; ?ForeignName
+
+# PTR records
+of a cluster IP                   | web | | web 10.0.0.1:80; ptr 10.0.0.1 web
+of both families                  | web ip=10.0.0.1,fd00::7 | | web 10.0.0.1:80; web fd00::7:80; ptr 10.0.0.1 web; ptr fd00::7 web
+of the primary port               | web http:80 sql:81 @service-port=sql | | web-http 10.0.0.1:80; web 10.0.0.1:81; ptr 10.0.0.1 web
+of a balancer, not its host name  | web lb=203.0.113.1,lb.example.org | --address load-balancer | web 203.0.113.1:80; web lb.example.org:80; ptr 203.0.113.1 web
+of external IPs                   | web ext=198.51.100.1 | --address external-ip | web 198.51.100.1:80; ptr 198.51.100.1 web
+no pod's                          | web headless; > http:1 10.1.0.1 | | web 10.1.0.1:1; noptr
+pods' too                         | web headless; > http:1 10.1.0.1 | --reverse-dns all | web 10.1.0.1:1; ptr 10.1.0.1 web
+none                              | web | --reverse-dns off | web 10.0.0.1:80; noptr
+no node's                         | web http:80/30080; node n1 192.0.2.1 | --address node-port --reverse-dns all | web 192.0.2.1:30080; noptr
+of a shared one, the smaller name | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 a
+none for what is not registered   | web; foreign web | | ?ForeignName; noptr
+while it is not ready, too        | web; > | | web 10.0.0.1:80!; ptr 10.0.0.1 web
+";
+
+#[test]
+fn services_and_options_give_these_records() {
+    let rows = ROWS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let failures: Vec<String> = rows.filter_map(|line| Row::read(line).failure()).collect();
+    assert!(failures.is_empty(), "{} rows are wrong:\n{}", failures.len(), failures.join("\n"));
+}
+
+struct Row<'a> {
+    line: &'a str,
+    settings: Settings,
+    objects: Vec<SeenObject>,
+    /// Whether nodes are listed.
+    has_nodes: bool,
+    foreign: HashSet<Box<str>>,
+    result: Vec<&'a str>,
+}
+
+impl<'a> Row<'a> {
+    fn read(line: &'a str) -> Self {
+        let columns: Vec<&str> = line.split('|').collect();
+        let [_, objects, options, result] = columns[..] else { panic!("not a row: {line}") };
+        let parts = |text: &'a str| text.split(';').map(str::trim).filter(|part| !part.is_empty());
+        let mut row = Self {
+            line,
+            settings: options_of(options),
+            objects: Vec::new(),
+            has_nodes: false,
+            foreign: HashSet::new(),
+            result: parts(result).collect(),
+        };
+        for part in parts(objects) {
+            row.object(part);
+        }
+        row.complete_services();
+        row.result.sort_unstable();
+        row
+    }
+
+    fn object(&mut self, text: &str) {
+        let mut words = text.split_whitespace();
+        match words.next().expect("parts are not empty") {
+            ">" => self.slice(words),
+            "foreign" => self.foreign.extend(words.map(Box::from)),
+            "nodes" => self.has_nodes = true,
+            "node" => {
+                self.has_nodes = true;
+                let name = words.next().expect("a node has a name");
+                self.objects.push(SeenObject::Node(ObjectKey::new("", name), read_node(words)));
+            }
+            name => {
+                let (namespace, name) = name.split_once('/').unwrap_or(("shop", name));
+                let key = ObjectKey::new(namespace, name);
+                let service = read_service(&key, words);
+                self.objects.push(SeenObject::Service(key, service));
+            }
+        }
+    }
+
+    fn slice<'w>(&mut self, words: impl Iterator<Item = &'w str>) {
+        let service = self.objects.iter().rev().find_map(|object| match object {
+            SeenObject::Service(key, _) => Some(key.clone()),
+            _ => None,
+        });
+        let service = service.expect("a slice stands after its Service");
+        let mut slice = slice(&service.name, &[], &[]);
+        let (mut ports, mut endpoints) = (Vec::new(), Vec::new());
+        for word in words {
+            let (rest, ready) = word.strip_suffix('!').map_or((word, true), |rest| (rest, false));
+            let (address, node) =
+                rest.split_once('@').map_or((rest, None), |(ip, node)| (ip, Some(node.into())));
+            if let Ok(address) = address.parse() {
+                endpoints.push(Endpoint { address, ready, pod: None, node, zone: None });
+            } else {
+                let (name, port) = word.split_once(':').expect("neither an address nor a port");
+                ports.push(EndpointPort { name: name.into(), port: port.parse().ok() });
+            }
+        }
+        (slice.ports, slice.endpoints) = (ports.into(), endpoints.into());
+        let name = format!("{}-{}", service.name, self.objects.len());
+        let key = ObjectKey::new(service.namespace.clone(), name);
+        self.objects.push(SeenObject::EndpointSlice(key, slice));
+    }
+
+    /// Gives a slice to each Service that has none.
+    fn complete_services(&mut self) {
+        let mut missing = Vec::new();
+        let mut objects = self.objects.iter().peekable();
+        while let Some(object) = objects.next() {
+            if let SeenObject::Service(key, service) = object
+                && !matches!(objects.peek(), Some(SeenObject::EndpointSlice(..)))
+            {
+                let ports: Vec<(&str, u16)> = service
+                    .ports
+                    .iter()
+                    .map(|port| (port.name.as_deref().unwrap_or_default(), port.port + 8000))
+                    .collect();
+                let slice = slice(&key.name, &ports, &[("10.1.0.1", true)]);
+                missing.push(SeenObject::EndpointSlice(key.clone(), slice));
+            }
+        }
+        drop(objects);
+        self.objects.append(&mut missing);
+    }
+
+    /// What is wrong with the row, in either order of arrival.
+    fn failure(&self) -> Option<String> {
+        let forwards = self.found(&self.objects);
+        let backwards = self.found(self.objects.iter().rev());
+        let failure = |found: Vec<String>| {
+            (found != self.result).then(|| format!("{}\n    found {}", self.line, found.join("; ")))
+        };
+        failure(forwards).or_else(|| failure(backwards))
+    }
+
+    fn found<'o>(&self, objects: impl IntoIterator<Item = &'o SeenObject>) -> Vec<String> {
+        let objects: Vec<&SeenObject> = objects.into_iter().collect();
+        let mut simulation = Simulation::new(self.settings.clone());
+        let names: Vec<&str> = self.foreign.iter().map(|name| &**name).collect();
+        simulation.bridge.set_foreign_names(foreign(&names));
+        simulation.read_back();
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            if kind != Kind::Node || self.has_nodes {
+                let of_kind = objects.iter().filter(|object| object.kind() == kind);
+                simulation.list(kind, of_kind.map(|object| SeenObject::clone(object)));
+            }
+        }
+        simulation.settle();
+        let (bridge, cluster) = (&simulation.bridge, &self.settings.cluster);
+        let mut found: Vec<String> =
+            simulation.registrations.values().map(|it| self.shown(it)).collect();
+        found.extend(bridge.problems().iter().map(|(_, _, it)| format!("?{}", it.reason)));
+        if self.result.iter().any(|it| it.starts_with("ptr ")) {
+            found.extend(simulation.kv.values().map(|entry| ptr_shown(&entry.record)));
+        } else if self.result.contains(&"noptr") && simulation.kv.is_empty() {
+            found.push("noptr".to_owned());
+        }
+        let ours = |id: &str| service_of_id(cluster, id).is_some();
+        assert!(simulation.registrations.keys().all(|id| ours(id)), "{}", self.line);
+        found.sort();
+        found
+    }
+
+    /// A registration with those details that the row shows of it.
+    fn shown(&self, registration: &Registration) -> String {
+        let Registration { service, address, port, tags, meta, weight, check, .. } = registration;
+        let mark = match check {
+            Check::None => "",
+            Check::Passing => "+",
+            Check::Critical => "!",
+        };
+        let plain = format!("{service} {address}:{port}{mark}");
+        let wanted = self.result.iter().find_map(|it| it.strip_prefix(plain.as_str())?.get(1..));
+        match wanted.map(|details| details.split_at(1.min(details.len()))) {
+            Some(("[", _)) => format!("{plain} [{}]", tags.join(",")),
+            Some(("*", _)) => format!("{plain} *{weight}"),
+            Some(("{", pairs)) => {
+                let keys =
+                    pairs.trim_end_matches('}').split(',').filter_map(|it| it.split_once('='));
+                let value = |key: &str| meta.get(key).map_or("", String::as_str);
+                let pairs = keys.map(|(key, _)| format!("{key}={}", value(key)));
+                format!("{plain} {{{}}}", pairs.collect::<Vec<_>>().join(","))
+            }
+            _ => plain,
+        }
+    }
+}
+
+fn ptr_shown(record: &PtrRecord) -> String {
+    let (_, address) = record.key.split_once('/').expect("a PTR key has an address");
+    let name = record.value.strip_suffix(".service.dc1.consul").expect("the zone is dc1.consul");
+    format!("ptr {address} {name}")
+}
+
+fn options_of(text: &str) -> Settings {
+    let mut settings = settings();
+    let mut words = text.split_whitespace();
+    while let Some(flag) = words.next() {
+        if flag == "--join-existing" {
+            settings.join_existing = true;
+            continue;
+        }
+        let value = words.next().expect("the flag has a value").replace('~', " ");
+        match flag {
+            "--address" => settings.address = value.parse().unwrap(),
+            "--cluster" => settings.cluster = value.parse().unwrap(),
+            "--default-sync" => settings.default_sync = value.parse().unwrap(),
+            "--deny-namespace" => drop(settings.deny_namespaces.insert(value.into())),
+            "--health" => settings.health = value.parse().unwrap(),
+            "--name-template" => settings.name_template = value.parse().unwrap(),
+            "--namespace" => drop(settings.namespaces.insert(value.into())),
+            "--on-conflict" => settings.on_conflict = value.parse().unwrap(),
+            "--reverse-dns" => settings.reverse = value.parse().unwrap(),
+            "--selector" => settings.selector = value.parse().unwrap(),
+            _ => panic!("unknown option {flag}"),
+        }
+    }
+    settings
+}
+
+fn read_node<'w>(words: impl Iterator<Item = &'w str>) -> Node {
+    let (marks, addresses): (Vec<&str>, Vec<&str>) = words.partition(|word| *word == "!");
+    node(&addresses, marks.is_empty())
+}
+
+fn read_service<'w>(key: &ObjectKey, words: impl Iterator<Item = &'w str>) -> Service {
+    let mut service = service().build();
+    service.uid = key.to_string().into();
+    let default_ports = std::mem::take(&mut service.ports);
+    let mut has_ports = true;
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let text = value.replace('~', " ");
+        let addresses = || value.split(',').map(ip).collect();
+        if let Some(name) = name.strip_prefix("@@") {
+            let name = format!("consul.hashicorp.com/{name}");
+            service.annotations.insert(name.into(), text.into());
+        } else if let Some(name) = name.strip_prefix('@') {
+            service.annotations.insert(format!("kube-consul.io/{name}").into(), text.into());
+        } else if let Some(label) = name.strip_prefix("label:") {
+            service.labels.insert(label.into(), text.into());
+        } else {
+            match name {
+                "ip" => service.cluster_ips = addresses(),
+                "ext" => service.external_ips = addresses(),
+                "lb" => service.load_balancer = value.split(',').map(Box::from).collect(),
+                "created" => service.created = value.parse().unwrap(),
+                "headless" => service.cluster_ips.clear(),
+                "local" => service.external_traffic_local = true,
+                "publish" => service.publish_not_ready = true,
+                "noports" => has_ports = false,
+                "ExternalName" => service.kind = ServiceType::ExternalName,
+                port => service.ports.push(read_port(port)),
+            }
+        }
+    }
+    if has_ports && service.ports.is_empty() {
+        service.ports = default_ports;
+    }
+    service
+}
+
+fn read_port(text: &str) -> ServicePort {
+    let (name, numbers) = text.split_once(':').expect("a port is name:number");
+    let (number, node_port) = numbers.split_once('/').unwrap_or((numbers, ""));
+    ServicePort { node_port: node_port.parse().ok(), ..port(name, number.parse().unwrap()) }
+}

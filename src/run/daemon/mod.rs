@@ -1,0 +1,3 @@
+//! What all long-running commands share.
+
+pub mod retry;
