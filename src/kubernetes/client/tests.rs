@@ -111,7 +111,7 @@ fn answered(code: u16, text: &str) -> (Client, Arc<Mutex<Vec<String>>>) {
         *response.status_mut() = code.try_into().unwrap();
         async move { Ok::<_, std::io::Error>(response) }
     });
-    (guard(Client::new(service, "default")), asked)
+    (with_limits(Client::new(service, "default")), asked)
 }
 
 fn status(code: u16) -> String {

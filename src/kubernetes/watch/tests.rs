@@ -13,7 +13,7 @@ use kube::client::Body;
 use tokio::time::{Sleep, timeout};
 
 use super::*;
-use crate::kubernetes::limits::guard;
+use crate::kubernetes::limits::with_limits;
 
 /// How the server answers a list.
 #[derive(Clone)]
@@ -113,7 +113,7 @@ impl Server {
             let server = server.clone();
             async move { Ok::<_, std::io::Error>(server.answer(request.uri().query()).await) }
         });
-        guard(Client::new(service, "default"))
+        with_limits(Client::new(service, "default"))
     }
 
     async fn answer(&self, query: Option<&str>) -> Response<ScriptBody> {

@@ -26,7 +26,7 @@ use crate::domain::text::chain;
 use crate::run::Error;
 use crate::run::bridge::handshake::PeerInfo;
 use crate::run::bridge::leadership::Term;
-use crate::run::bridge::shown::SeenIds;
+use crate::run::bridge::seen_ids::SeenIds;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
 /// restart takes.

@@ -17,7 +17,7 @@ use crate::run::bridge::Bridge;
 use crate::run::bridge::drift::{HEARTBEAT, Progress};
 use crate::run::bridge::handshake::other_owner;
 use crate::run::bridge::jobs::{self, ReadBack};
-use crate::run::bridge::shown::SeenIds;
+use crate::run::bridge::seen_ids::SeenIds;
 
 /// The loop turns no sooner for what the state has to do: a clock that is a little behind must not
 /// make it spin.
