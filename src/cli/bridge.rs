@@ -11,7 +11,9 @@ use crate::domain::kube::selector::Selector;
 use crate::domain::services::settings::{AddressMode, HealthMode, OnConflict, PtrScope, Settings};
 use crate::domain::services::template::NameTemplate;
 use crate::kubernetes::client::Environment;
-use crate::run::bridge::{Options, SinkOptions};
+use crate::run::bridge::Options;
+use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
+use crate::run::plan;
 
 pub(super) const EXAMPLES: &str = "Examples:
   # beside a kubectl proxy and a Consul agent, as in the pod
@@ -162,13 +164,12 @@ enum Conflict {
 impl BridgeArgs {
     /// What a one-shot command that takes the bridge's flags needs to know, and how long each
     /// side may take to be reached.
-    pub(super) fn options_for_plan(
-        mut self,
-    ) -> Result<(Options, Duration), Box<dyn std::error::Error>> {
+    pub(super) fn options_for_plan(mut self) -> Result<plan::Options, Box<dyn std::error::Error>> {
         // Whatever the bridge is told, a plan is made once.
         self.running.once = false;
         let timeout = self.running.timeout;
-        self.options().map(|options| (options, timeout))
+        let Options { common, sync, .. } = self.options()?;
+        Ok(plan::Options { common, sync, timeout })
     }
 
     /// What the bridge needs to know.
@@ -187,32 +188,37 @@ impl BridgeArgs {
             // An agent answers for its own datacenter only.
             consul.datacenter.clone_from(&self.registered.datacenter);
         }
+        let settings = Settings {
+            cluster: self.cluster,
+            name_template: self.registered.name_template,
+            address: self.registered.address,
+            health: self.registered.health,
+            default_sync: self.registered.default_sync,
+            namespaces: self.registered.namespace.into_iter().collect(),
+            deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
+            selector: self.registered.selector,
+            on_conflict: self.registered.on_conflict,
+            reverse: self.registered.reverse_dns,
+            join_existing: self.registered.join_existing,
+            allow_removals: self.running.allow_removals,
+        };
         Ok(Options {
-            sink,
-            settings: Settings {
-                cluster: self.cluster,
-                name_template: self.registered.name_template,
-                address: self.registered.address,
-                health: self.registered.health,
-                default_sync: self.registered.default_sync,
-                namespaces: self.registered.namespace.into_iter().collect(),
-                deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
-                selector: self.registered.selector,
-                on_conflict: self.registered.on_conflict,
-                reverse: self.registered.reverse_dns,
-                join_existing: self.registered.join_existing,
-                allow_removals: self.running.allow_removals,
+            common: Common {
+                access: self.kubernetes.access(),
+                environment: Environment::read(),
+                consul,
+                cluster_uid: self.cluster_uid,
+                adopt: self.adopt,
+                admin_addr: self.running.admin_addr,
             },
-            access: self.kubernetes.access(),
-            environment: Environment::read(),
-            consul,
-            cluster_uid: self.cluster_uid,
-            adopt: self.adopt,
-            datacenter: self.registered.datacenter,
-            dns_domain: self.registered.dns_domain,
+            sync: SyncOptions {
+                settings,
+                sink,
+                datacenter: self.registered.datacenter,
+                dns_domain: self.registered.dns_domain,
+            },
             resync: self.running.resync,
             once: self.running.once.then_some(self.running.timeout),
-            admin_addr: self.running.admin_addr,
         })
     }
 

@@ -34,11 +34,11 @@ pub struct PlanArgs {
 impl PlanArgs {
     /// Runs it and gives the exit code; an error is told on standard error.
     pub(super) fn run(self) -> u8 {
-        let (options, timeout) = match self.bridge.options_for_plan() {
+        let options = match self.bridge.options_for_plan() {
             Ok(options) => options,
             Err(error) => return failed(&*error),
         };
-        match plan::main(&options, timeout, self.output) {
+        match plan::main(&options, self.output) {
             Ok(false) => EXIT_DONE,
             Ok(true) => EXIT_CHANGES,
             Err(error) => without_usage(finish(Err(error))),

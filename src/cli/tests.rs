@@ -40,9 +40,9 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
 #[test]
 fn the_defaults_are_those_of_the_documentation() {
     let options = options(&[]).unwrap();
-    assert_eq!(options.settings.cluster.as_str(), "kubernetes");
+    assert_eq!(options.sync.settings.cluster.as_str(), "kubernetes");
     assert_eq!(options.resync, Duration::from_mins(1));
-    assert!(options.settings.default_sync && options.once.is_none());
+    assert!(options.sync.settings.default_sync && options.once.is_none());
 }
 
 #[test]

@@ -4,5 +4,6 @@ pub mod election;
 pub mod lock;
 pub mod marker;
 pub mod owner;
+pub mod resync;
 pub mod sentinel;
 pub mod session;

@@ -187,6 +187,19 @@ pub struct ObservedPtr {
     pub index: u64,
 }
 
+/// What a resync shows, while it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// A registration of ours.
+    Registration(ObservedRegistration),
+    /// A KV entry that may be a PTR record, foreign ones too.
+    Ptr(ObservedPtr),
+    /// The node of this namespace is there.
+    NamespaceNode(Box<str>),
+    /// Something with our mark in a place where no bridge with these options writes, in words.
+    Stray(String),
+}
+
 /// Whose a PTR record is, by its KV flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PtrOwner {

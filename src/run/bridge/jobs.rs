@@ -5,28 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use crate::consul::coordination::election::Lease;
-use crate::consul::coordination::marker::Marker;
-use crate::consul::coordination::owner::{ClaimError, Owner, OwnerKey};
+use crate::consul::coordination::owner::{Owner, OwnerKey};
+use crate::consul::coordination::resync::Reader;
 use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::http::client::Client;
-use crate::consul::read::{Consistency, Unknown};
-use crate::consul::write::nodes::NodeNames;
+use crate::consul::read::Consistency;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::names::{ForeignNames, lookup_form};
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, ObservedPtr, ObservedRegistration, RecordKey, Write,
 };
-use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
 use crate::run::Error;
-use crate::run::bridge::handshake::PeerInfo;
 use crate::run::bridge::leadership::Term;
 use crate::run::bridge::seen_ids::SeenIds;
+use crate::run::daemon::handshake::PeerInfo;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
 /// restart takes.
@@ -65,16 +62,6 @@ pub(super) enum Done {
     Identity(Result<Option<String>, String>),
 }
 
-/// What a reading shows, while it goes on.
-pub(in crate::run) enum Observation {
-    Registration(ObservedRegistration),
-    Ptr(ObservedPtr),
-    /// The node of this namespace is there.
-    NamespaceNode(Box<str>),
-    /// Something with our mark in a place where no bridge with these options writes.
-    Stray(String),
-}
-
 /// Waits for the end of the job that stands there, and takes it away. Without one it never ends.
 pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
     let Some(running) = job else { return std::future::pending().await };
@@ -102,120 +89,20 @@ pub(super) async fn read_ptr(client: Client, key: Box<str>) -> Done {
     Done::PtrRead(key, found)
 }
 
-/// Everything that a reading needs.
-#[derive(Clone)]
-pub(in crate::run) struct ReadBack {
-    pub(in crate::run) client: Client,
-    pub(in crate::run) cluster: ClusterName,
-    pub(in crate::run) marker: Marker,
-    pub(in crate::run) consistency: Consistency,
-    pub(in crate::run) owner: OwnerKey,
-    pub(in crate::run) uid: String,
-    pub(in crate::run) seen: mpsc::UnboundedSender<Observation>,
+/// Reads all that is ours, for the cluster of this uid.
+pub(super) async fn read_back(reader: Reader, owner: OwnerKey, uid: String) -> Done {
+    Done::ReadBack(reader.read(&owner, &uid).await.map_err(|error| chain(&error)))
 }
 
-// === impl ReadBack ===
-
-impl ReadBack {
-    /// Reads all that is ours. What it shows goes to `seen` before it ends.
-    pub(super) async fn run(self) -> Done {
-        Done::ReadBack(self.read().await)
-    }
-
-    async fn read(&self) -> Result<Owner, String> {
-        let owner =
-            self.owner.claim(&self.uid, None).await.map_err(|error: ClaimError| chain(&error))?;
-        if owner != Owner::Ours {
-            return Ok(owner);
-        }
-        if !self.registrations().await.map_err(|error| chain(&error))? {
-            // Consul lost its state. Once the marker is written and shows again, the rest of
-            // that reading is true (invariant 1).
-            let made = self.marker.ensure(&self.client, &self.cluster).await;
-            made.map_err(|error| chain(&error))?;
-            if !self.registrations().await.map_err(|error| chain(&error))? {
-                return Err(chain(&self.marker.missing()));
-            }
-        }
-        self.ptr_records().await.map_err(|error| chain(&error))?;
-        Ok(owner)
-    }
-
-    /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
-    /// is there.
-    pub(in crate::run) async fn look(&self) -> Result<bool, Unknown> {
-        let marked = self.registrations().await?;
-        self.ptr_records().await?;
-        Ok(marked)
-    }
-
-    async fn ptr_records(&self) -> Result<(), Unknown> {
-        let seen = self.seen.clone();
-        let each = move |observed| drop(seen.send(Observation::Ptr(observed)));
-        self.client.ptr_records(self.consistency, each).await.map(drop)
-    }
-
-    /// Whether our marker is there: only then is absent what was not shown.
-    async fn registrations(&self) -> Result<bool, Unknown> {
-        match &self.marker {
-            Marker::Sentinel(_) => {
-                let seen = self.seen.clone();
-                let each = move |observed| drop(seen.send(Observation::Registration(observed)));
-                Ok(self.client.agent_registrations(&self.cluster, each).await?.marker)
-            }
-            Marker::BaseNode(names) => self.catalog(names).await,
-        }
-    }
-
-    /// Node by node: what stands on one that is not there is nothing.
-    async fn catalog(&self, names: &NodeNames) -> Result<bool, Unknown> {
-        let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
-        for node in &nodes.others {
-            let stray = format!("node {node} with the mark of this cluster: purge removes it");
-            self.show(Observation::Stray(stray));
-        }
-        for namespace in &nodes.namespaces {
-            self.show(Observation::NamespaceNode(namespace.clone()));
-            let node = names.of_namespace(namespace);
-            let each = |observed: ObservedRegistration| {
-                let id = &observed.registration.id;
-                let of = service_of_id(&self.cluster, id);
-                if of.is_some_and(|service| service.namespace == *namespace) {
-                    self.show(Observation::Registration(observed));
-                } else {
-                    let stray = format!("service ID {id} on node {node}: purge removes it");
-                    self.show(Observation::Stray(stray));
-                }
-            };
-            let (cluster, consistency) = (&self.cluster, self.consistency);
-            self.client.catalog_registrations(&node, cluster, consistency, each).await?;
-        }
-        Ok(nodes.marker)
-    }
-
-    fn show(&self, seen: Observation) {
-        // Nobody listens any more only when the whole reading is given up.
-        drop(self.seen.send(seen));
-    }
-}
-
-/// Reads the names under which others hold instances.
+/// Reads the names under which others hold instances; `held` need no answer.
 pub(super) async fn foreign_names(
     client: Client,
     cluster: ClusterName,
     held: HashSet<Arc<str>>,
 ) -> Done {
-    Done::ForeignNames(names_of_others(client, cluster, held).await)
-}
-
-/// The names under which others hold instances; `held` need no answer.
-pub(in crate::run) async fn names_of_others(
-    client: Client,
-    cluster: ClusterName,
-    held: HashSet<Arc<str>>,
-) -> Result<ForeignNames, String> {
     let is_held = |name: &str| held.contains(&*lookup_form(name));
-    client.foreign_names(&cluster, is_held).await.map_err(|error| chain(&error))
+    let found = client.foreign_names(&cluster, is_held).await;
+    Done::ForeignNames(found.map_err(|error| chain(&error)))
 }
 
 /// Reads which of our service IDs the catalog shows on the agent's node.

@@ -6,7 +6,6 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `handshake` | the handshake with both sides before the first write (invariant 3) |
 //! | `leadership` | which of several bridges writes (invariant 9) |
 //! | `writing` | sends writes and takes their answers |
 //! | `drift` | when Consul was heard, and when it is looked at again |
@@ -17,8 +16,7 @@
 //! | `telling` | logs, Events, metrics, readiness, `/status` |
 
 mod drift;
-pub(super) mod handshake;
-pub(super) mod jobs;
+mod jobs;
 mod leadership;
 mod reading;
 mod seen_ids;
@@ -27,7 +25,6 @@ mod telling;
 mod writing;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,41 +33,35 @@ use futures::FutureExt;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 use kube::Client as KubeClient;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
 use self::drift::{Drift, Progress};
-use self::handshake::{Handshake, PeerInfo};
-use self::jobs::{Done, Job, Observation};
+use self::jobs::{Done, Job};
 use self::leadership::{Leadership, Term};
 use self::writing::Requests;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
-use crate::admin::{self, Admin, QUESTIONS, Question};
-use crate::consul::coordination::election::Election;
+use crate::admin::{Admin, QUESTIONS, Question};
 use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::OwnerKey;
-use crate::consul::coordination::sentinel::Sentinel;
 use crate::consul::http::client::Client as ConsulClient;
-use crate::consul::http::config::Config;
 use crate::consul::read::AgentInfo;
-use crate::consul::write::agent::AgentSink;
-use crate::consul::write::catalog::CatalogSink;
-use crate::consul::write::nodes::NodeNames;
 use crate::consul::write::sink::Sink;
+use crate::domain::consul::record::Observation;
 use crate::domain::kube::object::Kind;
-use crate::domain::services::settings::Settings;
-use crate::domain::sync::{Moment, Reconciler, Target};
-use crate::domain::text::chain;
-use crate::kubernetes::client::{
-    Access, Connected, EndpointSource, Environment, connect, endpoint_source,
-};
+use crate::domain::sync::{Moment, Reconciler};
+use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
+use crate::run::Error;
+use crate::run::daemon::admin::{AdminServer, listen};
+use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::handshake::{Handshake, PeerInfo};
+use crate::run::daemon::options::{Common, SyncOptions};
 use crate::run::daemon::retry::{PendingDependencies, retry_forever};
-use crate::run::{Error, log_out, runtime};
+use crate::run::daemon::signals::{Stop, signals};
 
 /// Watch events taken in one turn before writes are looked at again: a long list must not keep
 /// writes waiting, nor each event cost a turn.
@@ -81,66 +72,14 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// What the bridge needs to know.
 #[derive(Debug)]
 pub struct Options {
-    /// What is registered.
-    pub settings: Settings,
-    /// How Kubernetes is reached.
-    pub access: Access,
-    /// What the process found around itself.
-    pub environment: Environment,
-    /// How Consul is reached.
-    pub consul: Config,
-    /// Where registrations are kept.
-    pub sink: SinkOptions,
-    /// The cluster's identity, where it may not be read.
-    pub cluster_uid: Option<String>,
-    /// The cluster whose records are taken over.
-    pub adopt: Option<String>,
-    /// Datacenter in PTR records, if not the agent's.
-    pub datacenter: Option<String>,
-    /// Domain in PTR records, if not the agent's.
-    pub dns_domain: Option<String>,
+    /// How both sides are reached.
+    pub common: Common,
+    /// What is registered, and where.
+    pub sync: SyncOptions,
     /// Least time between two readings of Consul.
     pub resync: Duration,
     /// Synchronize once, and reach each side within this time.
     pub once: Option<Duration>,
-    /// Where the admin server listens.
-    pub admin_addr: Option<SocketAddr>,
-}
-
-/// Where registrations are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SinkOptions {
-    /// In the co-located agent. It goes on using the token of each registration, so a login is
-    /// not ended with the process.
-    Agent,
-    /// In the catalog.
-    Catalog {
-        /// Name of the base node, if not `k8s-<cluster>`.
-        node_name: Option<String>,
-        /// Whether several processes elect the one that writes.
-        leader_elect: bool,
-    },
-}
-
-// === impl SinkOptions ===
-
-impl SinkOptions {
-    /// What the core has to know of it.
-    pub(in crate::run) fn target(&self) -> Target {
-        match self {
-            SinkOptions::Agent => Target::Agent,
-            SinkOptions::Catalog { .. } => Target::Catalog,
-        }
-    }
-}
-
-/// Why the loop ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// SIGTERM: done.
-    Terminated,
-    /// SIGINT: interrupted.
-    Interrupted,
 }
 
 /// Runs until a signal, or until all is in sync with `--once`.
@@ -148,27 +87,9 @@ pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
         let listener = match options.once {
             Some(_) => None,
-            None => Some(admin::listen(options.admin_addr).await.map_err(|error| {
-                Error::Usage(format!(
-                    "--admin-addr: cannot listen: {error}; choose another address"
-                ))
-            })?),
+            None => Some(listen(options.common.admin_addr).await?),
         };
         run(options, listener, signals()?).await
-    })
-}
-
-pub(super) fn signals() -> Result<impl Future<Output = Stop>, Error> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))
-    };
-    let (mut terminate, mut interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => Stop::Terminated,
-            _ = interrupt.recv() => Stop::Interrupted,
-        }
     })
 }
 
@@ -178,26 +99,21 @@ async fn run(
     listener: Option<TcpListener>,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Error> {
-    let (kubernetes, consul) = (kubernetes(&options).await?, consul(&options)?);
+    let kubernetes = kubernetes(&options.common).await?;
+    let consul = consul(&options.common.consul)?;
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
     let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, questions };
-    let (quit_admin, admin_quits) = tokio::sync::oneshot::channel::<()>();
-    let served = listener.map(|listener| {
-        tokio::spawn(admin::serve(listener, admin, async { admin_quits.await.unwrap_or_default() }))
-    });
+    let server = listener.map(|listener| AdminServer::start(listener, admin));
     let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
     let events = tokio::spawn(events);
 
     let bridge = Bridge::new(options, kubernetes, consul, Told { metrics, readiness, reporter });
     let result = bridge.run(asked, stop).await;
 
-    drop(quit_admin);
-    if let Some(served) = served
-        && let Ok(Err(error)) = served.await
-    {
-        tracing::warn!(%error, "the admin server failed");
+    if let Some(server) = server {
+        server.stop().await;
     }
     // The reporter went with the bridge: the writer ends once its queue is empty.
     let mut events = events;
@@ -205,48 +121,6 @@ async fn run(
         events.abort();
     }
     result
-}
-
-/// A client for Kubernetes, which was not asked yet.
-pub(super) async fn kubernetes(options: &Options) -> Result<Connected, Error> {
-    connect(&options.access, &options.environment).await.map_err(|error| {
-        if error.is_configuration() {
-            Error::Usage(error.to_string())
-        } else {
-            Error::Failed(error.to_string())
-        }
-    })
-}
-
-/// A client for Consul, which was not asked yet.
-pub(super) fn consul(options: &Options) -> Result<ConsulClient, Error> {
-    ConsulClient::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))
-}
-
-/// The name of the pod or host, for Events.
-fn instance() -> String {
-    let named = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    named("POD_NAME").or_else(|| named("HOSTNAME")).unwrap_or_else(|| "kube-consul".to_owned())
-}
-
-/// The sink that the options ask for, what marks a reading of it as true, and the election.
-pub(super) fn sink(options: &Options, consul: &ConsulClient) -> (Sink, Marker, Option<Election>) {
-    let cluster = &options.settings.cluster;
-    match &options.sink {
-        SinkOptions::Agent => (
-            Sink::Agent(AgentSink::new(consul.clone(), cluster)),
-            Marker::Sentinel(Sentinel::new(consul.clone(), cluster.clone())),
-            None,
-        ),
-        SinkOptions::Catalog { node_name, leader_elect } => {
-            let nodes = NodeNames::new(cluster, node_name.as_deref());
-            let sink = CatalogSink::new(consul.clone(), cluster.clone(), nodes.clone());
-            let election = leader_elect.then(|| {
-                Election::new(consul.clone(), cluster.clone(), nodes.clone(), &instance())
-            });
-            (Sink::Catalog(sink), Marker::BaseNode(nodes), election)
-        }
-    }
 }
 
 /// Where the bridge tells what it does.
@@ -302,14 +176,16 @@ struct Met {
 
 impl Bridge {
     fn new(options: Options, kubernetes: Connected, consul: ConsulClient, told: Told) -> Self {
-        let cluster = options.settings.cluster.clone();
+        let cluster = options.sync.settings.cluster.clone();
         // Observations are taken in the turn after the poll that produced them, by the task that
         // polls the reading: what waits is at most what one poll can parse.
         let (observe, observations) = mpsc::unbounded_channel();
         let resync = options.resync;
-        let (sink, marker, election) = sink(&options, &consul);
+        let (sink, marker) = (options.sync.sink(&consul), options.sync.marker(&consul));
+        let election = options.sync.election(&consul, &instance());
         Self {
-            state: Reconciler::new(options.settings.clone()).with_target(options.sink.target()),
+            state: Reconciler::new(options.sync.settings.clone())
+                .with_target(options.sync.sink.target()),
             options,
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
@@ -392,10 +268,7 @@ impl Bridge {
                 stopped = &mut stop => {
                     tracing::info!("stopping; what is registered stays");
                     self.finish().await;
-                    return match stopped {
-                        Stop::Terminated => Ok(()),
-                        Stop::Interrupted => Err(Error::Interrupted),
-                    };
+                    return stopped.outcome();
                 }
                 source = &mut source, if finding => {
                     finding = false;
@@ -424,15 +297,8 @@ impl Bridge {
     }
 
     fn introduce(&mut self) {
-        let kubernetes = (self.kubernetes.client.clone(), self.kubernetes.url.clone());
-        let handshake = Handshake::new(
-            &self.options,
-            kubernetes,
-            self.consul.clone(),
-            self.owner.clone(),
-            self.marker.clone(),
-            self.waits.clone(),
-        );
+        let Options { common, sync, .. } = &self.options;
+        let handshake = Handshake::new(common, sync, &self.kubernetes, &self.consul, &self.waits);
         self.jobs.push(handshake.run().map(Done::PeerInfo).boxed());
     }
 
@@ -551,14 +417,15 @@ impl Bridge {
     }
 
     fn met(&mut self, peers: PeerInfo) {
-        let PeerInfo { uid, kubernetes_version, agent, zone, sentinel } = peers;
-        if zone.is_none() {
+        let PeerInfo { uid, kubernetes_version, agent, sentinel } = peers;
+        let domain = self.options.sync.consul_domain(agent.as_ref());
+        if domain.is_none() {
             tracing::warn!(
                 "no PTR record can be written: the datacenter or the DNS domain is not known; \
                  set --datacenter and --dns-domain"
             );
         }
-        self.state.set_ptr_zone(zone);
+        self.state.set_ptr_zone(domain);
         self.peers = Some(Met { uid, kubernetes_version, agent });
         self.watch_sentinel(sentinel);
         self.drift.heard();

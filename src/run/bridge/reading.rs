@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use crate::consul::coordination::owner::Owner;
+use crate::consul::coordination::resync::Reader;
 use crate::consul::read::Consistency;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::names::ForeignNames;
@@ -15,9 +16,9 @@ use crate::kubernetes::watch::Relist;
 use crate::run::Error;
 use crate::run::bridge::Bridge;
 use crate::run::bridge::drift::{HEARTBEAT, Progress};
-use crate::run::bridge::handshake::other_owner;
-use crate::run::bridge::jobs::{self, ReadBack};
+use crate::run::bridge::jobs;
 use crate::run::bridge::seen_ids::SeenIds;
+use crate::run::daemon::checks::other_owner;
 
 /// The loop turns no sooner for what the state has to do: a clock that is a little behind must not
 /// make it spin.
@@ -52,7 +53,7 @@ impl Bridge {
         if self.drift.wants_names() {
             self.drift.names_begin();
             let held = self.state.ledger().names().collect();
-            let cluster = self.options.settings.cluster.clone();
+            let cluster = self.options.sync.settings.cluster.clone();
             self.jobs.push(jobs::foreign_names(self.consul.clone(), cluster, held).boxed());
         }
         if self.may_ask_catalog() && self.drift.wants_catalog() {
@@ -86,23 +87,22 @@ impl Bridge {
 
     pub(super) fn begin_read_back(&mut self) {
         let Some(met) = &self.peers else { return };
-        let reading = ReadBack {
+        let reader = Reader {
             client: self.consul.clone(),
-            cluster: self.options.settings.cluster.clone(),
+            cluster: self.options.sync.settings.cluster.clone(),
             marker: self.marker.clone(),
             // Whoever has just got the lock must see all that its holder before has written.
             consistency: match self.drift.progress() {
                 Progress::Begun => Consistency::Consistent,
                 _ => Consistency::Default,
             },
-            owner: self.owner.clone(),
-            uid: met.uid.clone(),
             seen: self.observe.clone(),
         };
+        let reading = jobs::read_back(reader, self.owner.clone(), met.uid.clone());
         let now = self.now();
         self.state.begin_read_back(now);
         self.drift.reading_begins();
-        self.reading_job = Some(reading.run().boxed());
+        self.reading_job = Some(reading.boxed());
     }
 
     pub(super) fn was_read_back(&mut self, result: Result<Owner, String>) -> Result<(), Error> {
@@ -121,7 +121,7 @@ impl Bridge {
             }
             Ok(Owner::Other(other)) => {
                 let ours = self.peers.as_ref().map_or("", |met| &met.uid);
-                Err(other_owner(&self.owner, &self.options.settings.cluster, ours, &other))
+                Err(other_owner(&self.owner, &self.options.sync.settings.cluster, ours, &other))
             }
             Err(why) => {
                 self.state.abort_read_back();
@@ -146,7 +146,7 @@ impl Bridge {
         let Some(agent) = self.peers.as_ref().and_then(|met| met.agent.as_ref()) else {
             return;
         };
-        let cluster = self.options.settings.cluster.clone();
+        let cluster = self.options.sync.settings.cluster.clone();
         self.drift.catalog_begins();
         self.jobs.push(jobs::catalog(self.consul.clone(), cluster, agent.node.clone()).boxed());
     }
@@ -156,7 +156,7 @@ impl Bridge {
             Ok(shown) => shown,
             Err(why) => return self.drift.catalog_failed(why),
         };
-        let cluster = &self.options.settings.cluster;
+        let cluster = &self.options.sync.settings.cluster;
         let ids =
             self.state.ledger().services().flat_map(|(service, known)| {
                 known.iter().map(move |known| known.id(cluster, service))

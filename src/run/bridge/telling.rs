@@ -282,7 +282,7 @@ impl Bridge {
 
     fn page(&self, after: Option<&ObjectKey>) -> Page {
         let readiness = self.told.readiness.borrow().clone();
-        let settings = &self.options.settings;
+        let settings = &self.options.sync.settings;
         let services = self.state.cache().services_after(after);
         let mut rest = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
         let services: Vec<ServiceStatus> =
@@ -292,7 +292,7 @@ impl Bridge {
         let met = self.peers.as_ref();
         let agent = met.and_then(|met| met.agent.as_ref());
         Page {
-            cluster: self.options.settings.cluster.to_string(),
+            cluster: self.options.sync.settings.cluster.to_string(),
             cluster_uid: met.map(|met| met.uid.clone()),
             version: env!("CARGO_PKG_VERSION"),
             leadership: self.leadership.describe(),
@@ -328,7 +328,7 @@ impl Bridge {
     }
 
     fn service(&self, key: &ObjectKey) -> ServiceStatus {
-        let cluster = &self.options.settings.cluster;
+        let cluster = &self.options.sync.settings.cluster;
         let instances = self.state.ledger().of(key).iter().take(PAGE).map(|known| InstanceStatus {
             id: known.id(cluster, key).into(),
             service: known.service.to_string(),

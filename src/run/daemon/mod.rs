@@ -1,3 +1,19 @@
-//! What all long-running commands share.
+//! The frame of a daemon: what the long-running commands share, and in part `plan` and `purge`.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`options`] | the options that several commands take |
+//! | `connect` | the runtime, the clients of both sides, the end of a login |
+//! | `signals` | SIGTERM and SIGINT |
+//! | `admin` | starting and stopping the admin server |
+//! | `checks` | the single checks of the handshake: each asks once and returns what it found |
+//! | `handshake` | all of them, each until it succeeds, before the first write |
+//! | `retry` | waiting for a side that cannot be reached yet |
 
-pub mod retry;
+pub(in crate::run) mod admin;
+pub(in crate::run) mod checks;
+pub(in crate::run) mod connect;
+pub(in crate::run) mod handshake;
+pub mod options;
+pub(in crate::run) mod retry;
+pub(in crate::run) mod signals;

@@ -21,12 +21,13 @@ use self::document::{OwnChange, State, Summary, held, services};
 use crate::admin::status::ObjectProblem;
 use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::{Owner, OwnerKey};
+use crate::consul::coordination::resync::Reader;
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::Consistency;
 use crate::consul::write::nodes::NodeNames;
 use crate::consul::write::purge::Mark;
-use crate::domain::consul::names::ForeignNames;
-use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, Write};
+use crate::domain::consul::names::{ForeignNames, lookup_form};
+use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, Observation, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::report::forecast::{Forecast, Reading, Verb};
@@ -36,11 +37,12 @@ use crate::kubernetes::client::{Connected, endpoint_source};
 use crate::kubernetes::watch::{
     Error as WatchError, Notice, Relist, endpoints, nodes, services as watch_services,
 };
-use crate::run::bridge::handshake::{Handshake, PeerInfo};
-use crate::run::bridge::jobs::{Observation, ReadBack, names_of_others};
-use crate::run::bridge::{Options, SinkOptions, consul, kubernetes, signals, sink};
+use crate::run::Error;
+use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
+use crate::run::daemon::handshake::{Handshake, PeerInfo};
+use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
 use crate::run::daemon::retry::PendingDependencies;
-use crate::run::{Error, log_out, runtime};
+use crate::run::daemon::signals::signals;
 
 /// A plan is of one moment.
 const NOW: Moment = Moment::ZERO;
@@ -58,15 +60,24 @@ pub enum Output {
     Json,
 }
 
+/// What a plan is made of.
+#[derive(Debug)]
+pub struct Options {
+    /// How both sides are reached.
+    pub common: Common,
+    /// What a bridge would register, and where.
+    pub sync: SyncOptions,
+    /// How long each side may be silent.
+    pub timeout: Duration,
+}
+
 /// Prints what a bridge with these options would change. Whether there is anything.
-///
-/// `limit`: how long each side may be silent.
-pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, Error> {
+pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
     let plan = runtime()?.block_on(async {
         let mut stop = pin!(signals()?);
-        let consul = consul(options)?;
+        let consul = consul(&options.common.consul)?;
         let plan = tokio::select! {
-            plan = make(options, &consul, limit) => plan,
+            plan = make(options, &consul) => plan,
             _ = &mut stop => Err(Error::Interrupted),
         };
         log_out(&consul).await;
@@ -86,30 +97,21 @@ pub fn main(options: &Options, limit: Duration, output: Output) -> Result<bool, 
 }
 
 /// Reads both sides and makes the plan.
-async fn make(options: &Options, consul: &ConsulClient, limit: Duration) -> Result<Plan, Error> {
-    let kubernetes = kubernetes(options).await?;
-    let (_, marker, _) = sink(options, consul);
-    let owner = OwnerKey::new(consul.clone(), &options.settings.cluster);
+async fn make(options: &Options, consul: &ConsulClient) -> Result<Plan, Error> {
+    let Options { common, sync, timeout: limit } = options;
+    let kubernetes = kubernetes(common).await?;
     let waits = PendingDependencies::default();
-    let handshake = Handshake::new(
-        options,
-        (kubernetes.client.clone(), kubernetes.url.clone()),
-        consul.clone(),
-        owner.clone(),
-        marker.clone(),
-        waits.clone(),
-    );
-    let (peers, holder) = timeout(limit, handshake.look()).await.map_err(|_| {
+    let handshake = Handshake::new(common, sync, &kubernetes, consul, &waits);
+    let (peers, holder) = timeout(*limit, handshake.look()).await.map_err(|_| {
         let why = waits.reason().unwrap_or_else(|| "no answer yet".to_owned());
         Error::Failed(format!("not reached within --timeout: {why}"))
     })??;
-    let planner = Planner::new(options, consul.clone(), marker, owner, &peers);
-    planner.run(&kubernetes, limit, peers, holder).await
+    Planner::new(sync, consul.clone(), &peers).run(&kubernetes, *limit, peers, holder).await
 }
 
 /// Collects what both sides show.
 struct Planner<'a> {
-    options: &'a Options,
+    options: &'a SyncOptions,
     consul: ConsulClient,
     marker: Marker,
     owner: OwnerKey,
@@ -132,32 +134,27 @@ enum Asked {
 // === impl Planner ===
 
 impl<'a> Planner<'a> {
-    fn new(
-        options: &'a Options,
-        consul: ConsulClient,
-        marker: Marker,
-        owner: OwnerKey,
-        peers: &PeerInfo,
-    ) -> Self {
+    fn new(options: &'a SyncOptions, consul: ConsulClient, peers: &PeerInfo) -> Self {
         let mut state =
             Reconciler::new(options.settings.clone()).with_target(options.sink.target());
-        state.set_ptr_zone(peers.zone.clone());
+        let domain = options.consul_domain(peers.agent.as_ref());
         let mut notes = BTreeSet::new();
-        if peers.zone.is_none() {
+        if domain.is_none() {
             notes.insert(
                 "no PTR record can be written: the datacenter or the DNS domain is not known; \
                  set --datacenter and --dns-domain"
                     .to_owned(),
             );
         }
+        state.set_ptr_zone(domain);
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         progress.enable_steady_tick(TICK);
         Self {
             options,
+            marker: options.marker(&consul),
+            owner: OwnerKey::new(consul.clone(), &options.settings.cluster),
             consul,
-            marker,
-            owner,
             state,
             reading: Reading::default(),
             notes,
@@ -173,7 +170,7 @@ impl<'a> Planner<'a> {
         peers: PeerInfo,
         holder: Option<Owner>,
     ) -> Result<Plan, Error> {
-        let marked = self.read(kubernetes, limit, &peers.uid).await?;
+        let marked = self.read(kubernetes, limit).await?;
         self.progress.finish_and_clear();
         let mut forecast = Forecast::new(self.options.settings.cluster.clone());
         let mut nodes = BTreeMap::new();
@@ -207,12 +204,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Lists Kubernetes and reads Consul. Whether our marker is there.
-    async fn read(
-        &mut self,
-        kubernetes: &Connected,
-        limit: Duration,
-        uid: &str,
-    ) -> Result<bool, Error> {
+    async fn read(&mut self, kubernetes: &Connected, limit: Duration) -> Result<bool, Error> {
         let source = endpoint_source(&kubernetes.client).await;
         let source = source.map_err(|error| Error::Failed(error.to_string()))?;
         let mut watches: StreamMap<Kind, BoxStream<'static, Notice>> = StreamMap::new();
@@ -223,7 +215,7 @@ impl<'a> Planner<'a> {
 
         let (seen, mut observations) = mpsc::unbounded_channel();
         self.state.begin_read_back(NOW);
-        let mut asked = self.read_records(uid, seen);
+        let mut asked = self.read_records(seen);
         let (mut marked, mut named) = (None, false);
         let (mut heard, mut objects) = (Instant::now(), 0_usize);
         while !named || !self.state.is_listed() {
@@ -266,28 +258,27 @@ impl<'a> Planner<'a> {
         Ok(marked.unwrap_or(false))
     }
 
-    fn read_records(
-        &self,
-        uid: &str,
-        seen: mpsc::UnboundedSender<Observation>,
-    ) -> BoxFuture<'static, Asked> {
-        let reading = ReadBack {
+    fn read_records(&self, seen: mpsc::UnboundedSender<Observation>) -> BoxFuture<'static, Asked> {
+        let reader = Reader {
             client: self.consul.clone(),
             cluster: self.options.settings.cluster.clone(),
             marker: self.marker.clone(),
             consistency: Consistency::Consistent,
-            owner: self.owner.clone(),
-            uid: uid.to_owned(),
             seen,
         };
-        let look = async move { reading.look().await.map_err(|error| chain(&error)) };
+        let look = async move { reader.look().await.map_err(|error| chain(&error)) };
         look.map(Asked::Records).boxed()
     }
 
     fn read_names(&self) -> BoxFuture<'static, Asked> {
         let held: HashSet<_> = self.state.ledger().names().collect();
         let cluster = self.options.settings.cluster.clone();
-        names_of_others(self.consul.clone(), cluster, held).map(Asked::Names).boxed()
+        let client = self.consul.clone();
+        let read = async move {
+            let is_held = |name: &str| held.contains(&*lookup_form(name));
+            client.foreign_names(&cluster, is_held).await.map_err(|error| chain(&error))
+        };
+        read.map(Asked::Names).boxed()
     }
 
     fn silent(&self, consul_is_read: bool) -> Error {

@@ -27,8 +27,9 @@ use crate::consul::write::purge::{Left, Mark};
 use crate::consul::write::txn::{MAX_OPERATIONS, Operation};
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
-use crate::run::bridge::{Stop, signals};
-use crate::run::{Error, log_out, runtime};
+use crate::run::Error;
+use crate::run::daemon::connect::{consul, log_out, runtime};
+use crate::run::daemon::signals::{Stop, signals};
 
 /// Requests to an agent under way at a time: as many as a bridge makes.
 const AGENT_REQUESTS: usize = 16;
@@ -90,7 +91,7 @@ pub fn main(options: Options) -> Result<(), Error> {
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let stop = Box::pin(signals()?);
-        let client = Client::new(&options.consul).map_err(|error| Error::Usage(chain(&error)))?;
+        let client = consul(&options.consul)?;
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let removal =

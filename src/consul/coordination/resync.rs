@@ -1,0 +1,125 @@
+//! Reading back all that is ours, and repairing the marker (invariant 1): the one place in which a
+//! reading becomes evidence of absence.
+//!
+//! A reading that lacks our marker is unknown: this Consul lost its state, or it is another one.
+//! Then the marker is written, and everything is read once more. If that shows the marker, the rest
+//! of it is true, and what is not in it is absent.
+
+use tokio::sync::mpsc;
+
+use crate::consul::coordination::marker::{Marker, MarkerError};
+use crate::consul::coordination::owner::{ClaimError, Owner, OwnerKey};
+use crate::consul::http::client::Client;
+use crate::consul::read::{Consistency, Unknown};
+use crate::consul::write::nodes::NodeNames;
+use crate::domain::consul::record::{Observation, ObservedRegistration};
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::kube::names::ClusterName;
+
+/// Everything that a reading needs.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    /// How Consul is asked.
+    pub client: Client,
+    /// Whose records are read.
+    pub cluster: ClusterName,
+    /// What a true reading shows.
+    pub marker: Marker,
+    /// How fresh the servers' answers have to be.
+    pub consistency: Consistency,
+    /// Takes what is shown, while the reading goes on. Who listens polls the reading too: what waits
+    /// is at most what one poll can parse.
+    pub seen: mpsc::UnboundedSender<Observation>,
+}
+
+/// Why a reading proves nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ResyncError {
+    /// Whose the records are is not known.
+    #[error(transparent)]
+    Owner(#[from] ClaimError),
+    /// A part could not be read, or the marker did not show.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// The marker could not be written.
+    #[error(transparent)]
+    Marker(#[from] MarkerError),
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// Reads all that is ours if the owner key is that of cluster `uid`, and says whose it is. What
+    /// it shows goes to `seen` before it ends.
+    pub async fn read(&self, owner: &OwnerKey, uid: &str) -> Result<Owner, ResyncError> {
+        let owner = owner.claim(uid, None).await?;
+        if owner != Owner::Ours {
+            return Ok(owner);
+        }
+        if !self.registrations().await? {
+            self.marker.ensure(&self.client, &self.cluster).await?;
+            if !self.registrations().await? {
+                return Err(self.marker.missing().into());
+            }
+        }
+        self.ptr_records().await?;
+        Ok(owner)
+    }
+
+    /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
+    /// is there.
+    pub async fn look(&self) -> Result<bool, Unknown> {
+        let marked = self.registrations().await?;
+        self.ptr_records().await?;
+        Ok(marked)
+    }
+
+    async fn ptr_records(&self) -> Result<(), Unknown> {
+        let seen = self.seen.clone();
+        let each = move |observed| drop(seen.send(Observation::Ptr(observed)));
+        self.client.ptr_records(self.consistency, each).await.map(drop)
+    }
+
+    /// Whether our marker is there: only then is absent what was not shown.
+    async fn registrations(&self) -> Result<bool, Unknown> {
+        match &self.marker {
+            Marker::Sentinel(_) => {
+                let seen = self.seen.clone();
+                let each = move |observed| drop(seen.send(Observation::Registration(observed)));
+                Ok(self.client.agent_registrations(&self.cluster, each).await?.marker)
+            }
+            Marker::BaseNode(names) => self.catalog(names).await,
+        }
+    }
+
+    /// Node by node: what is registered on one that is not there is nothing.
+    async fn catalog(&self, names: &NodeNames) -> Result<bool, Unknown> {
+        let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
+        for node in &nodes.others {
+            let stray = format!("node {node} with the mark of this cluster: purge removes it");
+            self.show(Observation::Stray(stray));
+        }
+        for namespace in &nodes.namespaces {
+            self.show(Observation::NamespaceNode(namespace.clone()));
+            let node = names.of_namespace(namespace);
+            let each = |observed: ObservedRegistration| {
+                let id = &observed.registration.id;
+                let of = service_of_id(&self.cluster, id);
+                if of.is_some_and(|service| service.namespace == *namespace) {
+                    self.show(Observation::Registration(observed));
+                } else {
+                    let stray = format!("service ID {id} on node {node}: purge removes it");
+                    self.show(Observation::Stray(stray));
+                }
+            };
+            let (cluster, consistency) = (&self.cluster, self.consistency);
+            self.client.catalog_registrations(&node, cluster, consistency, each).await?;
+        }
+        Ok(nodes.marker)
+    }
+
+    fn show(&self, seen: Observation) {
+        // Nobody listens any more only when the whole reading is given up.
+        drop(self.seen.send(seen));
+    }
+}
