@@ -4,46 +4,35 @@
 //! list is complete, and removed only by [`ClusterCache::remove`]: absence is evidence only then
 //! (invariant 1).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service};
 use crate::domain::kube::packed::PackedSlice;
+use crate::domain::kube::store::{Listed, Listing, Store};
 
 /// Services and their EndpointSlices, and the nodes where they are asked for.
 #[derive(Debug, Default)]
 pub struct ClusterCache {
-    /// Boxed: a node of the tree has room for eleven, and half of that stays empty.
-    services: BTreeMap<ObjectKey, Box<Listed<Service>>>,
-    /// Slices by their Service (which may not exist, or not yet), sorted by their own keys. A
-    /// list: most Services have one slice, for which the node of a B-tree has ten times the size.
-    slices: HashMap<ObjectKey, Vec<NamedSlice>>,
-    /// The Service of each slice.
-    service_of: HashMap<ObjectKey, ObjectKey>,
-    nodes: BTreeMap<Box<str>, Listed<Node>>,
+    services: Store<Service>,
+    slices: Slices,
+    /// Their keys have no namespace.
+    nodes: Store<Node>,
     /// The Services that use node ports: a node that changes concerns them and no others.
     node_users: BTreeSet<ObjectKey>,
-    /// Objects that could not be read, and why.
-    undecodable: BTreeMap<(Kind, ObjectKey), (u32, String)>,
-    lists: BTreeMap<Kind, ListState>,
 }
 
-/// An object, and the number of the list that showed it last.
-#[derive(Debug)]
-struct Listed<T> {
-    object: T,
-    list: u32,
+/// EndpointSlices by their Service (which may not exist, or not yet), sorted by their own keys.
+#[derive(Debug, Default)]
+struct Slices {
+    /// Lists: most Services have one slice, for which the node of a B-tree has ten times the size.
+    of_service: HashMap<ObjectKey, Vec<NamedSlice>>,
+    /// The Service of each slice.
+    service_of: HashMap<ObjectKey, ObjectKey>,
+    listing: Listing,
 }
 
 type NamedSlice = (ObjectKey, Listed<PackedSlice>);
-
-#[derive(Debug, Default)]
-struct ListState {
-    /// Number of the list that is under way or was the last.
-    current: u32,
-    /// Whether one was ever complete.
-    complete: bool,
-}
 
 /// The kinds that are always watched, and have to be listed before anything is decided.
 pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
@@ -58,7 +47,7 @@ impl ClusterCache {
 
     /// Whether this kind has been listed completely.
     pub fn is_listed(&self, kind: Kind) -> bool {
-        self.lists.get(&kind).is_some_and(|list| list.complete)
+        self.listing(kind).is_some_and(Listing::is_complete)
     }
 
     /// The kinds of which a complete list is evidence of absence: those that are always watched,
@@ -69,145 +58,76 @@ impl ClusterCache {
 
     /// A list of this kind begins.
     pub fn list_started(&mut self, kind: Kind) {
-        self.lists.entry(kind).or_default().current += 1;
+        match kind {
+            Kind::Service => self.services.list_started(),
+            Kind::EndpointSlice => self.slices.listing.start(),
+            Kind::Node => self.nodes.list_started(),
+            Kind::Namespace => {}
+        }
     }
 
     /// The list is complete: returns the objects of this kind that it did not show.
     pub fn list_completed(&mut self, kind: Kind) -> Vec<ObjectKey> {
-        let list = self.lists.entry(kind).or_default();
-        list.complete = true;
-        let current = list.current;
-        let unread = self.undecodable.iter();
-        let mut missing: BTreeSet<ObjectKey> = unread
-            .filter(|((of, _), (shown, _))| *of == kind && *shown != current)
-            .map(|((_, key), _)| key.clone())
-            .collect();
         match kind {
-            Kind::Service => missing.extend(
-                self.services
-                    .iter()
-                    .filter(|(_, service)| service.list != current)
-                    .map(|(key, _)| key.clone()),
-            ),
-            Kind::EndpointSlice => missing.extend(
-                self.slices
-                    .values()
-                    .flatten()
-                    .filter(|(_, slice)| slice.list != current)
-                    .map(|(key, _)| key.clone()),
-            ),
-            Kind::Namespace => {}
-            Kind::Node => missing.extend(
-                self.nodes
-                    .iter()
-                    .filter(|(_, node)| node.list != current)
-                    .map(|(name, _)| ObjectKey::new("", name.clone())),
-            ),
+            Kind::Service => self.services.list_completed(),
+            Kind::EndpointSlice => self.slices.list_completed(),
+            Kind::Node => self.nodes.list_completed(),
+            Kind::Namespace => Vec::new(),
         }
-        missing.into_iter().collect()
     }
 
     /// Takes an object as it is now. Returns the Services whose registrations may change by it.
     pub fn seen(&mut self, seen: SeenObject) -> BTreeSet<ObjectKey> {
         match seen {
             SeenObject::Service(key, service) => {
-                self.undecodable.remove(&(Kind::Service, key.clone()));
-                let list = self.current(Kind::Service);
                 let key = self.shared(key);
-                let service = Box::new(Listed { object: service, list });
-                let before = self.services.insert(key.clone(), service);
-                let changed =
-                    before.is_none_or(|before| before.object != self.services[&key].object);
+                let changed = self.services.seen(key.clone(), service);
                 changed.then_some(key).into_iter().collect()
             }
-            SeenObject::EndpointSlice(key, slice) => self.slice_seen(key, &slice),
+            SeenObject::EndpointSlice(key, slice) => {
+                let service = ObjectKey::new(key.namespace.clone(), &*slice.service);
+                let service = self.shared(service);
+                self.slices.seen(key, service, &slice)
+            }
             SeenObject::Node(key, node) => {
-                let was_unread = self.undecodable.remove(&(Kind::Node, key.clone())).is_some();
-                let list = self.current(Kind::Node);
-                let before = self.nodes.get(&key.name).map(|listed| &listed.object);
-                let changed = was_unread || before != Some(&node);
-                self.nodes.insert(key.name.clone(), Listed { object: node, list });
+                let changed = self.nodes.seen(key, node);
                 // Before the list is complete nothing follows from any of them.
                 let matters = changed && self.is_listed(Kind::Node);
                 if matters { self.node_users.clone() } else { BTreeSet::new() }
             }
             SeenObject::Undecodable(kind, key, reason) => {
-                let list = self.current(kind);
-                self.undecodable.insert((kind, key.clone()), (list, reason));
-                self.touch(kind, &key, list);
-                self.services_concerned(kind, &key)
+                let services = self.services_concerned(kind, &key);
+                match kind {
+                    Kind::Service => self.services.undecodable(key, reason),
+                    Kind::EndpointSlice => self.slices.undecodable(key, reason),
+                    Kind::Node => self.nodes.undecodable(key, reason),
+                    Kind::Namespace => {}
+                }
+                services
             }
         }
-    }
-
-    fn slice_seen(&mut self, key: ObjectKey, slice: &EndpointSlice) -> BTreeSet<ObjectKey> {
-        let mut changed = BTreeSet::new();
-        self.undecodable.remove(&(Kind::EndpointSlice, key.clone()));
-        let service = ObjectKey::new(key.namespace.clone(), &*slice.service);
-        let service = self.shared(service);
-        if self.service_of.get(&key).is_some_and(|before| *before != service) {
-            changed.extend(self.remove(Kind::EndpointSlice, &key));
-        }
-        let list = self.current(Kind::EndpointSlice);
-        let slice = Listed { object: PackedSlice::new(slice), list };
-        let slices = self.slices.entry(service.clone()).or_default();
-        let same = match place(slices, &key) {
-            Ok(place) => {
-                std::mem::replace(&mut slices[place].1, slice).object == slices[place].1.object
-            }
-            Err(place) => {
-                self.service_of.insert(key.clone(), service.clone());
-                slices.reserve_exact(1);
-                slices.insert(place, (key, slice));
-                false
-            }
-        };
-        if !same {
-            changed.insert(service);
-        }
-        changed
     }
 
     /// Forgets an object. Returns the Services whose registrations may change by it.
     pub fn remove(&mut self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let services = self.services_concerned(kind, key);
-        self.undecodable.remove(&(kind, key.clone()));
         match kind {
-            Kind::Service => {
-                self.services.remove(key);
-            }
-            Kind::EndpointSlice => self.forget_slice(key),
-            Kind::Node => {
-                self.nodes.remove(&*key.name);
-            }
+            Kind::Service => drop(self.services.remove(key)),
+            Kind::EndpointSlice => self.slices.remove(key),
+            Kind::Node => drop(self.nodes.remove(key)),
             Kind::Namespace => {}
         }
         services
-    }
-
-    fn forget_slice(&mut self, key: &ObjectKey) {
-        let Some(service) = self.service_of.remove(key) else { return };
-        let Some(slices) = self.slices.get_mut(&service) else { return };
-        if let Ok(place) = place(slices, key) {
-            slices.remove(place);
-        }
-        if slices.is_empty() {
-            self.slices.remove(&service);
-        }
     }
 
     /// The Services that an object is, belongs to or serves.
     pub fn services_concerned(&self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         match kind {
             Kind::Service => [key.clone()].into(),
-            Kind::EndpointSlice => self.service_of_slice(key).into_iter().collect(),
+            Kind::EndpointSlice => self.slices.service_of.get(key).cloned().into_iter().collect(),
             Kind::Node => self.node_users.clone(),
             Kind::Namespace => BTreeSet::new(),
         }
-    }
-
-    fn service_of_slice(&self, slice: &ObjectKey) -> Option<ObjectKey> {
-        self.service_of.get(slice).cloned()
     }
 
     /// Notes whether the Service uses node ports.
@@ -226,28 +146,23 @@ impl ClusterCache {
 
     /// The nodes by name; `None` while they have not been listed completely.
     pub fn nodes(&self) -> Option<impl Iterator<Item = (&str, &Node)> + Clone> {
-        let nodes = self.nodes.iter().map(|(name, listed)| (&**name, &listed.object));
+        let nodes = self.nodes.iter_after(None).map(|(key, node)| (&*key.name, node));
         self.is_listed(Kind::Node).then_some(nodes)
     }
 
     /// Nodes are watched no longer: nothing is known of them.
     pub fn forget_nodes(&mut self) {
         self.nodes.clear();
-        self.lists.remove(&Kind::Node);
-        self.undecodable.retain(|(kind, _), _| *kind != Kind::Node);
     }
 
     /// Whether an instance of the Service may be on a node of which nothing could ever be read.
     pub fn may_miss_node(&self, service: &ObjectKey) -> bool {
-        let mut unread = self.undecodable.range((Kind::Node, ObjectKey::orphaned())..);
-        self.node_users.contains(service)
-            && unread
-                .any(|((kind, key), _)| *kind == Kind::Node && !self.nodes.contains_key(&key.name))
+        self.node_users.contains(service) && self.nodes.never_read().next().is_some()
     }
 
     /// The Service of this name.
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
-        self.services.get(key).map(|listed| &listed.object)
+        self.services.get(key)
     }
 
     /// All Services by namespace and name, those after `after` only.
@@ -255,10 +170,7 @@ impl ClusterCache {
         &self,
         after: Option<&ObjectKey>,
     ) -> impl Iterator<Item = (&ObjectKey, &Service)> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.services
-            .range((after.map_or(Unbounded, Excluded), Unbounded))
-            .map(|(key, listed)| (key, &listed.object))
+        self.services.iter_after(after)
     }
 
     /// How many Services there are.
@@ -268,87 +180,132 @@ impl ClusterCache {
 
     /// The slices of a Service, with their own keys.
     pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = (&ObjectKey, EndpointSlice)> {
-        let slices = self.slices.get(service).into_iter().flatten();
+        let slices = self.slices.of_service.get(service).into_iter().flatten();
         slices.map(|(key, listed)| (key, listed.object.unpack(&service.name)))
     }
 
     /// Why the object could not be read, if it could not: what is known of it may be outdated.
     pub fn undecodable(&self, kind: Kind, key: &ObjectKey) -> Option<&str> {
-        self.undecodable.get(&(kind, key.clone())).map(|(_, reason)| reason.as_str())
+        self.listing(kind)?.reason(key)
     }
 
     /// Whether there are Services of which nothing could ever be read.
     pub fn has_unread_service(&self) -> bool {
-        self.undecodable
-            .keys()
-            .any(|(kind, key)| *kind == Kind::Service && !self.services.contains_key(key))
+        self.services.never_read().next().is_some()
     }
 
     /// Whether endpoints of the Service may be in a slice of which nothing could ever be read. Its
     /// label is unread too, so that its name has to tell: `<service>-<random>` as the endpoint
     /// slice controller makes it, `<service>` for Endpoints.
     pub fn has_unread_slice(&self, service: &ObjectKey) -> bool {
-        self.undecodable
-            .range((Kind::EndpointSlice, service.clone())..)
-            .map(|((kind, key), _)| (kind, key))
-            .take_while(|(kind, key)| {
-                **kind == Kind::EndpointSlice
-                    && key.namespace == service.namespace
-                    && key.name.starts_with(&*service.name)
+        self.slices
+            .listing
+            .undecodable_from(service)
+            .take_while(|key| {
+                key.namespace == service.namespace && key.name.starts_with(&*service.name)
             })
-            .any(|(_, key)| {
+            .any(|key| {
                 let rest = &key.name[service.name.len()..];
-                (rest.is_empty() || rest.starts_with('-')) && !self.service_of.contains_key(key)
+                (rest.is_empty() || rest.starts_with('-')) && !self.slices.is_known(key)
             })
     }
 
     /// The Services for which [`ClusterCache::has_unread_slice`] may hold because of this slice.
     pub fn concerned_by_unread(&self, slice: &ObjectKey) -> Vec<ObjectKey> {
-        if self.service_of.contains_key(slice) {
+        if self.slices.is_known(slice) {
             return Vec::new();
         }
         let ends = slice.name.match_indices('-').map(|(end, _)| end).chain([slice.name.len()]);
         ends.map(|end| ObjectKey::new(slice.namespace.clone(), &slice.name[..end]))
-            .filter(|service| self.services.contains_key(service))
+            .filter(|service| self.services.get(service).is_some())
             .collect()
     }
 
     /// The key of this Service that is kept already, so that there is one of it in memory.
     pub fn kept_key(&self, service: &ObjectKey) -> Option<ObjectKey> {
-        let known = self.services.get_key_value(service).map(|(key, _)| key);
-        known.or_else(|| Some(self.slices.get_key_value(service)?.0)).cloned()
+        let known = self.services.kept_key(service);
+        known.or_else(|| Some(self.slices.of_service.get_key_value(service)?.0)).cloned()
     }
 
     fn shared(&self, service: ObjectKey) -> ObjectKey {
         self.kept_key(&service).unwrap_or(service)
     }
 
-    fn current(&self, kind: Kind) -> u32 {
-        self.lists.get(&kind).map_or(0, |list| list.current)
+    fn listing(&self, kind: Kind) -> Option<&Listing> {
+        match kind {
+            Kind::Service => Some(self.services.listing()),
+            Kind::EndpointSlice => Some(&self.slices.listing),
+            Kind::Node => Some(self.nodes.listing()),
+            Kind::Namespace => None,
+        }
+    }
+}
+
+// === impl Slices ===
+
+impl Slices {
+    fn is_known(&self, key: &ObjectKey) -> bool {
+        self.service_of.contains_key(key)
     }
 
-    /// Notes that a list has shown the object.
-    fn touch(&mut self, kind: Kind, key: &ObjectKey, list: u32) {
-        match kind {
-            Kind::Service => {
-                if let Some(service) = self.services.get_mut(key) {
-                    service.list = list;
-                }
+    fn list_completed(&mut self) -> Vec<ObjectKey> {
+        let slices = self.of_service.values().flatten();
+        self.listing.complete(slices.map(|(key, slice)| (key, slice.list)))
+    }
+
+    /// Takes a slice of `service`. Returns the Services that change by it.
+    fn seen(
+        &mut self,
+        key: ObjectKey,
+        service: ObjectKey,
+        slice: &EndpointSlice,
+    ) -> BTreeSet<ObjectKey> {
+        let mut changed = BTreeSet::new();
+        let was_undecodable = self.listing.decoded(&key);
+        if let Some(before) = self.service_of.get(&key).filter(|before| **before != service) {
+            changed.insert(before.clone());
+            self.remove(&key);
+        }
+        let slice = Listed { object: PackedSlice::new(slice), list: self.listing.current() };
+        let slices = self.of_service.entry(service.clone()).or_default();
+        let differs = match place(slices, &key) {
+            Ok(place) => {
+                let before = std::mem::replace(&mut slices[place].1, slice);
+                before.object != slices[place].1.object
             }
-            Kind::EndpointSlice => {
-                let Some(service) = self.service_of_slice(key) else { return };
-                if let Some(slices) = self.slices.get_mut(&service)
-                    && let Ok(place) = place(slices, key)
-                {
-                    slices[place].1.list = list;
-                }
+            Err(place) => {
+                self.service_of.insert(key.clone(), service.clone());
+                slices.reserve_exact(1);
+                slices.insert(place, (key, slice));
+                true
             }
-            Kind::Namespace => {}
-            Kind::Node => {
-                if let Some(node) = self.nodes.get_mut(&key.name) {
-                    node.list = list;
-                }
-            }
+        };
+        if differs || was_undecodable {
+            changed.insert(service);
+        }
+        changed
+    }
+
+    fn undecodable(&mut self, key: ObjectKey, reason: String) {
+        let list = self.listing.current();
+        if let Some(service) = self.service_of.get(&key)
+            && let Some(slices) = self.of_service.get_mut(service)
+            && let Ok(place) = place(slices, &key)
+        {
+            slices[place].1.list = list;
+        }
+        self.listing.undecodable(key, reason);
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        self.listing.decoded(key);
+        let Some(service) = self.service_of.remove(key) else { return };
+        let Some(slices) = self.of_service.get_mut(&service) else { return };
+        if let Ok(place) = place(slices, key) {
+            slices.remove(place);
+        }
+        if slices.is_empty() {
+            self.of_service.remove(&service);
         }
     }
 }

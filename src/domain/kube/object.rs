@@ -153,12 +153,14 @@ pub enum Kind {
 /// What one watch says, in the order of the API's protocol: a list (`ListStarted`, each object
 /// as `Seen`, `ListCompleted`), then changes. A list that breaks off is started again without
 /// having been completed; what it had shown is then no evidence of absence.
+///
+/// `T` is an object with its identity: [`SeenObject`] for what makes a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WatchEvent {
+pub enum WatchEvent<T = SeenObject> {
     /// A list begins.
     ListStarted(Kind),
     /// An object as it is now, from a list or a change.
-    Seen(SeenObject),
+    Seen(T),
     /// The list is complete and was a quorum read: what it did not show does not exist.
     ListCompleted(Kind),
     /// The API server said that the object was deleted.
