@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use kube_consul_stack::{Consul, ConsulApi, ConsulOptions, Data, HttpRecorder, eventually};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, Place, manifest};
+use crate::support::{Bridge, DEADLINE, Fixture, manifest};
 
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 const AGENT: &str = "22222222-2222-2222-2222-222222222222";
@@ -18,7 +18,7 @@ const BRIDGE: &str = "33333333-3333-3333-3333-333333333333";
 /// What the catalog lacks for 90 s is a problem.
 const CATALOG_DEADLINE: Duration = Duration::from_mins(3);
 
-const REVERSE_KEYS: &str = "/v1/kv/0.?keys";
+const PTR_KEYS: &str = "/v1/kv/0.?keys";
 
 /// A shipped policy.
 fn policy(name: &str) -> Result<String> {
@@ -47,30 +47,30 @@ async fn token(consul: &ConsulApi, secret: &str, rules: &str) -> Result<()> {
 }
 
 /// The agent of a bridge's pod, with a token of these rules.
-async fn agent_of(place: &Place, rules: &str) -> Result<Consul> {
-    token(place.consul.api(), AGENT, rules).await?;
+async fn agent_of(fixture: &Fixture, rules: &str) -> Result<Consul> {
+    token(fixture.consul.api(), AGENT, rules).await?;
     let acl = json!({"acl": {"enabled": true, "tokens": {"agent": AGENT}}});
-    let options = ConsulOptions::client([&place.consul])
-        .node(&format!("kube-consul-{}", place.namespace))
+    let options = ConsulOptions::client([&fixture.consul])
+        .node(&format!("kube-consul-{}", fixture.namespace))
         .configuration(acl.to_string());
     Consul::start(options).await
 }
 
 /// A server that denies by default.
-async fn place(prefix: &str) -> Result<Place> {
+async fn fixture(prefix: &str) -> Result<Fixture> {
     let server = ConsulOptions::dev().node("kube-consul-server").acl(MANAGEMENT);
-    Place::with_consul(prefix, server).await
+    Fixture::with_consul(prefix, server).await
 }
 
 /// Starts a bridge with a token of its own beside the agent at this URL.
-async fn bridge_at(place: &Place, url: &str, secret: &str) -> Result<Bridge> {
-    let command = place.command().await?.env("CONSUL_HTTP_ADDR", url);
+async fn bridge_at(fixture: &Fixture, url: &str, secret: &str) -> Result<Bridge> {
+    let command = fixture.command().await?.env("CONSUL_HTTP_ADDR", url);
     Bridge::start(command.env("CONSUL_HTTP_TOKEN", secret)).await
 }
 
-async fn wait_for_ptr_keys(place: &Place, wanted: usize) -> Result<()> {
+async fn wait_for_ptr_keys(fixture: &Fixture, wanted: usize) -> Result<()> {
     eventually(DEADLINE, || async {
-        let keys = place.consul.api().get(REVERSE_KEYS).await?;
+        let keys = fixture.consul.api().get(PTR_KEYS).await?;
         let found = keys.as_array().map_or(0, Vec::len);
         ensure!(found == wanted, "{found} PTR records, want {wanted}");
         Ok(())
@@ -80,30 +80,30 @@ async fn wait_for_ptr_keys(place: &Place, wanted: usize) -> Result<()> {
 
 #[tokio::test]
 async fn the_shipped_policies_suffice() -> Result<()> {
-    let place = place("acl").await?;
-    place.web("web", &[("http", 80)]).await?;
-    place.web("api", &[("http", 80), ("metrics", 9090)]).await?;
-    token(place.consul.api(), BRIDGE, &policy("bridge-agent.hcl")?).await?;
-    let mut agent = agent_of(&place, &policy("agent.hcl")?).await?;
+    let fixture = fixture("acl").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    fixture.web("api", &[("http", 80), ("metrics", 9090)]).await?;
+    token(fixture.consul.api(), BRIDGE, &policy("bridge-agent.hcl")?).await?;
+    let mut agent = agent_of(&fixture, &policy("agent.hcl")?).await?;
     agent.wait_ready().await?;
-    let bridge = bridge_at(&place, agent.url(), BRIDGE).await?;
+    let bridge = bridge_at(&fixture, agent.url(), BRIDGE).await?;
     bridge.wait_ready().await?;
     for name in ["web", "api", "api-metrics"] {
-        place.wait_for_instances(name, 1).await?;
+        fixture.wait_for_instances(name, 1).await?;
     }
-    wait_for_ptr_keys(&place, 2).await?;
-    place.delete("web").await?;
-    place.wait_for_instances("web", 0).await?;
-    wait_for_ptr_keys(&place, 1).await?;
+    wait_for_ptr_keys(&fixture, 2).await?;
+    fixture.delete("web").await?;
+    fixture.wait_for_instances("web", 0).await?;
+    wait_for_ptr_keys(&fixture, 1).await?;
 
     // Not even an agent that forgot everything leaves what was deleted meanwhile.
-    forgets_api(&place, &mut agent, &bridge).await?;
-    let bridge = bridge_at(&place, agent.url(), BRIDGE).await?;
+    forgets_api(&fixture, &mut agent, &bridge).await?;
+    let bridge = bridge_at(&fixture, agent.url(), BRIDGE).await?;
     bridge.wait_ready().await?;
     for (name, wanted) in [("new", 1), ("api", 0), ("api-metrics", 0)] {
-        place.wait_for_instances(name, wanted).await?;
+        fixture.wait_for_instances(name, wanted).await?;
     }
-    wait_for_ptr_keys(&place, 1).await?;
+    wait_for_ptr_keys(&fixture, 1).await?;
     let status = bridge.status().await?;
     ensure!(status["counts"]["problems"] == 0, "{status}");
     ensure!(status["consul"]["trouble"].is_null(), "{status}");
@@ -117,49 +117,49 @@ const NEEDED: [(&str, &str); 5] = [
     (r#"service_prefix "" { policy = "write" }"#, "sentinel"),
     (r#"node_prefix "" { policy = "read" }"#, "rights hide a part of the catalog"),
     (r#"agent_prefix "kube-consul-" { policy = "read" }"#, "give it agent read"),
-    (r#"key_prefix "0." { policy = "write" }"#, "rights hide a part of the reverse"),
+    (r#"key_prefix "0." { policy = "write" }"#, "rights hide a part of the PTR records"),
     (r#"key "kube-consul/kubernetes/owner" { policy = "write" }"#, "owner key"),
 ];
 
 #[tokio::test]
 async fn each_right_of_the_bridge_is_needed_and_nothing_is_removed_without_it() -> Result<()> {
-    let place = place("rights").await?;
+    let fixture = fixture("rights").await?;
     let shipped = policy("bridge-agent.hcl")?;
     ensure!(rules_of(&shipped) == NEEDED.map(|(rule, _)| rule).into(), "{shipped}");
     for name in ["web", "api"] {
-        place.web(name, &[("http", 80)]).await?;
+        fixture.web(name, &[("http", 80)]).await?;
     }
-    token(place.consul.api(), BRIDGE, &shipped).await?;
-    let bridge = bridge_at(&place, place.consul.url(), BRIDGE).await?;
+    token(fixture.consul.api(), BRIDGE, &shipped).await?;
+    let bridge = bridge_at(&fixture, fixture.consul.url(), BRIDGE).await?;
     bridge.wait_ready().await?;
     bridge.program.kill().await?;
 
     // Something new, so that each of them has something to write.
-    place.web("new", &[("http", 80)]).await?;
+    fixture.web("new", &[("http", 80)]).await?;
     let lacking = NEEDED.iter().enumerate().map(|(number, (rule, told))| {
         let rules = without(&shipped, rule);
-        let place = &place;
+        let fixture = &fixture;
         async move {
             let secret = format!("44444444-4444-4444-4444-{number:012}");
-            token(place.consul.api(), &secret, &rules?).await?;
-            tells_what_it_lacks(place, &secret, told)
+            token(fixture.consul.api(), &secret, &rules?).await?;
+            tells_what_it_lacks(fixture, &secret, told)
                 .await
                 .with_context(|| format!("without {rule}"))
         }
     });
     try_join_all(lacking).await?;
     for name in ["web", "api"] {
-        ensure!(place.instances(name).await?.len() == 1, "{name} is gone");
+        ensure!(fixture.instances(name).await?.len() == 1, "{name} is gone");
     }
-    let keys = place.consul.api().get(REVERSE_KEYS).await?;
+    let keys = fixture.consul.api().get(PTR_KEYS).await?;
     ensure!(keys.as_array().map_or(0, Vec::len) >= 2, "PTR records are gone: {keys}");
     Ok(())
 }
 
 /// Runs a bridge until it says this, and sees that it removes nothing.
-async fn tells_what_it_lacks(place: &Place, secret: &str, told: &str) -> Result<()> {
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
-    let bridge = bridge_at(place, &recorder.url(), secret).await?;
+async fn tells_what_it_lacks(fixture: &Fixture, secret: &str, told: &str) -> Result<()> {
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
+    let bridge = bridge_at(fixture, &recorder.url(), secret).await?;
     eventually(DEADLINE, || async {
         let (status, readiness) = bridge.get("/readyz").await?;
         let problems = bridge.status().await?["problems"].to_string();
@@ -181,70 +181,70 @@ async fn tells_what_it_lacks(place: &Place, secret: &str, told: &str) -> Result<
 }
 
 /// A bridge beside an agent whose token lacks a rule; two Services are registered.
-async fn beside_an_agent_without(place: &Place, rule: &str) -> Result<(Consul, Bridge)> {
+async fn beside_an_agent_without(fixture: &Fixture, rule: &str) -> Result<(Consul, Bridge)> {
     for name in ["web", "api"] {
-        place.web(name, &[("http", 80)]).await?;
+        fixture.web(name, &[("http", 80)]).await?;
     }
-    token(place.consul.api(), BRIDGE, &policy("bridge-agent.hcl")?).await?;
-    let agent = agent_of(place, &without(&policy("agent.hcl")?, rule)?).await?;
-    let bridge = bridge_at(place, agent.url(), BRIDGE).await?;
+    token(fixture.consul.api(), BRIDGE, &policy("bridge-agent.hcl")?).await?;
+    let agent = agent_of(fixture, &without(&policy("agent.hcl")?, rule)?).await?;
+    let bridge = bridge_at(fixture, agent.url(), BRIDGE).await?;
     bridge.wait_ready().await?;
-    place.wait_for_instances("api", 1).await?;
+    fixture.wait_for_instances("api", 1).await?;
     Ok((agent, bridge))
 }
 
 #[tokio::test]
 async fn an_agent_that_may_not_write_its_node_removes_nothing_from_the_catalog() -> Result<()> {
-    let place = place("node").await?;
+    let fixture = fixture("node").await?;
     let rule = r#"node_prefix "kube-consul-" { policy = "write" }"#;
-    let (agent, _bridge) = beside_an_agent_without(&place, rule).await?;
-    place.delete("api").await?;
+    let (agent, _bridge) = beside_an_agent_without(&fixture, rule).await?;
+    fixture.delete("api").await?;
     let denied = "Service deregistration blocked by ACLs";
     let written = agent.program().wait_for_line(denied, DEADLINE, |line| line.contains(denied));
     written.await?;
-    ensure!(place.instances("api").await?.len() == 1, "it could be removed");
+    ensure!(fixture.instances("api").await?.len() == 1, "it could be removed");
     Ok(())
 }
 
 #[tokio::test]
 async fn an_agent_that_may_not_read_services_leaves_what_it_forgot() -> Result<()> {
-    let place = place("forgot").await?;
+    let fixture = fixture("forgot").await?;
     let rule = r#"service_prefix "" { policy = "read" }"#;
-    let (mut agent, bridge) = beside_an_agent_without(&place, rule).await?;
-    forgets_api(&place, &mut agent, &bridge).await?;
-    ensure!(place.instances("api").await?.len() == 1, "it could be removed");
+    let (mut agent, bridge) = beside_an_agent_without(&fixture, rule).await?;
+    forgets_api(&fixture, &mut agent, &bridge).await?;
+    ensure!(fixture.instances("api").await?.len() == 1, "it could be removed");
     Ok(())
 }
 
 /// The agent loses its state while the Service `api` is deleted and `new` is made.
-async fn forgets_api(place: &Place, agent: &mut Consul, bridge: &Bridge) -> Result<()> {
+async fn forgets_api(fixture: &Fixture, agent: &mut Consul, bridge: &Bridge) -> Result<()> {
     agent.kill().await?;
     bridge.program.kill().await?;
-    place.delete("api").await?;
-    place.web("new", &[("http", 80)]).await?;
+    fixture.delete("api").await?;
+    fixture.web("new", &[("http", 80)]).await?;
     agent.restart(Data::Lost).await?;
     agent.wait_ready().await?;
-    let bridge = bridge_at(place, agent.url(), BRIDGE).await?;
+    let bridge = bridge_at(fixture, agent.url(), BRIDGE).await?;
     bridge.wait_ready().await?;
-    place.wait_for_instances("new", 1).await
+    fixture.wait_for_instances("new", 1).await
 }
 
 #[tokio::test]
 async fn what_the_servers_refuse_from_the_agent_is_a_problem() -> Result<()> {
-    let place = place("refused").await?;
-    place.web("web", &[("http", 80)]).await?;
+    let fixture = fixture("refused").await?;
+    fixture.web("web", &[("http", 80)]).await?;
     // An agent that does not check rights itself and has a token for all that is asked of it: a
     // bridge without one registers, and what the agent makes of it has no right to services.
     let write = r#"service_prefix "" { policy = "write" }"#;
     let rules =
         policy("bridge-agent.hcl")?.replace(write, r#"service_prefix "" { policy = "read" }"#);
-    token(place.consul.api(), AGENT, &rules).await?;
+    token(fixture.consul.api(), AGENT, &rules).await?;
     let acl = json!({"acl": {"enabled": false, "tokens": {"default": AGENT}}});
-    let options = ConsulOptions::client([&place.consul])
+    let options = ConsulOptions::client([&fixture.consul])
         .node("kube-consul-unchecked")
         .configuration(acl.to_string());
     let agent = Consul::start(options).await?;
-    let command = place.command().await?.env("CONSUL_HTTP_ADDR", agent.url());
+    let command = fixture.command().await?.env("CONSUL_HTTP_ADDR", agent.url());
     let bridge = Bridge::start(command).await?;
     let reasons = |status: &Value| {
         let problems = status["problems"].as_array().into_iter().flatten();
@@ -256,7 +256,7 @@ async fn what_the_servers_refuse_from_the_agent_is_a_problem() -> Result<()> {
         Ok(())
     })
     .await?;
-    ensure!(place.instances("web").await?.is_empty(), "it is in the catalog");
+    ensure!(fixture.instances("web").await?.is_empty(), "it is in the catalog");
     // It is known, and nothing else keeps the bridge from working.
     bridge.wait_ready().await
 }

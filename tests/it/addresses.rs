@@ -10,7 +10,7 @@ use kube_consul_stack::eventually;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bridge, DEADLINE, Place, kubeconfig_with, manifest, shipped_rules, shipped_token,
+    Bridge, DEADLINE, Fixture, kubeconfig_with, manifest, shipped_rules, shipped_token,
 };
 
 const MODE: &str = "kube-consul.io/address";
@@ -22,8 +22,8 @@ struct OwnNode {
 }
 
 impl OwnNode {
-    async fn create(place: &Place, name: &str, addresses: &[(&str, &str)]) -> Result<Self> {
-        let name = format!("{}-{name}", place.namespace);
+    async fn create(fixture: &Fixture, name: &str, addresses: &[(&str, &str)]) -> Result<Self> {
+        let name = format!("{}-{name}", fixture.namespace);
         let addresses: Vec<Value> = addresses
             .iter()
             .map(|(kind, address)| json!({"type": kind, "address": address}))
@@ -33,7 +33,7 @@ impl OwnNode {
             "spec": {"unschedulable": true},
             "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]},
         }))?;
-        let api: Api<Node> = Api::all(place.kubernetes.client()?);
+        let api: Api<Node> = Api::all(fixture.kubernetes.client()?);
         api.create(&PostParams::default(), &object).await?;
         Ok(Self { api, name })
     }
@@ -51,7 +51,7 @@ impl OwnNode {
     }
 }
 
-impl Place {
+impl Fixture {
     /// A Service of type `NodePort` without a selector; gives its node port.
     async fn node_port_service(&self, name: &str, annotations: Value) -> Result<u16> {
         let object = json!({
@@ -116,8 +116,8 @@ fn shown(instance: &Value) -> String {
 }
 
 /// The Event on a node, which has no namespace.
-async fn shown_as_event(place: &Place, node: &OwnNode) -> Result<()> {
-    let events: Api<Event> = Api::namespaced(place.kubernetes.client()?, "default");
+async fn shown_as_event(fixture: &Fixture, node: &OwnNode) -> Result<()> {
+    let events: Api<Event> = Api::namespaced(fixture.kubernetes.client()?, "default");
     eventually(DEADLINE, || async {
         let list = events.list(&ListParams::default()).await?.items;
         let about = |event: &&Event| {
@@ -136,59 +136,59 @@ async fn shown_as_event(place: &Place, node: &OwnNode) -> Result<()> {
 
 #[tokio::test]
 async fn an_annotation_chooses_the_addresses() -> Result<()> {
-    let place = Place::new("addresses").await?;
+    let fixture = Fixture::new("addresses").await?;
     for mode in ["cluster-ip", "endpoints", "load-balancer", "external-ip"] {
-        place.web(mode, &[("http", 80)]).await?;
-        place.annotate(mode, json!({MODE: mode})).await?;
+        fixture.web(mode, &[("http", 80)]).await?;
+        fixture.annotate(mode, json!({MODE: mode})).await?;
     }
-    place.patch("external-ip", &json!({"spec": {"externalIPs": ["192.0.2.30"]}})).await?;
-    place.patch("load-balancer", &json!({"spec": {"type": "LoadBalancer"}})).await?;
+    fixture.patch("external-ip", &json!({"spec": {"externalIPs": ["192.0.2.30"]}})).await?;
+    fixture.patch("load-balancer", &json!({"spec": {"type": "LoadBalancer"}})).await?;
     let ingress = json!([{"ip": "192.0.2.31"}, {"hostname": "lb.example.org"}]);
-    place.set_load_balancer("load-balancer", ingress).await?;
-    let bridge = place.bridge().await?;
-    let address = place.cluster_ip("cluster-ip").await?;
-    place.wait_for_addresses("cluster-ip", "", &[&format!("{address}:80")]).await?;
-    place.wait_for_addresses("endpoints", "", &["10.1.0.1:80"]).await?;
-    place.wait_for_addresses("external-ip", "", &["192.0.2.30:80"]).await?;
+    fixture.set_load_balancer("load-balancer", ingress).await?;
+    let bridge = fixture.bridge().await?;
+    let address = fixture.cluster_ip("cluster-ip").await?;
+    fixture.wait_for_addresses("cluster-ip", "", &[&format!("{address}:80")]).await?;
+    fixture.wait_for_addresses("endpoints", "", &["10.1.0.1:80"]).await?;
+    fixture.wait_for_addresses("external-ip", "", &["192.0.2.30:80"]).await?;
     let both = ["192.0.2.31:80", "lb.example.org:80"];
-    place.wait_for_addresses("load-balancer", "", &both).await?;
-    let dns = place.dns()?;
+    fixture.wait_for_addresses("load-balancer", "", &both).await?;
+    let dns = fixture.dns()?;
     dns.wait_for("external-ip.service.consul", A, &["192.0.2.30"]).await?;
 
-    place.set_load_balancer("load-balancer", json!([{"ip": "192.0.2.32"}])).await?;
+    fixture.set_load_balancer("load-balancer", json!([{"ip": "192.0.2.32"}])).await?;
     dns.wait_for("load-balancer.service.consul", A, &["192.0.2.32"]).await?;
-    place.set_load_balancer("load-balancer", Value::Null).await?;
-    place.wait_for_instances("load-balancer", 0).await?;
-    let namespace = place.namespace.as_str();
+    fixture.set_load_balancer("load-balancer", Value::Null).await?;
+    fixture.wait_for_instances("load-balancer", 0).await?;
+    let namespace = fixture.namespace.as_str();
     let told = bridge.wait_for_problem(namespace, "load-balancer", "Incomplete").await?;
     ensure!(told.contains("load-balancer"), "{told}");
-    place.annotate("load-balancer", json!({MODE: null})).await?;
-    let address = place.cluster_ip("load-balancer").await?;
-    place.wait_for_addresses("load-balancer", "", &[&format!("{address}:80")]).await?;
+    fixture.annotate("load-balancer", json!({MODE: null})).await?;
+    let address = fixture.cluster_ip("load-balancer").await?;
+    fixture.wait_for_addresses("load-balancer", "", &[&format!("{address}:80")]).await?;
     bridge.wait_for_no_problem(namespace, "load-balancer").await
 }
 
 #[tokio::test]
 async fn node_ports_follow_the_nodes() -> Result<()> {
-    let place = Place::new("node-port").await?;
-    shipped_token(place.kubernetes).await?;
-    place.kubernetes.apply_file(&manifest("optional/nodes-rbac.yaml")).await?;
+    let fixture = Fixture::new("node-port").await?;
+    shipped_token(fixture.kubernetes).await?;
+    fixture.kubernetes.apply_file(&manifest("optional/nodes-rbac.yaml")).await?;
     let one = [("InternalIP", "10.9.0.1"), ("ExternalIP", "198.51.100.1"), ("Hostname", "one")];
-    let one = OwnNode::create(&place, "one", &one).await?;
+    let one = OwnNode::create(&fixture, "one", &one).await?;
     let two = [("InternalIP", "198.51.100.2"), ("InternalIP", "fd00::2")];
-    let two = OwnNode::create(&place, "two", &two).await?;
-    let odd = OwnNode::create(&place, "odd", &[("InternalIP", "nowhere")]).await?;
-    let port = place.node_port_service("web", json!({})).await?;
-    place.endpoints_on("web", &[&one], true).await?;
-    let command = place.command().await?.arg("--address=node-port");
+    let two = OwnNode::create(&fixture, "two", &two).await?;
+    let odd = OwnNode::create(&fixture, "odd", &[("InternalIP", "nowhere")]).await?;
+    let port = fixture.node_port_service("web", json!({})).await?;
+    fixture.endpoints_on("web", &[&one], true).await?;
+    let command = fixture.command().await?.arg("--address=node-port");
     let bridge = Bridge::start(command).await?;
     bridge.wait_ready().await?;
     // Ready means registered; and only in the families of the Service.
     let ours = "198.51.100.";
     let (first, second) = (format!("198.51.100.1:{port}"), format!("198.51.100.2:{port}"));
-    place.wait_for_addresses("web", ours, &[&first, &second]).await?;
-    place.wait_for_addresses("web", "fd00", &[]).await?;
-    let instances = place.instances("web").await?;
+    fixture.wait_for_addresses("web", ours, &[&first, &second]).await?;
+    fixture.wait_for_addresses("web", "fd00", &[]).await?;
+    let instances = fixture.instances("web").await?;
     let at_one = instances.iter().find(|it| it["Service"]["Address"] == "198.51.100.1");
     let node = &at_one.context("no instance at one")?["Service"]["Meta"]["external-k8s-node-name"];
     ensure!(*node == json!(one.name), "{node}");
@@ -196,56 +196,56 @@ async fn node_ports_follow_the_nodes() -> Result<()> {
     let told = bridge.problems_of("", &odd.name).await?;
     ensure!(told.len() == 1 && told[0]["kind"] == "Node", "{told:?}");
     ensure!(told[0]["message"].as_str().is_some_and(|it| it.contains("nowhere")), "{told:?}");
-    shown_as_event(&place, &odd).await?;
+    shown_as_event(&fixture, &odd).await?;
     odd.delete().await?;
 
-    place.patch("web", &json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
-    place.wait_for_addresses("web", "", &[&first]).await?;
-    let dns = place.dns()?;
+    fixture.patch("web", &json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
+    fixture.wait_for_addresses("web", "", &[&first]).await?;
+    let dns = fixture.dns()?;
     dns.wait_for("web.service.consul", SRV, &[&format!("port {port} weight 1")]).await?;
-    place.endpoints_on("web", &[&one, &two], true).await?;
-    place.wait_for_addresses("web", "", &[&first, &second]).await?;
-    place.endpoints_on("web", &[&two], true).await?;
-    place.wait_for_addresses("web", "", &[&second]).await?;
+    fixture.endpoints_on("web", &[&one, &two], true).await?;
+    fixture.wait_for_addresses("web", "", &[&first, &second]).await?;
+    fixture.endpoints_on("web", &[&two], true).await?;
+    fixture.wait_for_addresses("web", "", &[&second]).await?;
     two.set_ready("Unknown").await?;
-    place.wait_for_addresses("web", "", &[&format!("{second}!")]).await?;
+    fixture.wait_for_addresses("web", "", &[&format!("{second}!")]).await?;
     dns.wait_for("web.service.consul", ANY, &[]).await?;
     two.set_ready("True").await?;
     dns.wait_for("web.service.consul", A, &["198.51.100.2"]).await?;
     two.delete().await?;
-    place.wait_for_instances("web", 0).await?;
-    place.patch("web", &json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    place.wait_for_addresses("web", ours, &[&first]).await?;
-    place.endpoints_on("web", &[&two], false).await?;
-    place.wait_for_addresses("web", ours, &[&format!("{first}!")]).await?;
+    fixture.wait_for_instances("web", 0).await?;
+    fixture.patch("web", &json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
+    fixture.wait_for_addresses("web", ours, &[&first]).await?;
+    fixture.endpoints_on("web", &[&two], false).await?;
+    fixture.wait_for_addresses("web", ours, &[&format!("{first}!")]).await?;
     // A node's address is not the Service's.
-    let keys = place.consul.api().get("/v1/kv/?keys").await?;
+    let keys = fixture.consul.api().get("/v1/kv/?keys").await?;
     ensure!(!keys.to_string().contains("198.51.100."), "{keys}");
     one.delete().await?;
-    place.wait_for_addresses("web", ours, &[]).await?;
+    fixture.wait_for_addresses("web", ours, &[]).await?;
     bridge.stop().await
 }
 
 #[tokio::test]
 async fn without_the_right_to_nodes_only_their_services_wait() -> Result<()> {
-    let place = Place::new("no-nodes").await?;
-    let (cluster, namespace) = (place.kubernetes, place.namespace.as_str());
+    let fixture = Fixture::new("no-nodes").await?;
+    let (cluster, namespace) = (fixture.kubernetes, fixture.namespace.as_str());
     let limited = cluster.namespace("limited").await?;
     let kubeconfig = kubeconfig_with(cluster, &limited, &shipped_rules(cluster).await?).await?;
-    place.web("web", &[("http", 80)]).await?;
-    place.node_port_service("ports", json!({})).await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    fixture.node_port_service("ports", json!({})).await?;
     let command = crate::support::kube_consul()
         .args(["bridge", "--namespace", namespace, "--kubeconfig"])
         .arg(kubeconfig)
-        .env("CONSUL_HTTP_ADDR", place.consul.url());
+        .env("CONSUL_HTTP_ADDR", fixture.consul.url());
     let bridge = Bridge::start(command.clone()).await?;
     bridge.wait_ready().await?;
-    let address = format!("{}:80!", place.cluster_ip("ports").await?);
-    place.wait_for_addresses("ports", "", &[&address]).await?;
+    let address = format!("{}:80!", fixture.cluster_ip("ports").await?);
+    fixture.wait_for_addresses("ports", "", &[&address]).await?;
     ensure!(!bridge.program.stderr().contains("watching nodes"), "{}", bridge.program.stderr());
 
     // Asked for while it runs, and again by one that starts.
-    place.annotate("ports", json!({MODE: "node-port"})).await?;
+    fixture.annotate("ports", json!({MODE: "node-port"})).await?;
     let told = bridge.wait_for_problem(namespace, "ports", "Denied").await?;
     for part in ["list and watch nodes", "manifests/optional/nodes-rbac.yaml"] {
         ensure!(told.contains(part), "{told}");
@@ -254,11 +254,11 @@ async fn without_the_right_to_nodes_only_their_services_wait() -> Result<()> {
     let bridge = Bridge::start(command).await?;
     bridge.wait_ready().await?;
     bridge.wait_for_problem(namespace, "ports", "Denied").await?;
-    place.wait_for_addresses("ports", "", &[&address]).await?;
-    place.web("next", &[("http", 80)]).await?;
-    place.wait_for_instances("next", 1).await?;
+    fixture.wait_for_addresses("ports", "", &[&address]).await?;
+    fixture.web("next", &[("http", 80)]).await?;
+    fixture.wait_for_instances("next", 1).await?;
 
-    let node = OwnNode::create(&place, "one", &[("InternalIP", "203.0.113.1")]).await?;
+    let node = OwnNode::create(&fixture, "one", &[("InternalIP", "203.0.113.1")]).await?;
     let mut rules = shipped_rules(cluster).await?;
     rules.push(json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}));
     let group = "rbac.authorization.k8s.io";
@@ -268,7 +268,7 @@ async fn without_the_right_to_nodes_only_their_services_wait() -> Result<()> {
     bridge.wait_for_no_problem(namespace, "ports").await?;
     // The problem is over once the nodes are known; the records follow.
     eventually(DEADLINE, || async {
-        let found: Vec<String> = place.instances("ports").await?.iter().map(shown).collect();
+        let found: Vec<String> = fixture.instances("ports").await?.iter().map(shown).collect();
         ensure!(!found.contains(&address), "{found:?}");
         ensure!(found.iter().any(|it| it.starts_with("203.0.113.1:")), "{found:?}");
         Ok(())

@@ -10,13 +10,13 @@ use kube_consul_stack::{Endpoint, ServiceKind};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Fixture};
 
 const NAME: &str = "kube-consul.io/service-name";
 
 /// A reader that polls who has a name.
 struct Reader<'a> {
-    place: &'a Place,
+    fixture: &'a Fixture,
     name: &'a str,
     /// Each change of what it saw.
     seen: watch::Sender<Vec<Vec<String>>>,
@@ -26,7 +26,7 @@ impl Reader<'_> {
     /// Polls without end.
     async fn poll(&self) -> Result<()> {
         loop {
-            let instances = self.place.instances(self.name).await?;
+            let instances = self.fixture.instances(self.name).await?;
             let owner = |it: &Value| {
                 let meta = &it["Service"]["Meta"];
                 meta["external-k8s-service"].as_str().unwrap_or_default().to_owned()
@@ -57,24 +57,24 @@ impl Reader<'_> {
 
 #[tokio::test]
 async fn a_name_changes_hands_with_its_first_claimant_and_stays_there() -> Result<()> {
-    let place = Place::new("conflict").await?;
-    let bridge = place.bridge().await?;
-    let (namespace, dns) = (place.namespace.as_str(), place.dns()?);
-    let reader = Reader { place: &place, name: "api", seen: watch::Sender::default() };
+    let fixture = Fixture::new("conflict").await?;
+    let bridge = fixture.bridge().await?;
+    let (namespace, dns) = (fixture.namespace.as_str(), fixture.dns()?);
+    let reader = Reader { fixture: &fixture, name: "api", seen: watch::Sender::default() };
     let script = async {
         // The one that asks by annotation comes first and has the name until its owner comes.
-        place.web("late", &[("http", 80)]).await?;
-        place.annotate("late", json!({NAME: "api"})).await?;
-        let late = place.cluster_ip("late").await?;
+        fixture.web("late", &[("http", 80)]).await?;
+        fixture.annotate("late", json!({NAME: "api"})).await?;
+        let late = fixture.cluster_ip("late").await?;
         reader.wait_for("late").await?;
         for _ in 0..3 {
-            place.web("api", &[("http", 80)]).await?;
-            let address = place.cluster_ip("api").await?;
+            fixture.web("api", &[("http", 80)]).await?;
+            let address = fixture.cluster_ip("api").await?;
             reader.wait_for("api").await?;
             dns.wait_for("api.service.consul", A, &[&address]).await?;
             let told = bridge.wait_for_problem(namespace, "late", "NameConflict").await?;
             ensure!(told.contains(&format!("{namespace}/api")), "{told}");
-            place.delete("api").await?;
+            fixture.delete("api").await?;
             reader.wait_for("late").await?;
             dns.wait_for("api.service.consul", A, &[&late]).await?;
             bridge.wait_for_no_problem(namespace, "late").await?;
@@ -99,12 +99,13 @@ async fn a_name_changes_hands_with_its_first_claimant_and_stays_there() -> Resul
 }
 
 /// A Service `api` in a namespace; gives its address and what decides who is first.
-async fn api_in(place: &Place, namespace: &str) -> Result<(String, (i64, String))> {
+async fn api_in(fixture: &Fixture, namespace: &str) -> Result<(String, (i64, String))> {
     let ports = [("http", 80)];
     let endpoints = [Endpoint::ready("10.1.0.1")];
-    place.kubernetes.endpoint_slice(namespace, "api", "api-1", &endpoints, &ports).await?;
-    place.kubernetes.service(namespace, "api", ServiceKind::Selectorless, &ports).await?;
-    let made = Api::<Service>::namespaced(place.kubernetes.client()?, namespace).get("api").await?;
+    fixture.kubernetes.endpoint_slice(namespace, "api", "api-1", &endpoints, &ports).await?;
+    fixture.kubernetes.service(namespace, "api", ServiceKind::Selectorless, &ports).await?;
+    let made =
+        Api::<Service>::namespaced(fixture.kubernetes.client()?, namespace).get("api").await?;
     let address = made.spec.and_then(|spec| spec.cluster_ip).context("no ClusterIP")?;
     let created = made.metadata.creation_timestamp.context("no time")?.0.as_second();
     Ok((address, (created, made.metadata.uid.context("no uid")?)))
@@ -112,22 +113,22 @@ async fn api_in(place: &Place, namespace: &str) -> Result<(String, (i64, String)
 
 #[tokio::test]
 async fn each_policy_decides_the_same_in_whatever_order_services_come() -> Result<()> {
-    let place = Place::new("policy").await?;
-    let other = place.kubernetes.namespace("policy").await?;
+    let fixture = Fixture::new("policy").await?;
+    let other = fixture.kubernetes.namespace("policy").await?;
     let start = async |policy: &str| {
         let policy = format!("--on-conflict={policy}");
-        let command = place.command().await?.args(["--namespace", &other]).arg(policy);
+        let command = fixture.command().await?.args(["--namespace", &other]).arg(policy);
         let bridge = Bridge::start(command).await?;
         bridge.wait_ready().await?;
         anyhow::Ok(bridge)
     };
     let bridge = start("first").await?;
-    let ours = api_in(&place, &place.namespace).await?;
-    let theirs = api_in(&place, &other).await?;
-    let (mine, its) = ((place.namespace.as_str(), ours), (other.as_str(), theirs));
+    let ours = api_in(&fixture, &fixture.namespace).await?;
+    let theirs = api_in(&fixture, &other).await?;
+    let (mine, its) = ((fixture.namespace.as_str(), ours), (other.as_str(), theirs));
     let (first, second) = if mine.1.1 < its.1.1 { (mine, its) } else { (its, mine) };
     let ((holder, (one, _)), (loser, (two, _))) = (first, second);
-    let dns = place.dns()?;
+    let dns = fixture.dns()?;
     let api = "api.service.consul";
     let suffixed = format!("api-{loser}.service.consul");
     let both = if one < two { [one.as_str(), &two] } else { [two.as_str(), &one] };
@@ -161,31 +162,31 @@ async fn each_policy_decides_the_same_in_whatever_order_services_come() -> Resul
 
 #[tokio::test]
 async fn a_name_that_others_hold_is_not_joined_unasked() -> Result<()> {
-    let place = Place::new("postgres").await?;
+    let fixture = Fixture::new("postgres").await?;
     let machine = json!({"Name": "postgres", "ID": "machine", "Address": "192.0.2.7", "Port": 1});
-    place.consul.api().put("/v1/agent/service/register", &machine).await?;
-    place.wait_for_instances("postgres", 1).await?;
-    place.web("postgres", &[("sql", 5432)]).await?;
-    let bridge = Bridge::start(place.command().await?.arg("--resync=1s")).await?;
+    fixture.consul.api().put("/v1/agent/service/register", &machine).await?;
+    fixture.wait_for_instances("postgres", 1).await?;
+    fixture.web("postgres", &[("sql", 5432)]).await?;
+    let bridge = Bridge::start(fixture.command().await?.arg("--resync=1s")).await?;
     bridge.wait_ready().await?;
-    let namespace = place.namespace.as_str();
+    let namespace = fixture.namespace.as_str();
     let told = bridge.wait_for_problem(namespace, "postgres", "ForeignName").await?;
     ensure!(told.contains("\"postgres\"") && told.contains("kube-consul.io/join"), "{told}");
-    let (dns, postgres) = (place.dns()?, "postgres.service.consul");
+    let (dns, postgres) = (fixture.dns()?, "postgres.service.consul");
     ensure!(dns.ask(postgres, A).await? == ["192.0.2.7"]);
-    place.annotate("postgres", json!({"kube-consul.io/join": "true"})).await?;
-    place.wait_for_instances("postgres", 2).await?;
+    fixture.annotate("postgres", json!({"kube-consul.io/join": "true"})).await?;
+    fixture.wait_for_instances("postgres", 2).await?;
     bridge.wait_for_no_problem(namespace, "postgres").await?;
-    place.delete("postgres").await?;
+    fixture.delete("postgres").await?;
     dns.wait_for(postgres, A, &["192.0.2.7"]).await?;
     // It was not even touched.
-    let left = place.consul.api().get("/v1/agent/service/machine").await?;
+    let left = fixture.consul.api().get("/v1/agent/service/machine").await?;
     ensure!(left["Port"] == 1 && left["Meta"] == json!({}), "{left}");
     // One that comes after ours is told, and ours stays.
-    place.web("redis", &[("http", 80)]).await?;
-    place.wait_for_instances("redis", 1).await?;
+    fixture.web("redis", &[("http", 80)]).await?;
+    fixture.wait_for_instances("redis", 1).await?;
     let machine = json!({"Name": "redis", "ID": "second", "Address": "192.0.2.8", "Port": 1});
-    place.consul.api().put("/v1/agent/service/register", &machine).await?;
+    fixture.consul.api().put("/v1/agent/service/register", &machine).await?;
     bridge.wait_for_problem(namespace, "redis", "ForeignName").await?;
-    place.wait_for_instances("redis", 2).await
+    fixture.wait_for_instances("redis", 2).await
 }

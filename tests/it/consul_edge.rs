@@ -633,7 +633,7 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
     };
     assert_eq!(catalog().await, std::slice::from_ref(&wanted));
 
-    // One bad operation rolls the others back and is told by its place.
+    // One bad operation rolls the others back and is reported by its position.
     let mut bad = wanted.clone();
     bad.meta.insert("a b".into(), "c".into());
     let mut operations = write(session.as_str());

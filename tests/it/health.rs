@@ -7,49 +7,49 @@ use kube::api::{Api, ListParams};
 use kube_consul_stack::{Endpoint, HttpRecorder, ServiceKind, eventually};
 use serde_json::json;
 
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Fixture};
 
 #[tokio::test]
 async fn a_name_resolves_while_an_endpoint_is_ready() -> Result<()> {
-    let place = Place::new("ready").await?;
+    let fixture = Fixture::new("ready").await?;
     let ports = [("http", 80)];
-    place.web("web", &ports).await?;
-    let _bridge = place.bridge().await?;
-    let (dns, address) = (place.dns()?, place.cluster_ip("web").await?);
+    fixture.web("web", &ports).await?;
+    let _bridge = fixture.bridge().await?;
+    let (dns, address) = (fixture.dns()?, fixture.cluster_ip("web").await?);
     let web = "web.service.consul";
     dns.wait_for(web, A, &[&address]).await?;
 
     let (one, two) = ("10.1.0.1", "10.1.0.2");
-    place.endpoints("web", &[Endpoint::unready(one), Endpoint::unready(two)], &ports).await?;
+    fixture.endpoints("web", &[Endpoint::unready(one), Endpoint::unready(two)], &ports).await?;
     dns.wait_for(web, ANY, &[]).await?;
     // Not ready is not gone.
-    let instances = place.instances("web").await?;
+    let instances = fixture.instances("web").await?;
     let checks = &instances.first().context("web has no instance")?["Checks"];
     let ours = checks.as_array().into_iter().flatten();
     let ours: Vec<_> = ours.filter(|check| check["Name"] == "Kubernetes readiness").collect();
     ensure!(ours.len() == 1 && ours[0]["Status"] == "critical", "{checks}");
 
-    place.endpoints("web", &[Endpoint::unready(one), Endpoint::ready(two)], &ports).await?;
+    fixture.endpoints("web", &[Endpoint::unready(one), Endpoint::ready(two)], &ports).await?;
     dns.wait_for(web, A, &[&address]).await?;
-    place.endpoints("web", &[], &ports).await?;
+    fixture.endpoints("web", &[], &ports).await?;
     dns.wait_for(web, ANY, &[]).await?;
     // A condition that is not there means ready.
     let unknown = Endpoint { address: one.to_owned(), ready: None };
-    place.endpoints("web", &[unknown], &ports).await?;
+    fixture.endpoints("web", &[unknown], &ports).await?;
     dns.wait_for(web, A, &[&address]).await
 }
 
 #[tokio::test]
 async fn each_pod_of_a_headless_service_resolves_while_it_is_ready() -> Result<()> {
-    let place = Place::new("headless").await?;
-    let (kubernetes, namespace) = (place.kubernetes, place.namespace.as_str());
+    let fixture = Fixture::new("headless").await?;
+    let (kubernetes, namespace) = (fixture.kubernetes, fixture.namespace.as_str());
     kubernetes.service(namespace, "db", ServiceKind::Headless, &[("sql", 5432)]).await?;
     kubernetes.deployment(namespace, "db", 2).await?;
-    let _bridge = place.bridge().await?;
-    place.wait_for_instances("db", 2).await?;
-    let dns = place.dns()?;
+    let _bridge = fixture.bridge().await?;
+    fixture.wait_for_instances("db", 2).await?;
+    let dns = fixture.dns()?;
     let db = "db.service.consul";
-    let pods = running(&place, 2).await?;
+    let pods = running(&fixture, 2).await?;
     let [(first, one), (second, two)] = pods.as_slice() else { anyhow::bail!("{pods:?}") };
     dns.wait_for(db, A, &sorted([one, two])).await?;
     kubernetes.set_pod_ready(namespace, first, false).await?;
@@ -59,7 +59,7 @@ async fn each_pod_of_a_headless_service_resolves_while_it_is_ready() -> Result<(
     kubernetes.set_pod_ready(namespace, first, true).await?;
     dns.wait_for(db, A, &[one]).await?;
     let of_first = |instance: &serde_json::Value| instance["Service"]["Address"] == one.as_str();
-    let instances = place.instances("db").await?;
+    let instances = fixture.instances("db").await?;
     let instance = instances.into_iter().find(of_first).context("the first pod is gone")?;
     let meta = &instance["Service"]["Meta"];
     ensure!(meta["external-k8s-ref-name"] == first.as_str(), "{meta}");
@@ -74,8 +74,8 @@ fn sorted(addresses: [&String; 2]) -> [&str; 2] {
 }
 
 /// Names and addresses of the pods, once that many have one.
-async fn running(place: &Place, wanted: usize) -> Result<Vec<(String, String)>> {
-    let pods: Api<Pod> = Api::namespaced(place.kubernetes.client()?, &place.namespace);
+async fn running(fixture: &Fixture, wanted: usize) -> Result<Vec<(String, String)>> {
+    let pods: Api<Pod> = Api::namespaced(fixture.kubernetes.client()?, &fixture.namespace);
     eventually(DEADLINE, || async {
         let list = pods.list(&ListParams::default()).await?;
         let address = |pod: Pod| Some((pod.metadata.name?, pod.status?.pod_ip?));
@@ -88,27 +88,27 @@ async fn running(place: &Place, wanted: usize) -> Result<Vec<(String, String)>> 
 
 #[tokio::test]
 async fn scaling_writes_the_instances_that_change_and_no_others() -> Result<()> {
-    let place = Place::new("scale").await?;
-    let (kubernetes, namespace) = (place.kubernetes, place.namespace.as_str());
+    let fixture = Fixture::new("scale").await?;
+    let (kubernetes, namespace) = (fixture.kubernetes, fixture.namespace.as_str());
     kubernetes.deployment(namespace, "app", 1).await?;
     for (name, kind) in [("app", ServiceKind::ClusterIp), ("pods", ServiceKind::Headless)] {
         kubernetes.service(namespace, name, kind, &[("http", 80)]).await?;
     }
     // Both Services select the same pods.
-    place.patch("pods", &json!({"spec": {"selector": {"app": "app"}}})).await?;
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
-    let command = place.command().await?.env("CONSUL_HTTP_ADDR", recorder.url());
+    fixture.patch("pods", &json!({"spec": {"selector": {"app": "app"}}})).await?;
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
+    let command = fixture.command().await?.env("CONSUL_HTTP_ADDR", recorder.url());
     let bridge = Bridge::start(command).await?;
     bridge.wait_ready().await?;
-    let (dns, address) = (place.dns()?, place.cluster_ip("app").await?);
+    let (dns, address) = (fixture.dns()?, fixture.cluster_ip("app").await?);
     let (app, pods) = ("app.service.consul", "pods.service.consul");
     dns.wait_for(app, A, &[&address]).await?;
-    place.wait_for_instances("pods", 1).await?;
+    fixture.wait_for_instances("pods", 1).await?;
 
     recorder.clear();
     for replicas in [5, 2] {
         kubernetes.scale(namespace, "app", replicas).await?;
-        place.wait_for_instances("pods", replicas as usize).await?;
+        fixture.wait_for_instances("pods", replicas as usize).await?;
         eventually(DEADLINE, || async {
             let found = dns.ask(pods, A).await?.len();
             ensure!(found == replicas as usize, "{found} pods resolve, want {replicas}");
@@ -130,8 +130,8 @@ async fn scaling_writes_the_instances_that_change_and_no_others() -> Result<()> 
     ensure!(dns.ask(app, A).await? == [address.as_str()], "the ClusterIP does not resolve");
 
     kubernetes.scale(namespace, "app", 0).await?;
-    place.wait_for_instances("pods", 0).await?;
+    fixture.wait_for_instances("pods", 0).await?;
     dns.wait_for(pods, ANY, &[]).await?;
     dns.wait_for(app, ANY, &[]).await?;
-    place.wait_for_instances("app", 1).await
+    fixture.wait_for_instances("app", 1).await
 }

@@ -12,7 +12,7 @@ use kube_consul_stack::{KubectlProxy, Program, ProgramOptions, data_folder};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use crate::support::{DEADLINE, Place, shipped_kubeconfig};
+use crate::support::{DEADLINE, Fixture, shipped_kubeconfig};
 
 const IMAGE: &str = "localhost/kube-consul:test";
 /// Compiling takes 40 s on two idle cores.
@@ -105,10 +105,10 @@ async fn the_image_resolves_names_and_registers_a_service() -> Result<()> {
     let size = built.lines().find(|line| line.starts_with("image: "));
     println!("{} (unoptimized)", size.with_context(|| format!("no size is told: {built}"))?);
 
-    let place = Place::new("image").await?;
-    place.web("web", &[("http", 80)]).await?;
+    let fixture = Fixture::new("image").await?;
+    fixture.web("web", &[("http", 80)]).await?;
     let proxy = KubectlProxy::start(shipped_kubeconfig().await?).await?;
-    let resolver = resolver(place.consul.dns_address()).await?;
+    let resolver = resolver(fixture.consul.dns_address()).await?;
     let dns = format!("--dns={}", RESOLVER.0);
     let container = storage.buildah(&["from", &dns, IMAGE]).await?;
     let container = container.trim();
@@ -118,13 +118,13 @@ async fn the_image_resolves_names_and_registers_a_service() -> Result<()> {
 
     // A name of /etc/hosts and one of DNS: Consul's own.
     let kubernetes = proxy.url().replace("127.0.0.1", "localhost");
-    let port = place.consul.address().port();
+    let port = fixture.consul.address().port();
     let consul = format!("http://consul.service.consul:{port}");
     let run = ["run", "--isolation=chroot", container, "--", "/kube-consul", "bridge", "--once"];
-    let flags = ["--namespace", &place.namespace, "--kube-url", &kubernetes];
+    let flags = ["--namespace", &fixture.namespace, "--kube-url", &kubernetes];
     let flags = [&flags[..], &["--consul-addr", &consul]].concat();
     storage.buildah(&[&run[..], &flags].concat()).await?;
     resolver.abort();
-    ensure!(place.instances("web").await?.len() == 1, "web is not registered");
+    ensure!(fixture.instances("web").await?.len() == 1, "web is not registered");
     Ok(())
 }

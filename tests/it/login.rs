@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{ConsulOptions, Fault, HttpRecorder, ProgramOptions};
 use serde_json::json;
 
-use crate::support::{Bridge, Place, ends_with, kube_consul, kubeconfig_with, says, shipped_token};
+use crate::support::{
+    Bridge, Fixture, ends_with, kube_consul, kubeconfig_with, says, shipped_token,
+};
 
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 
@@ -23,7 +25,7 @@ key_prefix "" { policy = "write" }
 
 /// A Consul that denies by default and whose auth method asks the Kubernetes API.
 struct Guarded {
-    place: Place,
+    fixture: Fixture,
     /// The service account's token.
     bearer: PathBuf,
     _folder: tempfile::TempDir,
@@ -33,8 +35,8 @@ struct Guarded {
 
 impl Guarded {
     async fn start(prefix: &str) -> Result<Self> {
-        let place = Place::with_consul(prefix, ConsulOptions::dev().acl(MANAGEMENT)).await?;
-        let (kubernetes, consul) = (place.kubernetes, place.consul.api());
+        let fixture = Fixture::with_consul(prefix, ConsulOptions::dev().acl(MANAGEMENT)).await?;
+        let (kubernetes, consul) = (fixture.kubernetes, fixture.consul.api());
         // What Consul itself asks the API server for.
         let reviewer = kubernetes.namespace("reviewer").await?;
         let rules = [
@@ -56,19 +58,19 @@ impl Guarded {
         let folder = tempfile::tempdir()?;
         let bearer = folder.path().join("token");
         std::fs::write(&bearer, shipped_token(kubernetes).await?)?;
-        Ok(Self { place, bearer, _folder: folder })
+        Ok(Self { fixture, bearer, _folder: folder })
     }
 
     /// The command, which logs in.
     fn logs_in(&self, command: ProgramOptions) -> ProgramOptions {
         let command = command.args(["--consul-auth-method", "kubernetes"]);
         let command = command.arg("--consul-bearer-token-file").arg(&self.bearer);
-        command.env("CONSUL_HTTP_ADDR", self.place.consul.url())
+        command.env("CONSUL_HTTP_ADDR", self.fixture.consul.url())
     }
 
     /// How many tokens of logins there are.
     async fn tokens(&self) -> Result<usize> {
-        let found = self.place.consul.api().get("/v1/acl/tokens?authmethod=kubernetes").await?;
+        let found = self.fixture.consul.api().get("/v1/acl/tokens?authmethod=kubernetes").await?;
         Ok(found.as_array().context("no list of tokens")?.len())
     }
 }
@@ -76,16 +78,16 @@ impl Guarded {
 #[tokio::test]
 async fn what_is_over_leaves_no_token_behind() -> Result<()> {
     let guarded = Guarded::start("login").await?;
-    let place = &guarded.place;
-    place.web("web", &[("http", 80)]).await?;
-    let plan = || async { anyhow::Ok(guarded.logs_in(place.subcommand("plan").await?)) };
+    let fixture = &guarded.fixture;
+    fixture.web("web", &[("http", 80)]).await?;
+    let plan = || async { anyhow::Ok(guarded.logs_in(fixture.subcommand("plan").await?)) };
     let purge = || guarded.logs_in(kube_consul().args(["purge", "--cluster", "kubernetes"]));
 
     // Nothing else has the right to read what they show.
     says(2, plan().await?).await?;
     ensure!(guarded.tokens().await? == 0, "plan leaves its token");
     // A Consul that does not answer holds nobody up, for as long as a request may take.
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
     let minute = Fault::Delay(Duration::from_mins(1));
     recorder.fault(minute, |request| request.path.starts_with("/v1/acl/logout"));
     let silent = plan().await?.env("CONSUL_HTTP_ADDR", recorder.url());
@@ -95,7 +97,7 @@ async fn what_is_over_leaves_no_token_behind() -> Result<()> {
     let left = guarded.tokens().await?;
 
     let flags = ["--sink", "catalog", "--leader-elect"];
-    let bridge = Bridge::start(guarded.logs_in(place.command().await?.args(flags))).await?;
+    let bridge = Bridge::start(guarded.logs_in(fixture.command().await?.args(flags))).await?;
     bridge.wait_ready().await?;
     ensure!(guarded.tokens().await? == left + 1, "one login is enough");
     bridge.stop().await?;
@@ -114,14 +116,14 @@ async fn what_is_over_leaves_no_token_behind() -> Result<()> {
 #[tokio::test]
 async fn an_agent_keeps_the_token_of_what_it_was_given() -> Result<()> {
     let guarded = Guarded::start("login").await?;
-    let place = &guarded.place;
-    place.web("web", &[("http", 80)]).await?;
-    let once = place.command().await?.arg("--once");
+    let fixture = &guarded.fixture;
+    fixture.web("web", &[("http", 80)]).await?;
+    let once = fixture.command().await?.arg("--once");
     ends_with(0, guarded.logs_in(once)).await?;
     ensure!(guarded.tokens().await? == 1, "without it the agent cannot keep the catalog in sync");
-    let bridge = Bridge::start(guarded.logs_in(place.command().await?)).await?;
+    let bridge = Bridge::start(guarded.logs_in(fixture.command().await?)).await?;
     bridge.wait_ready().await?;
     bridge.stop().await?;
     ensure!(guarded.tokens().await? == 2, "each registration has the token that it was sent with");
-    place.wait_for_instances("web", 1).await
+    fixture.wait_for_instances("web", 1).await
 }

@@ -4,33 +4,33 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{HttpRecorder, Port};
 use serde_json::{Value, json};
 
-use crate::support::{Place, ends_with, kube_consul, kubeconfig_with, says, shipped_rules};
+use crate::support::{Fixture, ends_with, kube_consul, kubeconfig_with, says, shipped_rules};
 
 const OWNER: &str = "kube-consul/kubernetes/owner";
 const OTHER_UID: &str = "00000000-0000-0000-0000-00000000abcd";
 
 /// `plan` with these flags, through a recorder that sees it write nothing; it ends with `code`.
-async fn plan(place: &Place, code: i32, flags: &[&str]) -> Result<String> {
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
-    let command = place.subcommand("plan").await?.args(flags);
+async fn plan(fixture: &Fixture, code: i32, flags: &[&str]) -> Result<String> {
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
+    let command = fixture.subcommand("plan").await?.args(flags);
     let said = says(code, command.env("CONSUL_HTTP_ADDR", recorder.url())).await?;
     let writes = recorder.writes();
     ensure!(writes.is_empty(), "a plan writes: {writes:?}");
     Ok(said)
 }
 
-async fn json_plan(place: &Place, code: i32, flags: &[&str]) -> Result<Value> {
+async fn json_plan(fixture: &Fixture, code: i32, flags: &[&str]) -> Result<Value> {
     let flags = [flags, &["--output", "json"]].concat();
-    Ok(serde_json::from_str(&plan(place, code, &flags).await?)?)
+    Ok(serde_json::from_str(&plan(fixture, code, &flags).await?)?)
 }
 
-async fn sync(place: &Place, flags: &[&str]) -> Result<()> {
-    ends_with(0, place.command().await?.arg("--once").args(flags)).await.map(drop)
+async fn sync(fixture: &Fixture, flags: &[&str]) -> Result<()> {
+    ends_with(0, fixture.command().await?.arg("--once").args(flags)).await.map(drop)
 }
 
 /// The text with the namespace, and with each address and its PTR key, replaced by words.
-fn anonymous(place: &Place, text: &str, addresses: &[(&str, &str)]) -> String {
-    let mut text = text.replace(&place.namespace, "NS");
+fn anonymous(fixture: &Fixture, text: &str, addresses: &[(&str, &str)]) -> String {
+    let mut text = text.replace(&fixture.namespace, "NS");
     // One address may be the beginning of another.
     let mut addresses = addresses.to_vec();
     addresses.sort_by_key(|(address, _)| std::cmp::Reverse(address.len()));
@@ -67,47 +67,47 @@ fn reversed(plan: &Value) -> Value {
 }
 
 /// A Service goes, one comes, one changes; and the way back.
-async fn there_and_back(place: &Place, flags: &[&str]) -> Result<()> {
+async fn there_and_back(fixture: &Fixture, flags: &[&str]) -> Result<()> {
     let state_a = async || {
-        place.web("api", &[("http", 80)]).await?;
-        place.annotate("web", json!({"kube-consul.io/service-tags": null})).await
+        fixture.web("api", &[("http", 80)]).await?;
+        fixture.annotate("web", json!({"kube-consul.io/service-tags": null})).await
     };
-    place.web("web", &[("http", 80), ("metrics", 9090)]).await?;
+    fixture.web("web", &[("http", 80), ("metrics", 9090)]).await?;
     state_a().await?;
-    let first = json_plan(place, 2, flags).await?;
+    let first = json_plan(fixture, 2, flags).await?;
     // Five records, the owner key and the sentinel, or the two nodes.
     let sink = if flags.contains(&"catalog") { "catalog" } else { "agent" };
     let wanted = if sink == "agent" { 7 } else { 8 };
     ensure!(first["state"] == "new" && first["summary"]["add"] == wanted, "{first}");
-    ensure!(place.consul.api().key(OWNER).await?.is_none(), "the plan took the name");
-    sync(place, flags).await?;
-    let empty = json_plan(place, 0, flags).await?;
+    ensure!(fixture.consul.api().key(OWNER).await?.is_none(), "the plan took the name");
+    sync(fixture, flags).await?;
+    let empty = json_plan(fixture, 0, flags).await?;
     ensure!(empty["state"] == "known" && empty["services"] == json!([]), "{empty}");
-    ensure!(plan(place, 0, flags).await?.contains("nothing to change"));
+    ensure!(plan(fixture, 0, flags).await?.contains("nothing to change"));
 
-    let (web, api) = (place.cluster_ip("web").await?, place.cluster_ip("api").await?);
-    place.delete("api").await?;
-    place.web("new", &[("http", 80)]).await?;
-    place.annotate("web", json!({"kube-consul.io/service-tags": "blue"})).await?;
-    let new = place.cluster_ip("new").await?;
+    let (web, api) = (fixture.cluster_ip("web").await?, fixture.cluster_ip("api").await?);
+    fixture.delete("api").await?;
+    fixture.web("new", &[("http", 80)]).await?;
+    fixture.annotate("web", json!({"kube-consul.io/service-tags": "blue"})).await?;
+    let new = fixture.cluster_ip("new").await?;
     let words = [(&*web, "WEB"), (&*api, "API"), (&*new, "NEW")];
     let json = [flags, &["--output", "json"]].concat();
-    let there = anonymous(place, &plan(place, 2, &json).await?, &words);
+    let there = anonymous(fixture, &plan(fixture, 2, &json).await?, &words);
     let there: Value = serde_json::from_str(&there)?;
-    let text = anonymous(place, &plan(place, 2, flags).await?, &words);
+    let text = anonymous(fixture, &plan(fixture, 2, flags).await?, &words);
     ensure!(text == golden(sink), "found:\n{text}\nexpected:\n{}", golden(sink));
-    sync(place, flags).await?;
-    json_plan(place, 0, flags).await?;
+    sync(fixture, flags).await?;
+    json_plan(fixture, 0, flags).await?;
 
-    place.delete("new").await?;
+    fixture.delete("new").await?;
     state_a().await?;
-    let api = place.cluster_ip("api").await?;
+    let api = fixture.cluster_ip("api").await?;
     let words = [(&*web, "WEB"), (&*api, "API"), (&*new, "NEW")];
-    let back = anonymous(place, &plan(place, 2, &json).await?, &words);
+    let back = anonymous(fixture, &plan(fixture, 2, &json).await?, &words);
     let back: Value = serde_json::from_str(&back)?;
     ensure!(back == reversed(&there), "there: {there:#}\nback: {back:#}");
-    sync(place, flags).await?;
-    json_plan(place, 0, flags).await.map(drop)
+    sync(fixture, flags).await?;
+    json_plan(fixture, 0, flags).await.map(drop)
 }
 
 fn golden(sink: &str) -> String {
@@ -152,12 +152,12 @@ NS/web
 
 #[tokio::test]
 async fn a_plan_for_the_agent_and_its_way_back() -> Result<()> {
-    let place = Place::new("plan").await?;
-    there_and_back(&place, &[]).await?;
+    let fixture = Fixture::new("plan").await?;
+    there_and_back(&fixture, &[]).await?;
     // Without the sentinel the agent's state is lost.
     let sentinel = "/v1/agent/service/deregister/_kube-consul_kubernetes";
-    place.consul.api().put(sentinel, &Value::Null).await?;
-    let lost = json_plan(&place, 2, &[]).await?;
+    fixture.consul.api().put(sentinel, &Value::Null).await?;
+    let lost = json_plan(&fixture, 2, &[]).await?;
     ensure!(lost["state"] == "lost" && lost["services"] == json!([]), "{lost}");
     let what = lost["own"][0]["what"].as_str().context("no sentinel")?;
     ensure!(what.contains("_kube-consul_kubernetes"), "{lost}");
@@ -166,19 +166,19 @@ async fn a_plan_for_the_agent_and_its_way_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_plan_for_the_catalog_and_its_way_back() -> Result<()> {
-    let place = Place::new("plan").await?;
+    let fixture = Fixture::new("plan").await?;
     let catalog = ["--sink", "catalog"];
-    there_and_back(&place, &catalog).await?;
+    there_and_back(&fixture, &catalog).await?;
     // A node goes with the last record on it, unless others have something there.
     let without = [&catalog[..], &["--selector", "app=none"]].concat();
-    let plan = json_plan(&place, 2, &without).await?;
-    let node = format!("k8s-kubernetes.{}", place.namespace);
+    let plan = json_plan(&fixture, 2, &without).await?;
+    let node = format!("k8s-kubernetes.{}", fixture.namespace);
     let removed = json!([{"action": "remove", "what": format!("node {node}"), "held": null}]);
     ensure!(plan["own"] == removed, "{plan}");
     let foreign = json!({"Node": node, "SkipNodeUpdate": true,
         "Service": {"ID": "theirs", "Service": "theirs"}});
-    place.consul.api().put("/v1/catalog/register", &foreign).await?;
-    let plan = json_plan(&place, 2, &without).await?;
+    fixture.consul.api().put("/v1/catalog/register", &foreign).await?;
+    let plan = json_plan(&fixture, 2, &without).await?;
     ensure!(plan["own"] == json!([]), "{plan}");
     ensure!(plan["problems"][0]["reason"] == "ForeignOnNode", "{plan}");
     Ok(())
@@ -186,7 +186,7 @@ async fn a_plan_for_the_catalog_and_its_way_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_plan_tells_by_its_exit_code() -> Result<()> {
-    let place = Place::new("plan").await?;
+    let fixture = Fixture::new("plan").await?;
     let proxy = "--kube-url=http://127.0.0.1:1";
     // 2 means changes: wrong usage is 1.
     for (arguments, expected) in [
@@ -201,15 +201,15 @@ async fn a_plan_tells_by_its_exit_code() -> Result<()> {
     }
     ensure!(says(0, kube_consul().args(["plan", "--help"])).await?.contains("--output"));
     let nobody = format!("http://127.0.0.1:{}", Port::pick()?.number());
-    let silent = place.subcommand("plan").await?.arg("--timeout=1s");
+    let silent = fixture.subcommand("plan").await?.arg("--timeout=1s");
     let said = ends_with(1, silent.env("CONSUL_HTTP_ADDR", nobody)).await?;
     ensure!(said.contains("--timeout") && said.contains("Consul"), "{said}");
 
-    let consul = place.consul.api();
+    let consul = fixture.consul.api();
     consul.put_text(&format!("/v1/kv/{OWNER}"), OTHER_UID).await?;
-    let said = ends_with(3, place.subcommand("plan").await?).await?;
+    let said = ends_with(3, fixture.subcommand("plan").await?).await?;
     ensure!(said.contains(OTHER_UID) && said.contains("--adopt"), "{said}");
-    let adopted = json_plan(&place, 2, &["--adopt", OTHER_UID]).await?;
+    let adopted = json_plan(&fixture, 2, &["--adopt", OTHER_UID]).await?;
     let what = adopted["own"][0]["what"].as_str().unwrap_or_default();
     ensure!(what.contains(&format!("{OTHER_UID} -> ")), "{adopted}");
     ensure!(consul.key(OWNER).await?.as_deref() == Some(OTHER_UID), "the plan adopted");
@@ -218,40 +218,40 @@ async fn a_plan_tells_by_its_exit_code() -> Result<()> {
 
 #[tokio::test]
 async fn a_plan_shows_what_is_held_back_and_what_is_wrong() -> Result<()> {
-    let place = Place::new("plan").await?;
+    let fixture = Fixture::new("plan").await?;
     let names: Vec<String> = (0..20).map(|number| format!("p{number}")).collect();
     let ports: Vec<(&str, u16)> = names.iter().map(String::as_str).zip(80..).collect();
-    place.web("web", &ports).await?;
-    sync(&place, &[]).await?;
+    fixture.web("web", &ports).await?;
+    sync(&fixture, &[]).await?;
     let none = ["--selector", "app=none"];
-    let held = json_plan(&place, 2, &none).await?;
+    let held = json_plan(&fixture, 2, &none).await?;
     let counts = json!({"add": 0, "change": 0, "remove": 0, "held": 21});
     ensure!(held["summary"] == counts, "{held}");
     let changes = held["services"][0]["changes"].as_array().context("no changes")?;
     ensure!(changes.iter().all(|it| it["held"] == "selection"), "{held}");
-    ensure!(plan(&place, 2, &none).await?.contains("held back until --allow-removals"));
-    let allowed = json_plan(&place, 2, &["--selector=app=none", "--allow-removals"]).await?;
+    ensure!(plan(&fixture, 2, &none).await?.contains("held back until --allow-removals"));
+    let allowed = json_plan(&fixture, 2, &["--selector=app=none", "--allow-removals"]).await?;
     let counts = json!({"add": 0, "change": 0, "remove": 21, "held": 0});
     ensure!(allowed["summary"] == counts, "{allowed}");
     // Nodes are asked for when a Service needs them; another test may have given the shipped
     // account the right to them.
-    let rights = shipped_rules(place.kubernetes).await?;
-    let limited = place.kubernetes.namespace("limited").await?;
-    let kubeconfig = kubeconfig_with(place.kubernetes, &limited, &rights).await?;
+    let rights = shipped_rules(fixture.kubernetes).await?;
+    let limited = fixture.kubernetes.namespace("limited").await?;
+    let kubeconfig = kubeconfig_with(fixture.kubernetes, &limited, &rights).await?;
     let by_node_port = kube_consul()
         .args(["plan", "--address=node-port", "--allow-removals"])
-        .args(["--namespace", &place.namespace, "--kubeconfig"])
+        .args(["--namespace", &fixture.namespace, "--kubeconfig"])
         .arg(kubeconfig)
-        .env("CONSUL_HTTP_ADDR", place.consul.url());
+        .env("CONSUL_HTTP_ADDR", fixture.consul.url());
     let denied = says(0, by_node_port).await?;
     ensure!(denied.contains("Denied: node ports cannot be registered"), "{denied}");
     ensure!(denied.contains("nothing to change"), "something would go: {denied}");
 
     let theirs = json!({"Node": "theirs", "Address": "10.9.9.9", "Service": {"Service": "db"}});
-    place.consul.api().put("/v1/catalog/register", &theirs).await?;
-    place.web("db", &[("sql", 5432)]).await?;
-    place.annotate("web", json!({"kube-consul.io/service-weight": "heavy"})).await?;
-    let plan = json_plan(&place, 0, &[]).await?;
+    fixture.consul.api().put("/v1/catalog/register", &theirs).await?;
+    fixture.web("db", &[("sql", 5432)]).await?;
+    fixture.annotate("web", json!({"kube-consul.io/service-weight": "heavy"})).await?;
+    let plan = json_plan(&fixture, 0, &[]).await?;
     let problems = plan["problems"].as_array().context("no problems")?;
     let problems: Vec<_> = problems.iter().map(|it| (&it["name"], &it["reason"])).collect();
     let wanted =

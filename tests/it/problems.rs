@@ -7,7 +7,7 @@ use kube::api::{Api, ListParams};
 use kube_consul_stack::eventually;
 use serde_json::json;
 
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Fixture};
 
 /// Annotations that cannot be meant, and a word of what was expected.
 const INVALID: [(&str, &str, &str); 4] = [
@@ -21,37 +21,38 @@ const GAUGE: &str = "kube_consul_problems{reason=\"InvalidAnnotation\"}";
 
 #[tokio::test]
 async fn invalid_annotations_are_told_and_harm_only_their_service() -> Result<()> {
-    let place = Place::new("invalid").await?;
-    let bridge = place.bridge().await?;
+    let fixture = Fixture::new("invalid").await?;
+    let bridge = fixture.bridge().await?;
     for (annotation, value, _) in INVALID {
         let name = format!("bad-{annotation}");
-        place.web(&name, &[("http", 80), ("metrics", 9090)]).await?;
-        place.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
+        fixture.web(&name, &[("http", 80), ("metrics", 9090)]).await?;
+        fixture.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
     }
-    place.web("good", &[("http", 80)]).await?;
-    place.wait_for_instances("good", 1).await?;
+    fixture.web("good", &[("http", 80)]).await?;
+    fixture.wait_for_instances("good", 1).await?;
     for (annotation, _, expected) in INVALID {
         let name = format!("bad-{annotation}");
-        let message = bridge.wait_for_problem(&place.namespace, &name, "InvalidAnnotation").await?;
+        let message =
+            bridge.wait_for_problem(&fixture.namespace, &name, "InvalidAnnotation").await?;
         ensure!(message.contains(annotation) && message.contains(expected), "{message}");
-        shown_as_event(&place, &name, expected).await?;
+        shown_as_event(&fixture, &name, expected).await?;
     }
     ensure!(bridge.metric(GAUGE).await? == Some(4.0), "{:?}", bridge.metric(GAUGE).await?);
-    let (dns, address) = (place.dns()?, place.cluster_ip("bad-service-port").await?);
+    let (dns, address) = (fixture.dns()?, fixture.cluster_ip("bad-service-port").await?);
     // What was invalid has no effect; without a name there is nothing to register.
     dns.wait_for("bad-service-port.service.consul", A, &[&address]).await?;
     dns.wait_for("bad-service-weight.service.consul", SRV, &["port 80 weight 1"]).await?;
-    place.wait_for_instances("bad-address", 1).await?;
-    place.wait_for_instances("bad-service-name", 0).await?;
+    fixture.wait_for_instances("bad-address", 1).await?;
+    fixture.wait_for_instances("bad-service-name", 0).await?;
 
-    said_once(&place, &bridge).await?;
-    healed(&place, &bridge).await
+    said_once(&fixture, &bridge).await?;
+    healed(&fixture, &bridge).await
 }
 
 /// The Event is on the Service.
-async fn shown_as_event(place: &Place, name: &str, expected: &str) -> Result<()> {
-    let events: Api<Event> = Api::namespaced(place.kubernetes.client()?, &place.namespace);
-    let uid = place.services()?.get(name).await?.metadata.uid;
+async fn shown_as_event(fixture: &Fixture, name: &str, expected: &str) -> Result<()> {
+    let events: Api<Event> = Api::namespaced(fixture.kubernetes.client()?, &fixture.namespace);
+    let uid = fixture.services()?.get(name).await?.metadata.uid;
     eventually(DEADLINE, || async {
         let list = events.list(&ListParams::default()).await?.items;
         let about = |event: &&Event| {
@@ -71,29 +72,29 @@ async fn shown_as_event(place: &Place, name: &str, expected: &str) -> Result<()>
 }
 
 /// However often the Service is looked at, the log says it once.
-async fn said_once(place: &Place, bridge: &Bridge) -> Result<()> {
+async fn said_once(fixture: &Fixture, bridge: &Bridge) -> Result<()> {
     let name = "bad-service-weight";
     for round in ["a", "b"] {
-        place.annotate(name, json!({"kube-consul.io/service-tags": round})).await?;
+        fixture.annotate(name, json!({"kube-consul.io/service-tags": round})).await?;
         let tagged = format!("{round}.{name}.service.consul");
-        place.dns()?.wait_for(&tagged, SRV, &["port 80 weight 1"]).await?;
+        fixture.dns()?.wait_for(&tagged, SRV, &["port 80 weight 1"]).await?;
     }
     let log = bridge.program.stderr();
     let told = |line: &&str| line.contains("InvalidAnnotation") && line.contains(name);
     let told: Vec<_> = log.lines().filter(told).collect();
-    ensure!(told.len() == 1 && told[0].contains(&place.namespace), "{told:?}");
+    ensure!(told.len() == 1 && told[0].contains(&fixture.namespace), "{told:?}");
     Ok(())
 }
 
-async fn healed(place: &Place, bridge: &Bridge) -> Result<()> {
+async fn healed(fixture: &Fixture, bridge: &Bridge) -> Result<()> {
     for ((annotation, ..), value) in INVALID.into_iter().zip(["fixed", "metrics", "5", "auto"]) {
         let name = format!("bad-{annotation}");
-        place.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
-        bridge.wait_for_no_problem(&place.namespace, &name).await?;
+        fixture.annotate(&name, json!({format!("kube-consul.io/{annotation}"): value})).await?;
+        bridge.wait_for_no_problem(&fixture.namespace, &name).await?;
     }
     ensure!(bridge.metric(GAUGE).await? == Some(0.0), "{:?}", bridge.metric(GAUGE).await?);
-    let dns = place.dns()?;
-    let address = place.cluster_ip("bad-service-name").await?;
+    let dns = fixture.dns()?;
+    let address = fixture.cluster_ip("bad-service-name").await?;
     dns.wait_for("fixed.service.consul", A, &[&address]).await?;
     dns.wait_for("bad-service-port.service.consul", SRV, &["port 9090 weight 1"]).await?;
     dns.wait_for("bad-service-weight.service.consul", SRV, &["port 80 weight 5"]).await

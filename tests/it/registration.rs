@@ -5,15 +5,15 @@ use hickory_resolver::proto::rr::RecordType::{A, AAAA, ANY, SRV};
 use kube_consul_stack::{Endpoint, HttpRecorder, Recorded, ServiceKind};
 use serde_json::json;
 
-use crate::support::{Bridge, Place};
+use crate::support::{Bridge, Fixture};
 
 #[tokio::test]
 async fn every_form_of_a_name_resolves() -> Result<()> {
-    let place = Place::new("names").await?;
-    place.web("web", &[("http", 80), ("metrics", 9090)]).await?;
-    let bridge = place.bridge().await?;
-    let (dns, address) = (place.dns()?, place.cluster_ip("web").await?);
-    let namespace = &place.namespace;
+    let fixture = Fixture::new("names").await?;
+    fixture.web("web", &[("http", 80), ("metrics", 9090)]).await?;
+    let bridge = fixture.bridge().await?;
+    let (dns, address) = (fixture.dns()?, fixture.cluster_ip("web").await?);
+    let namespace = &fixture.namespace;
     // Ready means registered: no waiting from here on.
     for (name, port) in [("web", 80), ("web-metrics", 9090)] {
         let srv = format!("port {port} weight 1");
@@ -43,18 +43,18 @@ async fn every_form_of_a_name_resolves() -> Result<()> {
 
 #[tokio::test]
 async fn a_service_is_followed_from_its_creation_to_its_end() -> Result<()> {
-    let place = Place::new("follow").await?;
-    let bridge = place.bridge().await?;
-    let dns = place.dns()?;
+    let fixture = Fixture::new("follow").await?;
+    let bridge = fixture.bridge().await?;
+    let dns = fixture.dns()?;
     let web = "web.service.consul";
-    place.web("web", &[("http", 80), ("metrics", 9090)]).await?;
-    let first = place.cluster_ip("web").await?;
+    fixture.web("web", &[("http", 80), ("metrics", 9090)]).await?;
+    let first = fixture.cluster_ip("web").await?;
     dns.wait_for(web, A, &[&first]).await?;
     dns.wait_for("web-metrics.service.consul", SRV, &["port 9090 weight 1"]).await?;
 
     let ports = json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9091}]);
-    place.patch("web", &json!({"spec": {"ports": ports}})).await?;
-    place.endpoints("web", &[Endpoint::ready("10.1.0.1")], &[("http", 1), ("admin", 2)]).await?;
+    fixture.patch("web", &json!({"spec": {"ports": ports}})).await?;
+    fixture.endpoints("web", &[Endpoint::ready("10.1.0.1")], &[("http", 1), ("admin", 2)]).await?;
     dns.wait_for(web, SRV, &["port 8080 weight 1"]).await?;
     dns.wait_for("web-admin.service.consul", SRV, &["port 9091 weight 1"]).await?;
     dns.wait_for("web-metrics.service.consul", ANY, &[]).await?;
@@ -64,11 +64,11 @@ async fn a_service_is_followed_from_its_creation_to_its_end() -> Result<()> {
         "kube-consul.io/service-meta-team": "shop",
         "kube-consul.io/service-weight": "7",
     });
-    place.annotate("web", annotations).await?;
+    fixture.annotate("web", annotations).await?;
     dns.wait_for(web, SRV, &["port 8080 weight 7"]).await?;
-    let instances = place.instances("web").await?;
+    let instances = fixture.instances("web").await?;
     let service = &instances.first().context("web has no instance")?["Service"];
-    let namespace = place.namespace.as_str();
+    let namespace = fixture.namespace.as_str();
     ensure!(service["Tags"] == json!([namespace, "http", "blue", "a,b"]), "{service}");
     let meta = json!({
         "external-source": "kubernetes", "external-k8s-ns": namespace,
@@ -78,28 +78,28 @@ async fn a_service_is_followed_from_its_creation_to_its_end() -> Result<()> {
     ensure!(service["Meta"] == meta, "{service}");
     dns.wait_for("blue.web.service.consul", A, &[&first]).await?;
 
-    place.annotate("web", json!({"kube-consul.io/service-name": "shop"})).await?;
+    fixture.annotate("web", json!({"kube-consul.io/service-name": "shop"})).await?;
     dns.wait_for("shop.service.consul", A, &[&first]).await?;
     dns.wait_for("shop-admin.service.consul", A, &[&first]).await?;
     dns.wait_for(web, ANY, &[]).await?;
-    place.annotate("web", json!({"kube-consul.io/service-name": null})).await?;
+    fixture.annotate("web", json!({"kube-consul.io/service-name": null})).await?;
     dns.wait_for(web, A, &[&first]).await?;
     dns.wait_for("shop.service.consul", ANY, &[]).await?;
 
-    place.patch("web", &json!({"metadata": {"labels": {"consul": "true"}}})).await?;
+    fixture.patch("web", &json!({"metadata": {"labels": {"consul": "true"}}})).await?;
     dns.wait_for(web, ANY, &[]).await?;
-    place.patch("web", &json!({"metadata": {"labels": {"consul": null}}})).await?;
+    fixture.patch("web", &json!({"metadata": {"labels": {"consul": null}}})).await?;
     dns.wait_for(web, A, &[&first]).await?;
 
-    place.delete("web").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let second = place.cluster_ip("web").await?;
+    fixture.delete("web").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let second = fixture.cluster_ip("web").await?;
     ensure!(first != second, "the API server gave the same ClusterIP again");
     dns.wait_for(web, A, &[&second]).await?;
     dns.wait_for("web-admin.service.consul", ANY, &[]).await?;
-    place.delete("web").await?;
+    fixture.delete("web").await?;
     dns.wait_for(web, ANY, &[]).await?;
-    let left = place.consul.api().get("/v1/agent/services").await?;
+    let left = fixture.consul.api().get("/v1/agent/services").await?;
     let ours = |id: &&String| id.starts_with("kubernetes_");
     let left = left.as_object().context("no object")?.keys().find(ours);
     ensure!(left.is_none(), "{left:?} is left");
@@ -109,17 +109,17 @@ async fn a_service_is_followed_from_its_creation_to_its_end() -> Result<()> {
 
 #[tokio::test]
 async fn both_families_of_a_headless_service_resolve() -> Result<()> {
-    let place = Place::new("dual").await?;
-    let bridge = place.bridge().await?;
+    let fixture = Fixture::new("dual").await?;
+    let bridge = fixture.bridge().await?;
     let ports = [("sql", 5432)];
-    let (kubernetes, namespace) = (place.kubernetes, place.namespace.as_str());
+    let (kubernetes, namespace) = (fixture.kubernetes, fixture.namespace.as_str());
     let kind = ServiceKind::HeadlessSelectorless;
     kubernetes.service(namespace, "db", kind, &ports).await?;
     for (slice, address) in [("db-4", "10.1.0.1"), ("db-6", "fd00::1")] {
         let endpoints = [Endpoint::ready(address)];
         kubernetes.endpoint_slice(namespace, "db", slice, &endpoints, &ports).await?;
     }
-    let dns = place.dns()?;
+    let dns = fixture.dns()?;
     for name in ["db.service.consul".to_owned(), format!("{namespace}.db.service.consul")] {
         dns.wait_for(&name, A, &["10.1.0.1"]).await?;
         dns.wait_for(&name, AAAA, &["fd00::1"]).await?;
@@ -135,19 +135,19 @@ async fn both_families_of_a_headless_service_resolve() -> Result<()> {
 
 #[tokio::test]
 async fn what_changes_nothing_in_consul_costs_no_write() -> Result<()> {
-    let place = Place::new("silent").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
+    let fixture = Fixture::new("silent").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
     let command =
-        || async { anyhow::Ok(place.command().await?.env("CONSUL_HTTP_ADDR", recorder.url())) };
+        || async { anyhow::Ok(fixture.command().await?.env("CONSUL_HTTP_ADDR", recorder.url())) };
     let bridge = Bridge::start(command().await?.arg("--resync=1s")).await?;
     bridge.wait_ready().await?;
     recorder.clear();
-    place.patch("web", &json!({"metadata": {"labels": {"tier": "front"}}})).await?;
-    place.annotate("web", json!({"example.com/note": "x"})).await?;
+    fixture.patch("web", &json!({"metadata": {"labels": {"tier": "front"}}})).await?;
+    fixture.annotate("web", json!({"example.com/note": "x"})).await?;
     // What comes after them has been seen: so were they.
-    place.web("last", &[("http", 80)]).await?;
-    place.wait_for_instances("last", 1).await?;
+    fixture.web("last", &[("http", 80)]).await?;
+    fixture.wait_for_instances("last", 1).await?;
     wait_for_resync(&bridge).await?;
     let writes = said(&recorder.writes());
     let about_last = |write: &&String| write.contains("_last_http_");

@@ -13,7 +13,7 @@ use kube_consul_stack::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bridge, DEADLINE, Place, ends_with, kube_consul, kubeconfig_without, shipped_kubeconfig,
+    Bridge, DEADLINE, Fixture, ends_with, kube_consul, kubeconfig_without, shipped_kubeconfig,
 };
 
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
@@ -78,11 +78,11 @@ async fn wrong_usage_ends_with_2_and_says_what_was_expected() -> Result<()> {
 
 #[tokio::test]
 async fn records_of_another_cluster_are_refused_unless_they_are_adopted() -> Result<()> {
-    let place = Place::new("owner").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let (uid, consul) = (uid().await?, place.consul.api());
+    let fixture = Fixture::new("owner").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let (uid, consul) = (uid().await?, fixture.consul.api());
     consul.put_text(&format!("/v1/kv/{OWNER}"), OTHER_UID).await?;
-    let once = || async { anyhow::Ok(place.command().await?.arg("--once")) };
+    let once = || async { anyhow::Ok(fixture.command().await?.arg("--once")) };
     let said = ends_with(3, once().await?).await?;
     contains(&said, &[&uid, OTHER_UID, OWNER, "--adopt"])?;
     let said = ends_with(3, once().await?.args(["--adopt", "another"])).await?;
@@ -92,65 +92,65 @@ async fn records_of_another_cluster_are_refused_unless_they_are_adopted() -> Res
     // Also while nothing answers for Consul.
     let nobody = Port::pick()?;
     let silent = format!("127.0.0.1:{}", nobody.number());
-    let command = place.command().await?.args(["--cluster-uid", OTHER_UID]);
+    let command = fixture.command().await?.args(["--cluster-uid", OTHER_UID]);
     let command = command.args(["--consul-addr", &silent, "--once", "--timeout", "1h"]);
     contains(&ends_with(3, command).await?, &[&uid, OTHER_UID, "--cluster-uid"])?;
-    ensure!(place.instances("web").await?.is_empty(), "it was registered all the same");
+    ensure!(fixture.instances("web").await?.is_empty(), "it was registered all the same");
     ensure!(consul.key(OWNER).await?.as_deref() == Some(OTHER_UID), "the key was changed");
 
     ends_with(0, once().await?.args(["--adopt", OTHER_UID])).await?;
-    place.wait_for_instances("web", 1).await?;
+    fixture.wait_for_instances("web", 1).await?;
     ensure!(consul.key(OWNER).await? == Some(uid.clone()), "the key was not taken over");
     // One that runs notices that it was taken over.
-    let bridge = Bridge::start(place.command().await?.arg("--resync=1s")).await?;
+    let bridge = Bridge::start(fixture.command().await?.arg("--resync=1s")).await?;
     bridge.wait_ready().await?;
     consul.put_text(&format!("/v1/kv/{OWNER}"), OTHER_UID).await?;
     bridge.program.wait_for_code(3, DEADLINE).await?;
     contains(&bridge.program.stderr(), &[&uid, OTHER_UID])?;
-    place.wait_for_instances("web", 1).await
+    fixture.wait_for_instances("web", 1).await
 }
 
 #[tokio::test]
 async fn where_kube_system_may_not_be_read_its_uid_has_to_be_given() -> Result<()> {
-    let place = Place::new("blind").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let kubeconfig = kubeconfig_without(place.kubernetes, "namespaces", "get").await?;
+    let fixture = Fixture::new("blind").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let kubeconfig = kubeconfig_without(fixture.kubernetes, "namespaces", "get").await?;
     let command = || {
         kube_consul()
-            .args(["bridge", "--once", "--namespace", &place.namespace])
+            .args(["bridge", "--once", "--namespace", &fixture.namespace])
             .args([Path::new("--kubeconfig"), &kubeconfig])
-            .env("CONSUL_HTTP_ADDR", place.consul.url())
+            .env("CONSUL_HTTP_ADDR", fixture.consul.url())
     };
     contains(&ends_with(2, command()).await?, &["kube-system", "--cluster-uid", "403"])?;
-    ensure!(place.consul.api().key(OWNER).await?.is_none(), "an owner was written");
+    ensure!(fixture.consul.api().key(OWNER).await?.is_none(), "an owner was written");
     ends_with(0, command().args(["--cluster-uid", "given"])).await?;
-    ensure!(place.consul.api().key(OWNER).await?.as_deref() == Some("given"));
-    place.wait_for_instances("web", 1).await
+    ensure!(fixture.consul.api().key(OWNER).await?.as_deref() == Some("given"));
+    fixture.wait_for_instances("web", 1).await
 }
 
 #[tokio::test]
 async fn once_ends_in_step_or_says_why_not() -> Result<()> {
-    let place = Place::new("once").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let once = || async { anyhow::Ok(place.command().await?.arg("--once")) };
+    let fixture = Fixture::new("once").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let once = || async { anyhow::Ok(fixture.command().await?.arg("--once")) };
     ends_with(0, once().await?).await?;
     // In sync means in the catalog.
-    ensure!(place.instances("web").await?.len() == 1, "web is not registered");
-    place.delete("web").await?;
+    ensure!(fixture.instances("web").await?.len() == 1, "web is not registered");
+    fixture.delete("web").await?;
     ends_with(0, once().await?).await?;
-    place.wait_for_instances("web", 0).await?;
+    fixture.wait_for_instances("web", 0).await?;
 
-    place.web("bad", &[("http", 80)]).await?;
-    place.annotate("bad", json!({"kube-consul.io/service-weight": "heavy"})).await?;
+    fixture.web("bad", &[("http", 80)]).await?;
+    fixture.annotate("bad", json!({"kube-consul.io/service-weight": "heavy"})).await?;
     contains(&ends_with(1, once().await?).await?, &["1 problem", "service-weight", "heavy"])?;
-    ensure!(place.instances("bad").await?.len() == 1, "bad is not registered");
+    ensure!(fixture.instances("bad").await?.len() == 1, "bad is not registered");
 
     let nobody = format!("http://127.0.0.1:{}", Port::pick()?.number());
     let quick = once().await?.arg("--timeout=2s");
     let said = ends_with(1, quick.clone().env("CONSUL_HTTP_ADDR", &nobody)).await?;
     contains(&said, &["--timeout", "Consul", nobody.trim_start_matches("http://")])?;
     let command = kube_consul().args(["bridge", "--once", "--timeout=2s", "--kube-url", &nobody]);
-    let said = ends_with(1, command.env("CONSUL_HTTP_ADDR", place.consul.url())).await?;
+    let said = ends_with(1, command.env("CONSUL_HTTP_ADDR", fixture.consul.url())).await?;
     contains(&said, &["--timeout", "Kubernetes"])
 }
 
@@ -164,27 +164,27 @@ fn log_line(bridge: &Bridge, message: &str) -> Result<Value> {
 
 #[tokio::test]
 async fn three_processes_as_in_the_pod() -> Result<()> {
-    let place = Place::new("pod").await?;
-    place.web("web", &[("http", 80)]).await?;
+    let fixture = Fixture::new("pod").await?;
+    fixture.web("web", &[("http", 80)]).await?;
     let proxy = KubectlProxy::start(shipped_kubeconfig().await?).await?;
     let command = kube_consul()
-        .args(["bridge", "--namespace", &place.namespace, "--kube-url", &proxy.url()])
-        .env("CONSUL_HTTP_ADDR", place.consul.url());
+        .args(["bridge", "--namespace", &fixture.namespace, "--kube-url", &proxy.url()])
+        .env("CONSUL_HTTP_ADDR", fixture.consul.url());
     let bridge = Bridge::start(command).await?;
     bridge.wait_ready().await?;
-    let address = place.cluster_ip("web").await?;
-    ensure!(place.dns()?.ask("web.service.consul", A).await? == [address]);
+    let address = fixture.cluster_ip("web").await?;
+    ensure!(fixture.dns()?.ask("web.service.consul", A).await? == [address]);
 
     let kubernetes = log_line(&bridge, "Kubernetes API")?;
     let url = kubernetes["url"].as_str().unwrap_or_default();
     ensure!(url.trim_end_matches('/') == proxy.url(), "{kubernetes}");
     ensure!(kubernetes["version"].as_str().is_some_and(|it| it.starts_with('v')), "{kubernetes}");
     let consul = log_line(&bridge, "Consul agent")?;
-    let agent = place.consul.api().get("/v1/agent/self").await?;
-    ensure!(consul["url"] == place.consul.url() && consul["datacenter"] == "dc1", "{consul}");
+    let agent = fixture.consul.api().get("/v1/agent/self").await?;
+    ensure!(consul["url"] == fixture.consul.url() && consul["datacenter"] == "dc1", "{consul}");
     ensure!(consul["version"] == agent["Config"]["Version"], "{consul}");
     let line = log_line(&bridge, "registered")?;
-    ensure!(line["namespace"] == place.namespace && line["service"] == "web", "{line}");
+    ensure!(line["namespace"] == fixture.namespace && line["service"] == "web", "{line}");
     ensure!(line["instances"] == 1, "{line}");
 
     ensure!(bridge.get("/livez").await?.0 == 200);
@@ -193,7 +193,7 @@ async fn three_processes_as_in_the_pod() -> Result<()> {
     ensure!(bridge.metric("kube_consul_registrations").await? == Some(1.0));
     let status = bridge.status().await?;
     let services = status["services"].as_array().into_iter().flatten();
-    let ours = services.into_iter().find(|it| it["namespace"] == *place.namespace);
+    let ours = services.into_iter().find(|it| it["namespace"] == *fixture.namespace);
     let instance = &ours.context("the Service is not shown")?["instances"][0];
     for (found, wanted) in [
         (&status["cluster"], json!("kubernetes")),
@@ -219,27 +219,27 @@ async fn three_processes_as_in_the_pod() -> Result<()> {
 
 #[tokio::test]
 async fn a_token_that_consul_does_not_know_is_told_and_the_right_one_taken_up() -> Result<()> {
-    let place = Place::with_consul("token", ConsulOptions::dev().acl(MANAGEMENT)).await?;
-    takes_up_the_right_token(&place, UNKNOWN, "ACL not found").await?;
-    let once = place.command().await?.args(["--once", "--timeout=2s"]);
+    let fixture = Fixture::with_consul("token", ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    takes_up_the_right_token(&fixture, UNKNOWN, "ACL not found").await?;
+    let once = fixture.command().await?.args(["--once", "--timeout=2s"]);
     let said = ends_with(1, once.env("CONSUL_HTTP_TOKEN", UNKNOWN)).await?;
     contains(&said, &["ACL not found"])
 }
 
 #[tokio::test]
 async fn a_token_without_rights_is_told_and_the_right_one_taken_up() -> Result<()> {
-    let place = Place::with_consul("rights", ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    let fixture = Fixture::with_consul("rights", ConsulOptions::dev().acl(MANAGEMENT)).await?;
     let token = json!({"SecretID": POWERLESS});
-    place.consul.api().put("/v1/acl/token", &token).await?;
-    takes_up_the_right_token(&place, POWERLESS, "Permission denied").await
+    fixture.consul.api().put("/v1/acl/token", &token).await?;
+    takes_up_the_right_token(&fixture, POWERLESS, "Permission denied").await
 }
 
 /// Starts a bridge with a wrong token in its file, and writes the right one there.
-async fn takes_up_the_right_token(place: &Place, wrong: &str, why: &str) -> Result<()> {
-    place.web("web", &[("http", 80)]).await?;
+async fn takes_up_the_right_token(fixture: &Fixture, wrong: &str, why: &str) -> Result<()> {
+    fixture.web("web", &[("http", 80)]).await?;
     let file = data_folder("token")?.join("token");
     fs::write(&file, format!("{wrong}\n"))?;
-    let command = place.command().await?.env("CONSUL_HTTP_TOKEN_FILE", &file);
+    let command = fixture.command().await?.env("CONSUL_HTTP_TOKEN_FILE", &file);
     let bridge = Bridge::start(command).await?;
     eventually(DEADLINE, || async {
         let (status, text) = bridge.get("/readyz").await?;
@@ -250,7 +250,7 @@ async fn takes_up_the_right_token(place: &Place, wrong: &str, why: &str) -> Resu
     ensure!(bridge.get("/livez").await?.0 == 200);
     fs::write(&file, format!("{MANAGEMENT}\n"))?;
     bridge.wait_ready().await?;
-    place.wait_for_instances("web", 1).await?;
+    fixture.wait_for_instances("web", 1).await?;
     // Nothing is missing that it could not know at first.
     let status = bridge.status().await?;
     ensure!(status["consul"]["datacenter"] == "dc1", "{status}");
@@ -267,15 +267,15 @@ async fn takes_up_the_right_token(place: &Place, wrong: &str, why: &str) -> Resu
 async fn consul_is_reached_over_tls() -> Result<()> {
     let authority = Authority::new("the test's authority")?;
     let options = ConsulOptions::dev().tls(&authority, false)?;
-    let place = Place::with_consul("tls", options).await?;
-    place.web("web", &[("http", 80)]).await?;
+    let fixture = Fixture::with_consul("tls", options).await?;
+    fixture.web("web", &[("http", 80)]).await?;
     let ca = data_folder("tls")?.join("ca.pem");
     fs::write(&ca, authority.pem())?;
-    let command = place.command().await?;
+    let command = fixture.command().await?;
     let bridge = Bridge::start(command.clone().env("CONSUL_CACERT", &ca)).await?;
     bridge.wait_ready().await?;
-    ensure!(place.instances("web").await?.len() == 1);
-    ensure!(bridge.status().await?["consul"]["url"] == place.consul.url());
+    ensure!(fixture.instances("web").await?.len() == 1);
+    ensure!(bridge.status().await?["consul"]["url"] == fixture.consul.url());
     // Without the authority it does not talk to it.
     let said = ends_with(1, command.args(["--once", "--timeout=2s"])).await?;
     contains(&said, &["ertificate"])

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use kube_consul_stack::{ConsulApi, ConsulOptions, eventually};
 use serde_json::{Value, json};
 
-use super::support::{Addresses, Objects, Servers, any_tag, wait_for_registered};
-use crate::support::{Bridge, DEADLINE, Lookout};
+use super::support::{any_tag, wait_for_registered};
+use crate::support::{Addresses, Bridge, DEADLINE, Fixture, InvariantMonitor, Objects};
 
 const CLUSTER: &str = "atomic";
 /// With three reads each, one transaction of at most 64 operations reads them all.
@@ -99,7 +99,7 @@ async fn change(objects: &Objects, subject: &Subject, number: usize) -> Result<u
 
 #[tokio::test]
 async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server()).await?;
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
     let objects = servers.objects("atomic").await?;
     let mut subjects = Vec::new();
     for number in 0..SERVICES {
@@ -113,8 +113,9 @@ async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
     }
     let subjects = Arc::new(subjects);
     let watched = (servers.api().clone(), Arc::clone(&subjects), objects.namespace.clone());
-    let lookout =
-        Lookout::start(move || look(watched.0.clone(), watched.1.clone(), watched.2.clone()));
+    let monitor = InvariantMonitor::start(move || {
+        look(watched.0.clone(), watched.1.clone(), watched.2.clone())
+    });
     let bridge = Bridge::start(servers.command(CLUSTER, &objects.namespace).await?).await?;
     bridge.wait_ready().await?;
     let changes = subjects.iter().enumerate().map(|(number, it)| change(&objects, it, number));
@@ -122,8 +123,8 @@ async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
     println!("{changes} changes");
     ensure!(changes >= 500, "{changes} changes");
     let names: Vec<String> = subjects.iter().map(|it| it.name.clone()).collect();
-    let place = (CLUSTER, objects.namespace.as_str());
-    wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
+    let fixture = (CLUSTER, objects.namespace.as_str());
+    wait_for_registered(servers.api(), fixture, &any_tag(&names), DEADLINE).await?;
     // Each is there with its PTR record, and those that are not ready with their check.
     let reads: Vec<Value> = subjects.iter().flat_map(|it| it.reads(&objects.namespace)).collect();
     let expected: Vec<bool> =
@@ -134,6 +135,6 @@ async fn what_belongs_together_is_never_seen_apart() -> Result<()> {
         Ok(())
     })
     .await?;
-    lookout.finish_with_gaps("service, check and PTR record").await?;
+    monitor.finish_with_gaps("service, check and PTR record").await?;
     bridge.stop().await
 }

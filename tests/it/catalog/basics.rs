@@ -6,67 +6,67 @@ use kube_consul_stack::{Endpoint, eventually};
 use serde_json::json;
 
 use super::support::{bridge, checks, command, nodes, wait_for_nodes};
-use crate::support::{DEADLINE, Place, ends_with, kube_consul};
+use crate::support::{DEADLINE, Fixture, ends_with, kube_consul};
 
 const PORTS: [(&str, u16); 1] = [("http", 80)];
 
 #[tokio::test]
 async fn a_service_stands_on_the_node_of_its_namespace_and_goes_with_it() -> Result<()> {
-    let place = Place::new("catalog").await?;
-    let cluster = place.namespace.clone();
+    let fixture = Fixture::new("catalog").await?;
+    let cluster = fixture.namespace.clone();
     let (base, node) = (format!("k8s-{cluster}"), format!("k8s-{cluster}.{cluster}"));
-    place.web("web", &PORTS).await?;
-    let bridge = bridge(&place, &[]).await?;
-    let address = place.cluster_ip("web").await?;
-    place.dns()?.wait_for("web.service.consul", RecordType::A, &[&address]).await?;
-    let instance = &place.instances("web").await?[0];
+    fixture.web("web", &PORTS).await?;
+    let bridge = bridge(&fixture, &[]).await?;
+    let address = fixture.cluster_ip("web").await?;
+    fixture.dns()?.wait_for("web.service.consul", RecordType::A, &[&address]).await?;
+    let instance = &fixture.instances("web").await?[0];
     ensure!(instance["Node"]["Node"] == *node, "{instance}");
     ensure!(instance["Node"]["Address"] == "192.0.2.1", "{instance}");
     ensure!(checks(instance).is_empty(), "{instance}");
-    ensure!(nodes(place.consul.api(), &cluster).await? == [base.clone(), node.clone()]);
+    ensure!(nodes(fixture.consul.api(), &cluster).await? == [base.clone(), node.clone()]);
     let last = address.rsplit('.').next().unwrap_or_default();
     let network = address.strip_suffix(&format!(".{last}")).unwrap_or_default();
     let zone: Vec<&str> = network.rsplit('.').collect();
     let key = format!("0.{}.IN-ADDR.ARPA/{address}", zone.join("."));
-    let value = place.consul.api().key(&key).await?;
+    let value = fixture.consul.api().key(&key).await?;
     ensure!(value.as_deref() == Some("web.service.dc1.consul"), "{key}: {value:?}");
 
-    place.endpoints("web", &[Endpoint::unready("10.1.0.1")], &PORTS).await?;
-    place.dns()?.wait_for("web.service.consul", RecordType::A, &[]).await?;
-    ensure!(checks(&place.instances("web").await?[0]) == ["critical"]);
-    place.endpoints("web", &[Endpoint::ready("10.1.0.1")], &PORTS).await?;
-    place.dns()?.wait_for("web.service.consul", RecordType::A, &[&address]).await?;
-    ensure!(checks(&place.instances("web").await?[0]).is_empty());
+    fixture.endpoints("web", &[Endpoint::unready("10.1.0.1")], &PORTS).await?;
+    fixture.dns()?.wait_for("web.service.consul", RecordType::A, &[]).await?;
+    ensure!(checks(&fixture.instances("web").await?[0]) == ["critical"]);
+    fixture.endpoints("web", &[Endpoint::ready("10.1.0.1")], &PORTS).await?;
+    fixture.dns()?.wait_for("web.service.consul", RecordType::A, &[&address]).await?;
+    ensure!(checks(&fixture.instances("web").await?[0]).is_empty());
 
-    place.delete("web").await?;
-    wait_for_nodes(place.consul.api(), &cluster, &[&base]).await?;
-    ensure!(place.consul.api().key(&key).await?.is_none());
+    fixture.delete("web").await?;
+    wait_for_nodes(fixture.consul.api(), &cluster, &[&base]).await?;
+    ensure!(fixture.consul.api().key(&key).await?.is_none());
     bridge.stop().await
 }
 
 #[tokio::test]
 async fn what_others_remove_is_put_back() -> Result<()> {
-    let place = Place::new("drift").await?;
-    let cluster = place.namespace.clone();
+    let fixture = Fixture::new("drift").await?;
+    let cluster = fixture.namespace.clone();
     let (base, node) = (format!("k8s-{cluster}"), format!("k8s-{cluster}.{cluster}"));
-    place.web("web", &PORTS).await?;
-    let bridge = bridge(&place, &["--resync", "1s"]).await?;
+    fixture.web("web", &PORTS).await?;
+    let bridge = bridge(&fixture, &["--resync", "1s"]).await?;
     for removed in [&node, &base] {
         let gone = json!({"Node": removed, "Datacenter": "dc1"});
-        place.consul.api().put("/v1/catalog/deregister", &gone).await?;
-        place.wait_for_instances("web", 1).await?;
-        wait_for_nodes(place.consul.api(), &cluster, &[&base, &node]).await?;
+        fixture.consul.api().put("/v1/catalog/deregister", &gone).await?;
+        fixture.wait_for_instances("web", 1).await?;
+        wait_for_nodes(fixture.consul.api(), &cluster, &[&base, &node]).await?;
     }
     // Nobody else's: an empty node that carries the mark.
     let left = format!("k8s-{cluster}.gone");
     let empty = json!({"Node": left, "Address": "192.0.2.1",
         "NodeMeta": {"kube-consul-cluster": cluster}});
-    place.consul.api().put("/v1/catalog/register", &empty).await?;
-    wait_for_nodes(place.consul.api(), &cluster, &[&base, &node]).await?;
+    fixture.consul.api().put("/v1/catalog/register", &empty).await?;
+    wait_for_nodes(fixture.consul.api(), &cluster, &[&base, &node]).await?;
     // Somebody else's: it stays, and is told.
     let foreign = json!({"Node": left, "Address": "192.0.2.1",
         "NodeMeta": {"kube-consul-cluster": cluster}, "Service": {"ID": "db", "Service": "db"}});
-    place.consul.api().put("/v1/catalog/register", &foreign).await?;
+    fixture.consul.api().put("/v1/catalog/register", &foreign).await?;
     eventually(DEADLINE, || async {
         let status = bridge.status().await?;
         let told =
@@ -77,29 +77,29 @@ async fn what_others_remove_is_put_back() -> Result<()> {
         Ok(())
     })
     .await?;
-    ensure!(nodes(place.consul.api(), &cluster).await?.len() == 3);
+    ensure!(nodes(fixture.consul.api(), &cluster).await?.len() == 3);
     bridge.stop().await
 }
 
 #[tokio::test]
 async fn a_node_whose_mark_was_replaced_is_ours_while_our_records_stand_on_it() -> Result<()> {
-    let place = Place::new("mark").await?;
-    let cluster = place.namespace.clone();
+    let fixture = Fixture::new("mark").await?;
+    let cluster = fixture.namespace.clone();
     let (base, node) = (format!("k8s-{cluster}"), format!("k8s-{cluster}.{cluster}"));
-    place.web("web", &PORTS).await?;
-    bridge(&place, &[]).await?.stop().await?;
+    fixture.web("web", &PORTS).await?;
+    bridge(&fixture, &[]).await?.stop().await?;
     // It replaces the node's meta.
     let guest = json!({"Node": node, "Address": "192.0.2.1",
         "Service": {"ID": "guest", "Service": "guest"}});
-    place.consul.api().put("/v1/catalog/register", &guest).await?;
+    fixture.consul.api().put("/v1/catalog/register", &guest).await?;
     ensure!(
-        nodes(place.consul.api(), &cluster).await? == [base.clone()],
+        nodes(fixture.consul.api(), &cluster).await? == [base.clone()],
         "the mark is still there"
     );
-    let bridge = bridge(&place, &[]).await?;
-    wait_for_nodes(place.consul.api(), &cluster, &[&base, &node]).await?;
-    place.wait_for_instances("web", 1).await?;
-    place.wait_for_instances("guest", 1).await?;
+    let bridge = bridge(&fixture, &[]).await?;
+    wait_for_nodes(fixture.consul.api(), &cluster, &[&base, &node]).await?;
+    fixture.wait_for_instances("web", 1).await?;
+    fixture.wait_for_instances("guest", 1).await?;
     bridge.stop().await
 }
 
@@ -119,12 +119,12 @@ async fn options_that_need_the_other_sink_are_refused() -> Result<()> {
 
 #[tokio::test]
 async fn passing_checks_are_written_where_they_are_asked_for() -> Result<()> {
-    let place = Place::new("always").await?;
-    place.web("web", &PORTS).await?;
-    let once = command(&place).await?.args(["--health", "always", "--once"]);
+    let fixture = Fixture::new("always").await?;
+    fixture.web("web", &PORTS).await?;
+    let once = command(&fixture).await?.args(["--health", "always", "--once"]);
     ends_with(0, once).await?;
-    ensure!(checks(&place.instances("web").await?[0]) == ["passing"]);
-    ends_with(0, command(&place).await?.args(["--health", "none", "--once"])).await?;
-    ensure!(checks(&place.instances("web").await?[0]).is_empty());
+    ensure!(checks(&fixture.instances("web").await?[0]) == ["passing"]);
+    ends_with(0, command(&fixture).await?.args(["--health", "none", "--once"])).await?;
+    ensure!(checks(&fixture.instances("web").await?[0]).is_empty());
     Ok(())
 }

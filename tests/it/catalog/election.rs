@@ -7,7 +7,7 @@ use kube_consul_stack::{Fault, HttpRecorder, eventually};
 use serde_json::json;
 
 use super::support::{bridge, command, leads};
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Fixture};
 
 const PORTS: [(&str, u16); 1] = [("http", 80)];
 
@@ -61,15 +61,15 @@ async fn tells_nothing(standby: &Bridge) -> Result<()> {
 
 #[tokio::test]
 async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Result<()> {
-    let place = Place::new("lock").await?;
-    place.web("web", &PORTS).await?;
-    place.web("odd", &PORTS).await?;
-    place.annotate("odd", json!({"kube-consul.io/service-weight": "heavy"})).await?;
-    let first = bridge(&place, &["--leader-elect"]).await?;
+    let fixture = Fixture::new("lock").await?;
+    fixture.web("web", &PORTS).await?;
+    fixture.web("odd", &PORTS).await?;
+    fixture.annotate("odd", json!({"kube-consul.io/service-weight": "heavy"})).await?;
+    let first = bridge(&fixture, &["--leader-elect"]).await?;
     wait_for_lead(&first).await?;
     tells_all(&first).await?;
-    let second = bridge(&place, &["--leader-elect"]).await?;
-    let (consul, cluster) = (place.consul.api(), &place.namespace);
+    let second = bridge(&fixture, &["--leader-elect"]).await?;
+    let (consul, cluster) = (fixture.consul.api(), &fixture.namespace);
     // With the key goes the lock, but not the session; with the base node both.
     consul.delete(&format!("/v1/kv/kube-consul/{cluster}/leader")).await?;
     wait_for_lead(&second).await?;
@@ -91,24 +91,24 @@ async fn a_leader_whose_lock_is_taken_from_it_lets_go_without_a_write() -> Resul
     .await?;
     tells_all(&first).await?;
     tells_nothing(&second).await?;
-    place.web("later", &PORTS).await?;
-    place.wait_for_instances("later", 1).await?;
+    fixture.web("later", &PORTS).await?;
+    fixture.wait_for_instances("later", 1).await?;
     first.stop().await?;
     second.stop().await
 }
 
 #[tokio::test]
 async fn a_candidate_that_ends_while_it_takes_the_lock_leaves_it_to_others() -> Result<()> {
-    let place = Place::new("candidate").await?;
-    let recorder = HttpRecorder::start(place.consul.url()).await?;
+    let fixture = Fixture::new("candidate").await?;
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
     let takes = |path: &str| path.contains("acquire=");
     recorder.fault_times(1, Fault::DropAfter, move |it| takes(&it.path));
     recorder.fault_times(1, Fault::Delay(ENDS), |it| it.path.contains("/v1/session/destroy"));
-    let command = command(&place).await?.args(["--leader-elect"]);
+    let command = command(&fixture).await?.args(["--leader-elect"]);
     let candidate = Bridge::start(command.env("CONSUL_HTTP_ADDR", recorder.url())).await?;
-    let lock = format!("/v1/kv/kube-consul/{}/leader", place.namespace);
+    let lock = format!("/v1/kv/kube-consul/{}/leader", fixture.namespace);
     let is_held =
-        || async { anyhow::Ok(!place.consul.api().get(&lock).await?[0]["Session"].is_null()) };
+        || async { anyhow::Ok(!fixture.consul.api().get(&lock).await?[0]["Session"].is_null()) };
     let gives_back = || recorder.writes().iter().any(|it| it.path.contains("/v1/session/destroy"));
     // The lock is its own, and it does not know. Its first try to end the session is the one that
     // is held up: were it that of its end, that would have to wait.

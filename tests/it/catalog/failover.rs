@@ -4,14 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use http::StatusCode;
-use kube_consul_stack::{ConsulOptions, Fault, HttpRecorder, eventually};
+use kube_consul_stack::{ConsulCluster, ConsulOptions, Fault, HttpRecorder, eventually};
 use tokio::time::sleep;
 
-use super::support::{
-    Changes, Objects, Servers, any_tag, command_at, leads, numbered, wait_for_registered,
-    watch_names,
-};
-use crate::support::{Bridge, DEADLINE};
+use super::support::{Changes, any_tag, leads, wait_for_registered, watch_names};
+use crate::support::{Bridge, DEADLINE, Fixture, Objects, catalog_bridge, numbered};
 
 /// A session of 10 s runs out within 20 s; the rest is for a machine with other work.
 const TAKE_OVER: Duration = Duration::from_secs(45);
@@ -32,11 +29,15 @@ async fn wait_for_lead(bridge: &Bridge) -> Result<()> {
 }
 
 /// A leader at this URL, and a standby at the second server.
-async fn pair(servers: &Servers, url: &str, objects: &Objects) -> Result<(Bridge, Bridge)> {
+async fn pair(
+    servers: &Fixture<ConsulCluster>,
+    url: &str,
+    objects: &Objects,
+) -> Result<(Bridge, Bridge)> {
     let name = &objects.namespace;
     let start = async |url: &str| {
         let bridge =
-            Bridge::start(command_at(url, name, name).await?.arg("--leader-elect")).await?;
+            Bridge::start(catalog_bridge(url, name, name).await?.arg("--leader-elect")).await?;
         bridge.wait_ready().await?;
         anyhow::Ok(bridge)
     };
@@ -49,22 +50,22 @@ async fn pair(servers: &Servers, url: &str, objects: &Objects) -> Result<(Bridge
 
 #[tokio::test]
 async fn there_is_always_one_that_writes_and_never_two() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server()).await?;
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
     // Each waits for sessions to run out: at the same time.
     tokio::try_join!(killed(&servers), stopped(&servers), stood_still(&servers)).map(drop)
 }
 
 /// SIGKILL under load: the standby writes once the session ran out, and no change is lost.
-async fn killed(servers: &Servers) -> Result<()> {
+async fn killed(servers: &Fixture<ConsulCluster>) -> Result<()> {
     let objects = servers.objects("killed").await?;
     let name = objects.namespace.clone();
     let names = numbered("killed", 100);
     objects.create_all(&names).await?;
     let (first, second) = pair(servers, servers.consul.servers[0].url(), &objects).await?;
-    let place = (name.as_str(), name.as_str());
-    wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
+    let fixture = (name.as_str(), name.as_str());
+    wait_for_registered(servers.api(), fixture, &any_tag(&names), DEADLINE).await?;
 
-    let lookout = watch_names(servers.api(), place, &names[..90]).await?;
+    let monitor = watch_names(servers.api(), fixture, &names[..90]).await?;
     let changes = Changes::start(&objects, &names[..90], RATE);
     sleep(Duration::from_secs(2)).await;
     first.program.kill().await?;
@@ -81,24 +82,24 @@ async fn killed(servers: &Servers) -> Result<()> {
     wanted.append(&mut any_tag(&rest));
     ensure!(wanted.len() == 100, "not each was changed: {}", wanted.len());
     let began = Instant::now();
-    wait_for_registered(servers.api(), place, &wanted, TAKE_OVER).await?;
+    wait_for_registered(servers.api(), fixture, &wanted, TAKE_OVER).await?;
     println!("the last of the changes is there after {:?}", began.elapsed());
-    lookout.finish_with_gaps("a leader killed").await?;
+    monitor.finish_with_gaps("a leader killed").await?;
     second.stop().await
 }
 
 /// SIGTERM: nobody waits for the session.
-async fn stopped(servers: &Servers) -> Result<()> {
+async fn stopped(servers: &Fixture<ConsulCluster>) -> Result<()> {
     let objects = servers.objects("stopped").await?;
     let name = objects.namespace.clone();
     objects.create_all(&["stopped-1".to_owned()]).await?;
     let (first, second) = pair(servers, servers.consul.servers[0].url(), &objects).await?;
-    let place = (name.as_str(), name.as_str());
+    let fixture = (name.as_str(), name.as_str());
     first.stop().await?;
     let stopped = Instant::now();
     objects.create_all(&["stopped-2".to_owned()]).await?;
     let names = ["stopped-1".to_owned(), "stopped-2".to_owned()];
-    wait_for_registered(servers.api(), place, &any_tag(&names), TAKE_OVER).await?;
+    wait_for_registered(servers.api(), fixture, &any_tag(&names), TAKE_OVER).await?;
     println!("the standby has written {:?} after SIGTERM ended the leader", stopped.elapsed());
     // Without the lock given back it would take the session's time, 10 s at least.
     ensure!(stopped.elapsed() < Duration::from_secs(8), "{:?}", stopped.elapsed());
@@ -107,15 +108,15 @@ async fn stopped(servers: &Servers) -> Result<()> {
 }
 
 /// SIGSTOP and SIGCONT: neither what was on its way nor what comes after gets in.
-async fn stood_still(servers: &Servers) -> Result<()> {
+async fn stood_still(servers: &Fixture<ConsulCluster>) -> Result<()> {
     let objects = servers.objects("still").await?;
     let name = objects.namespace.clone();
     let names = numbered("still", 2);
     objects.create_all(&names).await?;
     let recorder = HttpRecorder::start(servers.consul.servers[0].url()).await?;
     let (first, second) = pair(servers, &recorder.url(), &objects).await?;
-    let place = (name.as_str(), name.as_str());
-    wait_for_registered(servers.api(), place, &any_tag(&names), DEADLINE).await?;
+    let fixture = (name.as_str(), name.as_str());
+    wait_for_registered(servers.api(), fixture, &any_tag(&names), DEADLINE).await?;
 
     recorder.clear();
     recorder.fault_times(1, Fault::Delay(DELAY), |it| it.path.starts_with("/v1/txn"));
@@ -131,7 +132,7 @@ async fn stood_still(servers: &Servers) -> Result<()> {
     objects.tag(&names[1], "new").await?;
     wait_for_lead(&second).await?;
     let new = names.iter().map(|name| (name.clone(), "new".to_owned())).collect();
-    wait_for_registered(servers.api(), place, &new, DEADLINE).await?;
+    wait_for_registered(servers.api(), fixture, &new, DEADLINE).await?;
     println!("the standby has written {:?} after the leader stood still", paused.elapsed());
 
     sleep(STANDSTILL.saturating_sub(paused.elapsed())).await;
@@ -147,7 +148,7 @@ async fn stood_still(servers: &Servers) -> Result<()> {
     // It knows by now what has changed meanwhile, and leaves it to the other one.
     objects.tag(&names[1], "newer").await?;
     let newer = [(names[0].clone(), "new".to_owned()), (names[1].clone(), "newer".to_owned())];
-    wait_for_registered(servers.api(), place, &newer.into(), DEADLINE).await?;
+    wait_for_registered(servers.api(), fixture, &newer.into(), DEADLINE).await?;
     let changing = |it: &&kube_consul_stack::Recorded| it.path.starts_with("/v1/txn");
     let got_in: Vec<_> = recorder
         .writes()

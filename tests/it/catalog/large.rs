@@ -4,11 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::{Consul, ConsulApi, ConsulOptions, ProgramOptions, eventually};
+use kube_consul_stack::{
+    Consul, ConsulApi, ConsulCluster, ConsulOptions, ProgramOptions, eventually,
+};
 use serde_json::json;
 
-use super::support::{Addresses, Objects, Servers, command_at, for_each, nodes, operations};
-use crate::support::Bridge;
+use super::support::{nodes, operations};
+use crate::support::{Addresses, Bridge, Fixture, Objects, catalog_bridge, for_each, numbered};
 
 /// Of a debug build on two cores that other tests use too: seconds otherwise.
 const LONG: Duration = Duration::from_mins(3);
@@ -57,18 +59,18 @@ async fn wait_for_critical(consul: &ConsulApi, namespace: &str, wanted: usize) -
 }
 
 /// From the first write to the last answer, as the recorder saw them.
-fn writing_took(servers: &Servers) -> Duration {
-    let writes = servers.recorder.writes();
+fn writing_took(servers: &Fixture<ConsulCluster>) -> Duration {
+    let writes = servers.recorder().writes();
     let times = writes.iter().map(|write| write.at);
     times.clone().max().zip(times.min()).map_or(Duration::ZERO, |(last, first)| last - first)
 }
 
 #[tokio::test]
 async fn ten_thousand_instances() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server()).await?;
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
     let (stays, goes) = tokio::try_join!(servers.objects("stays"), servers.objects("goes"))?;
-    let names = super::support::numbered("stays", SERVICES[0]);
-    let gone = super::support::numbered("gone", SERVICES[1]);
+    let names = numbered("stays", SERVICES[0]);
+    let gone = numbered("gone", SERVICES[1]);
     let began = Instant::now();
     tokio::try_join!(load(&stays, &names), load(&goes, &gone))?;
     println!("1,000 Services and slices are made after {:?}", began.elapsed());
@@ -77,7 +79,7 @@ async fn ten_thousand_instances() -> Result<()> {
     let command = command.args(["--namespace", &goes.namespace, "--address", "endpoints"]);
     let began = Instant::now();
     let bridge = ready(command.clone()).await?;
-    let writes = servers.recorder.writes().len();
+    let writes = servers.recorder().writes().len();
     let took = writing_took(&servers);
     println!("10,000 instances in sync after {:?}; {writes} writes in {took:?}", began.elapsed());
     for (objects, services) in [&stays, &goes].into_iter().zip(SERVICES) {
@@ -88,18 +90,18 @@ async fn ten_thousand_instances() -> Result<()> {
 
     // Each reads back all at its start. A running one does so every hundred times as long as a
     // reading takes: too seldom to be waited for here.
-    servers.recorder.clear();
+    servers.recorder().clear();
     let began = Instant::now();
     ready(command.clone()).await?.stop().await?;
     println!("read back and in sync after {:?}", began.elapsed());
     let bridge = ready(command).await?;
-    ensure!(servers.recorder.writes().is_empty(), "{:#?}", servers.recorder.writes());
+    ensure!(servers.recorder().writes().is_empty(), "{:#?}", servers.recorder().writes());
 
     one_endpoint_costs_one_record(&servers, &stays, &names[500]).await?;
     all_fail_and_recover(&servers, &stays, &names[..FAILING]).await?;
 
     let began = Instant::now();
-    goes.delete_namespace(&servers.client).await?;
+    goes.delete_namespace(&servers.kubernetes.client()?).await?;
     let (base, node) = (format!("k8s-{CLUSTER}"), format!("k8s-{CLUSTER}.{}", stays.namespace));
     eventually(LONG, || async {
         let found = nodes(servers.api(), CLUSTER).await?;
@@ -114,7 +116,7 @@ async fn ten_thousand_instances() -> Result<()> {
 }
 
 async fn one_endpoint_costs_one_record(
-    servers: &Servers,
+    servers: &Fixture<ConsulCluster>,
     objects: &Objects,
     name: &str,
 ) -> Result<()> {
@@ -125,7 +127,7 @@ async fn one_endpoint_costs_one_record(
     objects.set_endpoints(name, &endpoints).await?;
     wait_for_critical(servers.api(), &objects.namespace, 1).await?;
     println!("one endpoint is critical after {:?}", began.elapsed());
-    let writes = servers.recorder.writes();
+    let writes = servers.recorder().writes();
     ensure!(writes.len() == 1, "{writes:#?}");
     let operations = operations(&writes[0]);
     let id = format!("{CLUSTER}_{}_{name}_http_{}", objects.namespace, all[3]);
@@ -142,7 +144,7 @@ async fn one_endpoint_costs_one_record(
 }
 
 async fn all_fail_and_recover(
-    servers: &Servers,
+    servers: &Fixture<ConsulCluster>,
     objects: &Objects,
     names: &[String],
 ) -> Result<()> {
@@ -163,12 +165,13 @@ async fn all_fail_and_recover(
 #[tokio::test]
 #[ignore = "a measurement: from a change in Kubernetes to its effect in Consul"]
 async fn how_soon_a_change_is_visible() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server()).await?;
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
     let objects = servers.objects("latency").await?;
-    objects.create_all(&super::support::numbered("svc", 100)).await?;
+    objects.create_all(&numbered("svc", 100)).await?;
     let alone = Consul::start(ConsulOptions::dev()).await?;
     for (what, consul) in [("three servers", &servers.consul.servers[0]), ("in memory", &alone)] {
-        let bridge = ready(command_at(consul.url(), CLUSTER, &objects.namespace).await?).await?;
+        let bridge =
+            ready(catalog_bridge(consul.url(), CLUSTER, &objects.namespace).await?).await?;
         let mut times = Vec::new();
         for number in 0..50 {
             let tag = format!("{}-{number}-", what.len());

@@ -7,14 +7,16 @@ use hickory_resolver::proto::rr::RecordType;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
 use kube_consul_stack::{
-    Consul, ConsulApi, ConsulOptions, HttpRecorder, Kubernetes, ProgramOptions, eventually,
+    Consul, ConsulApi, ConsulCluster, ConsulOptions, HttpRecorder, Kubernetes, ProgramOptions,
+    eventually,
 };
 use serde_json::Value;
 
-use super::support::{
-    Objects, Servers, any_tag, command_at, nodes, numbered, operations, wait_for_registered,
+use super::support::{any_tag, nodes, operations, wait_for_registered};
+use crate::support::{
+    Bridge, DEADLINE, Dns, Fixture, InvariantMonitor, Objects, catalog_bridge, ends_with,
+    kube_consul, kubeconfig_without, numbered,
 };
-use crate::support::{Bridge, DEADLINE, Dns, Lookout, ends_with, kube_consul, kubeconfig_without};
 
 /// One begins as the other does.
 const CLUSTERS: [&str; 2] = ["eu", "eu-2"];
@@ -47,14 +49,14 @@ async fn wait_for_nodes_of(consul: &ConsulApi, name: &str, wanted: &[&str]) -> R
 
 #[tokio::test]
 async fn two_clusters_with_equal_names_each_keep_their_own() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server()).await?;
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
     let names = ["web".to_owned(), "api".to_owned()];
     let mut sites = Vec::new();
     for cluster in CLUSTERS {
         let objects = servers.objects(cluster).await?;
         objects.create_all(&names).await?;
         let recorder = HttpRecorder::start(servers.consul.servers[0].url()).await?;
-        let command = command_at(&recorder.url(), cluster, &objects.namespace).await?;
+        let command = catalog_bridge(&recorder.url(), cluster, &objects.namespace).await?;
         sites.push((objects, recorder, command));
     }
     let [(ours, our_recorder, our_command), (theirs, their_recorder, their_command)] = &sites[..]
@@ -102,23 +104,23 @@ async fn two_clusters_with_equal_names_each_keep_their_own() -> Result<()> {
 
 /// One of another identity and the same name writes nothing and says both.
 async fn another_cluster_of_that_name(
-    servers: &Servers,
+    servers: &Fixture<ConsulCluster>,
     bridge: &Bridge,
     objects: &Objects,
 ) -> Result<()> {
-    let namespaces: Api<Namespace> = Api::all(servers.client.clone());
+    let namespaces: Api<Namespace> = Api::all(servers.kubernetes.client()?);
     let uid = namespaces.get("kube-system").await?.metadata.uid.context("no uid")?;
     // Where the identity may not be read, the operator gives it.
     let kubeconfig = kubeconfig_without(servers.kubernetes, "namespaces", "get").await?;
-    servers.recorder.clear();
+    servers.recorder().clear();
     let command = kube_consul()
         .args(["bridge", "--sink", "catalog", "--cluster", CLUSTERS[0], "--cluster-uid", OTHER])
         .args(["--namespace", &objects.namespace, "--admin-addr", "127.0.0.1:0", "--kubeconfig"])
         .arg(&kubeconfig)
-        .env("CONSUL_HTTP_ADDR", servers.recorder.url());
+        .env("CONSUL_HTTP_ADDR", servers.recorder().url());
     let told = ends_with(3, command).await?;
     ensure!(told.contains(&uid) && told.contains(OTHER), "{told}");
-    ensure!(servers.recorder.writes().is_empty(), "{:#?}", servers.recorder.writes());
+    ensure!(servers.recorder().writes().is_empty(), "{:#?}", servers.recorder().writes());
     bridge.stop().await
 }
 
@@ -129,15 +131,15 @@ async fn a_changed_name_template_leaves_no_gap() -> Result<()> {
     let objects = Objects::new(&kubernetes.client()?, &kubernetes.namespace("named").await?);
     let (cluster, names) = (objects.namespace.clone(), numbered("svc", 100));
     objects.create_all(&names).await?;
-    let command = command_at(consul.url(), &cluster, &cluster).await?;
+    let command = catalog_bridge(consul.url(), &cluster, &cluster).await?;
     let bridge = Bridge::start(command.clone()).await?;
     bridge.wait_ready().await?;
-    let place = (cluster.as_str(), cluster.as_str());
-    wait_for_registered(consul.api(), place, &any_tag(&names), DEADLINE).await?;
+    let fixture = (cluster.as_str(), cluster.as_str());
+    wait_for_registered(consul.api(), fixture, &any_tag(&names), DEADLINE).await?;
 
     let (address, suffix, watched) = (consul.dns_address(), cluster.clone(), names.clone());
     let mut turn = 0;
-    let lookout = Lookout::start(move || {
+    let monitor = InvariantMonitor::start(move || {
         turn += 1;
         let (name, suffix) = (watched[turn % watched.len()].clone(), suffix.clone());
         async move {
@@ -157,8 +159,8 @@ async fn a_changed_name_template_leaves_no_gap() -> Result<()> {
     bridge.wait_ready().await?;
     let renamed: BTreeMap<_, _> =
         names.iter().map(|name| (format!("{name}-{cluster}"), String::new())).collect();
-    wait_for_registered(consul.api(), place, &renamed, DEADLINE).await?;
-    lookout.finish_with_gaps("a changed template").await?;
+    wait_for_registered(consul.api(), fixture, &renamed, DEADLINE).await?;
+    monitor.finish_with_gaps("a changed template").await?;
     let reverse = consul.api().get("/v1/kv/0.?recurse").await?;
     let reverse = reverse.as_array().map_or(0, Vec::len);
     ensure!(reverse == names.len(), "{reverse} PTR records");

@@ -10,8 +10,8 @@ use kube_consul_stack::{ConsulApi, ConsulOptions, data_folder, eventually};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::support::{Servers, any_tag, numbered, wait_for_registered, watch_names};
-use crate::support::{Bridge, DEADLINE, manifest};
+use super::support::{any_tag, wait_for_registered, watch_names};
+use crate::support::{Bridge, DEADLINE, Fixture, manifest, numbered};
 
 /// The name for which the shipped policy is.
 const CLUSTER: &str = "kubernetes";
@@ -53,7 +53,7 @@ async fn wait_for_work(bridge: &Bridge, works: bool) -> Result<()> {
 
 #[tokio::test]
 async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Result<()> {
-    let servers = Servers::start(ConsulOptions::server().acl(MANAGEMENT)).await?;
+    let servers = Fixture::servers(ConsulOptions::server().acl(MANAGEMENT)).await?;
     let objects = servers.objects("rights").await?;
     let namespace = objects.namespace.as_str();
     let shipped = fs::read_to_string(manifest("consul/bridge-catalog.hcl"))?;
@@ -74,8 +74,8 @@ async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Res
     println!("500 Services are made after {:?}", began.elapsed());
     let mut wanted = any_tag(&names);
     wanted.remove("svc-250");
-    let place = (CLUSTER, namespace);
-    wait_for_registered(servers.api(), place, &wanted, DEADLINE).await?;
+    let fixture = (CLUSTER, namespace);
+    wait_for_registered(servers.api(), fixture, &wanted, DEADLINE).await?;
     println!("499 are registered after {:?}", began.elapsed());
     let why = bridge.wait_for_problem(namespace, "svc-250", "Denied").await?;
     ensure!(why.contains("Permission denied") && why.contains("service:write"), "{why}");
@@ -84,7 +84,7 @@ async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Res
     wait_for_work(&bridge, true).await?;
 
     let kept: Vec<String> = wanted.keys().cloned().collect();
-    let lookout = watch_names(servers.api(), place, &kept).await?;
+    let monitor = watch_names(servers.api(), fixture, &kept).await?;
     let changed = |tag: &str| {
         let mut changed: BTreeMap<_, _> = wanted.clone();
         changed.insert("svc-001".to_owned(), tag.to_owned());
@@ -101,7 +101,7 @@ async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Res
     sleep(WITHOUT).await;
     set_policy(servers.api(), &allowed).await?;
     let healed = changed("without-rights");
-    wait_for_registered(servers.api(), place, &healed, HEALED).await?;
+    wait_for_registered(servers.api(), fixture, &healed, HEALED).await?;
     wait_for_work(&bridge, true).await?;
     bridge.wait_for_no_problem(namespace, "svc-001").await?;
 
@@ -114,9 +114,9 @@ async fn a_denied_name_harms_only_itself_and_lost_rights_remove_nothing() -> Res
     make_token(servers.api(), SECOND).await?;
     fs::write(&token_file, SECOND)?;
     let healed = changed("without-token");
-    wait_for_registered(servers.api(), place, &healed, HEALED).await?;
+    wait_for_registered(servers.api(), fixture, &healed, HEALED).await?;
     wait_for_work(&bridge, true).await?;
     bridge.wait_for_no_problem(namespace, "svc-001").await?;
-    lookout.finish_with_gaps("rights and token taken away").await?;
+    monitor.finish_with_gaps("rights and token taken away").await?;
     bridge.stop().await
 }

@@ -1,36 +1,25 @@
 //! A bridge with the catalog sink, three servers for it, and much for it to do.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use kube_consul_stack::{
-    ConsulApi, ConsulCluster, ConsulOptions, HttpRecorder, Kubernetes, ProgramOptions, Recorded,
-    eventually,
-};
-use serde_json::{Value, json};
+use kube_consul_stack::{ConsulApi, ProgramOptions, Recorded, eventually};
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{Bridge, DEADLINE, Lookout, Place, kube_consul, shipped_kubeconfig};
-
-/// Requests at a time when many objects are made.
-const AT_A_TIME: usize = 16;
+use crate::support::{Bridge, DEADLINE, Fixture, InvariantMonitor, Objects};
 
 /// `bridge --sink catalog` for the namespace, with the shipped rights; the cluster is called as
 /// the namespace.
-pub async fn command(place: &Place) -> Result<ProgramOptions> {
-    Ok(place.command().await?.args(["--sink", "catalog", "--cluster", &place.namespace]))
+pub async fn command(fixture: &Fixture) -> Result<ProgramOptions> {
+    Ok(fixture.command().await?.args(["--sink", "catalog", "--cluster", &fixture.namespace]))
 }
 
 /// A bridge that is ready.
-pub async fn bridge(place: &Place, flags: &[&str]) -> Result<Bridge> {
-    let bridge = Bridge::start(command(place).await?.args(flags)).await?;
+pub async fn bridge(fixture: &Fixture, flags: &[&str]) -> Result<Bridge> {
+    let bridge = Bridge::start(command(fixture).await?.args(flags)).await?;
     bridge.wait_ready().await?;
     Ok(bridge)
 }
@@ -63,168 +52,6 @@ pub fn checks(instance: &Value) -> Vec<&str> {
 /// Who leads, by `/status`.
 pub async fn leads(bridge: &Bridge) -> Result<bool> {
     Ok(bridge.status().await?["leadership"] == "leader")
-}
-
-/// Three Consul servers, a recorder in front of the first, and the shared Kubernetes.
-pub struct Servers {
-    pub kubernetes: &'static Kubernetes,
-    pub client: kube::Client,
-    pub consul: ConsulCluster,
-    pub recorder: HttpRecorder,
-}
-
-// === impl Servers ===
-
-impl Servers {
-    pub async fn start(options: ConsulOptions) -> Result<Self> {
-        let (kubernetes, consul) =
-            tokio::try_join!(Kubernetes::shared(), ConsulCluster::start_with(options))?;
-        let recorder = HttpRecorder::start(consul.servers[0].url()).await?;
-        Ok(Self { kubernetes, client: kubernetes.client()?, consul, recorder })
-    }
-
-    /// `bridge --sink catalog` for a namespace behind the recorder.
-    pub async fn command(&self, cluster: &str, namespace: &str) -> Result<ProgramOptions> {
-        command_at(&self.recorder.url(), cluster, namespace).await
-    }
-
-    /// The API of the first server.
-    pub fn api(&self) -> &ConsulApi {
-        self.consul.servers[0].api()
-    }
-
-    pub async fn objects(&self, prefix: &str) -> Result<Objects> {
-        let namespace = self.kubernetes.namespace(prefix).await?;
-        Ok(Objects::new(&self.client, &namespace))
-    }
-}
-
-/// `bridge --sink catalog` for a namespace, with the shipped rights, beside this Consul.
-pub async fn command_at(consul: &str, cluster: &str, namespace: &str) -> Result<ProgramOptions> {
-    Ok(kube_consul()
-        .args(["bridge", "--sink", "catalog", "--cluster", cluster, "--namespace", namespace])
-        .args([Path::new("--kubeconfig"), shipped_kubeconfig().await?])
-        .env("CONSUL_HTTP_ADDR", consul))
-}
-
-/// The objects of one namespace.
-#[derive(Clone)]
-pub struct Objects {
-    pub namespace: String,
-    services: Api<Service>,
-    slices: Api<EndpointSlice>,
-}
-
-/// The endpoints of one Service, ready or not.
-pub type Addresses = (Vec<String>, bool);
-
-// === impl Objects ===
-
-impl Objects {
-    pub fn new(client: &kube::Client, namespace: &str) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            services: Api::namespaced(client.clone(), namespace),
-            slices: Api::namespaced(client.clone(), namespace),
-        }
-    }
-
-    /// Creates a Service without a selector after its slice, so that it is first seen with its
-    /// endpoints.
-    pub async fn create(&self, name: &str, addresses: &Addresses, spec: Value) -> Result<Service> {
-        self.slices.create(&PostParams::default(), &slice(name, addresses)?).await?;
-        self.create_service(name, spec).await
-    }
-
-    /// Creates a Service whose slice is there; `spec` is what is special about it.
-    pub async fn create_service(&self, name: &str, spec: Value) -> Result<Service> {
-        let mut object = json!({
-            "metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": 80}]}
-        });
-        for (key, value) in spec.as_object().into_iter().flatten() {
-            object["spec"][key] = value.clone();
-        }
-        let object = serde_json::from_value(object)?;
-        let created = self.services.create(&PostParams::default(), &object).await;
-        created.with_context(|| format!("create Service {name}"))
-    }
-
-    /// Creates a Service at the address that it had before, once that is free.
-    pub async fn create_at(&self, name: &str, address: &str) -> Result<()> {
-        eventually(DEADLINE, || self.create_service(name, json!({"clusterIP": address}))).await?;
-        Ok(())
-    }
-
-    /// Creates many Services, each with a `ClusterIP` and one ready endpoint.
-    pub async fn create_all(&self, names: &[String]) -> Result<()> {
-        let addresses = &(vec!["10.1.0.1".to_owned()], true);
-        for_each(
-            names,
-            |name| async move { self.create(name, addresses, Value::Null).await.map(drop) },
-        )
-        .await
-    }
-
-    /// Changes whether the endpoints of a Service are ready.
-    pub async fn set_ready(&self, name: &str, addresses: &Addresses) -> Result<()> {
-        self.set_endpoints(name, &endpoints(addresses)).await
-    }
-
-    pub async fn set_endpoints(&self, name: &str, endpoints: &[Value]) -> Result<()> {
-        let patch = json!({"endpoints": endpoints});
-        self.slices.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-        Ok(())
-    }
-
-    /// Sets the annotation of a Service that becomes one of its tags.
-    pub async fn tag(&self, name: &str, tag: &str) -> Result<()> {
-        self.annotate(name, json!({"kube-consul.io/service-tags": tag})).await
-    }
-
-    pub async fn annotate(&self, name: &str, annotations: Value) -> Result<()> {
-        let patch = json!({"metadata": {"annotations": annotations}});
-        self.services.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-        Ok(())
-    }
-
-    /// Deletes the namespace with all that is in it, without waiting for it.
-    pub async fn delete_namespace(&self, client: &kube::Client) -> Result<()> {
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
-        Ok(())
-    }
-
-    pub async fn delete(&self, name: &str) -> Result<()> {
-        self.services.delete(name, &DeleteParams::default()).await?;
-        Ok(())
-    }
-}
-
-fn slice(name: &str, addresses: &Addresses) -> Result<EndpointSlice> {
-    Ok(serde_json::from_value(json!({
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
-        "endpoints": endpoints(addresses),
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    }))?)
-}
-
-fn endpoints((addresses, ready): &Addresses) -> Vec<Value> {
-    let endpoint = |it| json!({"addresses": [it], "conditions": {"ready": ready}});
-    addresses.iter().map(endpoint).collect()
-}
-
-/// Does something with each name, several at a time.
-pub async fn for_each<'a, F>(names: &'a [String], each: impl FnMut(&'a String) -> F) -> Result<()>
-where
-    F: Future<Output = Result<()>>,
-{
-    stream::iter(names.iter().map(each)).buffer_unordered(AT_A_TIME).try_collect().await
-}
-
-/// `<prefix>-000` and so on.
-pub fn numbered(prefix: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{prefix}-{number:03}")).collect()
 }
 
 /// The services on the node of a namespace: their tags by their name.
@@ -334,7 +161,7 @@ pub async fn watch_names(
     server: &ConsulApi,
     (cluster, namespace): (&str, &str),
     names: &[String],
-) -> Result<Lookout> {
+) -> Result<InvariantMonitor> {
     let path = format!("/v1/catalog/node-services/k8s-{cluster}.{namespace}?stale");
     let names = any_tag(names);
     let api = server.clone();
@@ -344,7 +171,7 @@ pub async fn watch_names(
         Ok(())
     })
     .await?;
-    Ok(Lookout::start(move || {
+    Ok(InvariantMonitor::start(move || {
         let (api, path, names) = (api.clone(), path.clone(), names.clone());
         async move { missing_on(&api, &path, &names).await }
     }))

@@ -8,10 +8,11 @@ use kube_consul_stack::{Consul, ConsulOptions, HttpRecorder, ProgramOptions, eve
 use serde_json::{Value, json};
 
 use super::api_server::{ApiServer, End, Script};
-use super::{
-    Shown, Site, bridge_command, look_after, numbered, service, shown, slice, wait_for_names,
+use super::{Shown, look_after, numbered, shown, wait_for_names};
+use crate::support::{
+    Bridge, DEADLINE, Fixture, InvariantMonitor, recorded_command, service, shipped_kubeconfig,
+    slice,
 };
-use crate::support::{Bridge, DEADLINE, Lookout};
 
 const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
 
@@ -24,6 +25,10 @@ struct Scripted {
     consul: Consul,
     recorder: HttpRecorder,
     names: BTreeSet<String>,
+}
+
+fn ready_slice(name: &str) -> Value {
+    slice(name, &(vec!["10.1.0.1".to_owned()], true))
 }
 
 fn placed(mut object: Value, number: usize) -> Value {
@@ -52,7 +57,7 @@ impl Scripted {
         let script = Script {
             uid: UID.to_owned(),
             services: all_of(service, &names),
-            slices: all_of(slice, &names),
+            slices: all_of(ready_slice, &names),
         };
         let consul = Consul::start(ConsulOptions::dev()).await?;
         let recorder = HttpRecorder::start(consul.url()).await?;
@@ -60,7 +65,7 @@ impl Scripted {
     }
 
     fn command(&self) -> ProgramOptions {
-        bridge_command(&self.recorder.url()).args(["--kube-url", self.api.url()])
+        recorded_command("bridge", &self.recorder.url()).args(["--kube-url", self.api.url()])
     }
 
     /// A bridge that has registered all.
@@ -73,14 +78,14 @@ impl Scripted {
         Ok((bridge, shown))
     }
 
-    fn lookout(&self) -> Lookout {
+    fn monitor(&self) -> InvariantMonitor {
         look_after(&self.consul, self.names.clone())
     }
 
     fn list_all(&self) {
         let mut script = self.api.script();
         script.services = all_of(service, &self.names);
-        script.slices = all_of(slice, &self.names);
+        script.slices = all_of(ready_slice, &self.names);
     }
 
     /// Waits until it is held, lists all again, and waits until it is released: nothing may have
@@ -89,13 +94,13 @@ impl Scripted {
         &self,
         bridge: &Bridge,
         before: &Shown,
-        lookout: Lookout,
+        monitor: InvariantMonitor,
     ) -> Result<()> {
         bridge.wait_holding(true).await?;
         self.list_all();
         bridge.wait_holding(false).await?;
         bridge.wait_ready().await?;
-        lookout.finish("the Services").await?;
+        monitor.finish("the Services").await?;
         ensure!(shown(&self.consul).await? == *before, "something changed");
         ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
         Ok(())
@@ -103,7 +108,11 @@ impl Scripted {
 
     /// Waits until the second lists are asked for, while nothing is removed; they wait for
     /// [`ApiServer::answer_lists`].
-    async fn wait_for_the_second_lists(&self, bridge: &Bridge, lookout: Lookout) -> Result<()> {
+    async fn wait_for_the_second_lists(
+        &self,
+        bridge: &Bridge,
+        monitor: InvariantMonitor,
+    ) -> Result<()> {
         bridge.wait_holding(true).await?;
         let held = Instant::now();
         self.api.hold_lists();
@@ -118,7 +127,7 @@ impl Scripted {
         let waited = held.elapsed() + Duration::from_secs(1);
         ensure!(waited >= CONFIRM_AFTER, "the second lists came {waited:?} after the first");
         ensure!(self.recorder.writes().is_empty(), "{:#?}", self.recorder.writes());
-        lookout.finish("the Services").await
+        monitor.finish("the Services").await
     }
 }
 
@@ -128,9 +137,9 @@ async fn contradicted_at_the_start() -> Result<()> {
     let (bridge, before) = scripted.bridge().await?;
     bridge.stop().await?;
     scripted.api.script().services = Vec::new();
-    let lookout = scripted.lookout();
+    let monitor = scripted.monitor();
     let bridge = Bridge::start(scripted.command()).await?;
-    scripted.expect_nothing(&bridge, &before, lookout).await
+    scripted.expect_nothing(&bridge, &before, monitor).await
 }
 
 /// All EndpointSlices are missing from a new list, beside full Services; then they are back.
@@ -138,9 +147,9 @@ async fn contradicted_later() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
     scripted.api.script().slices = Vec::new();
-    let lookout = scripted.lookout();
+    let monitor = scripted.monitor();
     scripted.api.end_watches(End::Closed);
-    scripted.expect_nothing(&bridge, &before, lookout).await
+    scripted.expect_nothing(&bridge, &before, monitor).await
 }
 
 #[tokio::test]
@@ -154,9 +163,9 @@ async fn confirmed_at_the_start() -> Result<()> {
     let (bridge, _) = scripted.bridge().await?;
     bridge.stop().await?;
     scripted.api.script().services = Vec::new();
-    let lookout = scripted.lookout();
+    let monitor = scripted.monitor();
     let bridge = Bridge::start(scripted.command()).await?;
-    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
+    scripted.wait_for_the_second_lists(&bridge, monitor).await?;
     scripted.api.answer_lists();
     wait_for_names(&scripted.consul, &BTreeSet::new()).await?;
     bridge.wait_holding(false).await
@@ -166,9 +175,9 @@ async fn confirmed_later() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
     scripted.api.script().slices = Vec::new();
-    let lookout = scripted.lookout();
+    let monitor = scripted.monitor();
     scripted.api.end_watches(End::Expired);
-    scripted.wait_for_the_second_lists(&bridge, lookout).await?;
+    scripted.wait_for_the_second_lists(&bridge, monitor).await?;
     scripted.api.answer_lists();
     bridge.wait_holding(false).await?;
     eventually(DEADLINE, || async {
@@ -198,7 +207,7 @@ async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
     let scripted = Scripted::new().await?;
     let (bridge, before) = scripted.bridge().await?;
     scripted.api.script().services = Vec::new();
-    let lookout = scripted.lookout();
+    let monitor = scripted.monitor();
     scripted.api.end_watches(End::Expired);
     bridge.wait_holding(true).await?;
     scripted.api.script().uid = "another".to_owned();
@@ -207,24 +216,26 @@ async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
     ensure!(told.contains(&format!("expected the cluster with uid {UID}")), "{told}");
     ensure!(told.contains("found one with uid another"), "{told}");
     ensure!(scripted.recorder.writes().is_empty(), "{:#?}", scripted.recorder.writes());
-    lookout.finish("the Services").await?;
+    monitor.finish("the Services").await?;
     ensure!(shown(&scripted.consul).await? == before, "something changed");
     Ok(())
 }
 
 #[tokio::test]
 async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<()> {
-    let site = Site::new("selected").await?;
+    let fixture = Fixture::recorded("selected").await?;
     let names = numbered("svc", 0..30);
-    site.create(names.clone()).await?;
-    let bridge = site.bridge().await?;
-    let before = site.wait_for_names(&names).await?;
+    fixture.create(names.clone()).await?;
+    let bridge = fixture.bridge().await?;
+    let before = wait_for_names(&fixture.consul, &names).await?;
     bridge.stop().await?;
-    site.recorder.clear();
+    fixture.recorder().clear();
 
-    let unselected = site.command().await?.args(["--selector", "app=none"]);
-    let elsewhere = site.command_of("elsewhere").await?;
-    let lookout = look_after(&site.place.consul, names);
+    let unselected = fixture.command().await?.args(["--selector", "app=none"]);
+    let elsewhere = recorded_command("bridge", &fixture.recorder().url())
+        .args(["--namespace", "elsewhere", "--kubeconfig"])
+        .arg(shipped_kubeconfig().await?);
+    let monitor = look_after(&fixture.consul, names);
     for command in [&unselected, &elsewhere] {
         let bridge = Bridge::start(command.clone()).await?;
         bridge.wait_holding(true).await?;
@@ -236,12 +247,12 @@ async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<(
         ensure!(holding == Some(1.0), "it is not in the metrics: {holding:?}");
         bridge.stop().await?;
     }
-    lookout.finish("the Services").await?;
-    ensure!(shown(&site.place.consul).await? == before, "something changed");
-    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
+    monitor.finish("the Services").await?;
+    ensure!(shown(&fixture.consul).await? == before, "something changed");
+    ensure!(fixture.recorder().writes().is_empty(), "{:#?}", fixture.recorder().writes());
 
     let bridge = Bridge::start(elsewhere.arg("--allow-removals")).await?;
     bridge.wait_ready().await?;
-    site.wait_for_names(&BTreeSet::new()).await?;
+    wait_for_names(&fixture.consul, &BTreeSet::new()).await?;
     bridge.wait_holding(false).await
 }

@@ -13,97 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, PostParams};
-use kube_consul_stack::{Consul, ConsulApi, HttpRecorder, ProgramOptions, eventually};
-use serde_json::{Value, json};
+use kube_consul_stack::{Consul, ConsulApi, eventually};
+use serde_json::Value;
 
-use crate::support::{Bridge, DEADLINE, Lookout, Place, kube_consul, shipped_kubeconfig};
+use crate::support::{DEADLINE, InvariantMonitor};
 
-/// Requests at a time when many objects are made.
-const AT_A_TIME: usize = 16;
-
-/// `kube-consul bridge` beside the Consul at this URL.
-fn bridge_command(consul: &str) -> ProgramOptions {
-    kube_consul().args(["bridge", "--log-level", "info,kube_consul=debug", "--consul-addr", consul])
-}
-
-/// A place with a recorder between its Consul and the bridge.
-struct Site {
-    place: Place,
-    recorder: HttpRecorder,
-}
-
-// === impl Site ===
-
-impl Site {
-    async fn new(prefix: &str) -> Result<Self> {
-        let place = Place::new(prefix).await?;
-        let recorder = HttpRecorder::start(place.consul.url()).await?;
-        Ok(Self { place, recorder })
-    }
-
-    /// The bridge with the shipped rights.
-    async fn command_of(&self, namespace: &str) -> Result<ProgramOptions> {
-        Ok(bridge_command(&self.recorder.url())
-            .args(["--namespace", namespace, "--kubeconfig"])
-            .arg(shipped_kubeconfig().await?))
-    }
-
-    /// The bridge of this site's namespace.
-    async fn command(&self) -> Result<ProgramOptions> {
-        self.command_of(&self.place.namespace).await
-    }
-
-    /// A bridge that is ready.
-    async fn bridge(&self) -> Result<Bridge> {
-        let bridge = Bridge::start(self.command().await?).await?;
-        bridge.wait_ready().await?;
-        Ok(bridge)
-    }
-
-    /// Creates Services with a `ClusterIP`, port 80 and one ready endpoint.
-    async fn create(&self, names: impl IntoIterator<Item = String>) -> Result<()> {
-        let client = self.place.kubernetes.client()?;
-        let services: Api<Service> = Api::namespaced(client.clone(), &self.place.namespace);
-        let slices: Api<EndpointSlice> = Api::namespaced(client, &self.place.namespace);
-        let create = |name: String| {
-            let (services, slices) = (services.clone(), slices.clone());
-            async move {
-                let service = serde_json::from_value(service(&name))?;
-                let slice = serde_json::from_value(slice(&name))?;
-                services.create(&PostParams::default(), &service).await?;
-                slices.create(&PostParams::default(), &slice).await?;
-                anyhow::Ok(())
-            }
-        };
-        stream::iter(names).map(create).buffer_unordered(AT_A_TIME).try_collect::<()>().await
-    }
-
-    /// Waits until the catalog shows exactly these Consul names, and a PTR record for each.
-    async fn wait_for_names(&self, names: &BTreeSet<String>) -> Result<Shown> {
-        wait_for_names(&self.place.consul, names).await
-    }
-}
-
-/// A Service as the API server takes it.
-fn service(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": 80}]}})
-}
-
-/// Its `EndpointSlice`, with one ready endpoint.
-fn slice(name: &str) -> Value {
-    json!({
-        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": ["10.1.0.1"], "conditions": {"ready": true}}],
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    })
-}
-
-/// `<prefix>-000` and so on.
+/// So many Services, called `<prefix>-000` and so on.
 fn numbered(prefix: &str, numbers: std::ops::Range<usize>) -> BTreeSet<String> {
     numbers.map(|number| format!("{prefix}-{number:03}")).collect()
 }
@@ -192,9 +107,9 @@ async fn wait_for_names(consul: &Consul, names: &BTreeSet<String>) -> Result<Sho
 }
 
 /// Looks at the catalog for names that must neither vanish nor turn critical.
-fn look_after(consul: &Consul, names: BTreeSet<String>) -> Lookout {
+fn look_after(consul: &Consul, names: BTreeSet<String>) -> InvariantMonitor {
     let (api, names) = (consul.api().clone(), Arc::new(names));
-    Lookout::start(move || {
+    InvariantMonitor::start(move || {
         let (api, names) = (api.clone(), Arc::clone(&names));
         async move {
             // Two small answers, so that a look takes less than the time between two.

@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use kube_consul_stack::Recorded;
 use serde_json::{Value, json};
 
-use super::{Site, look_after, numbered};
-use crate::support::Bridge;
+use super::{look_after, numbered, wait_for_names};
+use crate::support::{Bridge, Fixture};
 
 /// IDs and keys that a write changes; what is neither a registration nor a PTR record of
 /// ours is told as it is.
@@ -29,13 +29,13 @@ fn written(request: &Recorded) -> Vec<String> {
 
 #[tokio::test]
 async fn what_changed_while_it_was_dead_is_all_that_is_written() -> Result<()> {
-    let site = Site::new("restart").await?;
+    let fixture = Fixture::recorded("restart").await?;
     let names = numbered("svc", 0..100);
-    site.create(names.clone()).await?;
-    let bridge = site.bridge().await?;
-    let before = site.wait_for_names(&names).await?;
+    fixture.create(names.clone()).await?;
+    let bridge = fixture.bridge().await?;
+    let before = wait_for_names(&fixture.consul, &names).await?;
     bridge.program.kill().await?;
-    site.recorder.clear();
+    fixture.recorder().clear();
 
     let tags = json!({"metadata": {"annotations": {"kube-consul.io/service-tags": "new"}}});
     let port = json!({"spec": {"ports": [{"name": "http", "port": 81}]}});
@@ -44,22 +44,22 @@ async fn what_changed_while_it_was_dead_is_all_that_is_written() -> Result<()> {
     let gone = numbered("svc", 5..8);
     let added = numbered("new", 0..4);
     for name in &tagged {
-        site.place.patch(name, &tags).await?;
+        fixture.patch(name, &tags).await?;
     }
     for name in &moved {
-        site.place.patch(name, &port).await?;
+        fixture.patch(name, &port).await?;
     }
     for name in &gone {
-        site.place.delete(name).await?;
+        fixture.delete(name).await?;
     }
-    site.create(added.clone()).await?;
+    fixture.create(added.clone()).await?;
 
-    let lookout = look_after(&site.place.consul, numbered("svc", 8..100));
-    let bridge = Bridge::start(site.command().await?).await?;
+    let monitor = look_after(&fixture.consul, numbered("svc", 8..100));
+    let bridge = Bridge::start(fixture.command().await?).await?;
     bridge.wait_ready().await?;
     let wanted: BTreeSet<String> = names.difference(&gone).chain(&added).cloned().collect();
-    let after = site.wait_for_names(&wanted).await?;
-    lookout.finish("the Services that stay").await?;
+    let after = wait_for_names(&fixture.consul, &wanted).await?;
+    monitor.finish("the Services that stay").await?;
 
     for (id, instance) in &after.instances {
         let is_tagged = instance.tags.iter().any(|tag| tag == "new");
@@ -78,7 +78,7 @@ async fn what_changed_while_it_was_dead_is_all_that_is_written() -> Result<()> {
         .chain(before.reverse.difference(&after.reverse).map(|key| format!("delete-cas {key}")))
         .chain(after.reverse.difference(&before.reverse).map(|key| format!("cas {key}")))
         .collect();
-    let writes = site.recorder.writes();
+    let writes = fixture.recorder().writes();
     let mut found: Vec<String> = writes.iter().flat_map(written).collect();
     expected.sort();
     found.sort();

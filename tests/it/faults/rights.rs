@@ -6,44 +6,43 @@ use kube::api::Api;
 use kube_consul_stack::{ProgramOptions, eventually};
 use serde_json::json;
 
-use super::{Shown, Site, bridge_command, look_after, numbered, shown};
-use crate::support::{Bridge, DEADLINE, kubeconfig_without};
+use super::{Shown, look_after, numbered, shown, wait_for_names};
+use crate::support::{Bridge, DEADLINE, Fixture, kubeconfig_without};
 
-/// The site's bridge with the shipped rights but for one verb on one resource.
-async fn command_without(site: &Site, resource: &str, verb: &str) -> Result<ProgramOptions> {
-    Ok(bridge_command(&site.recorder.url())
-        .args(["--namespace", &site.place.namespace, "--kubeconfig"])
-        .arg(kubeconfig_without(site.place.kubernetes, resource, verb).await?))
+/// The bridge with the shipped rights but for one verb on one resource.
+async fn command_without(fixture: &Fixture, resource: &str, verb: &str) -> Result<ProgramOptions> {
+    let kubeconfig = kubeconfig_without(fixture.kubernetes, resource, verb).await?;
+    Ok(fixture.command_with("bridge", &kubeconfig))
 }
 
 #[tokio::test]
 async fn what_may_not_be_listed_is_not_taken_for_empty() -> Result<()> {
-    let site = Site::new("no-list").await?;
+    let fixture = Fixture::recorded("no-list").await?;
     let names = numbered("svc", 0..5);
-    site.create(names.clone()).await?;
-    let bridge = site.bridge().await?;
-    site.wait_for_names(&names).await?;
+    fixture.create(names.clone()).await?;
+    let bridge = fixture.bridge().await?;
+    wait_for_names(&fixture.consul, &names).await?;
     bridge.program.terminate().await;
     bridge.program.wait_for_code(0, DEADLINE).await?;
-    site.recorder.clear();
-    let lookout = look_after(&site.place.consul, names);
+    fixture.recorder().clear();
+    let monitor = look_after(&fixture.consul, names);
     for resource in ["services", "endpointslices"] {
-        let bridge = Bridge::start(command_without(&site, resource, "list").await?).await?;
+        let bridge = Bridge::start(command_without(&fixture, resource, "list").await?).await?;
         let why = format!("expected the right to list and watch {resource}, found none");
         bridge.wait_unready(&why).await?;
         bridge.wait_unready(&format!("cannot list resource \"{resource}\"")).await?;
         bridge.wait_unready("manifests/base/rbac.yaml grants it").await?;
     }
-    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
-    lookout.finish("the Services").await
+    ensure!(fixture.recorder().writes().is_empty(), "{:#?}", fixture.recorder().writes());
+    monitor.finish("the Services").await
 }
 
 #[tokio::test]
 async fn what_may_not_be_watched_is_shown() -> Result<()> {
-    let site = Site::new("no-watch").await?;
-    site.create(numbered("svc", 0..1)).await?;
+    let fixture = Fixture::recorded("no-watch").await?;
+    fixture.create(numbered("svc", 0..1)).await?;
     for resource in ["services", "endpointslices"] {
-        let bridge = Bridge::start(command_without(&site, resource, "watch").await?).await?;
+        let bridge = Bridge::start(command_without(&fixture, resource, "watch").await?).await?;
         let why = format!("expected the right to list and watch {resource}, found none");
         eventually(DEADLINE, || async {
             let status = bridge.status().await?;
@@ -54,40 +53,40 @@ async fn what_may_not_be_watched_is_shown() -> Result<()> {
         .await?;
         ensure!(bridge.program.has_written(&why), "it is not in the log");
         // What was listed is registered all the same.
-        site.wait_for_names(&numbered("svc", 0..1)).await?;
+        wait_for_names(&fixture.consul, &numbered("svc", 0..1)).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn without_the_clusters_identity_nothing_is_written() -> Result<()> {
-    let site = Site::new("no-uid").await?;
-    site.create(numbered("svc", 0..1)).await?;
-    let command = command_without(&site, "namespaces", "get").await?;
+    let fixture = Fixture::recorded("no-uid").await?;
+    fixture.create(numbered("svc", 0..1)).await?;
+    let command = command_without(&fixture, "namespaces", "get").await?;
     let bridge = Bridge::start(command.clone()).await?;
     bridge.program.wait_for_code(2, DEADLINE).await?;
     let told = bridge.program.stderr();
     ensure!(told.contains("--cluster-uid") && told.contains("kube-system"), "{told}");
-    ensure!(site.recorder.writes().is_empty(), "{:#?}", site.recorder.writes());
-    ensure!(shown(&site.place.consul).await? == Shown::default(), "something is registered");
+    ensure!(fixture.recorder().writes().is_empty(), "{:#?}", fixture.recorder().writes());
+    ensure!(shown(&fixture.consul).await? == Shown::default(), "something is registered");
 
-    let namespaces: Api<Namespace> = Api::all(site.place.kubernetes.client()?);
+    let namespaces: Api<Namespace> = Api::all(fixture.kubernetes.client()?);
     let uid = namespaces.get("kube-system").await?.metadata.uid.context("no uid")?;
     let bridge = Bridge::start(command.args(["--cluster-uid", &uid])).await?;
     bridge.wait_ready().await?;
-    site.wait_for_names(&numbered("svc", 0..1)).await.map(drop)
+    wait_for_names(&fixture.consul, &numbered("svc", 0..1)).await.map(drop)
 }
 
 #[tokio::test]
 async fn without_events_everything_else_goes_on() -> Result<()> {
-    let site = Site::new("no-events").await?;
+    let fixture = Fixture::recorded("no-events").await?;
     let names = numbered("svc", 0..3);
-    site.create(names.clone()).await?;
-    let bridge = Bridge::start(command_without(&site, "events", "create").await?).await?;
+    fixture.create(names.clone()).await?;
+    let bridge = Bridge::start(command_without(&fixture, "events", "create").await?).await?;
     bridge.wait_ready().await?;
     for name in &names {
         let weight = json!({"metadata": {"annotations": {"kube-consul.io/service-weight": "x"}}});
-        site.place.patch(name, &weight).await?;
+        fixture.patch(name, &weight).await?;
     }
     eventually(DEADLINE, || async {
         let status = bridge.status().await?;
@@ -110,6 +109,8 @@ async fn without_events_everything_else_goes_on() -> Result<()> {
     let log = bridge.program.stderr();
     ensure!(log.matches(denial).count() == 1, "it is said more than once: {log}");
     bridge.wait_ready().await?;
-    site.create(numbered("new", 0..1)).await?;
-    site.wait_for_names(&names.union(&numbered("new", 0..1)).cloned().collect()).await.map(drop)
+    fixture.create(numbered("new", 0..1)).await?;
+    wait_for_names(&fixture.consul, &names.union(&numbered("new", 0..1)).cloned().collect())
+        .await
+        .map(drop)
 }

@@ -3,8 +3,9 @@
 
 mod bridge;
 mod dns;
-mod lookout;
-mod place;
+mod fixture;
+mod monitor;
+mod objects;
 mod rights;
 
 use std::time::Duration;
@@ -14,8 +15,9 @@ use kube_consul_stack::{Program, ProgramOptions};
 
 pub use self::bridge::Bridge;
 pub use self::dns::Dns;
-pub use self::lookout::Lookout;
-pub use self::place::Place;
+pub use self::fixture::{Fixture, catalog_bridge, recorded_command};
+pub use self::monitor::InvariantMonitor;
+pub use self::objects::{Addresses, Objects, for_each, numbered, service, slice};
 pub use self::rights::{
     kubeconfig_with, kubeconfig_without, manifest, shared_token, shipped_kubeconfig, shipped_rules,
     shipped_token,

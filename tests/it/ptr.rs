@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use kube_consul_stack::{Endpoint, ServiceKind, eventually};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, Place};
+use crate::support::{Bridge, DEADLINE, Fixture};
 
 /// 0x6b63 x 2^32 + FNV-1a-32 of "kubernetes", the default of `--cluster`.
 const OURS: u64 = 0x6b63_0000_0000 + 0x74af_b95d;
@@ -20,16 +20,16 @@ fn key_of(address: &str) -> Result<String> {
 }
 
 /// Value and flags of a key.
-async fn record(place: &Place, key: &str) -> Result<Option<(String, u64)>> {
-    let Some(value) = place.consul.api().key(key).await? else { return Ok(None) };
-    let entry = place.consul.api().get(&format!("/v1/kv/{key}")).await?;
+async fn record(fixture: &Fixture, key: &str) -> Result<Option<(String, u64)>> {
+    let Some(value) = fixture.consul.api().key(key).await? else { return Ok(None) };
+    let entry = fixture.consul.api().get(&format!("/v1/kv/{key}")).await?;
     Ok(Some((value, entry[0]["Flags"].as_u64().unwrap_or_default())))
 }
 
-async fn wait_for_record(place: &Place, key: &str, wanted: Option<(&str, u64)>) -> Result<()> {
+async fn wait_for_record(fixture: &Fixture, key: &str, wanted: Option<(&str, u64)>) -> Result<()> {
     let wanted = wanted.map(|(value, flags)| (value.to_owned(), flags));
     eventually(DEADLINE, || async {
-        let found = record(place, key).await?;
+        let found = record(fixture, key).await?;
         ensure!(found == wanted, "{key} is {found:?}, want {wanted:?}");
         Ok(())
     })
@@ -38,45 +38,45 @@ async fn wait_for_record(place: &Place, key: &str, wanted: Option<(&str, u64)>) 
 
 #[tokio::test]
 async fn a_ptr_record_follows_its_service() -> Result<()> {
-    let place = Place::new("reverse").await?;
-    let bridge = place.bridge().await?;
-    place.web("web", &[("http", 80), ("metrics", 9090)]).await?;
-    let first = key_of(&place.cluster_ip("web").await?)?;
-    wait_for_record(&place, &first, Some(("web.service.dc1.consul", OURS))).await?;
-    place.annotate("web", json!({"kube-consul.io/service-name": "shop"})).await?;
-    wait_for_record(&place, &first, Some(("shop.service.dc1.consul", OURS))).await?;
+    let fixture = Fixture::new("reverse").await?;
+    let bridge = fixture.bridge().await?;
+    fixture.web("web", &[("http", 80), ("metrics", 9090)]).await?;
+    let first = key_of(&fixture.cluster_ip("web").await?)?;
+    wait_for_record(&fixture, &first, Some(("web.service.dc1.consul", OURS))).await?;
+    fixture.annotate("web", json!({"kube-consul.io/service-name": "shop"})).await?;
+    wait_for_record(&fixture, &first, Some(("shop.service.dc1.consul", OURS))).await?;
 
-    place.delete("web").await?;
-    place.web("web", &[("http", 80)]).await?;
-    let second = key_of(&place.cluster_ip("web").await?)?;
-    wait_for_record(&place, &second, Some(("web.service.dc1.consul", OURS))).await?;
-    wait_for_record(&place, &first, None).await?;
+    fixture.delete("web").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let second = key_of(&fixture.cluster_ip("web").await?)?;
+    wait_for_record(&fixture, &second, Some(("web.service.dc1.consul", OURS))).await?;
+    wait_for_record(&fixture, &first, None).await?;
 
-    place.annotate("web", json!({"kube-consul.io/sync": "false"})).await?;
-    wait_for_record(&place, &second, None).await?;
-    place.annotate("web", json!({"kube-consul.io/sync": null})).await?;
-    wait_for_record(&place, &second, Some(("web.service.dc1.consul", OURS))).await?;
-    place.delete("web").await?;
-    wait_for_record(&place, &second, None).await?;
+    fixture.annotate("web", json!({"kube-consul.io/sync": "false"})).await?;
+    wait_for_record(&fixture, &second, None).await?;
+    fixture.annotate("web", json!({"kube-consul.io/sync": null})).await?;
+    wait_for_record(&fixture, &second, Some(("web.service.dc1.consul", OURS))).await?;
+    fixture.delete("web").await?;
+    wait_for_record(&fixture, &second, None).await?;
     ensure!(bridge.status().await?["counts"]["ptr_records"] == 0);
     Ok(())
 }
 
 #[tokio::test]
 async fn only_services_have_ptr_records_unless_all_are_asked_for() -> Result<()> {
-    let place = Place::new("pods").await?;
+    let fixture = Fixture::new("pods").await?;
     let (kind, ports) = (ServiceKind::HeadlessSelectorless, [("sql", 5432)]);
-    place.kubernetes.service(&place.namespace, "db", kind, &ports).await?;
-    place.endpoints("db", &[Endpoint::ready("10.9.8.7")], &ports).await?;
+    fixture.kubernetes.service(&fixture.namespace, "db", kind, &ports).await?;
+    fixture.endpoints("db", &[Endpoint::ready("10.9.8.7")], &ports).await?;
     let key = "0.8.9.10.IN-ADDR.ARPA/10.9.8.7";
     for (scope, wanted) in
         [("services", None), ("all", Some(("db.service.dc1.consul", OURS))), ("off", None)]
     {
-        let command = place.command().await?.args(["--reverse-dns", scope]);
+        let command = fixture.command().await?.args(["--reverse-dns", scope]);
         let bridge = Bridge::start(command).await?;
         bridge.wait_ready().await?;
-        place.wait_for_instances("db", 1).await?;
-        wait_for_record(&place, key, wanted).await?;
+        fixture.wait_for_instances("db", 1).await?;
+        wait_for_record(&fixture, key, wanted).await?;
         bridge.stop().await?;
     }
     Ok(())
@@ -84,26 +84,26 @@ async fn only_services_have_ptr_records_unless_all_are_asked_for() -> Result<()>
 
 #[tokio::test]
 async fn the_datacenter_and_the_domain_come_from_flags_where_they_are_given() -> Result<()> {
-    let place = Place::new("zone").await?;
-    place.web("web", &[("http", 80)]).await?;
+    let fixture = Fixture::new("zone").await?;
+    fixture.web("web", &[("http", 80)]).await?;
     let flags = ["--datacenter=east", "--dns-domain=example.com"];
-    let bridge = Bridge::start(place.command().await?.args(flags)).await?;
+    let bridge = Bridge::start(fixture.command().await?.args(flags)).await?;
     bridge.wait_ready().await?;
-    let key = key_of(&place.cluster_ip("web").await?)?;
-    let found = record(&place, &key).await?;
+    let key = key_of(&fixture.cluster_ip("web").await?)?;
+    let found = record(&fixture, &key).await?;
     ensure!(found == Some(("web.service.east.example.com".to_owned(), OURS)), "{found:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn keys_of_others_are_left_as_they_are() -> Result<()> {
-    let place = Place::new("foreign").await?;
-    let consul = place.consul.api();
+    let fixture = Fixture::new("foreign").await?;
+    let consul = fixture.consul.api();
     let names = ["equal", "other", "cluster", "marked", "free"];
     let mut keys = Vec::new();
     for name in names {
-        place.web(name, &[("http", 80)]).await?;
-        keys.push(key_of(&place.cluster_ip(name).await?)?);
+        fixture.web(name, &[("http", 80)]).await?;
+        keys.push(key_of(&fixture.cluster_ip(name).await?)?);
     }
     let put = |index: usize, value: &'static str, flags: u64| {
         let path = format!("/v1/kv/{}?flags={flags}", keys[index]);
@@ -115,7 +115,7 @@ async fn keys_of_others_are_left_as_they_are() -> Result<()> {
     put(3, "stale.service.dc1.consul", OURS).await?;
     let before = consul.get("/v1/kv/0.?recurse").await?;
 
-    let command = place.command().await?.arg("--resync=1s");
+    let command = fixture.command().await?.arg("--resync=1s");
     let bridge = Bridge::start(command).await?;
     bridge.wait_ready().await?;
     let after = consul.get("/v1/kv/0.?recurse").await?;
@@ -123,8 +123,8 @@ async fn keys_of_others_are_left_as_they_are() -> Result<()> {
         let entry = |all: &Value| all.as_array()?.iter().find(|it| it["Key"] == **key).cloned();
         ensure!(entry(&before) == entry(&after), "{key} was {before}, is {after}");
     }
-    wait_for_record(&place, &keys[3], Some(("marked.service.dc1.consul", OURS))).await?;
-    wait_for_record(&place, &keys[4], Some(("free.service.dc1.consul", OURS))).await?;
+    wait_for_record(&fixture, &keys[3], Some(("marked.service.dc1.consul", OURS))).await?;
+    wait_for_record(&fixture, &keys[4], Some(("free.service.dc1.consul", OURS))).await?;
     let status = bridge.status().await?;
     let problems = status["problems"].as_array().cloned().unwrap_or_default();
     ensure!(problems.len() == 1, "{problems:?}");
@@ -136,12 +136,12 @@ async fn keys_of_others_are_left_as_they_are() -> Result<()> {
     }
     // All of them are registered nonetheless.
     for name in names {
-        place.wait_for_instances(name, 1).await?;
+        fixture.wait_for_instances(name, 1).await?;
     }
 
     // The next reading sees that the key is free.
     consul.delete(&format!("/v1/kv/{}", keys[1])).await?;
-    wait_for_record(&place, &keys[1], Some(("other.service.dc1.consul", OURS))).await?;
+    wait_for_record(&fixture, &keys[1], Some(("other.service.dc1.consul", OURS))).await?;
     eventually(DEADLINE, || async {
         let status = bridge.status().await?;
         ensure!(status["problems"] == json!([]), "{status}");
@@ -150,10 +150,10 @@ async fn keys_of_others_are_left_as_they_are() -> Result<()> {
     .await?;
 
     // What is not ours outlives the Service.
-    place.delete("equal").await?;
-    place.delete("cluster").await?;
-    place.delete("marked").await?;
-    wait_for_record(&place, &keys[3], None).await?;
-    wait_for_record(&place, &keys[0], Some(("equal.service.dc1.consul", 0))).await?;
-    wait_for_record(&place, &keys[2], Some(("web.service.dc1.consul", OF_CLUSTER_A))).await
+    fixture.delete("equal").await?;
+    fixture.delete("cluster").await?;
+    fixture.delete("marked").await?;
+    wait_for_record(&fixture, &keys[3], None).await?;
+    wait_for_record(&fixture, &keys[0], Some(("equal.service.dc1.consul", 0))).await?;
+    wait_for_record(&fixture, &keys[2], Some(("web.service.dc1.consul", OF_CLUSTER_A))).await
 }

@@ -15,7 +15,7 @@ const MAX_VIOLATIONS: usize = 20;
 const MIN_LOOKS: usize = 20;
 
 /// Looks every 10 ms at what must never be.
-pub struct Lookout {
+pub struct InvariantMonitor {
     task: JoinHandle<Seen>,
     stop: oneshot::Sender<()>,
 }
@@ -30,9 +30,9 @@ struct Seen {
     violations: Vec<String>,
 }
 
-// === impl Lookout ===
+// === impl InvariantMonitor ===
 
-impl Lookout {
+impl InvariantMonitor {
     /// `look` gives what is wrong; an error means that it could not be seen.
     pub fn start<F>(mut look: impl FnMut() -> F + Send + 'static) -> Self
     where
