@@ -5,6 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`backoff`] | how long to wait before another try |
 //! | [`kube`] | what Kubernetes shows: objects, slices packed into little room, the cluster cache |
 //! | [`consul`] | what is registered in Consul: records, their IDs and ownership marks, names |
 //! | [`services`] | from a Service to its registrations: annotations, settings, names, instances, claims |
@@ -40,6 +41,7 @@
 //!   that a list lacks and that is taken to exist until that look.
 //! - *Foreign*: in Consul, and not by any bridge.
 
+pub mod backoff;
 pub mod consul;
 pub mod hook;
 pub mod kube;

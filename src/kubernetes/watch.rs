@@ -15,7 +15,7 @@
 //! and nothing is spawned: whoever polls the stream does the work.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use kube::{Api, Client};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use crate::domain::backoff::{Backoff, Delays};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use crate::domain::text::one_line;
@@ -43,11 +44,9 @@ const PAGE_SIZE: u32 = 100;
 /// a list's later pages cannot be had anyway.
 const LIST_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// Delay after the first failure; each further one doubles it.
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
-
-/// Longest delay: with it a cluster that is back is seen again within half a minute.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// From a second, which an API server is not hurt by, to what a cluster that is back is seen again
+/// within: half a minute.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Quiet time after which the back-off begins again at its least: twice its longest delay, and
 /// more than six times what it takes to notice that no headers come.
@@ -139,8 +138,8 @@ pub struct Relist(Arc<Notify>);
 
 /// A back-off that only quiet time heals.
 #[derive(Debug)]
-struct Backoff {
-    next: Duration,
+struct SlowHealing {
+    delays: Delays,
     /// When the last delay is over.
     resumed: Instant,
 }
@@ -172,7 +171,7 @@ struct Watch<P: Projected> {
     listing: Option<Duration>,
     /// A new list is due.
     list_due: bool,
-    backoff: Backoff,
+    backoff: SlowHealing,
     /// Until when nothing is asked.
     paused_until: Option<Instant>,
     failures: u32,
@@ -248,7 +247,7 @@ impl<P: Projected> Watch<P> {
             relist,
             listing: None,
             list_due: false,
-            backoff: Backoff::new(Instant::now()),
+            backoff: SlowHealing::new(Instant::now()),
             paused_until: None,
             failures: 0,
             trouble_told: None,
@@ -334,7 +333,7 @@ impl<P: Projected> Watch<P> {
         self.failures += 1;
         self.listing = None;
         self.list_due |= self.failures.is_multiple_of(LIST_AFTER_FAILURES);
-        let delay = self.backoff.fail(now, jitter());
+        let delay = self.backoff.fail(now);
         self.paused_until = Some(now + delay);
         if self.trouble_told.is_none_or(|told| now - told >= TROUBLE_SPACING) {
             self.trouble_told = Some(now);
@@ -472,36 +471,29 @@ fn describe<P: Projected>(error: &watcher::Error) -> Error {
     }
 }
 
-// === impl Backoff ===
+// === impl SlowHealing ===
 
-impl Backoff {
+impl SlowHealing {
     fn new(now: Instant) -> Self {
-        Self { next: BACKOFF_MIN, resumed: now }
+        // The standard library seeds each hasher anew: many bridges must not come at once.
+        Self { delays: BACKOFF.delays(RandomState::new().hash_one(())), resumed: now }
     }
 
     /// Whether it was quiet for long enough to begin anew.
     fn heal(&mut self, now: Instant) -> bool {
         let healed = now >= self.resumed + BACKOFF_HEAL;
         if healed {
-            self.next = BACKOFF_MIN;
+            self.delays.reset();
         }
         healed
     }
 
-    /// The delay after a failure: up to a quarter longer by `jitter` (0 to 1), so that many
-    /// bridges do not come at once.
-    fn fail(&mut self, now: Instant, jitter: f64) -> Duration {
-        let delay = self.next.mul_f64(1.0 + jitter / 4.0);
-        self.next = (self.next * 2).min(BACKOFF_MAX);
+    /// The delay after a failure.
+    fn fail(&mut self, now: Instant) -> Duration {
+        let delay = self.delays.advance();
         self.resumed = now + delay;
         delay
     }
-}
-
-/// A number from 0 to 1, of no cryptographic worth: the standard library seeds each hasher anew.
-fn jitter() -> f64 {
-    let random = RandomState::new().build_hasher().finish();
-    f64::from(u32::try_from(random >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
 // === impl Pool ===

@@ -297,7 +297,7 @@ async fn a_list_that_is_never_answered() {
     let server = Server::new(Lists::NeverAnswered, Watches::Healthy(Vec::new()));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 120).await;
-    assert_within("lists in 120 s", server.count(Asked::List), 5..=7);
+    assert_within("lists in 120 s", server.count(Asked::List), 5..=8);
     assert_eq!(completed(&notices), 0);
     let first = troubles(&notices)[0];
     assert_eq!(
@@ -312,7 +312,7 @@ async fn a_list_whose_body_stops() {
     let server = Server::new(Lists::Stalled, Watches::Healthy(Vec::new()));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 120).await;
-    assert_within("lists in 120 s", server.count(Asked::List), 3..=4);
+    assert_within("lists in 120 s", server.count(Asked::List), 3..=5);
     let first = troubles(&notices)[0].error.to_string();
     assert!(first.contains("found it stopped after 8 bytes"), "{first}");
     recovers(&server, &mut stream, 75).await;
@@ -333,7 +333,7 @@ async fn a_watch_that_sends_no_headers() {
     let server = Server::new(one_page(), Watches::NoHeaders);
     let mut stream = start(&server);
     let notices = collect(&mut stream, 120).await;
-    assert_within("watches in 120 s", server.count(Asked::Watch), 5..=7);
+    assert_within("watches in 120 s", server.count(Asked::Watch), 5..=8);
     // One at the start, one after the fifth failure.
     assert_within("lists in 120 s", server.count(Asked::List), 1..=2);
     let first = troubles(&notices)[0].error.to_string();
@@ -361,8 +361,8 @@ async fn a_watch_refused_as_too_old_is_listed_anew() {
     let server = Server::new(one_page(), Watches::Status(410));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 60).await;
-    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=7);
-    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=8);
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=8);
     assert!(completed(&notices) >= 5, "{notices:?}");
     assert!(server.gaps(Asked::List).windows(2).all(|gap| gap[0] < gap[1] || gap[0] >= 30));
     recovers(&server, &mut stream, 45).await;
@@ -373,8 +373,8 @@ async fn a_watch_told_again_and_again_that_it_is_too_old() {
     let server = Server::new(one_page(), Watches::Ended(vec![gone()]));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 60).await;
-    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
-    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=7);
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=8);
+    assert_within("watches in 60 s", server.count(Asked::Watch), 5..=8);
     assert!(completed(&notices) >= 5, "{notices:?}");
     recovers(&server, &mut stream, 45).await;
 }
@@ -384,10 +384,11 @@ async fn a_list_that_is_always_refused_as_too_many() {
     let server = Server::new(Lists::Status(429), Watches::Healthy(Vec::new()));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 60).await;
-    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=8);
     let first = troubles(&notices)[0];
     assert_eq!(first.error.to_string(), "cannot list services: HTTP 429 Scripted: scripted 429");
-    assert_eq!((first.failures, first.retry_in.as_secs()), (1, 1));
+    assert_eq!(first.failures, 1);
+    assert!(first.retry_in <= BACKOFF.first, "{:?}", first.retry_in);
     recovers(&server, &mut stream, 45).await;
 }
 
@@ -408,7 +409,7 @@ async fn a_list_that_breaks_off_is_not_completed() {
     let notices = collect(&mut stream, 20).await;
     assert_eq!(events(&notices)[..4], ["started", "+web", "started", "+web"]);
     assert_eq!(completed(&notices), 0);
-    assert_within("lists in 20 s", server.count(Asked::List), 8..=10);
+    assert_within("lists in 20 s", server.count(Asked::List), 8..=12);
     server.set(Lists::Pages(vec![service("a"), service("b")]), Watches::Healthy(Vec::new()));
     let notices = collect(&mut stream, 31).await;
     assert_eq!(events(&notices), ["started", "+a", "+b", "completed"]);
@@ -432,18 +433,20 @@ async fn trouble_is_told_at_a_bounded_rate_and_its_end_once() {
     let server = Server::new(Lists::Status(500), Watches::Healthy(Vec::new()));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 600).await;
-    // Delays of 30 to 37 s after the first minute, each failure told but for the first few.
-    assert_within("told in 600 s", troubles(&notices).len(), 15..=22);
+    // Delays of 22 to 30 s after the first minute, each failure told but for the first few.
+    assert_within("told in 600 s", troubles(&notices).len(), 18..=28);
     let failures: Vec<_> = troubles(&notices).iter().map(|it| it.failures).collect();
     assert!(failures[0] == 1 && failures[1] > 3, "{failures:?}");
     server.set(one_page(), Watches::Healthy(Vec::new()));
     let notices = collect(&mut stream, 600).await;
     assert_eq!(notices.last(), Some(&Notice::Recovered(Kind::Service)));
     assert_eq!(notices.iter().filter(|it| matches!(it, Notice::Recovered(_))).count(), 1);
-    // Healed: the next fault is told at once and tried again after a second.
+    // Healed: the next fault is told at once and tried again within a second.
     server.set(one_page(), Watches::Status(500));
     let notices = collect(&mut stream, 200).await;
-    assert_eq!((troubles(&notices)[0].failures, troubles(&notices)[0].retry_in.as_secs()), (1, 1));
+    let first = troubles(&notices)[0];
+    assert_eq!(first.failures, 1);
+    assert!(first.retry_in <= BACKOFF.first, "{:?}", first.retry_in);
 }
 
 #[tokio::test(start_paused = true)]
@@ -468,7 +471,7 @@ async fn an_event_that_cannot_be_read_is_made_good_by_a_list() {
     let mut stream = start(&server);
     let notices = collect(&mut stream, 10).await;
     assert!(completed(&notices) >= 3, "{notices:?}");
-    assert_within("lists in 10 s", server.count(Asked::List), 3..=4);
+    assert_within("lists in 10 s", server.count(Asked::List), 3..=5);
     recovers(&server, &mut stream, 45).await;
 }
 
@@ -502,7 +505,7 @@ async fn asking_for_a_list_does_not_pass_the_back_off() {
         let wait = async { while stream.next().await.is_some() {} };
         let _ = timeout(Duration::from_millis(100), wait).await;
     }
-    assert_within("lists in 60 s", server.count(Asked::List), 5..=7);
+    assert_within("lists in 60 s", server.count(Asked::List), 5..=8);
 }
 
 fn slice(name: &str, labels: &str) -> String {
@@ -591,24 +594,14 @@ fn equal_names_are_one_text_and_unused_ones_are_dropped() {
 
 #[test]
 fn the_back_off_grows_and_only_quiet_time_heals_it() {
-    let now = Instant::now();
-    let mut backoff = Backoff::new(now);
-    let mut at = now;
-    let mut delays = Vec::new();
-    for _ in 0..8 {
-        let delay = backoff.fail(at, 0.0);
-        delays.push(delay.as_secs());
+    let mut at = Instant::now();
+    let mut backoff = SlowHealing::new(at);
+    for whole in [1, 2, 4, 8, 16, 30, 30, 30].map(Duration::from_secs) {
+        let delay = backoff.fail(at);
+        assert!(delay >= whole * 3 / 4 && delay <= whole, "{delay:?} of {whole:?}");
         at += delay + BACKOFF_HEAL / 2;
         assert!(!backoff.heal(at));
     }
-    assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30, 30]);
     assert!(backoff.heal(at + BACKOFF_HEAL / 2));
-    assert_eq!(backoff.fail(at + BACKOFF_HEAL / 2, 1.0), Duration::from_millis(1250));
-}
-
-#[test]
-fn jitter_is_within_its_bounds_and_varies() {
-    let values: Vec<_> = (0..100).map(|_| jitter()).collect();
-    assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
-    assert!(values.iter().any(|value| (value - values[0]).abs() > 0.01));
+    assert!(backoff.fail(at + BACKOFF_HEAL / 2) <= Duration::from_secs(1));
 }

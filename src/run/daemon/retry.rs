@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::domain::backoff::Backoff;
 use crate::domain::text::chain;
 
-/// Delay before the first retry.
-const FIRST_DELAY: Duration = Duration::from_millis(200);
-/// Longest delay: what a recovery costs at most beyond the other side's own.
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// From what a restart on the same machine takes at least to what a recovery may cost beyond the
+/// other side's own.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 /// What is waited for is said no more often than this.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
@@ -31,12 +31,7 @@ pub(in crate::run) async fn retry_forever<
     waits: &PendingDependencies,
     mut attempt: impl FnMut() -> F,
 ) -> T {
-    let mut delays = ExponentialBuilder::default()
-        .with_min_delay(FIRST_DELAY)
-        .with_max_delay(LONGEST_DELAY)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut delays = BACKOFF.delays(RandomState::new().hash_one(()));
     let mut throttle = LogThrottle::default();
     loop {
         match attempt().await {
@@ -52,7 +47,7 @@ pub(in crate::run) async fn retry_forever<
                 waits.failed(what, why);
             }
         }
-        sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
+        sleep(delays.advance()).await;
     }
 }
 
@@ -128,7 +123,7 @@ mod tests {
         assert_eq!(waits.reason().as_deref(), Some("waiting for it: nobody there: refused"));
         let began = Instant::now();
         assert_eq!(wait.await, "there");
-        assert!(began.elapsed() < 2 * 10 * LONGEST_DELAY, "{:?}", began.elapsed());
+        assert!(began.elapsed() < 10 * BACKOFF.longest, "{:?}", began.elapsed());
         assert_eq!((failures.get(), waits.reason()), (10, None));
     }
 }

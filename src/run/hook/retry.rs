@@ -2,17 +2,16 @@
 
 use std::error::Error;
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Delay before the first retry: an agent or API server that restarts takes about a second.
-const FIRST_DELAY: Duration = Duration::from_millis(100);
+use crate::domain::backoff::Backoff;
 
-/// Longest delay: what a recovery costs at most beyond the other side's own. An instance waits
-/// for its hook, so shorter than a daemon's.
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// An agent or API server that restarts takes about a second. An instance waits for its hook, so
+/// the longest delay is shorter than a daemon's.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
 
 /// Time that the last try gets at least: an answer takes milliseconds.
 const LAST_TRY: Duration = Duration::from_millis(100);
@@ -37,12 +36,7 @@ pub(super) async fn retry<T, E: fmt::Display, F: Future<Output = Result<T, E>>>(
     mut attempt: impl FnMut() -> F,
     is_transient: impl Fn(&E) -> bool,
 ) -> Result<T, Unsettled<E>> {
-    let mut delays = ExponentialBuilder::default()
-        .with_min_delay(FIRST_DELAY)
-        .with_max_delay(LONGEST_DELAY)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut delays = BACKOFF.delays(RandomState::new().hash_one(()));
     let mut tries = 0;
     let mut last = None;
     loop {
@@ -61,7 +55,7 @@ pub(super) async fn retry<T, E: fmt::Display, F: Future<Output = Result<T, E>>>(
         if left.is_zero() {
             return Err(Unsettled::TimedOut { tries, last });
         }
-        sleep(delays.next().unwrap_or(LONGEST_DELAY).min(left)).await;
+        sleep(delays.advance().min(left)).await;
     }
 }
 
@@ -136,8 +130,8 @@ mod tests {
         let result = run(30, &[Err("a"); 1000]).await.unwrap_err();
         assert!(start.elapsed() <= Duration::from_secs(30), "{:?}", start.elapsed());
         let Unsettled::TimedOut { tries, .. } = result else { panic!("{result:?}") };
-        // 1 to 2 s a try with jitter, after the first few, and one just before the deadline.
+        // 0.75 to 1 s a try, after the first few, and one just before the deadline.
         assert!(start.elapsed() + 2 * LAST_TRY >= Duration::from_secs(30), "{:?}", start.elapsed());
-        assert!((15..=34).contains(&tries), "{tries}");
+        assert!((30..=48).contains(&tries), "{tries}");
     }
 }

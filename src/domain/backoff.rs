@@ -1,0 +1,97 @@
+//! How long to wait before another try: the one back-off and the one jitter.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+/// Delays that double from the first to the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// Before the first retry.
+    pub first: Duration,
+    /// What a recovery costs at most beyond the other side's own.
+    pub longest: Duration,
+}
+
+/// The delays of one thing that is tried again and again: an iterator without end.
+#[derive(Clone, Debug)]
+pub struct Delays {
+    backoff: Backoff,
+    attempt: u32,
+    seed: u64,
+}
+
+// === impl Backoff ===
+
+impl Backoff {
+    /// Doubling from `first` to `longest`.
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest }
+    }
+
+    /// Delay before retry number `attempt` (from 0) of what `seed` names: between three quarters
+    /// and the whole of what is due, so that it still grows with each retry.
+    pub fn delay(&self, attempt: u32, seed: &impl Hash) -> Duration {
+        let whole = self.first.saturating_mul(2_u32.saturating_pow(attempt)).min(self.longest);
+        jittered(whole, &(seed, attempt))
+    }
+
+    /// The delays of what `seed` names, one after the other.
+    pub fn delays(self, seed: u64) -> Delays {
+        Delays { backoff: self, attempt: 0, seed }
+    }
+}
+
+// === impl Delays ===
+
+impl Delays {
+    /// The next delay.
+    pub fn advance(&mut self) -> Duration {
+        let delay = self.backoff.delay(self.attempt, &self.seed);
+        self.attempt = self.attempt.saturating_add(1);
+        delay
+    }
+
+    /// It worked: the next delay is the first again.
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+    }
+}
+
+/// Between three quarters and the whole of `delay`. It comes from a hash: what matters is that those who
+/// wait for the same thing differ, not that it cannot be foretold.
+pub fn jittered(delay: Duration, seed: &impl Hash) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    seed.hash(&mut hasher);
+    let thousandths = u32::try_from(750 + hasher.finish() % 250).unwrap_or(1000);
+    delay * thousandths / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+
+    #[test]
+    fn delays_grow_to_their_limit_and_no_further() {
+        let Backoff { first, longest } = BACKOFF;
+        let mut last = Duration::ZERO;
+        for attempt in 0..40 {
+            let delay = BACKOFF.delay(attempt, &"a");
+            assert!(delay >= first * 3 / 4 && delay <= longest, "{attempt}: {delay:?}");
+            assert!(delay > last || last >= longest * 3 / 4, "{attempt}: {delay:?} after {last:?}");
+            last = delay;
+        }
+        assert!(BACKOFF.delay(u32::MAX, &"a") >= longest * 3 / 4);
+        assert_ne!(BACKOFF.delay(3, &"a"), BACKOFF.delay(3, &"b"));
+    }
+
+    #[test]
+    fn a_success_begins_anew() {
+        let mut delays = BACKOFF.delays(7);
+        let first = delays.advance();
+        assert!(delays.advance() > first);
+        delays.reset();
+        assert_eq!(delays.advance(), first);
+    }
+}
