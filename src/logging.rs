@@ -1,7 +1,10 @@
 //! Logs: text on a terminal, JSON otherwise.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
+use std::sync::OnceLock;
 
+use anstream::{AutoStream, ColorChoice};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
@@ -21,28 +24,94 @@ pub enum LogFormat {
 /// A filter that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--log-level: expected a level (error, warn, info, debug, trace) or a filter such as info,kube_consul=debug, found {0:?}"
+    "--log-level: expected a level (error, warn, info, debug, trace, off) or a filter such as info,kube_consul=debug, found {0:?}"
 )]
 pub struct InvalidFilter(String);
 
+/// Whether log lines are JSON, once logging has started.
+static IS_JSON: OnceLock<bool> = OnceLock::new();
+
 /// Starts logging to standard error.
 pub fn start(level: &str, format: LogFormat) -> Result<(), InvalidFilter> {
-    let mut filter = EnvFilter::try_new(level).map_err(|_| InvalidFilter(level.to_owned()))?;
+    let filter = filter(level)?;
+    let stderr = std::io::stderr();
+    // What `NO_COLOR`, `CLICOLOR_FORCE` and `TERM` say, as for all other output.
+    let colours = AutoStream::choice(&stderr) != ColorChoice::Never;
+    let is_json = match format {
+        LogFormat::Auto => !stderr.is_terminal(),
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        // They would go to standard error, too, and panic where that is closed.
+        .log_internal_errors(false);
+    if is_json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_timer(SystemTime).with_target(false).init();
+    }
+    // It is set once: logging starts once.
+    let _ = IS_JSON.set(is_json);
+    Ok(())
+}
+
+/// Writes the error that ends the process, whatever the filter is: `error: ...`, or among JSON
+/// lines one like them.
+pub fn final_error(message: &str) {
+    let line = if IS_JSON.get() == Some(&true) {
+        let timestamp = jiff::Timestamp::now();
+        serde_json::json!({"timestamp": timestamp.to_string(), "level": "ERROR", "message": message, "target": env!("CARGO_CRATE_NAME")})
+            .to_string()
+    } else {
+        format!("error: {message}")
+    };
+    // Where nobody reads it any more, the exit code is all that can be told.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Each part has to be a level, or to give one to something. Alone, a word that is no level would
+/// be taken for a target's name, and silence all others.
+fn filter(text: &str) -> Result<EnvFilter, InvalidFilter> {
+    let invalid = || InvalidFilter(text.to_owned());
+    // Spans' fields may hold commas: only their parser knows them.
+    let is_directive =
+        |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if text.trim().is_empty() || !(text.contains('[') || text.split(',').all(is_directive)) {
+        return Err(invalid());
+    }
+    let mut filter = EnvFilter::try_new(text).map_err(|_| invalid())?;
     for directive in LOG_DIRECTIVES {
         if let Ok(directive) = directive.parse() {
             filter = filter.add_directive(directive);
         }
     }
-    let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(terminal);
-    let text = format == LogFormat::Text || (format == LogFormat::Auto && terminal);
-    if text {
-        builder.with_timer(SystemTime).with_target(false).init();
-    } else {
-        builder.json().flatten_event(true).init();
+    Ok(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_names_levels() {
+        for accepted in [
+            "info",
+            "WARN",
+            "off",
+            "info,kube_consul=debug",
+            "warn,kube_consul::run=trace",
+            "kube_consul[write{service=\"web\",namespace=\"shop\"}]=debug",
+        ] {
+            assert!(filter(accepted).is_ok(), "{accepted}");
+        }
+        for refused in
+            ["debg", "info,debg", "info,kube_consul=debg", "kube_consul", "", " ", "info,"]
+        {
+            let error = filter(refused).map(drop).expect_err(refused).to_string();
+            assert!(error.contains("--log-level") && error.contains("debug"), "{error}");
+        }
     }
-    Ok(())
 }

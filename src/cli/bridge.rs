@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::cli::{ConsulArgs, KubernetesArgs, duration};
+use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
 use crate::domain::kube::names::{ClusterName, is_label};
 use crate::domain::kube::selector::Selector;
 use crate::domain::services::settings::{AddressMode, HealthMode, OnConflict, PtrScope, Settings};
@@ -61,26 +61,40 @@ pub struct BridgeArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "What is registered")]
 pub struct RegisteredArgs {
-    /// Which addresses are registered: auto, cluster-ip, endpoints, node-port, load-balancer or external-ip
-    #[arg(long, env = "KUBE_CONSUL_ADDRESS", default_value_t = AddressMode::Auto, value_name = "MODE")]
+    /// Which addresses are registered
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_ADDRESS",
+        default_value_t = AddressMode::Auto,
+        value_parser = word::<AddressMode>(AddressMode::WORDS),
+        value_name = "MODE"
+    )]
     address: AddressMode,
     /// How names are made; of {service}, {namespace}, {cluster} and {port}
     #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE")]
     name_template: NameTemplate,
-    /// Checks: unready (critical while not ready), always (catalog sink only) or none
-    #[arg(long, env = "KUBE_CONSUL_HEALTH", default_value_t = HealthMode::Unready, value_name = "MODE")]
+    /// Which instances have a check: those that are not ready (critical), always all (with --sink
+    /// catalog only), or none
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_HEALTH",
+        default_value_t = HealthMode::Unready,
+        value_parser = word::<HealthMode>(HealthMode::WORDS),
+        value_name = "MODE"
+    )]
     health: HealthMode,
     /// Whether Services without an annotation are registered
     #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     default_sync: bool,
     /// Only this namespace (repeatable) [default: all]
-    #[arg(long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
+    #[arg(short = 'n', long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
     namespace: Vec<Box<str>>,
     /// Not this namespace (repeatable, wins)
     #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
     deny_namespace: Vec<Box<str>>,
     /// Only Services with these labels, for example 'app=web,tier in (front,back)'
     #[arg(
+        short = 'l',
         long,
         env = "KUBE_CONSUL_SELECTOR",
         default_value = "",
@@ -88,14 +102,27 @@ pub struct RegisteredArgs {
         value_name = "SELECTOR"
     )]
     selector: Selector,
-    /// When two Services want one name: first, merge or suffix
-    #[arg(long, env = "KUBE_CONSUL_ON_CONFLICT", default_value_t = OnConflict::First, value_name = "POLICY")]
+    /// When two Services want one name: the first has it, all share it (merge), or the others are
+    /// NAME-NAMESPACE (suffix)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_ON_CONFLICT",
+        default_value_t = OnConflict::First,
+        value_parser = word::<OnConflict>(OnConflict::WORDS),
+        value_name = "POLICY"
+    )]
     on_conflict: OnConflict,
     /// Register under names that others hold, too
     #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING")]
     join_existing: bool,
-    /// Reverse-DNS records: services, all (pods' too) or off
-    #[arg(long, env = "KUBE_CONSUL_REVERSE_DNS", default_value_t = PtrScope::Services, value_name = "SCOPE")]
+    /// Which addresses get a PTR record: those of Services, all (pods' too), or none (off)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_REVERSE_DNS",
+        default_value_t = PtrScope::Services,
+        value_parser = word::<PtrScope>(PtrScope::WORDS),
+        value_name = "SCOPE"
+    )]
     reverse_dns: PtrScope,
     /// Datacenter in PTR records, and with --sink catalog the one that is written to
     /// [default: the agent's]
@@ -110,16 +137,16 @@ pub struct RegisteredArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = None::<&'static str>)]
 pub struct RunningArgs {
-    /// Make removals at the start that options ask for, however many
-    #[arg(long, env = "KUBE_CONSUL_ALLOW_REMOVALS")]
+    /// Make removals at the start that options ask for, however many (no variable consents to this)
+    #[arg(long)]
     allow_removals: bool,
-    /// Least time between two readings of Consul that look for drift
+    /// Least time between two resyncs, which read Consul back and fix what drifted
     #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
     resync: Duration,
     /// Synchronize once and exit: 0 when all is in sync, 1 when not
     #[arg(long, env = "KUBE_CONSUL_ONCE")]
     once: bool,
-    /// With --once, and for plan: how long each side may take to be reached
+    /// With --once: how long each side may take to be reached
     #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
     /// Where /livez, /readyz, /metrics and /status are served
@@ -165,7 +192,7 @@ impl BridgeArgs {
     /// What a one-shot command that takes the bridge's flags needs to know, and how long each
     /// side may take to be reached.
     pub(super) fn options_for_plan(mut self) -> Result<plan::Options, Box<dyn std::error::Error>> {
-        // Whatever the bridge is told, a plan is made once.
+        // A plan takes the bridge's command line as it is, and is made once whatever that says.
         self.running.once = false;
         let timeout = self.running.timeout;
         let Options { common, sync, .. } = self.options()?;

@@ -19,7 +19,7 @@ pub struct KubernetesArgs {
     #[arg(long, env = "KUBE_CONSUL_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig [default: its current one]
-    #[arg(long, env = "KUBE_CONSUL_KUBE_CONTEXT", value_name = "NAME")]
+    #[arg(long, visible_alias = "context", env = "KUBE_CONSUL_KUBE_CONTEXT", value_name = "NAME")]
     kube_context: Option<String>,
 }
 

@@ -1,20 +1,25 @@
 //! Every flag of every subcommand, with its environment variable.
 //!
-//! A flag `--some-flag` has the variable `KUBE_CONSUL_SOME_FLAG`; Consul's own variables are read
-//! by [`crate::consul::http::config::Config::from_env`].
+//! A flag `--some-flag` has the variable `KUBE_CONSUL_SOME_FLAG`, but for consent to what destroys
+//! (`--yes`, `--allow-removals`), which a variable would go on giving; Consul's own variables are
+//! read by [`crate::consul::http::config::Config::from_env`].
 
 #![allow(clippy::doc_markdown, reason = "doc comments are help texts here")]
 
 mod bridge;
 mod connections;
 mod hook;
+mod pages;
 mod plan;
 mod purge;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -53,7 +58,8 @@ pub struct Cli {
 /// Logging.
 #[derive(Clone, Debug, Args)]
 struct LogArgs {
-    /// Which log lines are written: a level, or a filter such as info,kube_consul=debug
+    /// Which log lines are written: error, warn, info, debug, trace, off, or a filter such as
+    /// info,kube_consul=debug
     #[arg(
         long,
         env = "KUBE_CONSUL_LOG_LEVEL",
@@ -73,7 +79,7 @@ enum Command {
     #[command(after_help = bridge::EXAMPLES)]
     Bridge(Box<BridgeArgs>),
     /// Show what bridge would change now, and change nothing
-    #[command(after_help = plan::EXAMPLES)]
+    #[command(after_help = plan::EXAMPLES, mut_args = plan::of_plan)]
     Plan(Box<PlanArgs>),
     /// Remove everything that one cluster owns in Consul, after showing it
     #[command(after_help = purge::EXAMPLES)]
@@ -93,8 +99,8 @@ enum Command {
         /// The shell
         shell: Shell,
     },
-    /// Print the man page
-    Man,
+    /// Print a man page, or write all of them
+    Man(pages::ManArgs),
 }
 
 /// Parses the command line, runs it, and says how it ended.
@@ -151,21 +157,11 @@ impl Cli {
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),
             Command::Install { to } => finish(run::install::main(&to)),
-            Command::Completions { shell } => {
-                clap_complete::generate(
-                    shell,
-                    &mut Self::command(),
-                    "kube-consul",
-                    &mut std::io::stdout(),
-                );
-                EXIT_DONE
-            }
-            Command::Man => {
-                match clap_mangen::Man::new(Self::command()).render(&mut std::io::stdout()) {
-                    Ok(()) => EXIT_DONE,
-                    Err(error) => failed(&error),
-                }
-            }
+            Command::Completions { shell } => print(&pages::completions(shell)),
+            Command::Man(args) => args.run().unwrap_or_else(|error| match &error {
+                pages::Error::UnknownCommand { .. } => usage(&error),
+                pages::Error::Write { .. } => failed(&error),
+            }),
         }
     }
 }
@@ -190,8 +186,24 @@ fn usage(error: &(dyn std::error::Error + 'static)) -> u8 {
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> u8 {
-    eprintln!("error: {}", chain(error));
+    logging::final_error(&chain(error));
     EXIT_FAILED
+}
+
+/// Prints what was asked for. Whoever reads may have seen enough before its end, as `head` does.
+fn print(text: &[u8]) -> u8 {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&error),
+        Ok(()) | Err(_) => EXIT_DONE,
+    }
+}
+
+/// One of the words of an enumeration, which completions and help list.
+fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<T>())
 }
 
 /// Longest duration that is taken: clocks can still count with a hundred times that.

@@ -1,6 +1,6 @@
 //! The flags of `plan`.
 
-use clap::Args;
+use clap::{Arg, Args};
 
 use crate::cli::bridge::BridgeArgs;
 use crate::cli::{EXIT_DONE, EXIT_FAILED, EXIT_USAGE, failed, finish};
@@ -23,7 +23,7 @@ Exit codes: 0 nothing to change, 2 changes, 3 refused for safety, 130 interrupte
 #[derive(Clone, Debug, Args)]
 pub struct PlanArgs {
     /// How it is printed
-    #[arg(long, env = "KUBE_CONSUL_OUTPUT", default_value = "text", value_enum)]
+    #[arg(short = 'o', long, env = "KUBE_CONSUL_OUTPUT", default_value = "text", value_enum)]
     output: Output,
     #[command(flatten)]
     bridge: BridgeArgs,
@@ -43,6 +43,22 @@ impl PlanArgs {
             Ok(true) => EXIT_CHANGES,
             Err(error) => without_usage(finish(Err(error))),
         }
+    }
+}
+
+/// Flags of a process that goes on running: `plan` takes them, so that the bridge's command line
+/// can be used as it is, and they mean nothing to it.
+const OF_RUNNING: [&str; 4] = ["leader_elect", "resync", "once", "admin_addr"];
+
+/// A flag of the bridge as `plan` shows it.
+pub(super) fn of_plan(arg: Arg) -> Arg {
+    match arg.get_id().as_str() {
+        id if OF_RUNNING.contains(&id) => arg.hide(true),
+        "timeout" => arg.help("How long each side may take to be reached"),
+        "allow_removals" => {
+            arg.help("Show removals that options ask for as made, however many, instead of held")
+        }
+        _ => arg,
     }
 }
 

@@ -41,8 +41,8 @@ pub struct PurgeArgs {
     /// Datacenter of the catalog [default: the agent's]
     #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME")]
     datacenter: Option<String>,
-    /// Do not ask
-    #[arg(long, env = "KUBE_CONSUL_YES")]
+    /// Do not ask (no variable consents to this)
+    #[arg(long)]
     yes: bool,
     /// Remove the records of another program instead, on the node that --node names
     #[arg(long, env = "KUBE_CONSUL_OWNER", value_enum, requires = "node")]

@@ -1,4 +1,4 @@
-use std::fmt::Write as _;
+mod documentation;
 
 use clap::CommandFactory;
 
@@ -80,9 +80,10 @@ fn purge_names_whose_records_go() {
 }
 
 #[test]
-fn every_flag_has_its_variable() {
+fn every_flag_has_its_variable_but_for_consent() {
     // The hook's flags keep the variables that its users have.
     let hook = ["register", "deregister"];
+    let mut consent = Vec::new();
     let cli = Cli::command();
     for command in cli.get_subcommands().filter(|command| !hook.contains(&command.get_name())) {
         for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
@@ -90,10 +91,66 @@ fn every_flag_has_its_variable() {
             if ["help", "version"].contains(&long) {
                 continue;
             }
+            if ["yes", "allow-removals"].contains(&long) {
+                assert_eq!(env, None, "a variable consents by --{long}");
+                consent.push(long);
+                continue;
+            }
             let expected = format!("KUBE_CONSUL_{}", long.replace('-', "_").to_uppercase());
             assert_eq!(env.and_then(|name| name.to_str()), Some(expected.as_str()), "--{long}");
         }
     }
+    assert_eq!(consent, ["allow-removals", "allow-removals", "yes"]);
+}
+
+#[test]
+fn the_flags_that_everybody_types_are_short() {
+    let same = |short: &[&str], long: &[&str]| {
+        let parsed = |args: &[&str]| {
+            let args = ["kube-consul"].iter().chain(args);
+            Cli::try_parse_from(args).map(|cli| format!("{cli:?}")).unwrap()
+        };
+        assert_eq!(parsed(short), parsed(long));
+    };
+    same(&["bridge", "-n", "shop", "-n", "blog"], &["bridge", "--namespace", "shop,blog"]);
+    same(&["bridge", "-l", "app=web"], &["bridge", "--selector", "app=web"]);
+    same(&["plan", "-o", "json", "-nshop"], &["plan", "--output", "json", "--namespace", "shop"]);
+    same(&["plan", "--context", "eu"], &["plan", "--kube-context", "eu"]);
+}
+
+#[test]
+fn the_help_of_plan_is_about_plan() {
+    let mut cli = Cli::command();
+    cli.build();
+    let plan = cli.find_subcommand_mut("plan").unwrap().render_long_help().to_string();
+    for flag in ["--leader-elect", "--resync", "--once", "--admin-addr"] {
+        assert!(!plan.contains(flag), "{flag}: {plan}");
+    }
+    for flag in ["--output", "--allow-removals", "--address", "--adopt"] {
+        assert!(plan.contains(flag), "{flag}: {plan}");
+    }
+    // The bridge's command line is taken as it is.
+    let all = ["--leader-elect", "--sink=catalog", "--resync=5m", "--once", "--admin-addr=[::]:1"];
+    let args = ["kube-consul", "plan"].iter().chain(&all);
+    assert!(Cli::try_parse_from(args).is_ok());
+}
+
+#[test]
+fn help_texts_are_for_people() {
+    fn check(command: &mut clap::Command, checked: &mut usize) {
+        for help in [command.render_long_help(), command.render_help()] {
+            let help = help.to_string();
+            // Links of rustdoc.
+            assert!(!help.contains("[`") && !help.contains("`]"), "{help}");
+            *checked += 1;
+        }
+        command.get_subcommands_mut().for_each(|command| check(command, checked));
+    }
+    let mut cli = Cli::command();
+    cli.build();
+    let mut checked = 0;
+    check(&mut cli, &mut checked);
+    assert!(checked > 20, "{checked}");
 }
 
 #[test]
@@ -106,52 +163,4 @@ fn durations_are_read_as_people_write_them() {
     for text in ["", "10", "-1s", "soon"] {
         assert!(duration(text).is_err(), "{text:?} was accepted");
     }
-}
-
-/// Regenerates the README's tables with `UPDATE_README=1`.
-#[test]
-fn the_readme_lists_the_flags() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let mut readme = std::fs::read_to_string(path).unwrap();
-    for subcommand in ["bridge", "purge", "register k8s"] {
-        let start = format!("<!-- flags of {subcommand}: begin -->\n");
-        let end = format!("<!-- flags of {subcommand}: end -->");
-        let (before, rest) = readme.split_once(&start).expect("the README has the table's begin");
-        let (found, after) = rest.split_once(&end).expect("the README has the table's end");
-        let expected = flag_table(subcommand);
-        if std::env::var_os("UPDATE_README").is_some() {
-            readme = format!("{before}{start}{expected}{end}{after}");
-            std::fs::write(path, &readme).unwrap();
-        } else {
-            assert_eq!(found, expected, "run: UPDATE_README=1 cargo test --lib readme");
-        }
-    }
-}
-
-fn flag_table(subcommand: &str) -> String {
-    let mut table = String::from("| flag | default | meaning |\n|---|---|---|\n");
-    let cli = Cli::command();
-    let command =
-        subcommand.split(' ').fold(&cli, |command, name| command.find_subcommand(name).unwrap());
-    for arg in command.get_arguments() {
-        let Some(long) = arg.get_long().filter(|long| !["help", "version"].contains(long)) else {
-            continue;
-        };
-        let value = match arg.get_value_names() {
-            Some([name]) if arg.get_action().takes_values() => format!(" {name}"),
-            _ => String::new(),
-        };
-        let default: Vec<_> =
-            arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
-        let default = if default.concat().is_empty() || value.is_empty() {
-            String::new()
-        } else {
-            format!("`{}`", default.join(","))
-        };
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        // What is in angle brackets would be taken for HTML.
-        let help = help.replace('\n', " ").replace('<', "\\<");
-        writeln!(table, "| `--{long}{value}` | {default} | {help} |").unwrap();
-    }
-    table
 }

@@ -54,9 +54,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How a plan is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// For people
     Text,
-    /// One JSON object, see [`Plan`].
+    /// One JSON object, for programs
     Json,
 }
 

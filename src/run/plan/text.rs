@@ -273,7 +273,7 @@ notes
         assert_eq!(unchanged, "c, sink catalog: nothing to change\n");
     }
 
-    /// What README documents.
+    /// What docs/plan.md documents.
     #[test]
     fn the_json_form_is_this() {
         let mut plan = plan();
