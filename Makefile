@@ -17,11 +17,22 @@ run: tools ## run kube-consul on a real local cluster and say what to try (RUN_F
 	cargo build --release --package kube-consul --package kube-consul-stack --bin kube-consul --bin local-cluster
 	@exec "$(target_dir)/release/local-cluster" $(RUN_FLAGS)
 
-.PHONY: test
-test: tools ## run all tests: format, lints, units, and everything against the real cluster
-	tests/tools/package buildah
+.PHONY: unit
+unit: ## run the unit tests: seconds once compiled, no root, no cluster
+	cargo test --workspace --lib
+
+.PHONY: lint
+lint: ## check the format and the lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+.PHONY: docs
+docs: ## write anew what is generated in docs/
+	UPDATE_DOCS=1 cargo test --lib cli::tests::documentation::the_page_of_flags
+
+.PHONY: test
+test: tools lint ## run all tests: format, lints, units, and everything against the real cluster
+	tests/tools/package buildah
 	@# What a test would compile beside all the others, which mind their time.
 	$(MAKE) --no-print-directory image-program PROFILE=dev
 	cargo test --workspace

@@ -28,6 +28,9 @@ pub enum LogFormat {
 )]
 pub struct InvalidFilter(String);
 
+/// The level of the log, unless another is asked for.
+pub const DEFAULT_LEVEL: &str = "info";
+
 /// Whether log lines are JSON, once logging has started.
 static IS_JSON: OnceLock<bool> = OnceLock::new();
 
@@ -73,13 +76,12 @@ pub fn final_error(message: &str) {
 }
 
 /// Each part has to be a level, or to give one to something. Alone, a word that is no level would
-/// be taken for a target's name, and silence all others.
+/// be taken for a target's name, and silence all others. An empty variable counts as unset.
 fn filter(text: &str) -> Result<EnvFilter, InvalidFilter> {
+    let text = if text.trim().is_empty() { DEFAULT_LEVEL } else { text };
     let invalid = || InvalidFilter(text.to_owned());
-    // Spans' fields may hold commas: only their parser knows them.
-    let is_directive =
-        |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
-    if text.trim().is_empty() || !(text.contains('[') || text.split(',').all(is_directive)) {
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    if !text.split(',').all(|part| part.contains(['=', '[']) || is_level(part)) {
         return Err(invalid());
     }
     let mut filter = EnvFilter::try_new(text).map_err(|_| invalid())?;
@@ -103,13 +105,14 @@ mod tests {
             "off",
             "info,kube_consul=debug",
             "warn,kube_consul::run=trace",
-            "kube_consul[write{service=\"web\",namespace=\"shop\"}]=debug",
+            "kube_consul[write{service=\"web\"}]=debug",
+            "[write]",
+            "",
+            " ",
         ] {
             assert!(filter(accepted).is_ok(), "{accepted}");
         }
-        for refused in
-            ["debg", "info,debg", "info,kube_consul=debg", "kube_consul", "", " ", "info,"]
-        {
+        for refused in ["debg", "info,debg", "info,kube_consul=debg", "kube_consul", "info,"] {
             let error = filter(refused).map(drop).expect_err(refused).to_string();
             assert!(error.contains("--log-level") && error.contains("debug"), "{error}");
         }

@@ -138,18 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_explains_every_metric_and_problem() {
-        let readme = include_str!("../../README.md");
+    fn the_documentation_explains_every_metric_and_problem() {
+        let (page, problems) =
+            (include_str!("../../docs/metrics.md"), include_str!("../../docs/problems.md"));
         let metrics = between(include_str!("metrics.rs"), "r.register(", ",");
         assert!(metrics.len() > 10, "{metrics:?}");
         for metric in metrics {
             let name = format!("`kube_consul_{}", metric.trim_matches('"'));
-            assert!(readme.contains(&name), "{name}");
+            assert!(page.contains(&name), "{name}");
         }
         let reasons = between(include_str!("../domain/problem.rs"), "=> \"", "\"");
         assert!(reasons.len() > 10, "{reasons:?}");
         for reason in reasons {
-            assert!(readme.contains(&format!("`{reason}`")), "{reason}");
+            assert!(problems.contains(&format!("\n| `{reason}` |")), "{reason}");
         }
     }
 }

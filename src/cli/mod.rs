@@ -63,7 +63,7 @@ struct LogArgs {
     #[arg(
         long,
         env = "KUBE_CONSUL_LOG_LEVEL",
-        default_value = "info",
+        default_value = logging::DEFAULT_LEVEL,
         global = true,
         value_name = "FILTER"
     )]

@@ -5,6 +5,7 @@ mod addresses;
 mod catalog;
 mod conflicts;
 mod consul_edge;
+mod documentation;
 mod faults;
 mod health;
 mod hook;

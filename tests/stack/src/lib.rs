@@ -15,6 +15,7 @@
 mod background;
 mod certificates;
 mod consul;
+pub mod documentation;
 mod folder;
 mod kubernetes;
 mod link;
