@@ -43,6 +43,9 @@ pub const EXIT_REFUSED: u8 = 3;
 /// Interrupted by the user.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// Heading of the flags that several subcommands share.
+const COMMON: &str = "Common options";
+
 /// Keeps Kubernetes and Consul in sync, event by event.
 #[derive(Debug, Parser)]
 #[command(name = "kube-consul", version, propagate_version = true)]
@@ -65,11 +68,19 @@ struct LogArgs {
         env = "KUBE_CONSUL_LOG_LEVEL",
         default_value = logging::DEFAULT_LEVEL,
         global = true,
-        value_name = "FILTER"
+        value_name = "FILTER",
+        help_heading = COMMON
     )]
     log_level: String,
     /// How they look
-    #[arg(long, env = "KUBE_CONSUL_LOG_FORMAT", default_value = "auto", global = true, value_enum)]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_LOG_FORMAT",
+        default_value = "auto",
+        global = true,
+        value_enum,
+        help_heading = COMMON
+    )]
     log_format: LogFormat,
 }
 

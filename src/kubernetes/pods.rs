@@ -87,6 +87,7 @@ fn project(key: &ObjectKey, pod: ApiPod) -> Pod {
         ip: ip.and_then(|ip| ip.parse::<IpAddr>().ok()),
         node: spec.node_name.filter(|name| !name.is_empty()),
         terminating: pod.metadata.deletion_timestamp.is_some(),
+        host_network: spec.host_network.unwrap_or_default(),
         labels: pod.metadata.labels.unwrap_or_default(),
         annotations: pod.metadata.annotations.unwrap_or_default(),
         containers: spec.containers.into_iter().map(container).collect(),
@@ -183,7 +184,7 @@ mod tests {
         let pod = projected(json!({
             "metadata": {"labels": {"consul": "web"}, "annotations": {"a": "b"},
                 "deletionTimestamp": "2026-11-01T00:00:00Z"},
-            "spec": {"nodeName": "n", "containers": [
+            "spec": {"nodeName": "n", "hostNetwork": true, "containers": [
                 {"name": "app", "ports": [
                     {"containerPort": 80, "name": "http"}, {"containerPort": 81},
                 ]},
@@ -195,6 +196,7 @@ mod tests {
         }));
         assert_eq!(pod.ip, Some("10.0.0.1".parse().unwrap()));
         assert_eq!((pod.node.as_deref(), pod.terminating), (Some("n"), true));
+        assert!(pod.host_network);
         assert_eq!((pod.labels["consul"].as_str(), pod.annotations["a"].as_str()), ("web", "b"));
         let ports = &pod.containers[0].ports;
         assert_eq!((ports[0].name.as_deref(), ports[0].port), (Some("http"), 80));
@@ -207,7 +209,7 @@ mod tests {
     fn a_pod_that_was_just_made_has_no_address() {
         for status in [json!(null), json!({}), json!({"podIP": ""})] {
             let pod = projected(json!({"spec": {"containers": []}, "status": status}));
-            assert_eq!((pod.ip, pod.terminating), (None, false));
+            assert_eq!((pod.ip, pod.terminating, pod.host_network), (None, false, false));
         }
     }
 

@@ -190,6 +190,11 @@ impl State {
     }
 }
 
+/// Whether a token file can be read and holds one.
+pub async fn is_in_file(path: &Path) -> Result<bool, Error> {
+    read(path).await.map(|token| token.is_some())
+}
+
 /// The trimmed content of a token file; an empty one is no token, as for Consul's own command.
 async fn read(path: &Path) -> Result<Option<SecretString>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };

@@ -67,6 +67,14 @@ struct Instance<'a> {
     id: Cow<'a, str>,
 }
 
+#[derive(Deserialize)]
+struct CheckState<'a> {
+    #[serde(rename = "ServiceID", borrow)]
+    service_id: Cow<'a, str>,
+    #[serde(rename = "Status", borrow)]
+    status: Cow<'a, str>,
+}
+
 /// Registers an instance with the agent; one of the same ID is overwritten, checks included.
 pub async fn register(client: &Client, registration: &HookRegistration) -> Result<(), Error> {
     done(client, &register_request(&body(registration))).await
@@ -83,15 +91,15 @@ pub async fn service_name(client: &Client, id: &str) -> Result<Option<String>, E
     Ok(Some(service.name))
 }
 
-/// The hook's instances at an address that carry all of these tags, each with its ID and its
-/// service's name. What the token may not see is not among them.
-pub async fn tagged(
+/// The hook's instances at an address whose tags are such, each with its ID and its service's
+/// name. What the token may not see is not among them.
+pub async fn at_address(
     client: &Client,
-    tags: &[String],
     address: &str,
+    mut is_wanted: impl FnMut(&[String]) -> bool + Send,
 ) -> Result<Vec<(String, String)>, Error> {
-    let filter: Vec<String> = tags.iter().map(|tag| format!("{tag:?} in Tags")).collect();
-    let request = Request::get("/v1/agent/services").parameter("filter", &filter.join(" and "));
+    let filter = format!("Address == {address:?}");
+    let request = Request::get("/v1/agent/services").parameter("filter", &filter);
     let reply = client.send(&request.listing()).await?.into_found().await?;
     let mark = format!("{address}_");
     let mut found = Vec::new();
@@ -100,13 +108,31 @@ pub async fn tagged(
         // Filtered here too: a Consul that does not know the filter ignores it.
         let has = service.tags.unwrap_or_default();
         let is_hooks = service.id.starts_with(&mark) && *service.address == *address;
-        if is_hooks && tags.iter().all(|tag| has.contains(tag)) {
+        if is_hooks && is_wanted(&has) {
             found.push((service.id.into(), service.service.into()));
         }
         Ok(())
     });
     services.await?;
     Ok(found)
+}
+
+/// Whether the agent's checks of the instance pass; none where it shows no check.
+pub async fn is_passing(client: &Client, id: &str) -> Result<Option<bool>, Error> {
+    let filter = format!("ServiceID == {id:?}");
+    let request = Request::get("/v1/agent/checks").parameter("filter", &filter);
+    let reply = client.send(&request.listing()).await?.into_found().await?;
+    let mut passing = None;
+    let checks = reply.items(Layout::Members, |item| {
+        let check: CheckState<'_> = decode("a check", item.value)?;
+        // Filtered here too: a Consul that does not know the filter ignores it.
+        if check.service_id == id {
+            passing = Some(passing != Some(false) && check.status == "passing");
+        }
+        Ok(())
+    });
+    checks.await?;
+    Ok(passing)
 }
 
 /// Whether the catalog has the instance; `node` is where, if that is known: an earlier owner of

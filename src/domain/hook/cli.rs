@@ -1,6 +1,6 @@
 //! Registration from flags.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::domain::hook::{
@@ -36,18 +36,16 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
         required(ADDRESS, ADDRESS_EXPECTED, flags.address),
         required(PORT, PORT_EXPECTED, flags.port),
     ])?;
-    if !is_host(&address) {
-        return Err(Invalid::Variable {
-            variable: ADDRESS,
-            expected: ADDRESS_EXPECTED,
-            found: quoted(&address),
-        });
-    }
+    let host = host(&address).ok_or_else(|| Invalid::Variable {
+        variable: ADDRESS,
+        expected: ADDRESS_EXPECTED,
+        found: quoted(&address),
+    })?;
     let port = text.parse().ok().filter(|port: &u16| *port > 0).ok_or_else(|| {
         Invalid::Variable { variable: PORT, expected: PORT_EXPECTED, found: quoted(&text) }
     })?;
     let target = Target::Http {
-        url: url("http", &address, port, flags.check_path.unwrap_or_default().trim()),
+        url: url("http", host, port, flags.check_path.unwrap_or_default().trim()),
         headers: Vec::new(),
     };
     Ok(HookRegistration {
@@ -61,15 +59,20 @@ pub fn registration(flags: &Flags<'_>) -> Result<HookRegistration, Invalid> {
             timeout: CHECK_PERIOD,
             begins_passing: false,
         }),
-        address,
+        address: host.to_owned(),
     })
 }
 
-/// Whether it is an IP address, or may be a name: `host:port` would be registered as a host of
-/// that name.
-fn is_host(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok()
-        || text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+/// The IP address, an IPv6 one without its brackets, or what may be a host's name: `host:port`
+/// would be registered as a host of that name.
+fn host(text: &str) -> Option<&str> {
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Some(inner) = inner.filter(|inner| inner.parse::<Ipv6Addr>().is_ok()) {
+        return Some(inner);
+    }
+    let is_host = text.parse::<IpAddr>().is_ok()
+        || text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    is_host.then_some(text)
 }
 
 /// The ID that `deregister cli` was given.
@@ -77,9 +80,10 @@ pub fn service_id(flag: Option<&str>) -> Result<String, Invalid> {
     required("--service-id (KUBERNETES_SERVICE_ID)", "the ID of a registration", flag)
 }
 
-/// Split at commas. Empty ones, which were sent there, are dropped: no tag is empty.
+/// Split at commas, each as it was written. Empty ones, which were sent there, are dropped: no tag
+/// is empty.
 fn tags(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+    text.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -95,7 +99,12 @@ mod tests {
         for (tags, path, expected_tags, expected_url) in [
             (None, None, vec![], "http://10.0.0.1:80/"),
             (Some("a,b"), Some("/ping"), vec!["a", "b"], "http://10.0.0.1:80/ping"),
-            (Some(" a ,,b:1, "), Some("ping?x=1"), vec!["a", "b:1"], "http://10.0.0.1:80/ping?x=1"),
+            (
+                Some("a , b:1,,"),
+                Some("ping?x=1"),
+                vec!["a ", " b:1"],
+                "http://10.0.0.1:80/ping?x=1",
+            ),
             (Some(""), Some(""), vec![], "http://10.0.0.1:80/"),
         ] {
             let made = registration(&Flags { tags, check_path: path, ..flags() }).unwrap();
@@ -114,6 +123,8 @@ mod tests {
         for (address, id, url) in [
             ("fd00::1", "fd00::1_80", "http://[fd00::1]:80/"),
             ("node.example", "node.example_80", "http://node.example:80/"),
+            // The ID as it was written: `deregister cli` has it from elsewhere.
+            ("[fd00::1]", "[fd00::1]_80", "http://[fd00::1]:80/"),
         ] {
             let made = registration(&Flags { address: Some(address), ..flags() }).unwrap();
             assert_eq!(made.id, id);
@@ -130,7 +141,7 @@ mod tests {
             (Flags { address: None, ..flags() }, "--pod-ip (KUBERNETES_POD_IP): expected"),
             (Flags { address: Some("a b"), ..flags() }, "KUBERNETES_POD_IP): expected an IP"),
             (Flags { address: Some("10.0.0.1:80"), ..flags() }, "found \"10.0.0.1:80\""),
-            (Flags { address: Some("[fd00::1]"), ..flags() }, "found \"[fd00::1]\""),
+            (Flags { address: Some("[10.0.0.1]"), ..flags() }, "found \"[10.0.0.1]\""),
             (Flags { address: Some("a/b"), ..flags() }, "found \"a/b\""),
             (Flags { port: None, ..flags() }, "KUBERNETES_CONTAINER_PORT): expected a port"),
             (Flags { port: Some("0"), ..flags() }, "KUBERNETES_CONTAINER_PORT): expected a port"),

@@ -26,11 +26,21 @@ const LOAD_BALANCER_TAG: &str = "lbaas:";
 
 const SERVICE_PORT_TAG: &str = "service-port:";
 
-/// Node labels by the tag that they become; the first that is there is taken.
-const ZONE_LABELS: [(&str, [&str; 2]); 2] = [
-    ("zone", ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"]),
-    ("region", ["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"]),
-];
+/// Node labels with this in their key are tags, under what follows its first slash: zone, region,
+/// and whatever else an operator put there.
+const FAILURE_DOMAIN: &str = "failure-domain.beta.kubernetes.io";
+
+/// Today's labels for the same, by tag, where the node has none of those.
+const TOPOLOGY_LABELS: [(&str, &str); 2] =
+    [("zone", "topology.kubernetes.io/zone"), ("region", "topology.kubernetes.io/region")];
+
+/// What begins the tags that say whose an instance is.
+const POD_NAME_TAG: &str = "k8sPodName: ";
+const POD_NAMESPACE_TAG: &str = "k8sPodNamespace: ";
+
+/// Interval and timeout of [`DefaultCheck::Tcp`]: Kubernetes' defaults of a probe.
+const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The parts of a pod that a registration is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +55,8 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether it has a deletion timestamp.
     pub terminating: bool,
+    /// Whether its address is its node's, which other pods and programs share.
+    pub host_network: bool,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
@@ -138,13 +150,26 @@ pub enum Port {
     Name(String),
 }
 
-/// What the environment adds.
+/// What the environment and the flags add.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Variables {
-    /// `PORT_DEFINITIONS`, unless it is empty.
-    pub port_definitions: Option<PortDefinitions>,
+    /// The text of `PORT_DEFINITIONS`, unless it is empty. It is read only for a pod that has the
+    /// label [`SERVICE_LABEL`].
+    pub port_definitions: Option<String>,
     /// `PORT_SERVICE`, unless it is empty.
     pub port_service: Option<String>,
+    /// The check of an instance that no probe gives one.
+    pub default_check: DefaultCheck,
+}
+
+/// The check of an instance that no probe gives one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultCheck {
+    /// None, as in consul-registration-hook: it passes until it is deregistered.
+    #[default]
+    None,
+    /// A connection to its port.
+    Tcp,
 }
 
 /// What to register, and what to do before.
@@ -163,8 +188,8 @@ pub struct Decision {
 /// A probe to try until it succeeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// What is asked.
-    pub target: Target,
+    /// What is asked; none: only the container can ask, and only its initial delay is waited for.
+    pub target: Option<Target>,
     /// Time to the first try.
     pub initial_delay: Duration,
     /// Time from one try to the next.
@@ -174,28 +199,14 @@ pub struct Attempt {
 // === impl Pod ===
 
 impl Pod {
-    /// Whether it has a label that names a service.
-    pub fn is_labelled(&self) -> bool {
-        self.labels.get(SERVICE_LABEL).is_some_and(|name| !name.trim().is_empty())
-    }
-
-    /// The service's name, if the pod is to be registered.
-    pub fn service_name(&self) -> Result<Option<&str>, Invalid> {
-        let Some(name) = self.labels.get(SERVICE_LABEL) else { return Ok(None) };
-        if name.trim().is_empty() {
-            return Err(Invalid::Label {
-                label: SERVICE_LABEL,
-                object: self.described(),
-                expected: "a service name".to_owned(),
-                found: quoted(name),
-            });
-        }
-        Ok(Some(name))
+    /// The service's name, if the pod is to be registered: an empty label is none.
+    pub fn service_name(&self) -> Option<&str> {
+        self.labels.get(SERVICE_LABEL).map(String::as_str).filter(|name| !name.trim().is_empty())
     }
 
     /// The tags by which its instances are known.
     pub fn identity_tags(&self) -> [String; 2] {
-        [format!("k8sPodName: {}", self.name), format!("k8sPodNamespace: {}", self.namespace)]
+        [format!("{POD_NAME_TAG}{}", self.name), format!("{POD_NAMESPACE_TAG}{}", self.namespace)]
     }
 
     fn described(&self) -> String {
@@ -227,13 +238,40 @@ impl Pod {
     /// The tags of every instance, in the order that users know.
     fn tags(&self, node_labels: &BTreeMap<String, String>) -> Vec<String> {
         let mut tags = self.identity_tags().to_vec();
-        for (tag, labels) in ZONE_LABELS {
-            let value = labels.iter().find_map(|label| node_labels.get(*label));
-            tags.extend(value.map(|value| format!("{tag}:{value}")));
-        }
+        tags.extend(failure_domain_tags(node_labels));
         let annotated = self.annotations.iter().filter(|(key, _)| key.starts_with(TAG_ANNOTATION));
         tags.extend(annotated.map(|(_, value)| value.clone()).filter(|value| !value.is_empty()));
         tags
+    }
+}
+
+/// Zone and region first, then the others by their names.
+fn failure_domain_tags(node_labels: &BTreeMap<String, String>) -> Vec<String> {
+    let mut domains: Vec<(&str, &str)> = node_labels
+        .iter()
+        .filter(|(key, _)| key.contains(FAILURE_DOMAIN))
+        .filter_map(|(key, value)| Some((key.split('/').nth(1)?, value.as_str())))
+        .collect();
+    for (tag, label) in TOPOLOGY_LABELS {
+        if let Some(value) = node_labels.get(label)
+            && domains.iter().all(|(name, _)| *name != tag)
+        {
+            domains.push((tag, value));
+        }
+    }
+    let rank = |name: &str| TOPOLOGY_LABELS.iter().position(|(tag, _)| *tag == name);
+    domains.sort_by_key(|(name, _)| (rank(name).unwrap_or(TOPOLOGY_LABELS.len()), *name));
+    domains.into_iter().map(|(name, value)| format!("{name}:{value}")).collect()
+}
+
+/// Whether an instance at the address of the pod with these [`Pod::identity_tags`] is an earlier
+/// pod's: it says whose it is, and it is another's.
+pub fn is_of_another_pod(tags: &[impl AsRef<str>], identity: &[String; 2]) -> bool {
+    let first = |prefix| tags.iter().map(AsRef::as_ref).find(|tag: &&str| tag.starts_with(prefix));
+    let [name, namespace] = [first(POD_NAME_TAG), first(POD_NAMESPACE_TAG)];
+    match (name, namespace) {
+        (Some(name), Some(namespace)) => [name, namespace] != identity.each_ref().map(|it| &**it),
+        _ => false,
     }
 }
 
@@ -245,43 +283,90 @@ pub fn decide(
     node_labels: &BTreeMap<String, String>,
     variables: &Variables,
 ) -> Result<Decision, Invalid> {
-    let Some(name) = pod.service_name()? else { return Ok(Decision::default()) };
+    let mut warnings = Vec::new();
+    let found = instances(pod, ip, node_labels, variables, &mut warnings)?;
+    let Some(Instances { mut registrations, checked }) = found else {
+        return Ok(Decision::default());
+    };
+    let address = ip.to_string();
+    let check = checked.map(|it| check(pod, it, &address, &mut warnings)).transpose()?.flatten();
+    for registration in &mut registrations {
+        registration.check = match (&check, variables.default_check) {
+            (Some(check), _) => Some(check.clone()),
+            (None, DefaultCheck::Tcp) => Some(HookCheck {
+                target: Target::Tcp(authority(&address, registration.port)),
+                interval: DEFAULT_CHECK_INTERVAL,
+                timeout: DEFAULT_CHECK_TIMEOUT,
+                begins_passing: false,
+            }),
+            (None, DefaultCheck::None) => None,
+        };
+    }
+    if registrations.iter().any(|registration| registration.check.is_none()) {
+        warnings.push(
+            "no probe gives a check that Consul can run: the instance passes until it is \
+             deregistered, also when the pod dies without its preStop hook; --default-check tcp \
+             checks its port"
+                .to_owned(),
+        );
+    }
+    let probe = pod.containers.first().map(|it| attempt(pod, it, &address)).transpose()?.flatten();
+    Ok(Decision { stale: stale(&registrations), probe, registrations, warnings })
+}
+
+/// The instances of a pod that has this address, for whom only their IDs and names matter: none
+/// of what is wrong with a probe keeps them from being deregistered.
+pub fn registered(
+    pod: &Pod,
+    ip: IpAddr,
+    variables: &Variables,
+) -> Result<Vec<HookRegistration>, Invalid> {
+    let found = instances(pod, ip, &BTreeMap::new(), variables, &mut Vec::new())?;
+    Ok(found.map(|found| found.registrations).unwrap_or_default())
+}
+
+/// The instances of a pod, without their checks.
+struct Instances<'a> {
+    registrations: Vec<HookRegistration>,
+    /// The container whose probes give their checks.
+    checked: Option<&'a Container>,
+}
+
+/// None for a pod without the label.
+fn instances<'a>(
+    pod: &'a Pod,
+    ip: IpAddr,
+    node_labels: &BTreeMap<String, String>,
+    variables: &Variables,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Instances<'a>>, Invalid> {
+    let Some(name) = pod.service_name() else { return Ok(None) };
     let address = ip.to_string();
     let tags = pod.tags(node_labels);
-    let mut warnings = Vec::new();
-    let mut registrations = if let Some(definitions) = &variables.port_definitions {
-        let check = pod.containers.first().and_then(|it| check(it, &address, &mut warnings));
-        let services = definitions.services(name);
+    let definitions = variables.port_definitions.as_deref().map(PortDefinitions::parse);
+    if let Some(definitions) = definitions.transpose()?.flatten() {
+        let services = definitions.services(name, warnings)?;
         if services.is_empty() {
             warnings.push("PORT_DEFINITIONS has no port: nothing is registered".to_owned());
         }
-        let instance = |service| HookRegistration {
-            check: check.clone(),
-            ..defined(pod, &address, service, &tags, variables)
-        };
-        services.iter().map(instance).collect()
-    } else {
-        let (container, port) = pod.registered_port()?;
-        let mut tags = tags;
-        tags.extend(variables.service_port_tag());
-        tags.push(instance_tag(pod, port));
-        vec![HookRegistration {
-            id: id(&address, port),
-            name: name.to_owned(),
-            port,
-            tags,
-            check: check(container, &address, &mut warnings),
-            address: address.clone(),
-        }]
-    };
-    drop_repeated(&mut registrations, &mut warnings);
-    let probe = pod.containers.first().and_then(|it| attempt(it, &address, &mut warnings));
-    if let Some(probe) = &probe {
-        for check in registrations.iter_mut().filter_map(|it| it.check.as_mut()) {
-            check.begins_passing = probe.proves(&check.target);
-        }
+        let instance = |service| defined(pod, &address, service, &tags, variables);
+        let mut registrations = services.iter().map(instance).collect();
+        drop_repeated(&mut registrations, warnings);
+        return Ok(Some(Instances { registrations, checked: pod.containers.first() }));
     }
-    Ok(Decision { stale: stale(&registrations), probe, registrations, warnings })
+    let (container, port) = pod.registered_port()?;
+    let mut tags = tags;
+    tags.extend(variables.service_port_tag());
+    tags.push(instance_tag(pod, port));
+    let registration = HookRegistration {
+        id: id(&address, port),
+        name: name.to_owned(),
+        port,
+        tags,
+        check: None,
+        address,
+    };
+    Ok(Some(Instances { registrations: vec![registration], checked: Some(container) }))
 }
 
 /// The instance of a defined port, without its check.
@@ -344,50 +429,60 @@ fn stale(registrations: &[HookRegistration]) -> Vec<String> {
 }
 
 /// Consul's check: the readiness probe, else the liveness probe, at the pod's address.
-fn check(container: &Container, address: &str, warnings: &mut Vec<String>) -> Option<HookCheck> {
+fn check(
+    pod: &Pod,
+    container: &Container,
+    address: &str,
+    warnings: &mut Vec<String>,
+) -> Result<Option<HookCheck>, Invalid> {
     let (kind, probe) = match (&container.readiness, &container.liveness) {
         (Some(probe), _) => ("readiness", probe),
         (None, Some(probe)) => ("liveness", probe),
-        (None, None) => return None,
+        (None, None) => return Ok(None),
     };
-    match target(container, &probe.action, address, Asker::Agent) {
-        Ok(target) => Some(HookCheck {
-            target,
-            interval: probe.period,
-            timeout: probe.timeout,
-            begins_passing: false,
-        }),
-        Err(why) => {
-            let name = &container.name;
-            warnings.push(format!(
-                "{kind} probe of container {name:?}: {why}; the instance is registered without a \
-                 check and is not removed by itself when it dies"
-            ));
-            None
+    let why = match target(container, &probe.action, address, Asker::Agent) {
+        Ok(target) => {
+            return Ok(Some(HookCheck {
+                target,
+                interval: probe.period,
+                timeout: probe.timeout,
+                begins_passing: false,
+            }));
         }
-    }
+        // The kubelet would never call the pod ready.
+        Err(why @ Unusable::Port(_)) if kind == "readiness" => {
+            return Err(why.of(pod, container, kind));
+        }
+        Err(why) => why,
+    };
+    warnings.push(format!("{kind} probe of container {:?}: {why}", container.name));
+    Ok(None)
 }
 
 /// What is tried before registering: the startup probe, else the readiness probe.
-fn attempt(container: &Container, address: &str, warnings: &mut Vec<String>) -> Option<Attempt> {
+fn attempt(pod: &Pod, container: &Container, address: &str) -> Result<Option<Attempt>, Invalid> {
     let (kind, probe) = match (&container.startup, &container.readiness) {
         (Some(probe), _) => ("startup", probe),
         (None, Some(probe)) => ("readiness", probe),
-        (None, None) => return None,
+        (None, None) => return Ok(None),
     };
-    match target(container, &probe.action, address, Asker::Hook) {
-        Ok(target) => {
-            Some(Attempt { target, initial_delay: probe.initial_delay, period: probe.period })
-        }
-        Err(why) => {
-            let name = &container.name;
-            warnings.push(format!(
-                "{kind} probe of container {name:?}: {why}; the instance is registered without \
-                 waiting for it"
-            ));
-            None
-        }
-    }
+    let target = match target(container, &probe.action, address, Asker::Hook) {
+        Ok(target) => Some(target),
+        Err(why @ Unusable::Port(_)) => return Err(why.of(pod, container, kind)),
+        Err(Unusable::Action(_)) => None,
+    };
+    Ok(Some(Attempt { target, initial_delay: probe.initial_delay, period: probe.period }))
+}
+
+/// Why a probe gives nothing to ask.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// Its port is a name that its container does not have: nobody can ask, the kubelet neither.
+    #[error("expected the name of a port of the container, found {}", quoted(.0))]
+    Port(String),
+    /// Only the kubelet can ask.
+    #[error("expected one by HTTP, TCP or gRPC, found {0}")]
+    Action(&'static str),
 }
 
 /// Who asks: the probe's own host is where the kubelet would ask, and may be a loopback address
@@ -403,7 +498,7 @@ fn target(
     action: &Action,
     address: &str,
     asker: Asker,
-) -> Result<Target, String> {
+) -> Result<Target, Unusable> {
     let host_of = |host: &Option<String>| match (asker, host) {
         (Asker::Hook, Some(host)) => host.clone(),
         _ => address.to_owned(),
@@ -421,28 +516,66 @@ fn target(
             address: authority(address, *port),
             service: service.clone().filter(|service| !service.is_empty()),
         }),
-        Action::Exec => {
-            Err("expected one by HTTP, TCP or gRPC, found a command, which runs only in its \
-                 container"
-                .to_owned())
-        }
-        Action::Unknown => Err("expected one by HTTP, TCP or gRPC, found another".to_owned()),
+        Action::Exec => Err(Unusable::Action("a command, which runs only in its container")),
+        Action::Unknown => Err(Unusable::Action("another")),
     }
 }
 
-// === impl Attempt ===
+// === impl Unusable ===
 
-impl Attempt {
-    /// Whether its success is that of a check. Of gRPC only the connection is tried.
-    fn proves(&self, checked: &Target) -> bool {
-        self.target == *checked && !matches!(checked, Target::Grpc { .. })
+impl Unusable {
+    fn of(&self, pod: &Pod, container: &Container, kind: &'static str) -> Invalid {
+        Invalid::Probe {
+            object: pod.described(),
+            probe: format!("{kind} probe of container {:?}", container.name),
+            wrong: self.to_string(),
+        }
+    }
+}
+
+// === impl Decision ===
+
+impl Decision {
+    /// What the checks ask, each once, but for `proven`, which was just asked with success or at
+    /// length in vain.
+    pub fn targets_to_try(&self, proven: Option<&Target>) -> Vec<(Target, Duration)> {
+        let mut targets: Vec<(Target, Duration)> = Vec::new();
+        for check in self.registrations.iter().filter_map(|it| it.check.as_ref()) {
+            let is_known = |target: &Target| *target == check.target;
+            if !proven.is_some_and(is_known) && !targets.iter().any(|(it, _)| is_known(it)) {
+                targets.push((check.target.clone(), check.interval));
+            }
+        }
+        targets
+    }
+
+    /// IDs of the instances whose check cannot be tried but by the agent.
+    pub fn unproven(&self) -> Vec<&str> {
+        let is_grpc = |check: &HookCheck| matches!(check.target, Target::Grpc { .. });
+        let registrations = self.registrations.iter();
+        registrations
+            .filter(|it| it.check.as_ref().is_some_and(is_grpc))
+            .map(|it| &*it.id)
+            .collect()
+    }
+
+    /// Notes that this was asked with success: the checks that ask the same begin as passing. Of
+    /// gRPC only the connection is tried, which proves nothing.
+    pub fn mark_passing(&mut self, target: &Target) {
+        if matches!(target, Target::Grpc { .. }) {
+            return;
+        }
+        let checks = self.registrations.iter_mut().filter_map(|it| it.check.as_mut());
+        for check in checks.filter(|check| check.target == *target) {
+            check.begins_passing = true;
+        }
     }
 }
 
 // === impl Container ===
 
 impl Container {
-    fn resolve(&self, port: &Port) -> Result<u16, String> {
+    fn resolve(&self, port: &Port) -> Result<u16, Unusable> {
         match port {
             Port::Number(number) => Ok(*number),
             Port::Name(name) => self
@@ -450,7 +583,7 @@ impl Container {
                 .iter()
                 .find(|port| port.name.as_ref() == Some(name))
                 .map(|port| port.port)
-                .ok_or_else(|| format!("expected a port of the container, found {}", quoted(name))),
+                .ok_or_else(|| Unusable::Port(name.clone())),
         }
     }
 }

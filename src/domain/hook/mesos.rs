@@ -1,28 +1,31 @@
 //! Registration from the state of a Mesos agent.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::domain::hook::{HookRegistration, Invalid, id};
 
-/// The parts of `GET /state` that a registration is made of.
+/// The parts of `GET /state` that a registration is made of. What is odd about other frameworks,
+/// executors and tasks does not matter: each is read on its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct State {
-    #[serde(default)]
-    frameworks: Vec<Framework>,
+    #[serde(default, deserialize_with = "nullable")]
+    frameworks: Vec<Lenient<Framework>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Framework {
     id: String,
-    #[serde(default)]
-    executors: Vec<Executor>,
+    #[serde(default, deserialize_with = "nullable")]
+    executors: Vec<Lenient<Executor>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Executor {
     id: String,
-    #[serde(default)]
-    tasks: Vec<Task>,
+    #[serde(default, deserialize_with = "nullable")]
+    tasks: Vec<Lenient<Task>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -30,26 +33,27 @@ struct Task {
     id: String,
     #[serde(default, deserialize_with = "labels")]
     labels: Vec<Label>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     discovery: Discovery,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Discovery {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     ports: Ports,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Ports {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     ports: Vec<Port>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Port {
-    number: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
+    number: i64,
+    #[serde(default, deserialize_with = "nullable")]
     name: String,
     #[serde(default, deserialize_with = "labels")]
     labels: Vec<Label>,
@@ -57,10 +61,15 @@ struct Port {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Label {
+    #[serde(default, deserialize_with = "nullable")]
     key: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     value: String,
 }
+
+/// A part that matters only if it is ours: what is wrong with it is kept until then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lenient<T>(Result<T, String>);
 
 /// Whose task is registered, and where it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,17 +120,30 @@ fn first_task<'a>(state: &'a State, place: &Place) -> Result<&'a Task, Invalid> 
         framework: place.framework.clone(),
         found,
     };
-    let mut found = "no such framework";
-    for framework in state.frameworks.iter().filter(|it| it.id == place.framework) {
-        found = "no such executor in it";
-        for executor in framework.executors.iter().filter(|it| it.id == place.executor) {
-            found = "the executor without a task";
-            if let Some(task) = executor.tasks.first() {
-                return Ok(task);
+    let mut found = none_of("framework", &state.frameworks);
+    for framework in readable(&state.frameworks).filter(|it| it.id == place.framework) {
+        found = none_of("executor", &framework.executors);
+        for executor in readable(&framework.executors).filter(|it| it.id == place.executor) {
+            match executor.tasks.first() {
+                Some(Lenient(Ok(task))) => return Ok(task),
+                Some(Lenient(Err(wrong))) => found = format!("a task that cannot be read: {wrong}"),
+                None => "the executor without a task".clone_into(&mut found),
             }
         }
     }
     Err(missing(found))
+}
+
+fn readable<T>(all: &[Lenient<T>]) -> impl Iterator<Item = &T> {
+    all.iter().filter_map(|it| it.0.as_ref().ok())
+}
+
+/// That none was found, and what hides one that may have been it.
+fn none_of<T>(what: &str, all: &[Lenient<T>]) -> String {
+    match all.iter().find_map(|it| it.0.as_ref().err()) {
+        Some(wrong) => format!("no such {what}, and one that cannot be read: {wrong}"),
+        None => format!("no such {what}"),
+    }
 }
 
 fn registration(
@@ -150,14 +172,14 @@ fn registration(
 /// The value of the label `consul`; an empty one counts as none, as there.
 fn service_name(labels: &[Label]) -> Option<&str> {
     let label = labels.iter().find(|label| label.key == "consul")?;
-    Some(label.value.trim()).filter(|name| !name.is_empty())
+    Some(label.value.as_str()).filter(|name| !name.trim().is_empty())
 }
 
 fn tags(labels: &[Label]) -> impl Iterator<Item = &str> {
     labels.iter().filter(|label| label.value == "tag").map(|label| label.key.as_str())
 }
 
-/// Replaces each `{port:<name>}` by the number of the port of that name.
+/// Replaces each `{port:<name>}` by the number of the port of that name, the last of several.
 fn with_ports(tag: &str, ports: &[Port], warnings: &mut Vec<String>) -> String {
     const OPEN: &str = "{port:";
     let mut text = String::with_capacity(tag.len());
@@ -168,7 +190,7 @@ fn with_ports(tag: &str, ports: &[Port], warnings: &mut Vec<String>) -> String {
         let Some(end) = from.find('}') else { return text + from };
         let (placeholder, after) = from.split_at(end + 1);
         let name = &placeholder[OPEN.len()..end];
-        if let Some(port) = ports.iter().find(|port| port.name == name) {
+        if let Some(port) = ports.iter().rfind(|port| port.name == name) {
             text.push_str(&port.number.to_string());
         } else {
             warnings.push(format!(
@@ -189,14 +211,33 @@ fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Label>, D::E
     enum Form {
         List(Vec<Label>),
         Message {
-            #[serde(default)]
+            #[serde(default, deserialize_with = "nullable")]
             labels: Vec<Label>,
         },
     }
 
-    Ok(match Form::deserialize(deserializer)? {
-        Form::List(labels) | Form::Message { labels } => labels,
+    Ok(match Option::deserialize(deserializer)? {
+        Some(Form::List(labels) | Form::Message { labels }) => labels,
+        None => Vec::new(),
     })
+}
+
+/// A field whose `null` is its default, as for the Go program that was here before.
+fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+// === impl Lenient ===
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let part = <&RawValue>::deserialize(deserializer)?;
+        Ok(Self(serde_json::from_str(part.get()).map_err(|error| error.to_string())))
+    }
 }
 
 #[cfg(test)]
@@ -211,13 +252,16 @@ mod tests {
 
     fn state(task: &Value) -> State {
         let executor = json!({ "id": "e", "tasks": [task, {"id": "second"}] });
-        serde_json::from_value(json!({ "frameworks": [
+        read(&json!({ "frameworks": [
             { "id": "other", "executors": [{ "id": "e", "tasks": [{"id": "wrong framework"}] }] },
             { "id": "f", "executors": [
                 { "id": "other", "tasks": [{"id": "wrong executor"}] }, executor,
             ] },
         ] }))
-        .unwrap()
+    }
+
+    fn read(state: &Value) -> State {
+        serde_json::from_str(&state.to_string()).unwrap()
     }
 
     fn label(key: &str, value: &str) -> Value {
@@ -325,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_port_out_of_range_is_an_error() {
-        for number in [0, 65_536, 4_294_967_295_u64] {
+        for number in [-1, 0, 65_536, 4_294_967_295_i64] {
             let task = json!({"id": "t", "discovery": {"ports": {"ports": [
                 {"number": number, "name": "http", "labels": [label("consul", "web")]},
             ]}}});
@@ -345,9 +389,74 @@ mod tests {
                 "the executor without a task",
             ),
         ] {
-            let state: State = serde_json::from_value(state).unwrap();
-            let error = decide(&state, &place()).unwrap_err().to_string();
+            let error = decide(&read(&state), &place()).unwrap_err().to_string();
             assert!(error.contains(found) && error.contains("MESOS_EXECUTOR_ID"), "{error}");
+        }
+    }
+
+    #[test]
+    fn h5_of_several_ports_of_a_name_the_last_counts() {
+        let ports = json!([
+            {"number": 1, "name": "a",
+             "labels": [label("consul", "web"), label("{port:a}", "tag")]},
+            {"number": 2, "name": "a"},
+        ]);
+        assert_eq!(decided(&json!([]), &ports), ["web@h_1[2 marathon-task:t.1]"]);
+    }
+
+    #[test]
+    fn h9_nulls_are_nothing() {
+        for task in [
+            json!({"id": "t.1", "labels": null, "discovery": null}),
+            json!({"id": "t.1", "discovery": {"ports": null}}),
+            json!({"id": "t.1", "discovery": {"ports": {"ports": null}}}),
+            json!({"id": "t.1", "labels": {"labels": null}}),
+            json!({"id": "t.1", "discovery": {"ports": {"ports": [
+                {"number": null, "name": null, "labels": null},
+                {"labels": {"labels": [{"key": null, "value": null}, {"key": "consul"}]}},
+            ]}}}),
+        ] {
+            let decision = decide(&state(&task), &place());
+            assert_eq!(decision.unwrap().registrations, [], "{task}");
+        }
+        let ports = json!([{"number": 1, "labels": null}]);
+        let task_labels = json!([label("consul", "web"), {"key": "x", "value": null}]);
+        assert_eq!(decided(&task_labels, &ports), ["web@h_1[marathon-task:t.1]"]);
+    }
+
+    #[test]
+    fn h9_what_is_odd_elsewhere_does_not_matter() {
+        let ours = json!({"id": "e", "tasks": [
+            {"id": "t.1", "labels": [label("consul", "web")],
+             "discovery": {"ports": {"ports": [{"number": 1}]}}},
+            {"id": 7}, null,
+        ]});
+        let odd = [
+            json!(null),
+            json!(5),
+            json!({}),
+            json!({"id": 5}),
+            json!({"id": null}),
+            json!({"id": "x", "executors": {}}),
+            json!({"id": "e", "tasks": 1}),
+        ];
+        let executors: Vec<&Value> = odd.iter().chain([&ours]).collect();
+        let framework = json!({"id": "f", "executors": executors});
+        let frameworks: Vec<&Value> = odd.iter().chain([&framework]).collect();
+        let decision = decide(&read(&json!({"frameworks": frameworks})), &place()).unwrap();
+        assert_eq!(decision.registrations[0].name, "web");
+
+        // What hides the one that is looked for is told.
+        for (state, found) in [
+            (json!({"frameworks": null}), "no such framework"),
+            (json!({"frameworks": [5]}), "no such framework, and one that cannot be read"),
+            (
+                json!({"frameworks": [{"id": "f", "executors": [{"id": "e", "tasks": [{"id": 1}]}]}]}),
+                "a task that cannot be read: invalid type",
+            ),
+        ] {
+            let error = decide(&read(&state), &place()).unwrap_err().to_string();
+            assert!(error.contains(found), "{error}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | [`ports`] | `PORT_DEFINITIONS`, for [`k8s`] |
 //! | [`mesos`] | the state of a Mesos agent |
 //! | [`cli`] | flags |
+//! | [`duration`] | (how durations in flags are written) |
 //!
 //! IDs, tags and checks are those of consul-registration-hook, so that its users can switch and
 //! each overwrites what the other registered. The mark of a registration is its ID, made of
@@ -20,6 +21,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use crate::domain::text::excerpt;
 
 pub mod cli;
+pub mod duration;
 pub mod k8s;
 pub mod mesos;
 pub mod ports;
@@ -124,13 +126,23 @@ pub enum Invalid {
         /// The pod, and the container where one is named.
         object: String,
     },
+    /// A probe that nobody can ask, the kubelet neither.
+    #[error("{object}: {probe}: {wrong}; correct it")]
+    Probe {
+        /// The pod.
+        object: String,
+        /// Which of its probes.
+        probe: String,
+        /// What is wrong with it.
+        wrong: String,
+    },
     /// A port that is none.
     #[error("{object}: expected a port from 1 to 65535, found {found}; correct it")]
     Port {
         /// Whose port it is.
         object: String,
         /// What was found.
-        found: u64,
+        found: i64,
     },
     /// The Mesos agent knows no such executor, or it has no task.
     #[error(
@@ -143,7 +155,7 @@ pub enum Invalid {
         /// `MESOS_FRAMEWORK_ID`.
         framework: String,
         /// How far the search came.
-        found: &'static str,
+        found: String,
     },
 }
 

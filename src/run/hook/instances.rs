@@ -1,18 +1,21 @@
 //! The agent and the catalog: instances are written to the one and waited for in the other.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::consul::http::client::Client;
-use crate::consul::http::config::Config;
-use crate::consul::http::error;
+use crate::consul::http::config::TokenSource;
+use crate::consul::http::{error, token};
+use crate::consul::read::Unknown;
 use crate::consul::write::hook;
 use crate::domain::hook::HookRegistration;
+use crate::domain::hook::k8s::is_of_another_pod;
 use crate::domain::text::chain;
-use crate::run::hook::Error;
 use crate::run::hook::retry::{Unsettled, retry};
+use crate::run::hook::{ConsulOptions, Error};
 
 /// Time between two looks at the catalog, at first: an agent's write is there within some
 /// milliseconds.
@@ -24,6 +27,10 @@ const LATER_LOOKS: Duration = Duration::from_millis(250);
 /// Time for a question to the agent that a removal does not depend on: it answers from memory, in
 /// a millisecond; a lost SYN is sent again after one second.
 const ASIDE: Duration = Duration::from_secs(2);
+
+/// How long an instance that may be hidden is looked for: its removal is in the catalog within
+/// milliseconds.
+const HIDDEN: Duration = Duration::from_millis(300);
 
 /// An instance by what finds it in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +45,15 @@ pub(super) struct Instance {
 enum Wanted {
     Present,
     Absent,
+}
+
+/// Why the catalog was not seen to show a change.
+#[derive(Debug)]
+enum Unseen {
+    /// It did not in time.
+    Late(String),
+    /// The token may not see it.
+    Hidden(String),
 }
 
 /// The agent's instances and what the catalog shows of them.
@@ -58,12 +74,13 @@ impl Instance {
 // === impl Instances ===
 
 impl Instances {
-    pub(super) fn new(
-        config: &Config,
-        timeout: Duration,
-        wait_catalog: Duration,
-    ) -> Result<Self, Error> {
-        let client = Client::new(config).map_err(Error::ConsulConfiguration)?;
+    /// The agent that the options name. Their errors are told only here: whoever has nothing to
+    /// register needs no agent.
+    pub(super) async fn new(options: ConsulOptions) -> Result<Self, Error> {
+        let ConsulOptions { config, acl_file, timeout, wait_catalog } = options;
+        let mut config = config.map_err(Error::ConsulVariable)?;
+        config.token = first_token(acl_file, config.token).await;
+        let client = Client::new(&config).map_err(Error::ConsulConfiguration)?;
         Ok(Self { client, timeout, wait_catalog })
     }
 
@@ -73,9 +90,6 @@ impl Instances {
 
     /// Registers all, and waits until the catalog shows them.
     pub(super) async fn register(&self, registrations: &[HookRegistration]) -> Result<(), Error> {
-        if registrations.is_empty() {
-            tracing::info!("nothing to register");
-        }
         let deadline = self.deadline();
         for registration in registrations {
             let HookRegistration { id, name, address, port, .. } = registration;
@@ -92,9 +106,6 @@ impl Instances {
     /// Removes all, tries each whatever becomes of the others, and waits until the catalog no
     /// longer shows those that are removed.
     pub(super) async fn deregister(&self, instances: Vec<Instance>) -> Result<(), Error> {
-        if instances.is_empty() {
-            tracing::info!("nothing to deregister");
-        }
         let deadline = self.deadline();
         let count = instances.len();
         let mut removed = Vec::with_capacity(count);
@@ -128,32 +139,91 @@ impl Instances {
         tags: &[String],
         address: &str,
     ) -> Result<(), Error> {
-        let error = match timeout(ASIDE, hook::tagged(&self.client, tags, address)).await {
+        let has_all = |has: &[String]| tags.iter().all(|tag| has.contains(tag));
+        match self.at_address(address, has_all).await {
+            Some(found) => self.deregister(found).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The instances at an address whose tags are such; none where the agent does not tell them.
+    async fn at_address(
+        &self,
+        address: &str,
+        is_wanted: impl FnMut(&[String]) -> bool + Send,
+    ) -> Option<Vec<Instance>> {
+        let error = match timeout(ASIDE, hook::at_address(&self.client, address, is_wanted)).await {
             Ok(Ok(found)) => {
                 let instance = |(id, name)| Instance { id, name: Some(name) };
-                return self.deregister(found.into_iter().map(instance).collect()).await;
+                return Some(found.into_iter().map(instance).collect());
             }
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer within {ASIDE:?}"),
         };
         tracing::warn!(address, error, "cannot tell whether an instance is left behind");
-        Ok(())
+        None
     }
 
-    /// Removes instances that may not be there, without waiting for the catalog. One that Consul
-    /// does not let go, which may be another service's, keeps nobody from registering beside it.
-    pub(super) async fn remove_stale(&self, ids: &[String]) -> Result<(), Error> {
+    /// Removes what earlier pods left at the address of the pod with these identity tags, where
+    /// the address is its own: `stale`, which may not be there, and what says that it is another
+    /// pod's. Nothing that goes wrong here keeps a pod from registering beside it.
+    pub(super) async fn clean_up(
+        &self,
+        stale: &[String],
+        own_address: Option<&str>,
+        identity: &[String; 2],
+    ) {
         let deadline = self.deadline();
-        for id in ids {
-            match self.remove(id, deadline).await {
-                Err(Unsettled::Failed(error)) if is_refused_alone(&error) => {
-                    let error = chain(&error);
-                    tracing::warn!(id, error, "a stale instance of the pod's address stays");
+        let mut ids = stale.to_vec();
+        if let Some(address) = own_address {
+            let is_former = |tags: &[String]| is_of_another_pod(tags, identity);
+            let former = self.at_address(address, is_former).await.unwrap_or_default();
+            for Instance { id, name } in former {
+                tracing::info!(
+                    service = name,
+                    id,
+                    "an earlier pod of this address left it: removing"
+                );
+                if !ids.contains(&id) {
+                    ids.push(id);
                 }
-                result => result.map_err(|source| Error::Deregister { id: id.clone(), source })?,
             }
         }
-        Ok(())
+        for id in &ids {
+            if let Err(error) = self.remove(id, deadline).await {
+                let error = chain(&error);
+                tracing::warn!(id, error, "a stale instance of the pod's address stays");
+            }
+        }
+    }
+
+    /// Waits, for `bound` at most, until the agent has run the check of each with success. That
+    /// it has not in time is only told.
+    pub(super) async fn wait_passing(&self, ids: &[&str], bound: Duration) {
+        let deadline = Instant::now() + bound;
+        for id in ids {
+            let mut delay = FIRST_LOOK;
+            loop {
+                let found = match timeout_at(deadline, hook::is_passing(&self.client, id)).await {
+                    Ok(Ok(Some(true))) => break,
+                    Ok(Ok(Some(false))) => "not yet".to_owned(),
+                    Ok(Ok(None)) => "no check that the token may read".to_owned(),
+                    Ok(Err(error)) => chain(&error),
+                    Err(_) => "no answer".to_owned(),
+                };
+                if Instant::now() + delay >= deadline {
+                    tracing::warn!(
+                        id,
+                        found,
+                        "expected the agent's check to pass within {bound:?}: clients do not see \
+                         the instance before it does (--wait-check waits longer)"
+                    );
+                    break;
+                }
+                sleep(delay).await;
+                delay = (delay * 2).min(LATER_LOOKS);
+            }
+        }
     }
 
     async fn remove(&self, id: &str, deadline: Instant) -> Result<(), Unsettled<error::Error>> {
@@ -207,9 +277,17 @@ impl Instances {
         };
         for Instance { id, name } in &instances {
             let Some(name) = name else { continue };
-            if let Err(found) = self.wait_for(name, id, node.as_deref(), wanted, deadline).await {
-                let wait = self.wait_catalog;
-                tracing::warn!(
+            let wait = self.wait_catalog;
+            match self.wait_for(name, id, node.as_deref(), wanted, deadline).await {
+                Ok(()) => {}
+                Err(Unseen::Hidden(why)) => tracing::info!(
+                    service = name,
+                    id,
+                    why,
+                    "the token may not see this in the catalog: the change is not waited for \
+                     (manifests/consul/hook.hcl has the rules that let it)"
+                ),
+                Err(Unseen::Late(found)) => tracing::warn!(
                     service = name,
                     id,
                     "expected the catalog {} it within {wait:?}, found: {found}; clients may see \
@@ -218,7 +296,7 @@ impl Instances {
                         Wanted::Present => "to show",
                         Wanted::Absent => "to no longer show",
                     },
-                );
+                ),
             }
         }
     }
@@ -230,16 +308,26 @@ impl Instances {
         node: Option<&str>,
         wanted: Wanted,
         deadline: Instant,
-    ) -> Result<(), String> {
-        let mut found = "no answer".to_owned();
+    ) -> Result<(), Unseen> {
+        let mut deadline = deadline;
+        let mut found = Unseen::Late("no answer".to_owned());
         let mut delay = FIRST_LOOK;
         loop {
             let look = hook::is_in_catalog(&self.client, name, id, node);
             match timeout_at(deadline, look).await {
                 Ok(Ok(present)) if present == (wanted == Wanted::Present) => return Ok(()),
-                Ok(Ok(true)) => "it is there".clone_into(&mut found),
-                Ok(Ok(false)) => "it is not there".clone_into(&mut found),
-                Ok(Err(unknown)) => found = chain(&unknown),
+                Ok(Ok(true)) => found = Unseen::Late("it is there".to_owned()),
+                Ok(Ok(false)) => found = Unseen::Late("it is not there".to_owned()),
+                Ok(Err(unknown)) if is_hidden(&unknown) => {
+                    // What is hidden may be the instance itself: there is one, then, and once
+                    // there is nothing to hide it has gone.
+                    found = Unseen::Hidden(chain(&unknown));
+                    if wanted == Wanted::Present {
+                        return Err(found);
+                    }
+                    deadline = deadline.min(Instant::now() + HIDDEN);
+                }
+                Ok(Err(unknown)) => found = Unseen::Late(chain(&unknown)),
                 Err(_) => return Err(found),
             }
             if Instant::now() + delay >= deadline {
@@ -251,10 +339,28 @@ impl Instances {
     }
 }
 
-/// Whether Consul refuses the change of this instance, and not whoever asks.
-fn is_refused_alone(error: &error::Error) -> bool {
-    use error::Error::{Denied, Refused};
-    matches!(error, Denied { .. } | Refused { .. }) && !error.is_unknown_token()
+/// Whether the token's rights keep the answer from being known, which waiting does not change.
+fn is_hidden(unknown: &Unknown) -> bool {
+    match unknown {
+        Unknown::Filtered { .. } | Unknown::NotAuthoritative { .. } => true,
+        Unknown::Failed { source, .. } => matches!(source, error::Error::Denied { .. }),
+        Unknown::MarkerMissing { .. } => false,
+    }
+}
+
+/// The token of the flag's file, else of the environment. A file that gives none is told and
+/// passed over, as there: whether a token is needed is the agent's to say.
+async fn first_token(acl_file: Option<PathBuf>, environment: TokenSource) -> TokenSource {
+    for source in acl_file.map(TokenSource::File).into_iter().chain([environment]) {
+        let TokenSource::File(path) = &source else { return source };
+        let found = match token::is_in_file(path).await {
+            Ok(true) => return source,
+            Ok(false) => format!("token file {}: expected a token, found none", path.display()),
+            Err(error) => chain(&error),
+        };
+        tracing::warn!("{found}; it is passed over");
+    }
+    TokenSource::Anonymous
 }
 
 /// Each is told, the error counts them.

@@ -7,24 +7,28 @@
 //!
 //! | file | phase |
 //! |---|---|
-//! | [`pod`] | what Kubernetes says, and the probe before registering |
+//! | [`pod`] | what Kubernetes says |
+//! | [`health`] | the probe and the checks' own targets, before registering |
 //! | [`instances`] | the agent and the catalog |
 //! | [`retry`] | trying again until a deadline |
 
+mod health;
 mod instances;
 mod pod;
 mod retry;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use self::health::HealthOptions;
 use self::instances::{Instance, Instances};
 pub use self::pod::PodOptions;
 use self::retry::{Unsettled, retry};
-use crate::consul::http::config::Config;
+use crate::consul::http::config::{Config, ConfigError};
+use crate::consul::http::error as consul;
 use crate::consul::http::setup::BuildError;
-use crate::consul::http::{error as consul, token};
 use crate::domain::hook::mesos::{Place, decide};
 use crate::domain::hook::{HookRegistration, Invalid};
 use crate::kubernetes::{client, pods};
@@ -33,21 +37,30 @@ use crate::{mesos, probe};
 /// What a hook needs to know.
 #[derive(Debug)]
 pub struct Options {
-    /// How the agent is reached.
-    pub consul: Config,
+    /// The agent.
+    pub consul: ConsulOptions,
+    /// What to do.
+    pub job: Job,
+}
+
+/// Consul's agent, and how long it is waited for.
+#[derive(Debug)]
+pub struct ConsulOptions {
+    /// How it is reached, or why the environment does not tell.
+    pub config: Result<Config, ConfigError>,
+    /// File with the ACL token, before what `config` has.
+    pub acl_file: Option<PathBuf>,
     /// How long the agent, and with Mesos its agent too, is tried.
     pub timeout: Duration,
     /// How long the catalog is waited for; zero: not at all.
     pub wait_catalog: Duration,
-    /// What to do.
-    pub job: Job,
 }
 
 /// What to do, from which source.
 #[derive(Debug)]
 pub enum Job {
     /// Register what a pod's labels say.
-    RegisterPod(Box<PodOptions>),
+    RegisterPod(Box<PodOptions>, HealthOptions),
     /// Remove it.
     DeregisterPod(Box<PodOptions>),
     /// Register what a Mesos task's labels say.
@@ -75,6 +88,9 @@ pub enum Error {
     /// What is to be registered cannot be.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// A variable of Consul's cannot be used.
+    #[error(transparent)]
+    ConsulVariable(ConfigError),
     /// No client for Consul can be made.
     #[error("cannot use the configuration of Consul")]
     ConsulConfiguration(#[source] BuildError),
@@ -157,11 +173,12 @@ impl Error {
     fn is_configuration(&self) -> bool {
         match self {
             Self::Invalid(error) => !matches!(error, Invalid::NoTask { .. }),
-            Self::ConsulConfiguration(_) | Self::KubernetesConfiguration(_) => true,
-            Self::Register { source, .. } | Self::Deregister { source, .. } => {
-                source.error().is_some_and(is_unusable_token)
-            }
-            Self::ProbeConfiguration(_)
+            Self::ConsulVariable(_)
+            | Self::ConsulConfiguration(_)
+            | Self::KubernetesConfiguration(_) => true,
+            Self::Register { .. }
+            | Self::Deregister { .. }
+            | Self::ProbeConfiguration(_)
             | Self::MesosConfiguration(_)
             | Self::Runtime(_)
             | Self::ReadPod(_)
@@ -171,12 +188,6 @@ impl Error {
             | Self::DeregisterSome { .. } => false,
         }
     }
-}
-
-/// A token file that cannot be read or holds no token.
-fn is_unusable_token(error: &consul::Error) -> bool {
-    use token::Error::{Content, Read};
-    matches!(error, consul::Error::Token(Read { .. } | Content { .. }))
 }
 
 /// Runs one hook to its end, on a runtime of its own: one thread is enough and starts fastest.
@@ -194,22 +205,37 @@ pub fn main(options: Options) -> Result<(), Error> {
 }
 
 async fn run(options: Options) -> Result<(), Error> {
-    let Options { consul, timeout, wait_catalog, job } = options;
-    let instances = Instances::new(&consul, timeout, wait_catalog)?;
+    let Options { consul, job } = options;
     match job {
-        Job::RegisterPod(pod) => pod::register(&instances, &pod).await,
-        Job::DeregisterPod(pod) => pod::deregister(&instances, &pod).await,
+        Job::RegisterPod(pod, health) => pod::register(consul, &pod, &health).await,
+        Job::DeregisterPod(pod) => pod::deregister(consul, &pod).await,
         Job::RegisterTask(task) => {
-            let registrations = task.registrations(timeout).await?;
-            instances.register(&registrations).await
+            let registrations = task.registrations(consul.timeout).await?;
+            register(consul, &registrations).await
         }
         Job::DeregisterTask(task) => {
-            let registrations = task.registrations(timeout).await?;
-            instances.deregister(registrations.iter().map(Instance::of).collect()).await
+            let registrations = task.registrations(consul.timeout).await?;
+            deregister(consul, registrations.iter().map(Instance::of).collect()).await
         }
-        Job::Register(registration) => instances.register(&[registration]).await,
-        Job::Deregister(id) => instances.deregister(vec![Instance { id, name: None }]).await,
+        Job::Register(registration) => register(consul, &[registration]).await,
+        Job::Deregister(id) => deregister(consul, vec![Instance { id, name: None }]).await,
     }
+}
+
+async fn register(consul: ConsulOptions, registrations: &[HookRegistration]) -> Result<(), Error> {
+    if registrations.is_empty() {
+        tracing::info!("nothing to register");
+        return Ok(());
+    }
+    Instances::new(consul).await?.register(registrations).await
+}
+
+async fn deregister(consul: ConsulOptions, instances: Vec<Instance>) -> Result<(), Error> {
+    if instances.is_empty() {
+        tracing::info!("nothing to deregister");
+        return Ok(());
+    }
+    Instances::new(consul).await?.deregister(instances).await
 }
 
 // === impl TaskOptions ===

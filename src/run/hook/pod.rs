@@ -1,19 +1,19 @@
-//! What Kubernetes says about the pod, and the probe before registering.
+//! What Kubernetes says about the pod, and what becomes of it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep};
 
-use crate::domain::hook::k8s::{Attempt, Decision, Pod, Variables, decide};
+use crate::domain::hook::k8s::{Pod, Variables, decide, registered};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::text::chain;
 use crate::kubernetes::client::{Access, Environment, connect};
 use crate::kubernetes::pods;
-use crate::probe::Prober;
 use crate::run::hook::instances::{Instance, Instances};
 use crate::run::hook::retry::retry;
-use crate::run::hook::{Error, Unsettled};
+use crate::run::hook::{ConsulOptions, Error, HealthOptions, Unsettled};
 
 /// Time between two looks at a pod without an address: its sandbox takes some tenths of a
 /// second.
@@ -32,60 +32,84 @@ pub struct PodOptions {
     pub variables: Variables,
     /// How long the pod is tried to be read, until it has an address.
     pub get_pod_timeout: Duration,
-    /// How long its probe is tried.
-    pub health_check_timeout: Duration,
 }
 
 /// Waits for the pod's address and its probe, and registers it. One that is not to be registered,
 /// or no longer, is a success.
-pub(super) async fn register(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
+pub(super) async fn register(
+    consul: ConsulOptions,
+    options: &PodOptions,
+    health: &HealthOptions,
+) -> Result<(), Error> {
     let client = options.connect().await?;
     let deadline = Instant::now() + options.get_pod_timeout;
-    let pod = options.find(&client, deadline).await?;
-    if pod.service_name()?.is_none() {
+    let pod = options.find(&client, deadline, Absent::MayCome).await?;
+    if pod.service_name().is_none() {
         tracing::info!(pod = %options.key, "no label consul: nothing to do");
         return Ok(());
     }
     let Some(ip) = pod.ip else { return Ok(()) };
     let node_labels = node_labels(&client, &pod, deadline).await;
-    let decision = decide(&pod, ip, &node_labels, &options.variables)?;
-    let Decision { registrations, stale, probe, warnings } = decision;
-    for warning in &warnings {
+    let mut decision = decide(&pod, ip, &node_labels, &options.variables)?;
+    for warning in &decision.warnings {
         tracing::warn!(pod = %options.key, "{warning}");
     }
-    instances.remove_stale(&stale).await?;
-    let mut terminating = pod.terminating;
-    if let Some(probe) = probe.filter(|_| !terminating) {
-        options.wait_healthy(&probe).await?;
-        // It may have taken minutes.
-        let deadline = Instant::now() + options.get_pod_timeout;
-        terminating = match options.read(&client, deadline).await {
-            Ok(pod) => pod.terminating,
-            Err(Unsettled::Failed(error)) if error.is_absent() => true,
-            Err(error) => return Err(Error::ReadPod(error)),
-        };
+    if decision.registrations.is_empty() {
+        return Ok(());
     }
-    if terminating {
+    let instances = Instances::new(consul).await?;
+    let address = ip.to_string();
+    let own_address = Some(&*address).filter(|_| !pod.host_network);
+    let identity = pod.identity_tags();
+    let stale = std::mem::take(&mut decision.stale);
+    let clean_up = instances.clean_up(&stale, own_address, &identity);
+    if pod.terminating {
+        clean_up.await;
+    } else {
+        let ((), healthy) = tokio::join!(clean_up, health.wait(&options.key, &mut decision));
+        healthy?;
+    }
+    if pod.terminating || options.terminates(&client).await {
         tracing::info!(pod = %options.key, "the pod is terminating: nothing is registered");
         return Ok(());
     }
-    instances.register(&registrations).await
+    instances.register(&decision.registrations).await?;
+    instances.wait_passing(&decision.unproven(), health.wait_check).await;
+    Ok(())
 }
 
 /// Removes what [`register`] registers. Of a pod that lost its label since, which is how people
 /// take one out of service, the agent tells what was registered.
-pub(super) async fn deregister(instances: &Instances, options: &PodOptions) -> Result<(), Error> {
+pub(super) async fn deregister(consul: ConsulOptions, options: &PodOptions) -> Result<(), Error> {
     let client = options.connect().await?;
     let deadline = Instant::now() + options.get_pod_timeout;
-    let pod = options.find(&client, deadline).await?;
+    let pod = options.find(&client, deadline, Absent::IsFinal).await?;
     let Some(ip) = pod.ip else { return Ok(()) };
-    if !pod.is_labelled() {
+    if pod.service_name().is_none() {
         tracing::info!(pod = %options.key, "no label consul: what is left behind is removed");
-        return instances.deregister_tagged(&pod.identity_tags(), &ip.to_string()).await;
+        return match Instances::new(consul).await {
+            Ok(instances) => {
+                instances.deregister_tagged(&pod.identity_tags(), &ip.to_string()).await
+            }
+            // It may never have had one.
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "cannot tell whether an instance is left behind");
+                Ok(())
+            }
+        };
     }
-    // Neither tags nor warnings matter now.
-    let decision = decide(&pod, ip, &BTreeMap::new(), &options.variables)?;
-    instances.deregister(decision.registrations.iter().map(Instance::of).collect()).await
+    let registered = registered(&pod, ip, &options.variables)?;
+    super::deregister(consul, registered.iter().map(Instance::of).collect()).await
+}
+
+/// What it means that the API server has no such pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// The kubelet makes the object of a static pod after it has started it.
+    MayCome,
+    /// It was deleted.
+    IsFinal,
 }
 
 // === impl PodOptions ===
@@ -101,10 +125,10 @@ impl PodOptions {
 
     /// The pod once it has its address; without one if it is not to be registered, or goes
     /// without having had one.
-    async fn find(&self, client: &Client, deadline: Instant) -> Result<Pod, Error> {
+    async fn find(&self, client: &Client, deadline: Instant, absent: Absent) -> Result<Pod, Error> {
         loop {
-            let pod = self.read(client, deadline).await.map_err(Error::ReadPod)?;
-            if pod.ip.is_some() || !pod.is_labelled() {
+            let pod = self.read(client, deadline, absent).await.map_err(Error::ReadPod)?;
+            if pod.ip.is_some() || pod.service_name().is_none() {
                 return Ok(pod);
             }
             if pod.terminating {
@@ -123,37 +147,24 @@ impl PodOptions {
         &self,
         client: &Client,
         deadline: Instant,
+        absent: Absent,
     ) -> Result<Pod, Unsettled<pods::Error>> {
         // A missing right too: roles that were made with the pod may take a moment.
-        retry(deadline, || pods::pod(client, &self.key), |error| !error.is_absent()).await
+        let is_transient = |error: &pods::Error| absent == Absent::MayCome || !error.is_absent();
+        retry(deadline, || pods::pod(client, &self.key), is_transient).await
     }
 
-    /// Tries the probe each period until it succeeds.
-    async fn wait_healthy(&self, probe: &Attempt) -> Result<(), Error> {
-        let timeout = self.health_check_timeout;
-        let deadline = Instant::now() + timeout;
-        let prober = Prober::new().map_err(Error::ProbeConfiguration)?;
-        let mut next = Instant::now() + probe.initial_delay;
-        let mut last = None;
-        let unhealthy = |last: Option<String>, otherwise: &str| Error::Unhealthy {
-            timeout,
-            last: last.unwrap_or_else(|| otherwise.to_owned()),
-        };
-        loop {
-            if next >= deadline {
-                sleep_until(deadline).await;
-                return Err(unhealthy(last, "no try: the initial delay is longer"));
+    /// Whether the pod is going meanwhile; getting here may have taken minutes. That it cannot be
+    /// read is no sign of it: a pod that was ready is registered.
+    async fn terminates(&self, client: &Client) -> bool {
+        let deadline = Instant::now() + self.get_pod_timeout;
+        match self.read(client, deadline, Absent::IsFinal).await {
+            Ok(pod) => pod.terminating,
+            Err(Unsettled::Failed(error)) if error.is_absent() => true,
+            Err(error) => {
+                tracing::warn!(pod = %self.key, %error, "cannot tell whether the pod terminates");
+                false
             }
-            sleep_until(next).await;
-            match timeout_at(deadline, prober.attempt(&probe.target)).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(failed)) => {
-                    tracing::debug!(pod = %self.key, %failed, "the probe is tried again");
-                    last = Some(failed.to_string());
-                }
-                Err(_) => return Err(unhealthy(last, "no answer")),
-            }
-            next = (next + probe.period).max(Instant::now());
         }
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use http::{Method, StatusCode};
-use kube_consul_stack::{Consul, ConsulOptions, Data, Fault, HttpRecorder, Program, Recorded};
+use kube_consul_stack::{
+    Consul, ConsulOptions, Data, Fault, HttpRecorder, Program, Recorded, eventually,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -147,13 +149,7 @@ async fn a_hook_ends_when_the_catalog_shows_the_change() -> Result<()> {
 #[tokio::test]
 async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
-    // What the example asks for.
-    let rules = "service \"web\" { policy = \"write\" } agent_prefix \"\" { policy = \"read\" } \
-                 node_prefix \"\" { policy = \"read\" }";
-    let policy = json!({"Name": "hook", "Rules": rules});
-    consul.api().put("/v1/acl/policy", &policy).await?;
-    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
-    consul.api().put("/v1/acl/token", &token).await?;
+    limited_token(&consul, &shipped_policy()?).await?;
     let folder = tempfile::tempdir()?;
     let file = |name: &str, text: &str| -> Result<String> {
         let path = folder.path().join(name);
@@ -171,8 +167,18 @@ async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Resul
     ensure!(told.contains("ACL not found") && !told.contains(UNKNOWN), "{told}");
     let told = ended(register(&good, "other"), 1).await?.stderr();
     ensure!(told.contains("service:write"), "{told}");
-    let told = ended(register("/nope/token", "web"), 2).await?.stderr();
-    ensure!(told.contains("/nope/token"), "{told}");
+    ensure!(services(&consul).await?.is_empty());
+    // H10: one that cannot be read is passed over, as there: the agent says what that is worth.
+    let told = ended(register("/nope/token", "web"), 1).await?.stderr();
+    ensure!(told.contains("/nope/token") && told.contains("ermission denied"), "{told}");
+    let other = register("/nope/token", "web").env("CONSUL_HTTP_TOKEN", LIMITED);
+    ended(other.env("CONSUL_HTTP_TOKEN_FILE", &wrong), 0).await?;
+    ended(
+        hook(consul.url(), "deregister cli --service-id 10.0.0.1_80")
+            .env("CONSUL_HTTP_TOKEN_FILE", &good),
+        0,
+    )
+    .await?;
     ensure!(services(&consul).await?.is_empty());
 
     // The file wins over the variable.
@@ -192,10 +198,7 @@ async fn the_token_file_is_used_and_a_wrong_token_says_consuls_reason() -> Resul
 async fn a_stale_twin_that_may_not_be_removed_keeps_no_pod_from_registering() -> Result<()> {
     let (shop, consul) =
         tokio::try_join!(Shop::open(), Consul::start(ConsulOptions::dev().acl(MANAGEMENT)))?;
-    let rules = "service \"web\" { policy = \"write\" }";
-    consul.api().put("/v1/acl/policy", &json!({"Name": "hook", "Rules": rules})).await?;
-    let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
-    consul.api().put("/v1/acl/token", &token).await?;
+    limited_token(&consul, WRITE).await?;
     let stale = json!({"ID": "10.9.9.9_8080-secured", "Name": "other-secured"});
     consul.api().put("/v1/agent/service/register", &stale).await?;
     shop.pod(8080, "", false).await?;
@@ -204,26 +207,112 @@ async fn a_stale_twin_that_may_not_be_removed_keeps_no_pod_from_registering() ->
     let told = ended(register.clone().env("CONSUL_HTTP_TOKEN", LIMITED), 0).await?.stderr();
     ensure!(told.contains("10.9.9.9_8080-secured") && told.contains("service:write"), "{told}");
     ensure!(services(&consul).await? == ["10.9.9.9_8080", "10.9.9.9_8080-secured"]);
-    // A token that Consul does not know is told before the probe is waited for.
     let told = ended(register.env("CONSUL_HTTP_TOKEN", UNKNOWN), 1).await?.stderr();
-    ensure!(told.contains("cannot deregister 10.9.9.9_8080-secured"), "{told}");
+    ensure!(told.contains("cannot register 10.9.9.9_8080: "), "{told}");
     Ok(())
 }
 
-#[tokio::test]
-async fn without_the_right_to_look_the_catalog_is_not_known() -> Result<()> {
-    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
-    let policy = json!({"Name": "hook", "Rules": "service \"web\" { policy = \"write\" }"});
-    consul.api().put("/v1/acl/policy", &policy).await?;
+/// What the example for the service `web` gives its token.
+fn shipped_policy() -> Result<String> {
+    Ok(std::fs::read_to_string(crate::support::manifest("consul").join("hook.hcl"))?)
+}
+
+/// What the original needed.
+const WRITE: &str = r#"service "web" { policy = "write" }"#;
+
+/// Makes the token [`LIMITED`] with these rules.
+async fn limited_token(consul: &Consul, rules: &str) -> Result<()> {
+    consul.api().put("/v1/acl/policy", &json!({"Name": "hook", "Rules": rules})).await?;
     let token = json!({"SecretID": LIMITED, "Policies": [{"Name": "hook"}]});
-    consul.api().put("/v1/acl/token", &token).await?;
+    consul.api().put("/v1/acl/token", &token).await.map(drop)
+}
+
+/// What may not be seen is not waited for.
+#[tokio::test]
+async fn h13_a_token_that_may_only_write_its_service_costs_no_time() -> Result<()> {
+    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    limited_token(&consul, WRITE).await?;
+    // Others of the name, which stay hidden from the token.
+    for id in ["10.0.0.2_80", "10.0.0.3_80"] {
+        let body = json!({"ID": id, "Name": "web"});
+        consul.api().put("/v1/agent/service/register", &body).await?;
+    }
     let hook = |arguments| hook(consul.url(), arguments).env("CONSUL_HTTP_TOKEN", LIMITED);
-    let register =
-        "register cli --pod-ip 10.0.0.1 --container-port 80 --service-name web --wait-catalog 1s";
-    let told = ended(hook(register), 0).await?.stderr();
-    ensure!(told.contains("WARN") && told.contains("hide a part"), "{told}");
-    // Once it is gone nothing is hidden any more.
-    ended(hook("deregister cli --service-id 10.0.0.1_80"), 0).await?;
-    ensure!(catalog(&consul, "web").await?.is_empty());
+    let register = "register cli --pod-ip 10.0.0.1 --container-port 80 --service-name web";
+    let deregister = "deregister cli --service-id 10.0.0.1_80";
+    for (arguments, hidden, left) in [(register, true, 3), (deregister, false, 2)] {
+        let start = Instant::now();
+        let told = ended(hook(arguments), 0).await?.stderr();
+        ensure!(start.elapsed() < Duration::from_secs(3), "{:?}: {told}", start.elapsed());
+        ensure!(told.contains("hook.hcl") == hidden && !told.contains("WARN"), "{told}");
+        eventually(PATIENCE, || async {
+            let count = catalog(&consul, "web").await?.len();
+            ensure!(count == left, "{count} instances");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Each rule of the policy is needed for what its comment says, and no other is.
+#[tokio::test]
+async fn h13_the_shipped_policy_is_what_the_hook_works_with() -> Result<()> {
+    let (shop, consul) =
+        tokio::try_join!(Shop::open(), Consul::start(ConsulOptions::dev().acl(MANAGEMENT)))?;
+    shop.pod(8080, "", false).await?;
+    shop.address("10.9.9.9").await?;
+    let shipped = shipped_policy()?;
+    let rules: Vec<&str> =
+        shipped.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let needed =
+        [WRITE, r#"node_prefix "" { policy = "read" }"#, r#"agent_prefix "" { policy = "read" }"#];
+    ensure!(rules == needed, "{shipped}");
+    let register = || shop.hook(consul.url(), "register k8s").env("CONSUL_HTTP_TOKEN", LIMITED);
+    let deregister = || shop.hook(consul.url(), "deregister k8s").env("CONSUL_HTTP_TOKEN", LIMITED);
+    let consuls_say = |told: &str| told.contains("ACL") || told.contains("ermission denied");
+
+    // All of it: an earlier pod's instance of the service goes, the own one is seen to come and go.
+    limited_token(&consul, &shipped).await?;
+    let former = json!({"ID": "10.9.9.9_1", "Name": "web", "Address": "10.9.9.9",
+        "Tags": ["k8sPodName: old", "k8sPodNamespace: ns"]});
+    consul.api().put("/v1/agent/service/register", &former).await?;
+    let told = ended(register(), 0).await?.stderr();
+    ensure!(!consuls_say(&told) && !told.contains("not waited for"), "{told}");
+    ensure!(services(&consul).await? == ["10.9.9.9_8080"], "{told}");
+    let told = ended(deregister(), 0).await?.stderr();
+    ensure!(!consuls_say(&told) && !told.contains("not waited for"), "{told}");
+
+    let policy_id = consul.api().get("/v1/acl/policy/name/hook").await?["ID"].clone();
+    for (lacking, code, expected) in [
+        (needed[0], 1, "service:write"),
+        (needed[1], 0, "not waited for"),
+        (needed[2], 0, "registered"),
+    ] {
+        let kept: Vec<&str> = rules.iter().copied().filter(|rule| *rule != lacking).collect();
+        let policy = json!({"ID": policy_id, "Name": "hook", "Rules": kept.join("\n")});
+        let path = format!("/v1/acl/policy/{}", policy_id.as_str().unwrap_or_default());
+        consul.api().put(&path, &policy).await?;
+        let told = ended(register(), code).await?.stderr();
+        ensure!(told.contains(expected), "without {lacking}: {told}");
+    }
+    Ok(())
+}
+
+/// It leaves the application most of the 30 s that a pod has to end.
+#[tokio::test]
+async fn h12_deregister_gives_a_dead_agent_ten_seconds() -> Result<()> {
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let pod = pod_at("10.9.9.9:80".parse()?, &Value::Null);
+    let api = serve(([127, 0, 0, 1], 0).into(), 200, pod).await?;
+    let dead = format!("http://{}", silent.local_addr()?);
+    let start = Instant::now();
+    let hung = hook(&dead, &format!("deregister k8s --kube-url http://{api}"))
+        .env("KUBERNETES_POD_NAME", "web")
+        .env("KUBERNETES_POD_NAMESPACE", "ns");
+    ended(hung, 1).await?;
+    let took = start.elapsed();
+    ensure!((9..13).contains(&took.as_secs()), "{took:?}");
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! Consul agents.
 
 mod agent;
+mod health;
 mod mesos;
 mod pods;
 mod support;

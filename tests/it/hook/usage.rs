@@ -1,10 +1,10 @@
 //! Command lines, old and wrong.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::ProgramOptions;
 use serde_json::json;
 
-use super::support::{Shop, binary, consul, ended, hook, serve, services};
+use super::support::{Shop, binary, catalog, consul, ended, hook, serve, services};
 
 #[tokio::test]
 async fn wrong_usage_names_its_variable_and_registers_nothing() -> Result<()> {
@@ -24,17 +24,8 @@ async fn wrong_usage_names_its_variable_and_registers_nothing() -> Result<()> {
     for (arguments, variables, named) in [
         ("register k8s", without(&pod, "KUBERNETES_POD_NAME"), "KUBERNETES_POD_NAME"),
         ("deregister k8s", without(&pod, "KUBERNETES_POD_NAMESPACE"), "KUBERNETES_POD_NAMESPACE"),
-        ("register k8s", with("PORT_DEFINITIONS", "[{]"), "PORT_DEFINITIONS"),
-        ("deregister k8s", with("PORT_DEFINITIONS", "{}"), "PORT_DEFINITIONS"),
-        ("register k8s", with("PORT_DEFINITIONS", r#"[{"port": 65536}]"#), "PORT_DEFINITIONS"),
-        (
-            "register k8s",
-            with("PORT_DEFINITIONS", r#"[{"port": 1, "labels": {"consul": ""}}]"#),
-            "PORT_DEFINITIONS",
-        ),
         ("register k8s", with("KUBERNETES_GET_POD_TIMEOUT", "soon"), "--get-pod-timeout"),
         ("register k8s", with("HOME", "/nowhere"), "KUBECONFIG"),
-        ("register k8s", with("CONSUL_HTTP_ADDR", "ftp://x"), "CONSUL_HTTP_ADDR"),
         ("register mesos", without(&task, "MESOS_EXECUTOR_ID"), "MESOS_EXECUTOR_ID"),
         ("register mesos", without(&task, "MESOS_FRAMEWORK_ID"), "MESOS_FRAMEWORK_ID"),
         ("deregister mesos", without(&task, "HOST"), "HOST"),
@@ -48,6 +39,11 @@ async fn wrong_usage_names_its_variable_and_registers_nothing() -> Result<()> {
             "KUBERNETES_CONTAINER_PORT",
         ),
         ("register cli", changed("KUBERNETES_CONTAINER_PORT", "0"), "KUBERNETES_CONTAINER_PORT"),
+        (
+            "register cli",
+            [&flags[..], &[("CONSUL_HTTP_ADDR", "ftp://x")]].concat(),
+            "CONSUL_HTTP_ADDR",
+        ),
         ("deregister cli", vec![], "KUBERNETES_SERVICE_ID"),
         ("register", vec![], "k8s"),
     ] {
@@ -132,6 +128,64 @@ async fn the_old_command_lines_work_word_for_word() -> Result<()> {
     }
     // Under this name it is the hook and nothing else.
     ended(line("/hooks/consul-registration-hook bridge"), 2).await?;
-    ended(line("/hooks/consul-registration-hook -v"), 0).await?;
+    for harmless in ["-v", "", "register", "help"] {
+        ended(line(&format!("/hooks/consul-registration-hook {harmless}")), 0).await?;
+    }
+    Ok(())
+}
+
+/// What its library for flags lets pass, and variables that it did not know.
+#[tokio::test]
+async fn h7_h8_what_the_original_tolerated_is_tolerated_under_its_name() -> Result<()> {
+    let consul = consul().await?;
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("consul-registration-hook");
+    std::os::unix::fs::symlink(binary(), &program)?;
+    let flags = "--service-name web --pod-ip 10.7.7.7 --container-port 80";
+    for (line, tags) in [
+        (format!("register cli {flags} --service-tags -a,b"), json!(["-a", "b"])),
+        (format!("register cli {flags} -service-tags --x"), json!(["--x"])),
+        (
+            format!("register cli more {flags} --service-tags a extra --service-name x"),
+            json!(["a"]),
+        ),
+        (
+            format!("register cli --service-name a {flags} --service-tags c --service-tags=d"),
+            json!(["d"]),
+        ),
+    ] {
+        let options = ProgramOptions::new(&program)
+            .args(line.split_whitespace())
+            .env("CONSUL_HTTP_ADDR", consul.url())
+            .env("CONSUL_NAMESPACE", "consul")
+            .env("CONSUL_HTTP_SSL", "maybe");
+        let told = ended(options, 0).await?.stderr();
+        ensure!(told.contains("CONSUL_NAMESPACE") && told.contains("CONSUL_HTTP_SSL"), "{told}");
+        let [instance] = &catalog(&consul, "web").await?[..] else { panic!("not one") };
+        ensure!(instance["ServiceTags"] == tags, "{line}: {instance:#}");
+    }
+    Ok(())
+}
+
+/// The values of flags may begin with a dash under each name; what is common is told apart.
+#[tokio::test]
+async fn h7_h16_values_with_a_dash_and_help() -> Result<()> {
+    let consul = consul().await?;
+    let line =
+        "register cli --service-name web --pod-ip 10.7.7.7 --container-port 80 --service-tags -a,b";
+    ended(hook(consul.url(), line), 0).await?;
+    let [instance] = &catalog(&consul, "web").await?[..] else { panic!("not one") };
+    ensure!(instance["ServiceTags"] == json!(["-a", "b"]), "{instance:#}");
+    for source in ["k8s", "mesos", "cli"] {
+        for verb in ["register", "deregister"] {
+            let help = ended(hook("", &format!("{verb} {source} --help")), 0).await?.stdout();
+            let (own, common) = help.split_once("Common options:").context("no heading")?;
+            for flag in ["--timeout", "--wait-catalog", "--log-level", "--consul-acl-file"] {
+                ensure!(common.contains(flag) && !own.contains(flag), "{flag}: {help}");
+            }
+            let inputs = ["consulContainer", "CONSUL_TAG_", "PORT_DEFINITIONS", "PORT_SERVICE"];
+            ensure!(source != "k8s" || inputs.iter().all(|it| help.contains(it)), "{help}");
+        }
+    }
     Ok(())
 }

@@ -32,8 +32,9 @@ fn one_port() -> Pod {
 fn variables(definitions: &str, port_service: &str) -> Variables {
     let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Variables {
-        port_definitions: set(definitions).map(|text| PortDefinitions::parse(&text).unwrap()),
+        port_definitions: set(definitions),
         port_service: set(port_service),
+        default_check: DefaultCheck::None,
     }
 }
 
@@ -77,17 +78,44 @@ fn the_container_is_the_one_that_is_named_or_the_first_with_ports() {
     }
 }
 
+/// What else is wrong does not matter to it: nobody asked for its registration.
 #[test]
-fn a_pod_without_the_label_is_not_registered() {
+fn h3_a_pod_without_the_label_or_with_an_empty_one_is_not_registered() {
+    for labels in [vec![("app", "web")], vec![("consul", "")], vec![("consul", "  ")]] {
+        for definitions in ["", "[{", "null", r#"[{"port": 0}]"#] {
+            let mut pod = one_port();
+            pod.containers[0].readiness = Some(probe(http(Port::Name("nope".to_owned()), "/")));
+            pod.labels = texts(&labels);
+            let variables = variables(definitions, "");
+            assert_eq!(decide_with(&pod, &[], &variables), Decision::default());
+            assert_eq!(registered(&pod, IP.parse().unwrap(), &variables), Ok(vec![]));
+        }
+    }
+}
+
+#[test]
+fn h4_definitions_that_are_null_are_none() {
+    for definitions in ["null", "'null'"] {
+        let decision = decide_with(&one_port(), &[], &variables(definitions, ""));
+        assert_eq!(shown(&decision), ["web@10.0.0.1_80:80"], "{definitions}");
+    }
+    let wrong = variables("[{", "");
+    let error = decide(&one_port(), IP.parse().unwrap(), &BTreeMap::new(), &wrong).unwrap_err();
+    assert!(error.to_string().starts_with("PORT_DEFINITIONS"), "{error}");
+}
+
+/// How a pod leaves does not depend on its probes.
+#[test]
+fn what_is_wrong_with_a_probe_keeps_nothing_from_being_deregistered() {
     let mut pod = one_port();
-    pod.labels = texts(&[("app", "web")]);
-    assert_eq!(decided(&pod), Decision::default());
+    pod.containers[0].readiness = Some(probe(http(Port::Name("nope".to_owned()), "/")));
+    let found = registered(&pod, IP.parse().unwrap(), &Variables::default()).unwrap();
+    assert_eq!(found[0].id, "10.0.0.1_80");
 }
 
 #[test]
 fn what_cannot_be_registered_says_why() {
     for (labels, containers, expected) in [
-        (vec![("consul", "")], vec![], "label consul of pod ns/pod: expected a service name"),
         (vec![("consul", "web")], vec![], "pod ns/pod: expected a container with a port"),
         (vec![("consul", "web")], vec![container("app", &[])], "expected a container with a port"),
         (
@@ -127,13 +155,14 @@ fn tags_are_in_the_order_that_users_know() {
             "",
             vec!["zone:old-z", "region:old-r", "instance:pod_80"],
         ),
-        // Old and new: the new one, once.
+        // Old and new: the old one, once, as in the original.
         (
             vec![old_region, old_zone, region, zone, ("other", "x")],
             vec![],
             "",
-            vec!["zone:z", "region:r", "instance:pod_80"],
+            vec!["zone:old-z", "region:old-r", "instance:pod_80"],
         ),
+        (vec![old_zone, region], vec![], "", vec!["zone:old-z", "region:r", "instance:pod_80"]),
         (
             vec![],
             vec![
@@ -158,6 +187,32 @@ fn tags_are_in_the_order_that_users_know() {
         pod.annotations = texts(&annotations);
         let decision = decide_with(&pod, &node, &variables("", port_service));
         assert_eq!(decision.registrations[0].tags, [&NAMES[..], &expected].concat());
+    }
+}
+
+#[test]
+fn h10_each_failure_domain_label_is_a_tag() {
+    for (labels, expected) in [
+        (
+            vec![
+                ("failure-domain.beta.kubernetes.io/rack", "r1"),
+                ("failure-domain.beta.kubernetes.io/zone", "z"),
+                ("failure-domain.beta.kubernetes.io/aisle", ""),
+            ],
+            vec!["zone:z", "aisle:", "rack:r1"],
+        ),
+        (
+            vec![
+                ("example.com.failure-domain.beta.kubernetes.io/zone", "y"),
+                ("failure-domain.beta.kubernetes.io/zone", "z"),
+                ("topology.kubernetes.io/zone", "w"),
+            ],
+            vec!["zone:y", "zone:z"],
+        ),
+        // There the hook died of this one.
+        (vec![("failure-domain.beta.kubernetes.io", "x")], vec![]),
+    ] {
+        assert_eq!(failure_domain_tags(&texts(&labels)), expected);
     }
 }
 
@@ -202,7 +257,8 @@ fn defined_ports_have_ids_names_and_tags_of_their_own() {
         for (registration, tags) in decision.registrations.iter().zip(tags) {
             assert_eq!(registration.tags, [&NAMES[..], &tags].concat(), "{definitions}");
         }
-        assert_eq!(decision.warnings.is_empty(), definitions != "[]", "{:?}", decision.warnings);
+        let warned = decision.warnings.iter().any(|it| it.starts_with("PORT_DEFINITIONS"));
+        assert_eq!(warned, definitions == "[]", "{:?}", decision.warnings);
     }
 }
 
@@ -297,38 +353,142 @@ fn each_kind_of_probe_becomes_a_check_and_is_tried() {
         let decision = decided(&pod);
         let [interval, timeout] = [10, 3].map(Duration::from_secs);
         let target = check.clone();
-        // What was just asked with success need not be asked again before clients come.
-        let begins_passing = tried.is_none() && !matches!(target, Target::Grpc { .. });
-        let expected = HookCheck { target, interval, timeout, begins_passing };
+        let expected = HookCheck { target, interval, timeout, begins_passing: false };
         assert_eq!(decision.registrations[0].check, Some(expected));
-        let target = tried.unwrap_or(check);
+        let target = Some(tried.unwrap_or(check));
         let attempt = Attempt { target, initial_delay: Duration::from_secs(1), period: interval };
         assert_eq!(decision.probe, Some(attempt));
         assert_eq!(decision.warnings, Vec::<String>::new());
     }
 }
 
+/// Of an exec probe only the initial delay is waited for, as there.
 #[test]
-fn probes_that_nobody_can_ask_are_told() {
-    for (action, expected) in [
-        (Action::Exec, "found a command"),
-        (Action::Unknown, "found another"),
-        (
-            http(Port::Name("nope".to_owned()), "/"),
-            "expected a port of the container, found \"nope\"",
-        ),
+fn h1_probes_that_only_a_container_can_ask_are_told_and_their_delay_is_kept() {
+    for (action, expected) in [(Action::Exec, "found a command"), (Action::Unknown, "another")] {
+        for startup in [false, true] {
+            let mut pod = one_port();
+            let app = &mut pod.containers[0];
+            app.startup = startup.then(|| probe(action.clone()));
+            app.readiness = Some(probe(action.clone()));
+            let decision = decided(&pod);
+            assert_eq!(decision.registrations[0].check, None);
+            let [initial_delay, period] = [1, 10].map(Duration::from_secs);
+            assert_eq!(decision.probe, Some(Attempt { target: None, initial_delay, period }));
+            let [check, none] = &decision.warnings[..] else { panic!("{:?}", decision.warnings) };
+            assert!(
+                check.starts_with("readiness probe of container \"app\"")
+                    && check.contains(expected)
+            );
+            assert!(none.contains("until it is deregistered"), "{none}");
+        }
+    }
+}
+
+#[test]
+fn h6_a_port_that_the_container_does_not_name_is_an_error_where_it_would_never_be_ready() {
+    let nope = || Some(probe(http(Port::Name("nope".to_owned()), "/")));
+    let good = || Some(probe(tcp(80)));
+    for (probes, wrong) in [
+        ([nope(), None, None], Some("startup")),
+        ([nope(), good(), None], Some("startup")),
+        ([None, nope(), None], Some("readiness")),
+        ([good(), nope(), None], Some("readiness")),
+        // The kubelet does not fail anything for it.
+        ([None, None, nope()], None),
+        ([None, good(), nope()], None),
+    ] {
+        // Another container that has a port of this name does not matter, to the kubelet neither.
+        let mut pod = pod(vec![container("app", &[("http", 80)]), container("b", &[("nope", 1)])]);
+        let [startup, readiness, liveness] = probes.clone();
+        let app = &mut pod.containers[0];
+        (app.startup, app.readiness, app.liveness) = (startup, readiness, liveness);
+        let result = decide(&pod, IP.parse().unwrap(), &BTreeMap::new(), &Variables::default());
+        let found = result.map_err(|error| error.to_string());
+        match (wrong, found) {
+            (Some(kind), Err(error)) => assert_eq!(
+                error,
+                format!(
+                    "pod ns/pod: {kind} probe of container \"app\": expected the name of a port of \
+                     the container, found \"nope\"; correct it"
+                )
+            ),
+            (None, Ok(decision)) => {
+                let liveness_alone = probes[1].is_none();
+                assert_eq!(decision.registrations[0].check.is_none(), liveness_alone);
+                assert_eq!(decision.warnings.len(), if liveness_alone { 2 } else { 0 });
+            }
+            (_, found) => panic!("{probes:?}: {found:?}"),
+        }
+    }
+}
+
+#[test]
+fn h15_an_instance_without_a_check_is_told_and_may_have_one_of_its_port() {
+    let definitions =
+        r#"[{"port": 1, "labels": {"service": "true"}}, {"port": 2, "labels": {"consul": "b"}}]"#;
+    for (readiness, default_check, checks) in [
+        (None, DefaultCheck::None, [None, None]),
+        (None, DefaultCheck::Tcp, [Some("10.0.0.1:1"), Some("10.0.0.1:2")]),
+        (Some(probe(Action::Exec)), DefaultCheck::Tcp, [Some("10.0.0.1:1"), Some("10.0.0.1:2")]),
+        (Some(probe(tcp(9))), DefaultCheck::Tcp, [Some("10.0.0.1:9"), Some("10.0.0.1:9")]),
     ] {
         let mut pod = one_port();
-        pod.containers[0].readiness = Some(probe(action));
-        let decision = decided(&pod);
-        assert_eq!(decision.registrations[0].check, None);
-        assert_eq!(decision.probe, None);
-        let [check, tried] = &decision.warnings[..] else { panic!("{:?}", decision.warnings) };
-        assert!(
-            check.starts_with("readiness probe of container \"app\"") && check.contains(expected)
-        );
-        assert!(tried.contains(expected) && tried.ends_with("without waiting for it"), "{tried}");
+        pod.containers[0].readiness = readiness;
+        let variables = Variables { default_check, ..variables(definitions, "") };
+        let decision = decide_with(&pod, &[], &variables);
+        let expected = checks.map(|to| to.map(|to| Target::Tcp(to.to_owned())));
+        let found = |index: usize| decision.registrations[index].check.clone().map(|it| it.target);
+        assert_eq!([found(0), found(1)], expected);
+        let told = decision.warnings.iter().any(|it| it.contains("--default-check tcp"));
+        assert_eq!(told, checks[0].is_none(), "{:?}", decision.warnings);
     }
+}
+
+#[test]
+fn h15_an_instance_is_of_another_pod_only_if_it_says_so() {
+    let identity = one_port().identity_tags();
+    for (tags, expected) in [
+        (vec![], false),
+        (vec!["team: shop"], false),
+        (vec!["k8sPodName: other"], false),
+        (vec!["k8sPodName: pod", "k8sPodNamespace: ns"], false),
+        (vec!["k8sPodName: pod-2", "k8sPodNamespace: ns"], true),
+        (vec!["k8sPodName: pod", "k8sPodNamespace: ns-2"], true),
+        // The first is the hook's own, the rest may be annotations.
+        (vec!["k8sPodName: pod", "k8sPodNamespace: ns", "k8sPodName: other"], false),
+        (vec!["k8sPodName: other", "k8sPodNamespace: ns", "k8sPodName: pod"], true),
+    ] {
+        assert_eq!(is_of_another_pod(&tags, &identity), expected, "{tags:?}");
+    }
+}
+
+/// Only what was just asked with success begins as passing.
+#[test]
+fn h14_the_checks_own_targets_are_tried_each_once() {
+    let to = |port: u16| Target::Tcp(format!("10.0.0.1:{port}"));
+    let definitions =
+        r#"[{"port": 1, "labels": {"service": "true"}}, {"port": 2, "labels": {"consul": "b"}}]"#;
+    let mut pod = one_port();
+    pod.containers[0].liveness = Some(probe(tcp(9)));
+    let mut decision = decide_with(&pod, &[], &variables(definitions, ""));
+    let period = Duration::from_secs(10);
+    assert_eq!(decision.targets_to_try(None), [(to(9), period)]);
+    assert_eq!(decision.targets_to_try(Some(&to(9))), []);
+    let passing = |decision: &Decision| {
+        let checks = decision.registrations.iter().filter_map(|it| it.check.as_ref());
+        checks.filter(|check| check.begins_passing).count()
+    };
+    decision.mark_passing(&to(8));
+    assert_eq!(passing(&decision), 0);
+    decision.mark_passing(&to(9));
+    assert_eq!(passing(&decision), 2);
+    // That a port of gRPC is open proves nothing.
+    pod.containers[0].liveness = Some(probe(Action::Grpc { port: 9, service: None }));
+    let mut decision = decided(&pod);
+    let [(target, _)] = &decision.targets_to_try(None)[..] else { panic!() };
+    decision.mark_passing(target);
+    assert_eq!(passing(&decision), 0);
 }
 
 #[test]
@@ -350,8 +510,7 @@ fn the_check_is_of_readiness_and_what_is_tried_of_startup() {
         let to = |port: u16| Target::Tcp(format!("10.0.0.1:{port}"));
         let made = decision.registrations[0].check.as_ref();
         assert_eq!(made.map(|made| made.target.clone()), check.map(to));
-        assert_eq!(made.is_some_and(|made| made.begins_passing), check.is_some() && check == tried);
-        assert_eq!(decision.probe.map(|probe| probe.target), tried.map(to));
+        assert_eq!(decision.probe.and_then(|probe| probe.target), tried.map(to));
     }
 }
 
@@ -366,7 +525,8 @@ fn the_check_is_of_the_registered_container_or_with_definitions_of_the_first() {
         let decision = decide_with(&pod, &[], &variables(definitions, ""));
         let check = decision.registrations[0].check.as_ref().unwrap();
         assert_eq!(check.target, Target::Tcp(expected.to_owned()));
-        assert_eq!(decision.probe.unwrap().target, Target::Tcp("10.0.0.1:1".to_owned()));
+        let target = Target::Tcp("10.0.0.1:1".to_owned());
+        assert_eq!(decision.probe.unwrap().target, Some(target));
     }
 }
 
