@@ -22,7 +22,7 @@ use kube_consul::domain::consul::record::{
 };
 use kube_consul::domain::kube::names::ObjectKey;
 use kube_consul::domain::kube::object::{EndpointSlice, Node, Service, WatchEvent};
-use kube_consul::domain::services::desired::{Permit, desired};
+use kube_consul::domain::services::desired::{Neighbours, Permit, desired};
 use kube_consul::domain::services::settings::{AddressMode, Settings};
 use kube_consul::domain::sync::{Action, Moment, Reconciler};
 use kube_consul::kubernetes::client::EndpointSource;
@@ -135,15 +135,15 @@ impl Bridge {
         self.state.begin_read_back(self.now);
         for number in (0..SERVICES).filter(|_| full) {
             let (key, service, slice) = projected(number)?;
-            let permit = |_: &str, _| Permit::Granted;
+            let permit = |_: &str, _| Permit::Granted(Neighbours::default());
             let slices = std::iter::once(&slice);
             let nodes = None::<std::iter::Empty<(&str, &Node)>>;
             let wanted = desired(&self.settings, &key, &service, slices, nodes, &permit);
             for registration in wanted.registrations.into_values() {
                 self.state.observed_registration(&ObservedRegistration { registration, index: 7 });
             }
-            for (key, name) in wanted.reverse {
-                let value = self.zone.name_of(&name).into();
+            for (key, ptr) in wanted.reverse {
+                let value = self.zone.name_of(&ptr.service).into();
                 let record = PtrRecord { key, value };
                 let flags = PtrOwner::flags(&self.settings.cluster);
                 self.state.observed_ptr(&ObservedPtr { record, flags, index: 7 });

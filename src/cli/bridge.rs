@@ -1,5 +1,6 @@
 //! The flags of `bridge`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
 use crate::domain::kube::names::{ClusterName, is_label};
 use crate::domain::kube::selector::Selector;
-use crate::domain::services::settings::{AddressMode, HealthMode, OnConflict, PtrScope, Settings};
+use crate::domain::services::settings::{
+    AddressMode, Annotation, AnnotationPolicy, HealthMode, JoinExisting, NodeAddress, OnConflict,
+    PtrScope, Settings,
+};
 use crate::domain::services::template::NameTemplate;
 use crate::kubernetes::client::Environment;
 use crate::run::bridge::Options;
@@ -112,9 +116,37 @@ pub struct RegisteredArgs {
         value_name = "POLICY"
     )]
     on_conflict: OnConflict,
-    /// Register under names that others hold, too
-    #[arg(long, env = "KUBE_CONSUL_JOIN_EXISTING")]
-    join_existing: bool,
+    /// Which names that others hold are joined: none (never), those of other syncs of Kubernetes,
+    /// another cluster's bridge among them (kubernetes), or all (always)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_JOIN_EXISTING",
+        default_value_t = JoinExisting::Never,
+        value_parser = word::<JoinExisting>(JoinExisting::WORDS),
+        value_name = "POLICY"
+    )]
+    join_existing: JoinExisting,
+    /// Which annotations count, by their names after the prefix, comma-separated; or none
+    /// [default: all]
+    #[arg(long, env = "KUBE_CONSUL_ANNOTATIONS", value_delimiter = ',', value_name = "LIST")]
+    annotations: Vec<String>,
+    /// With --annotations: a namespace in which all annotations count (repeatable)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_TRUSTED_NAMESPACE",
+        value_delimiter = ',',
+        value_parser = namespace,
+        value_name = "NAMESPACE"
+    )]
+    trusted_namespace: Vec<Box<str>>,
+    /// Which address of a node is registered [default: external-first]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_NODE_ADDRESS",
+        value_parser = word::<NodeAddress>(NodeAddress::WORDS),
+        value_name = "TYPE"
+    )]
+    node_address: Option<NodeAddress>,
     /// Which addresses get a PTR record: those of Services, all (pods' too), or none (off)
     #[arg(
         long,
@@ -184,6 +216,26 @@ enum Conflict {
     NodeName(String),
     #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]
     Domain(String),
+    #[error(
+        "--annotations: expected all, none, or some of {words}, found {0:?}",
+        words = Annotation::WORDS.join(", ")
+    )]
+    Annotations(String),
+    #[error(
+        "--trusted-namespace: expected --annotations beside it: without, all annotations count in \
+         every namespace"
+    )]
+    TrustedAnyway,
+    #[error(
+        "--trusted-namespace {0}: expected a namespace that is registered, found it left out by \
+         --namespace or --deny-namespace"
+    )]
+    TrustedNotRegistered(Box<str>),
+    #[error(
+        "--node-address: expected --address node-port, or the annotation address to count, found \
+         neither: no node is registered"
+    )]
+    NoNodes,
 }
 
 // === impl BridgeArgs ===
@@ -210,6 +262,7 @@ impl BridgeArgs {
             return Err(Conflict::Domain(domain.clone()).into());
         }
         let sink = self.sink_options()?;
+        let annotations = self.registered.annotation_policy()?;
         let mut consul = self.consul.config()?;
         if self.sink == SinkKind::Catalog {
             // An agent answers for its own datacenter only.
@@ -227,6 +280,8 @@ impl BridgeArgs {
             on_conflict: self.registered.on_conflict,
             reverse: self.registered.reverse_dns,
             join_existing: self.registered.join_existing,
+            annotations,
+            node_address: self.registered.node_address.unwrap_or(NodeAddress::ExternalFirst),
             allow_removals: self.running.allow_removals,
         };
         Ok(Options {
@@ -267,6 +322,44 @@ impl BridgeArgs {
         }
         let (node_name, leader_elect) = (self.node_name.clone(), self.leader_elect);
         Ok(SinkOptions::Catalog { node_name, leader_elect })
+    }
+}
+
+// === impl RegisteredArgs ===
+
+impl RegisteredArgs {
+    /// Which annotations count; what makes no sense beside it is an error.
+    fn annotation_policy(&self) -> Result<AnnotationPolicy, Conflict> {
+        let allowed = match &*self.annotations {
+            [] => None,
+            [word] if word == "all" => None,
+            [word] if word == "none" => Some(BTreeSet::new()),
+            words => {
+                let read = |word: &String| {
+                    word.trim().parse().map_err(|_| Conflict::Annotations(word.clone()))
+                };
+                Some(words.iter().map(read).collect::<Result<BTreeSet<Annotation>, _>>()?)
+            }
+        };
+        if allowed.is_none() && !self.trusted_namespace.is_empty() {
+            return Err(Conflict::TrustedAnyway);
+        }
+        for namespace in &self.trusted_namespace {
+            let is_denied = self.deny_namespace.contains(namespace);
+            if is_denied || !(self.namespace.is_empty() || self.namespace.contains(namespace)) {
+                return Err(Conflict::TrustedNotRegistered(namespace.clone()));
+            }
+        }
+        let never_by_annotation = self.trusted_namespace.is_empty()
+            && allowed.as_ref().is_some_and(|it| !it.contains(&Annotation::Address));
+        if self.node_address.is_some()
+            && self.address != AddressMode::NodePort
+            && never_by_annotation
+        {
+            return Err(Conflict::NoNodes);
+        }
+        let trusted_namespaces = self.trusted_namespace.iter().cloned().collect();
+        Ok(AnnotationPolicy { allowed, trusted_namespaces })
     }
 }
 

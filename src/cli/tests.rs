@@ -3,6 +3,7 @@ mod documentation;
 use clap::CommandFactory;
 
 use super::*;
+use crate::domain::services::settings::{Annotation, NodeAddress};
 
 fn options(args: &[&str]) -> Result<run::bridge::Options, String> {
     let args = ["kube-consul", "bridge"].iter().chain(args);
@@ -29,6 +30,22 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
         (vec!["--resync", "soon"], "10s"),
         (vec!["--health", "always"], "--health always"),
         (vec!["--dns-domain", "a b"], "--dns-domain"),
+        (vec!["--join-existing", "true"], "never, kubernetes, always"),
+        (vec!["--annotations", "sync,sinc"], "found \"sinc\""),
+        (vec!["--annotations", "all,sync"], "found \"all\""),
+        (vec!["--annotations", "service-meta-x"], "service-meta, service-weight"),
+        (vec!["--trusted-namespace", "shop"], "--annotations beside it"),
+        (vec!["--trusted-namespace", "shop", "--annotations", "all"], "--annotations beside it"),
+        (
+            vec!["--trusted-namespace", "shop", "--annotations=none", "--deny-namespace", "shop"],
+            "--trusted-namespace shop",
+        ),
+        (
+            vec!["--trusted-namespace", "shop", "--annotations=none", "--namespace", "other"],
+            "--trusted-namespace shop",
+        ),
+        (vec!["--node-address", "moon"], "external-first, internal, external"),
+        (vec!["--node-address", "internal", "--annotations", "sync"], "no node is registered"),
         (vec!["--kube-url", "http://a", "--kubeconfig", "b"], "--kube-url"),
         (vec!["--nonsense"], "--nonsense"),
     ] {
@@ -43,6 +60,25 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!(options.sync.settings.cluster.as_str(), "kubernetes");
     assert_eq!(options.resync, Duration::from_mins(1));
     assert!(options.sync.settings.default_sync && options.once.is_none());
+}
+
+#[test]
+fn n13_a_list_of_annotations_says_which_count() {
+    let policy = |args: &[&str]| options(args).unwrap().sync.settings.annotations;
+    assert_eq!(policy(&[]).allowed, None);
+    assert_eq!(policy(&["--annotations", "all"]).allowed, None);
+    assert_eq!(policy(&["--annotations", "none"]).allowed, Some([].into()));
+    let some = policy(&["--annotations", "sync,join", "--trusted-namespace", "shop"]);
+    assert_eq!(some.allowed, Some([Annotation::Sync, Annotation::Join].into()));
+    assert!(some.trusted_namespaces.contains("shop"));
+    for args in [
+        &["--node-address=internal"][..],
+        &["--node-address=internal", "--annotations=address"],
+        &["--node-address=internal", "--annotations=none", "--trusted-namespace=shop"],
+        &["--node-address=internal", "--annotations=none", "--address=node-port"],
+    ] {
+        assert_eq!(options(args).unwrap().sync.settings.node_address, NodeAddress::Internal);
+    }
 }
 
 #[test]

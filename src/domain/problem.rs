@@ -18,6 +18,10 @@ pub struct Problem {
 pub enum Reason {
     /// An annotation's value is not what it has to be.
     InvalidAnnotation,
+    /// An annotation does not count where it stands, by `--annotations`.
+    IgnoredAnnotation,
+    /// A label says that the Service mirrors one of Consul.
+    ImportLabel,
     /// The name cannot be registered, or cannot be asked for by DNS.
     InvalidName,
     /// An endpoint or Service lacks what a registration needs: a port, an address.
@@ -53,6 +57,8 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::InvalidAnnotation => "InvalidAnnotation",
+            Reason::IgnoredAnnotation => "IgnoredAnnotation",
+            Reason::ImportLabel => "ImportLabel",
             Reason::InvalidName => "InvalidName",
             Reason::Incomplete => "Incomplete",
             Reason::NameConflict => "NameConflict",

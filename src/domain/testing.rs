@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::domain::kube::object::{
-    Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort, ServiceType,
+    Endpoint, EndpointPort, EndpointSlice, Node, NodeAddressType, Protocol, Service, ServicePort,
+    ServiceType,
 };
 
 /// A ClusterIP Service at 10.0.0.1 with one port `http` 80.
@@ -46,7 +47,25 @@ impl ServiceBuilder {
 
 /// A Service port; an empty name is none.
 pub(crate) fn port(name: &str, number: u16) -> ServicePort {
-    ServicePort { name: (!name.is_empty()).then(|| name.into()), port: number, node_port: None }
+    ServicePort {
+        name: (!name.is_empty()).then(|| name.into()),
+        port: number,
+        node_port: None,
+        protocol: Protocol::Tcp,
+    }
+}
+
+/// An endpoint.
+pub(crate) fn endpoint(address: &str, ready: bool) -> Endpoint {
+    Endpoint {
+        address: ip(address),
+        ready,
+        draining: false,
+        pod: None,
+        hostname: None,
+        node: None,
+        zone: None,
+    }
 }
 
 /// A slice of `service` with these ports and endpoints.
@@ -59,27 +78,23 @@ pub(crate) fn slice(
         service: service.into(),
         ports: ports
             .iter()
-            .map(|(name, number)| EndpointPort { name: (*name).into(), port: Some(*number) })
-            .collect(),
-        endpoints: endpoints
-            .iter()
-            .map(|(address, ready)| Endpoint {
-                address: ip(address),
-                ready: *ready,
-                pod: None,
-                node: None,
-                zone: None,
+            .map(|(name, number)| EndpointPort {
+                name: (*name).into(),
+                port: *number,
+                protocol: Protocol::Tcp,
             })
             .collect(),
+        endpoints: endpoints.iter().map(|(address, ready)| endpoint(address, *ready)).collect(),
         left_out: [].into(),
     }
 }
 
-/// A node with these addresses.
+/// A node with these internal addresses.
 pub(crate) fn node(addresses: &[&str], ready: bool) -> Node {
     Node {
-        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        addresses: addresses.iter().map(|it| (NodeAddressType::Internal, ip(it))).collect(),
         ready,
+        excluded: false,
         zone: None,
         left_out: [].into(),
     }

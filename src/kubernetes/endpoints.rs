@@ -7,7 +7,7 @@
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind};
 use crate::kubernetes::slim::{
-    Identity, LeftOut, Projected, View, endpoint_port, identity, parse_address,
+    Identity, LeftOut, Projected, View, endpoint_ports, hostname, identity, parse_address,
 };
 use crate::kubernetes::wire;
 
@@ -36,29 +36,35 @@ impl Projected for Endpoints {
         let metadata = object.metadata;
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
         let service = &identity.key.name;
+        let is_truncated = metadata.annotations.unwrap_or_default().0;
         let subsets = object
             .subsets
             .unwrap_or_default()
             .into_iter()
             .enumerate()
-            .map(|(index, subset)| slice(service, index, subset))
+            .map(|(index, subset)| slice(service, index, subset, is_truncated && index == 0))
             .collect();
         Ok((identity, View::Subsets(subsets)))
     }
 }
 
-fn slice(service: &str, index: usize, subset: wire::Subset<'_>) -> EndpointSlice {
+fn slice(
+    service: &str,
+    index: usize,
+    subset: wire::Subset<'_>,
+    is_truncated: bool,
+) -> EndpointSlice {
     let mut left_out = LeftOut::default();
-    let ports = subset
-        .ports
-        .unwrap_or_default()
-        .into_iter()
-        .enumerate()
-        .filter_map(|(port_index, port)| {
-            let field = || format!("subsets[{index}].ports[{port_index}].port");
-            endpoint_port(port.name, port.port, field, &mut left_out)
-        })
-        .collect();
+    if is_truncated {
+        left_out.tell(|| {
+            "the Endpoints object holds 1,000 of the Service's addresses and lacks the others \
+             (annotation endpoints.kubernetes.io/over-capacity); they are not registered: \
+             Kubernetes 1.21 and newer have EndpointSlices, which hold all"
+                .to_owned()
+        });
+    }
+    let parent = format!("subsets[{index}].");
+    let ports = endpoint_ports(subset.ports.unwrap_or_default(), &parent, &mut left_out);
     let ready = subset.addresses.unwrap_or_default().into_iter().map(|it| (it, true));
     let unready = subset.not_ready_addresses.unwrap_or_default().into_iter().map(|it| (it, false));
     let endpoints = ready
@@ -71,6 +77,9 @@ fn slice(service: &str, index: usize, subset: wire::Subset<'_>) -> EndpointSlice
             Some(Endpoint {
                 address,
                 ready,
+                // Endpoints do not tell who terminates.
+                draining: false,
+                hostname: hostname(endpoint.hostname),
                 pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
                 node: endpoint.node_name.map(|text| text.0.into()),
                 zone: None,
@@ -108,9 +117,27 @@ mod tests {
             &*slices[0].left_out[0],
             "subsets[0].ports[1].port: expected 1 to 65535, found 0; it is left out"
         );
-        assert_eq!((&*slices[1].ports[0].name, slices[1].ports[0].port), ("", Some(9090)));
+        let port = &slices[1].ports[0];
+        assert_eq!((&*port.name, port.port, port.protocol.as_str()), ("", 9090, "UDP"));
         assert!(slices[1].endpoints.is_empty());
         assert_eq!(slices[1].left_out.len(), 1);
+    }
+
+    #[test]
+    fn o13_an_object_that_lacks_addresses_says_so_once() {
+        let json = r#"{"metadata":{"name":"web","namespace":"shop","annotations":{"a":"b",
+            "endpoints.kubernetes.io/over-capacity":"truncated"}},"subsets":[
+            {"addresses":[{"ip":"10.0.0.1","hostname":"web-0"}],"ports":[{"port":80}]},
+            {"addresses":[{"ip":"10.0.0.2"}],"ports":[{"port":81}]}]}"#;
+        let left_out = |json: &str| -> Vec<usize> {
+            let (_, View::Subsets(slices)) = Endpoints::decode(json).unwrap() else {
+                panic!("not subsets")
+            };
+            assert_eq!(slices[0].endpoints[0].hostname.as_deref(), Some("web-0"));
+            slices.iter().map(|slice| slice.left_out.len()).collect()
+        };
+        assert_eq!(left_out(json), [1, 0]);
+        assert_eq!(left_out(&json.replace("truncated", "warning")), [0, 0]);
     }
 
     #[test]

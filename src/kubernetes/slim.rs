@@ -19,8 +19,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
-    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Service, ServicePort,
-    ServiceType, node_addresses,
+    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Protocol, Service,
+    ServicePort, ServiceType,
 };
 use crate::domain::text::one_line;
 use crate::kubernetes::wire::{self, Text};
@@ -227,26 +227,16 @@ impl Projected for EndpointSlices {
             return Ok((identity, View::Slice(None)));
         };
         let mut left_out = LeftOut::default();
-        let ports = object
-            .ports
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, port)| {
-                endpoint_port(
-                    port.name,
-                    port.port,
-                    || format!("ports[{index}].port"),
-                    &mut left_out,
-                )
-            })
-            .collect();
-        // An address that is a host name is none: a registration needs an IP address.
-        let usable = object.address_type.is_none_or(|kind| kind.0 != "FQDN");
-        let endpoints = if usable {
-            endpoints(object.endpoints.unwrap_or_default(), &mut left_out)
-        } else {
+        let ports = endpoint_ports(object.ports.unwrap_or_default(), "", &mut left_out);
+        let endpoints = if object.address_type.is_some_and(|kind| kind.0 == "FQDN") {
+            left_out.tell(|| {
+                "addressType: expected IPv4 or IPv6, found FQDN; its endpoints are left out, since \
+                 a registration needs an IP address"
+                    .to_owned()
+            });
             Box::default()
+        } else {
+            endpoints(object.endpoints.unwrap_or_default(), &mut left_out)
         };
         let slice = EndpointSlice { service, ports, endpoints, left_out: left_out.into_box() };
         Ok((identity, View::Slice(Some(slice))))
@@ -265,31 +255,31 @@ impl Projected for Nodes {
         let object: wire::Node<'_> = serde_json::from_str(json)?;
         let (metadata, status) = (object.metadata, object.status.unwrap_or_default());
         let mut left_out = LeftOut::default();
-        let found: Vec<(NodeAddressType, IpAddr)> = status
-            .addresses
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, found)| {
-                // The others are host names.
-                let kind = match &*found.r#type.0 {
-                    "ExternalIP" => NodeAddressType::External,
-                    "InternalIP" => NodeAddressType::Internal,
-                    _ => return None,
-                };
-                let address = parse_address(&found.address.0);
-                if address.is_none() {
-                    let field = || format!("status.addresses[{index}].address");
-                    left_out.address(field, &found.address.0);
-                }
-                Some((kind, address?))
-            })
-            .collect();
+        let mut addresses: Vec<(NodeAddressType, IpAddr)> = Vec::new();
+        for (index, found) in status.addresses.unwrap_or_default().into_iter().enumerate() {
+            // The others are host names.
+            let kind = match &*found.r#type.0 {
+                "ExternalIP" => NodeAddressType::External,
+                "InternalIP" => NodeAddressType::Internal,
+                _ => continue,
+            };
+            let Some(address) = parse_address(&found.address.0) else {
+                let field = || format!("status.addresses[{index}].address");
+                left_out.address(field, &found.address.0);
+                continue;
+            };
+            let is_such = |(of, ip): &(_, IpAddr)| *of == kind && ip.is_ipv4() == address.is_ipv4();
+            if !addresses.iter().any(is_such) {
+                addresses.push((kind, address));
+            }
+        }
         let is_ready = |it: wire::Condition<'_>| it.r#type.0 == "Ready" && it.status.0 == "True";
+        let labels = metadata.labels.unwrap_or_default();
         let node = Node {
-            addresses: node_addresses(&found),
+            addresses,
             ready: status.conditions.unwrap_or_default().into_iter().any(is_ready),
-            zone: metadata.labels.unwrap_or_default().0,
+            excluded: labels.excluded,
+            zone: labels.zone,
             left_out: left_out.into_box(),
         };
         let identity = identity(Text::default(), metadata.name, metadata.resource_version);
@@ -355,31 +345,45 @@ fn service_ports(ports: Vec<wire::ServicePort<'_>>, left_out: &mut LeftOut) -> V
                 name: port.name.filter(|name| !name.0.is_empty()).map(Text::into_box),
                 port: number,
                 node_port: node_port.and_then(port_number),
+                protocol: protocol(port.protocol.as_ref()),
             })
         })
         .collect()
 }
 
-/// A port of an endpoint. `None` where its number cannot be; without a number it stays, as the
-/// API means "all ports" by it.
-pub(super) fn endpoint_port(
-    name: Option<Text<'_>>,
-    number: Option<i64>,
-    field: impl FnOnce() -> String,
+/// The ports of a slice; `parent` is where they stand in the object. One without a number, which
+/// the API takes for "all ports", is left out: kube-proxy does not route to it either.
+pub(super) fn endpoint_ports(
+    ports: Vec<wire::EndpointPort<'_>>,
+    parent: &str,
     left_out: &mut LeftOut,
-) -> Option<EndpointPort> {
-    let port = match number {
-        None => None,
-        Some(number) => {
-            let port = port_number(number);
-            if port.is_none() {
-                left_out.port(field, number);
+) -> Box<[EndpointPort]> {
+    ports
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, found)| {
+            let Some(port) = found.port.and_then(port_number) else {
+                let field = || format!("{parent}ports[{index}].port");
+                match found.port {
+                    Some(number) => left_out.port(field, number),
+                    None => left_out.port(field, "none"),
+                }
                 return None;
-            }
-            port
-        }
-    };
-    Some(EndpointPort { name: name.map(Text::into_box).unwrap_or_default(), port })
+            };
+            let protocol = protocol(found.protocol.as_ref());
+            let name = found.name.map(Text::into_box).unwrap_or_default();
+            Some(EndpointPort { name, port, protocol })
+        })
+        .collect()
+}
+
+/// The API has these three, and TCP where none is given.
+fn protocol(text: Option<&Text<'_>>) -> Protocol {
+    match text.map_or("", |text| &*text.0) {
+        "UDP" => Protocol::Udp,
+        "SCTP" => Protocol::Sctp,
+        _ => Protocol::Tcp,
+    }
 }
 
 fn endpoints(endpoints: Vec<wire::Endpoint<'_>>, left_out: &mut LeftOut) -> Box<[Endpoint]> {
@@ -392,15 +396,26 @@ fn endpoints(endpoints: Vec<wire::Endpoint<'_>>, left_out: &mut LeftOut) -> Box<
                 left_out.address(|| format!("endpoints[{index}].addresses[0]"), &text.0);
                 return None;
             };
+            let conditions = endpoint.conditions.unwrap_or_default();
+            let ready = conditions.ready.unwrap_or(true);
+            // By the API's guidance an absent `serving` is as `ready`.
+            let serving = conditions.serving.unwrap_or(ready);
             Some(Endpoint {
                 address,
-                ready: endpoint.conditions.and_then(|it| it.ready).unwrap_or(true),
+                ready,
+                draining: !ready && serving && conditions.terminating.unwrap_or(false),
                 pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
+                hostname: hostname(endpoint.hostname),
                 node: endpoint.node_name.map(|text| text.0.into()),
                 zone: endpoint.zone.map(|text| text.0.into()),
             })
         })
         .collect()
+}
+
+/// A host name, unless it is empty.
+pub(super) fn hostname(text: Option<Text<'_>>) -> Option<Box<str>> {
+    text.filter(|text| !text.0.is_empty()).map(Text::into_box)
 }
 
 fn port_number(number: i64) -> Option<u16> {
@@ -433,7 +448,7 @@ pub(super) struct LeftOut {
 }
 
 impl LeftOut {
-    fn tell(&mut self, sentence: impl FnOnce() -> String) {
+    pub(super) fn tell(&mut self, sentence: impl FnOnce() -> String) {
         if self.told.len() < LEFT_OUT_TOLD {
             self.told.push(sentence().into());
         } else {
@@ -441,7 +456,7 @@ impl LeftOut {
         }
     }
 
-    fn port(&mut self, field: impl FnOnce() -> String, found: i64) {
+    fn port(&mut self, field: impl FnOnce() -> String, found: impl fmt::Display) {
         self.tell(|| format!("{}: expected 1 to 65535, found {found}; it is left out", field()));
     }
 

@@ -17,6 +17,13 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Label of a Node that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
+/// Label of a Node that load balancers must not lead to, whatever its value.
+const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// Annotation of an Endpoints object that holds no more than 1,000 addresses of a Service that has
+/// more.
+const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
+
 /// Any object, as far as it has to be known to be told apart.
 #[derive(Deserialize)]
 pub struct Named<'a> {
@@ -87,6 +94,8 @@ pub struct ServicePort<'a> {
     pub name: Option<Text<'a>>,
     pub port: i64,
     pub node_port: Option<i64>,
+    #[serde(borrow)]
+    pub protocol: Option<Text<'a>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -146,6 +155,7 @@ pub struct SliceMetadata<'a> {
     #[serde(borrow)]
     pub resource_version: Option<Text<'a>>,
     pub labels: Option<ServiceLabel>,
+    pub annotations: Option<OverCapacity>,
 }
 
 #[derive(Deserialize)]
@@ -163,7 +173,7 @@ pub struct NodeMetadata<'a> {
     pub name: Text<'a>,
     #[serde(borrow)]
     pub resource_version: Option<Text<'a>>,
-    pub labels: Option<ZoneLabel>,
+    pub labels: Option<NodeLabels>,
 }
 
 #[derive(Default, Deserialize)]
@@ -195,6 +205,8 @@ pub struct EndpointPort<'a> {
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
     pub port: Option<i64>,
+    #[serde(borrow)]
+    pub protocol: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +216,8 @@ pub struct Endpoint<'a> {
     pub addresses: Option<First<'a>>,
     pub conditions: Option<Conditions>,
     #[serde(borrow)]
+    pub hostname: Option<Text<'a>>,
+    #[serde(borrow)]
     pub target_ref: Option<TargetRef<'a>>,
     #[serde(borrow)]
     pub node_name: Option<Text<'a>>,
@@ -211,9 +225,11 @@ pub struct Endpoint<'a> {
     pub zone: Option<Text<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub struct Conditions {
     pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -255,6 +271,8 @@ pub struct Subset<'a> {
 pub struct SubsetAddress<'a> {
     #[serde(borrow)]
     pub ip: Text<'a>,
+    #[serde(borrow)]
+    pub hostname: Option<Text<'a>>,
     #[serde(borrow)]
     pub node_name: Option<Text<'a>>,
     #[serde(borrow)]
@@ -334,40 +352,58 @@ pub struct ServiceLabel(pub Option<Box<str>>);
 
 impl<'de> Deserialize<'de> for ServiceLabel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(LabelVisitor(SERVICE_NAME_LABEL)).map(Self)
+        let [service] = deserializer.deserialize_map(Picked([SERVICE_NAME_LABEL]))?;
+        Ok(Self(service.filter(|it| !it.is_empty())))
     }
 }
 
-/// Of a Node's labels, the one that names its zone.
+/// Of a Node's labels, those that can change a registration.
 #[derive(Default)]
-pub struct ZoneLabel(pub Option<Box<str>>);
+pub struct NodeLabels {
+    /// Its zone.
+    pub zone: Option<Box<str>>,
+    /// Whether load balancers must not lead to it.
+    pub excluded: bool,
+}
 
-impl<'de> Deserialize<'de> for ZoneLabel {
+impl<'de> Deserialize<'de> for NodeLabels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(LabelVisitor(ZONE_LABEL)).map(Self)
+        let [zone, excluded] =
+            deserializer.deserialize_map(Picked([ZONE_LABEL, EXCLUDED_LABEL]))?;
+        Ok(Self { zone: zone.filter(|it| !it.is_empty()), excluded: excluded.is_some() })
     }
 }
 
-/// Takes the value of one label, unless it is empty.
-struct LabelVisitor(&'static str);
+/// Of an Endpoints object's annotations, the one that says that addresses are missing.
+#[derive(Default)]
+pub struct OverCapacity(pub bool);
 
-impl<'de> Visitor<'de> for LabelVisitor {
-    type Value = Option<Box<str>>;
+impl<'de> Deserialize<'de> for OverCapacity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let [value] = deserializer.deserialize_map(Picked([OVER_CAPACITY]))?;
+        Ok(Self(value.as_deref() == Some("truncated")))
+    }
+}
+
+/// Takes the values of some keys of a map of strings, and skips all others.
+struct Picked<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Picked<N> {
+    type Value = [Option<Box<str>>; N];
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map of labels")
+        f.write_str("a map of strings")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut label = None;
+        let mut picked = [const { None }; N];
         while let Some(key) = map.next_key::<Text<'de>>()? {
-            if key.0 == self.0 {
-                label = Some(map.next_value::<Box<str>>()?).filter(|it| !it.is_empty());
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match self.0.iter().position(|wanted| key.0 == *wanted) {
+                Some(place) => picked[place] = Some(map.next_value()?),
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(label)
+        Ok(picked)
     }
 }
 

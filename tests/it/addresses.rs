@@ -150,9 +150,12 @@ async fn an_annotation_chooses_the_addresses() -> Result<()> {
     fixture.wait_for_addresses("cluster-ip", "", &[&format!("{address}:80")]).await?;
     fixture.wait_for_addresses("endpoints", "", &["10.1.0.1:80"]).await?;
     fixture.wait_for_addresses("external-ip", "", &["192.0.2.30:80"]).await?;
-    let both = ["192.0.2.31:80", "lb.example.org:80"];
-    fixture.wait_for_addresses("load-balancer", "", &both).await?;
+    fixture.wait_for_addresses("load-balancer", "", &["192.0.2.31:80"]).await?;
     let dns = fixture.dns()?;
+    // O7: DNS answers with the address, and not with a CNAME beside it.
+    let told = bridge.wait_for_problem(&fixture.namespace, "load-balancer", "Incomplete").await?;
+    ensure!(told.contains("lb.example.org"), "{told}");
+    dns.wait_for("load-balancer.service.consul", ANY, &["192.0.2.31"]).await?;
     dns.wait_for("external-ip.service.consul", A, &["192.0.2.30"]).await?;
 
     fixture.set_load_balancer("load-balancer", json!([{"ip": "192.0.2.32"}])).await?;

@@ -14,7 +14,7 @@ use kube_consul::consul::http::wire::{CheckBody, ServiceBody, readiness_check_id
 use kube_consul::consul::read::{Consistency, Listing, Unknown};
 use kube_consul::consul::write::agent::AgentSink;
 use kube_consul::consul::write::txn::{Encoded, NodeBody, Operation};
-use kube_consul::domain::consul::names::Holders;
+use kube_consul::domain::consul::names::{Holder, Holders};
 use kube_consul::domain::consul::record::{
     Answer, CLUSTER_META, Check, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
     Registration, Write,
@@ -488,6 +488,11 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
         json!({ "ID": "3", "Name": "foreign" }),
         json!({ "ID": "4", "Name": "both", "Meta": { CLUSTER_META: "c" } }),
         json!({ "ID": "5", "Name": "both" }),
+        json!({ "ID": "6", "Name": "eu", "Meta": { CLUSTER_META: "eu" } }),
+        json!({ "ID": "7", "Name": "shared", "Meta": { CLUSTER_META: "eu" } }),
+        json!({ "ID": "8", "Name": "shared", "Meta": { CLUSTER_META: "c" } }),
+        json!({ "ID": "9", "Name": "mixed", "Meta": { CLUSTER_META: "eu" } }),
+        json!({ "ID": "10", "Name": "Mixed" }),
     ] {
         consul.api().put("/v1/agent/service/register", &service).await.unwrap();
     }
@@ -497,11 +502,18 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
         let names = client.foreign_names(&"c".parse().unwrap(), |name| name == held).await;
         names.map(|names| names.into_iter().collect::<BTreeMap<_, _>>())
     };
-    let others = |names: &[&str]| -> BTreeMap<Box<str>, Holders> {
-        names.iter().map(|name| ((*name).into(), Holders::Others)).collect()
-    };
-    let mut expected = others(&["consul", "foreign"]);
-    expected.insert("both".into(), Holders::OthersAndOurs);
+    let of = |cluster: Option<&str>| Holder::Kubernetes { cluster: cluster.map(Box::from) };
+    let holders = |others: Holder, ours: bool| Holders { others, ours };
+    let mut expected: BTreeMap<Box<str>, Holders> = [
+        ("consul".into(), holders(Holder::Other, false)),
+        ("foreign".into(), holders(Holder::Other, false)),
+        ("both".into(), holders(Holder::Other, true)),
+        ("mixed".into(), holders(Holder::Other, false)),
+        ("k8s".into(), holders(of(None), false)),
+        ("eu".into(), holders(of(None), false)),
+        ("shared".into(), holders(of(None), true)),
+    ]
+    .into();
     eventually(PATIENCE, || async {
         let found = names("").await?;
         anyhow::ensure!(found == expected, "found {found:?}");
@@ -512,8 +524,12 @@ async fn foreign_names_are_told_also_by_a_consul_that_ignores_the_filter() {
 
     let all = consul.api().get("/v1/catalog/services").await.unwrap().to_string();
     recorder.fault(Fault::Answer(StatusCode::OK, all), path_begins("/v1/catalog/services"));
-    assert_eq!(names("").await.unwrap(), others(&["both", "consul", "foreign"]));
-    assert_eq!(names("both").await.unwrap(), others(&["consul", "foreign"]));
+    // A look at a name's instances tells the cluster too.
+    expected.insert("eu".into(), holders(of(Some("eu")), false));
+    expected.insert("shared".into(), holders(of(Some("eu")), true));
+    assert_eq!(names("").await.unwrap(), expected);
+    expected.remove("both");
+    assert_eq!(names("both").await.unwrap(), expected);
 }
 
 #[tokio::test]

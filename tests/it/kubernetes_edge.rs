@@ -349,7 +349,7 @@ async fn endpoints_take_the_place_of_slices_that_the_api_does_not_have() -> Resu
         _ => None,
     })
     .await?;
-    ensure!(&*seen.service == "db" && seen.ports[0].port == Some(5433), "{seen:?}");
+    ensure!(&*seen.service == "db" && seen.ports[0].port == 5433, "{seen:?}");
     cluster.apply_yaml(&object(&json!([subset("10.1.0.1", 5432)]))).await?;
     find_event(&mut endpoints, WatchEvent::Deleted(Kind::EndpointSlice, part)).await?;
     cluster.stop().await

@@ -9,10 +9,12 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::consul::http::stream::Malformed;
+use crate::domain::consul::names::Holder;
 use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, ObservedPtr, ObservedRegistration, PtrRecord,
-    READINESS_CHECK, Registration,
+    READINESS_CHECK, Registration, SOURCE, SOURCE_META,
 };
+use crate::domain::kube::names::ClusterName;
 
 /// What the ID of a readiness check has after that of its service.
 const READINESS_SUFFIX: &str = ":readiness";
@@ -79,6 +81,26 @@ pub(in crate::consul) struct ServiceEntry {
     socket_path: Box<str>,
     #[serde(default)]
     modify_index: u64,
+}
+
+/// An instance as `/v1/catalog/service` shows it, as far as it tells who made it.
+#[derive(Debug, Deserialize)]
+pub(in crate::consul) struct NamedInstance {
+    #[serde(rename = "ServiceMeta")]
+    meta: Option<BTreeMap<Box<str>, Box<str>>>,
+}
+
+impl NamedInstance {
+    /// Who made it; `None`: a bridge of `cluster`.
+    pub(in crate::consul) fn holder(&self, cluster: &ClusterName) -> Option<Holder> {
+        let meta = |key: &str| self.meta.as_ref()?.get(key).map(|value| &**value);
+        match meta(CLUSTER_META) {
+            Some(other) if other == cluster.as_str() => None,
+            Some(other) => Some(Holder::Kubernetes { cluster: Some(other.into()) }),
+            None if meta(SOURCE_META) == Some(SOURCE) => Some(Holder::Kubernetes { cluster: None }),
+            None => Some(Holder::Other),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

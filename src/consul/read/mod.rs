@@ -12,8 +12,8 @@ use crate::consul::coordination::sentinel;
 use crate::consul::http::client::{Client, Evidence, Reply, Request, encode, encode_key};
 use crate::consul::http::error::Error;
 use crate::consul::http::stream::{Item, Layout};
-use crate::consul::http::wire::{CheckEntry, KeyEntry, ServiceEntry, decode};
-use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
+use crate::consul::http::wire::{CheckEntry, KeyEntry, NamedInstance, ServiceEntry, decode};
+use crate::domain::consul::names::{ForeignNames, Holder, Holders, lookup_form};
 use crate::domain::consul::record::{
     CLUSTER_META, Check, ObservedPtr, ObservedRegistration, READINESS_CHECK, SOURCE, SOURCE_META,
 };
@@ -209,32 +209,35 @@ impl Client {
         certain(evidence, entry.is_none(), what).map(|()| (entry, index))
     }
 
-    /// The names under which others than bridges and consul-k8s hold instances, and whether
-    /// `cluster` holds some there too. `is_held` are the names that need no answer: those that we
-    /// hold already.
+    /// The names under which others than the bridges of `cluster` hold instances, and whether
+    /// these hold some there too. `is_held` are the names that need no answer: those that we hold
+    /// already.
     ///
     /// A Consul that does not know the filter ignores it and lists all names: these are then
-    /// looked up one by one, but for those held, and none counts as the cluster's.
+    /// looked up one by one, but for those held.
     pub async fn foreign_names(
         &self,
         cluster: &ClusterName,
         is_held: impl Fn(&str) -> bool + Send + Sync,
     ) -> Result<ForeignNames, Unknown> {
         let mut foreign = ForeignNames::new();
-        let mut note = |name: &str| {
-            foreign.insert(lookup_form(name).into(), Holders::Others);
-        };
-        let filter = foreign_filter();
         if self.heeds_filters().await? {
-            let evidence = self.service_names(&filter, note).await?;
+            let evidence = self
+                .service_names(&others_filter(cluster), |name| {
+                    let others = Holder::Kubernetes { cluster: None };
+                    foreign.insert(lookup_form(name).into(), Holders { others, ours: false });
+                })
+                .await?;
             certain(evidence, foreign.is_empty(), CATALOG_SERVICES)?;
-            let ours = cluster_filter("ServiceMeta", cluster);
-            let share = |name: &str| {
+            let mut note = |name: &str, change: fn(&mut Holders)| {
                 if let Some(holders) = foreign.get_mut(&*lookup_form(name)) {
-                    *holders = Holders::OthersAndOurs;
+                    change(holders);
                 }
             };
-            self.service_names(&ours, share).await?;
+            let not_kubernetes = |name: &str| note(name, |it| it.others = Holder::Other);
+            self.service_names(&not_kubernetes_filter(), not_kubernetes).await?;
+            let ours = |name: &str| note(name, |it| it.ours = true);
+            self.service_names(&cluster_filter("ServiceMeta", cluster), ours).await?;
             return Ok(foreign);
         }
         let mut names: Vec<String> = Vec::new();
@@ -245,11 +248,35 @@ impl Client {
         })
         .await?;
         for name in names {
-            if self.has_instance(&name, &filter).await? {
-                note(&name);
+            if let Some(holders) = self.holders(&name, cluster).await? {
+                foreign.insert(lookup_form(&name).into(), holders);
             }
         }
         Ok(foreign)
+    }
+
+    /// Who else than the bridges of `cluster` holds instances under a name.
+    pub async fn holders(
+        &self,
+        name: &str,
+        cluster: &ClusterName,
+    ) -> Result<Option<Holders>, Unknown> {
+        let path = format!("/v1/catalog/service/{}", encode(name));
+        let (reply, evidence) = self.open(&Request::get(path).listing(), CATALOG_SERVICES).await?;
+        let (mut others, mut ours) = (None, false);
+        let mut count = 0;
+        let instances = reply.items(Layout::Elements, |item| {
+            let instance: NamedInstance = decode("an instance", item.value)?;
+            count += 1;
+            match instance.holder(cluster) {
+                None => ours = true,
+                holder => others = others.take().max(holder),
+            }
+            Ok(())
+        });
+        instances.await.map_err(failed(CATALOG_SERVICES))?;
+        certain(evidence, count == 0, CATALOG_SERVICES)?;
+        Ok(others.map(|others| Holders { others, ours }))
     }
 
     /// Whether Consul filters the names of services: a filter that no service passes shows it.
@@ -278,19 +305,6 @@ impl Client {
         });
         names.await.map_err(failed(CATALOG_SERVICES))?;
         Ok(evidence)
-    }
-
-    async fn has_instance(&self, name: &str, filter: &str) -> Result<bool, Unknown> {
-        let path = format!("/v1/catalog/service/{}", encode(name));
-        let request = Request::get(path).parameter("filter", filter).listing();
-        let (reply, _) = self.open(&request, CATALOG_SERVICES).await?;
-        let mut found = false;
-        let instances = reply.items(Layout::Elements, |_| {
-            found = true;
-            Ok(())
-        });
-        instances.await.map_err(failed(CATALOG_SERVICES))?;
-        Ok(found)
     }
 
     /// What the agent says of itself. Needs the right `agent:read`.
@@ -404,8 +418,13 @@ pub(in crate::consul) fn cluster_filter(field: &str, cluster: &ClusterName) -> S
     format!("{field}[{CLUSTER_META:?}] == \"{cluster}\"")
 }
 
-/// Instances that neither a bridge nor consul-k8s made.
-fn foreign_filter() -> String {
+/// Instances that no bridge of the cluster made.
+fn others_filter(cluster: &ClusterName) -> String {
+    format!("ServiceMeta[{CLUSTER_META:?}] != \"{cluster}\"")
+}
+
+/// Instances that no sync of Kubernetes made: neither a bridge nor consul-k8s.
+fn not_kubernetes_filter() -> String {
     format!("{CLUSTER_META:?} not in ServiceMeta and ServiceMeta[{SOURCE_META:?}] != {SOURCE:?}")
 }
 

@@ -2,15 +2,18 @@
 
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 
-/// `<cluster>_<namespace>_<service>_<port>_<address>`: readable, and injective, because `_`
-/// stands in none of the first four, which are DNS labels.
+/// `<cluster>_<namespace>_<service>_<port>_<address>`, and for an endpoint, which is an address and
+/// a port, `<cluster>_<namespace>_<service>_<port>_<number>_<address>`: readable, and injective,
+/// because `_` stands in none of the parts, which are DNS labels, numbers and addresses.
 pub fn registration_id(
     cluster: &ClusterName,
     service: &ObjectKey,
     port: &str,
+    number: Option<u16>,
     address: &str,
 ) -> Box<str> {
-    format!("{cluster}_{}_{}_{port}_{address}", service.namespace, service.name).into()
+    let number = number.map(|number| format!("{number}_")).unwrap_or_default();
+    format!("{cluster}_{}_{}_{port}_{number}{address}", service.namespace, service.name).into()
 }
 
 /// The Service that a registration of this ID belongs to, if the ID is one of `cluster`'s.
@@ -24,8 +27,8 @@ pub fn service_of_id(cluster: &ClusterName, id: &str) -> Option<ObjectKey> {
     (!namespace.is_empty() && !name.is_empty()).then(|| ObjectKey::new(namespace, name))
 }
 
-/// What a Service's ID says beyond its Service, `<port>_<address>`; `None` if it is not one of
-/// the Service's.
+/// What a Service's ID says beyond its Service, `<port>_<address>` or
+/// `<port>_<number>_<address>`; `None` if it is not one of the Service's.
 pub fn local_part<'i>(cluster: &ClusterName, service: &ObjectKey, id: &'i str) -> Option<&'i str> {
     [cluster.as_str(), &service.namespace, &service.name]
         .into_iter()
@@ -43,23 +46,29 @@ mod tests {
     proptest! {
         #[test]
         fn ids_are_injective(
-            a in (LABEL, LABEL, LABEL, LABEL, ADDRESS),
-            b in (LABEL, LABEL, LABEL, LABEL, ADDRESS),
+            a in (LABEL, LABEL, LABEL, LABEL, any::<Option<u16>>(), ADDRESS),
+            b in (LABEL, LABEL, LABEL, LABEL, any::<Option<u16>>(), ADDRESS),
         ) {
-            let id = |(cluster, namespace, service, port, address): &(String, String, String, String, String)| {
-                registration_id(&cluster.parse().unwrap(), &ObjectKey::new(&**namespace, &**service), port, address)
+            type Parts = (String, String, String, String, Option<u16>, String);
+            let id = |(cluster, namespace, service, port, number, address): &Parts| {
+                let key = ObjectKey::new(&**namespace, &**service);
+                registration_id(&cluster.parse().unwrap(), &key, port, *number, address)
             };
             prop_assert_eq!(id(&a) == id(&b), a == b);
         }
 
         #[test]
-        fn an_id_tells_its_service(cluster in LABEL, namespace in LABEL, service in LABEL, port in LABEL, address in ADDRESS) {
+        fn an_id_tells_its_service(cluster in LABEL, namespace in LABEL, service in LABEL, port in LABEL, number: u16, address in ADDRESS) {
             let cluster: ClusterName = cluster.parse().unwrap();
             let key = ObjectKey::new(namespace, service);
-            let id = registration_id(&cluster, &key, &port, &address);
-            let local = format!("{port}_{address}");
-            prop_assert_eq!(local_part(&cluster, &key, &id), Some(&*local));
-            prop_assert_eq!(service_of_id(&cluster, &id), Some(key));
+            for (number, local) in [
+                (None, format!("{port}_{address}")),
+                (Some(number), format!("{port}_{number}_{address}")),
+            ] {
+                let id = registration_id(&cluster, &key, &port, number, &address);
+                prop_assert_eq!(local_part(&cluster, &key, &id), Some(&*local));
+                prop_assert_eq!(service_of_id(&cluster, &id), Some(key.clone()));
+            }
         }
     }
 

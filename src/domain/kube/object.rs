@@ -59,6 +59,20 @@ pub struct ServicePort {
     pub port: u16,
     /// The port number on each node, of node-port and load-balancer Services.
     pub node_port: Option<u16>,
+    /// `protocol`.
+    pub protocol: Protocol,
+}
+
+/// What a port speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// `TCP`, the API's default.
+    #[default]
+    Tcp,
+    /// `UDP`.
+    Udp,
+    /// `SCTP`.
+    Sctp,
 }
 
 /// A `discovery.k8s.io/v1` EndpointSlice (or the equal part of an `Endpoints` object).
@@ -66,7 +80,8 @@ pub struct ServicePort {
 pub struct EndpointSlice {
     /// The Service it belongs to: label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: Box<str>,
-    /// Its ports. One without a number has `None` there: "all ports" by the API, not usable here.
+    /// Its ports. One without a number means "all ports" by the API; kube-proxy does not route to
+    /// it, and the edge leaves it out.
     pub ports: Box<[EndpointPort]>,
     /// Its endpoints, in their order.
     pub endpoints: Box<[Endpoint]>,
@@ -80,7 +95,9 @@ pub struct EndpointPort {
     /// The Service port's name; empty for the unnamed port.
     pub name: Box<str>,
     /// The number on the pod.
-    pub port: Option<u16>,
+    pub port: u16,
+    /// `protocol`.
+    pub protocol: Protocol,
 }
 
 /// One of an EndpointSlice's `endpoints`.
@@ -91,8 +108,13 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`; absent means ready, by the API's guidance.
     pub ready: bool,
+    /// Not ready, but `conditions.serving` and `conditions.terminating`: kube-proxy sends traffic
+    /// there while no endpoint is ready.
+    pub draining: bool,
     /// `targetRef.name` where `targetRef.kind` is `Pod`.
     pub pod: Option<Box<str>>,
+    /// `hostname`: that of a `StatefulSet`'s pod is its name.
+    pub hostname: Option<Box<str>>,
     /// `nodeName`. Shared: many endpoints name the same node.
     pub node: Option<Arc<str>>,
     /// `zone`. Shared, as the node.
@@ -103,10 +125,12 @@ pub struct Endpoint {
 /// it equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The addresses at which its ports are reached: see [`node_addresses`].
-    pub addresses: Vec<IpAddr>,
+    /// Of each type and family the first of `status.addresses`, in their order.
+    pub addresses: Vec<(NodeAddressType, IpAddr)>,
     /// Whether its condition `Ready` is `True`.
     pub ready: bool,
+    /// Whether it has the label `node.kubernetes.io/exclude-from-external-load-balancers`.
+    pub excluded: bool,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Box<str>>,
     /// What the edge left out since its value cannot be, as in [`Service::left_out`].
@@ -120,21 +144,6 @@ pub enum NodeAddressType {
     External,
     /// `InternalIP`.
     Internal,
-}
-
-/// Of each family the address at which a node's ports are reached: its first external one, else
-/// its first internal one; IPv4 first.
-///
-/// consul-k8s takes the same (`ExternalFirst`, the default of its chart) but one address a node,
-/// whatever its family.
-pub fn node_addresses(found: &[(NodeAddressType, IpAddr)]) -> Vec<IpAddr> {
-    let of_family = |is_ipv4: bool| {
-        let first = |wanted: NodeAddressType| {
-            found.iter().find(|(kind, ip)| *kind == wanted && ip.is_ipv4() == is_ipv4)
-        };
-        first(NodeAddressType::External).or_else(|| first(NodeAddressType::Internal))
-    };
-    [true, false].into_iter().filter_map(of_family).map(|(_, address)| *address).collect()
 }
 
 /// The kinds that are watched, and those of which problems are told.
@@ -189,6 +198,34 @@ pub fn is_read_annotation(key: &str) -> bool {
     ANNOTATION_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
+impl Service {
+    /// Whether it has no address of its own.
+    pub fn is_headless(&self) -> bool {
+        self.cluster_ips.is_empty()
+    }
+}
+
+impl Protocol {
+    /// The word by which the API knows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
+
+    /// The tag under which Consul's DNS finds such a port: `_<name>._udp`. None for TCP, of which
+    /// it ignores the tag.
+    pub fn tag(self) -> Option<&'static str> {
+        match self {
+            Protocol::Tcp => None,
+            Protocol::Udp => Some("udp"),
+            Protocol::Sctp => Some("sctp"),
+        }
+    }
+}
+
 impl Kind {
     /// The name by which users know it.
     pub fn as_str(self) -> &'static str {
@@ -209,33 +246,6 @@ impl SeenObject {
             SeenObject::EndpointSlice(..) => Kind::EndpointSlice,
             SeenObject::Node(..) => Kind::Node,
             SeenObject::Undecodable(kind, ..) => *kind,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_reached_at_one_address_of_each_family() {
-        use NodeAddressType::{External, Internal};
-        for (found, expected) in [
-            (&[][..], &[][..]),
-            (&[(Internal, "10.0.0.1"), (Internal, "10.0.0.2")], &["10.0.0.1"]),
-            (
-                &[(Internal, "10.0.0.1"), (External, "192.0.2.1"), (External, "192.0.2.2")],
-                &["192.0.2.1"],
-            ),
-            (
-                &[(Internal, "fd00::1"), (Internal, "10.0.0.1"), (External, "192.0.2.1")],
-                &["192.0.2.1", "fd00::1"],
-            ),
-        ] {
-            let address = |text: &str| text.parse::<IpAddr>().unwrap();
-            let found: Vec<_> = found.iter().map(|(kind, ip)| (*kind, address(ip))).collect();
-            let expected: Vec<_> = expected.iter().map(|ip| address(ip)).collect();
-            assert_eq!(node_addresses(&found), expected, "{found:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::domain::kube::object::{Endpoint, EndpointPort, EndpointSlice};
+use crate::domain::kube::object::{Endpoint, EndpointPort, EndpointSlice, Protocol};
 
 /// An [`EndpointSlice`] but for the name of its Service. Two are equal when what was packed is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,10 @@ pub struct PackedSlice {
 const READY: u8 = 1;
 const IPV6: u8 = 2;
 const POD: u8 = 4;
+const DRAINING: u8 = 8;
+const HOSTNAME: u8 = 16;
+/// The host name is the pod's name, as in a `StatefulSet`.
+const HOSTNAME_OF_POD: u8 = 32;
 
 // === impl PackedSlice ===
 
@@ -30,10 +34,8 @@ impl PackedSlice {
         let EndpointSlice { service: _, ports, endpoints, left_out } = slice;
         let mut packer = Packer::default();
         packer.number(ports.len());
-        for EndpointPort { name, port } in ports {
-            packer.text(name);
-            // No port is 0.
-            packer.number(port.map_or(0, usize::from));
+        for port in ports {
+            packer.port(port);
         }
         packer.number(left_out.len());
         for sentence in left_out {
@@ -51,13 +53,7 @@ impl PackedSlice {
     /// What was packed, as the slice of this Service.
     pub fn unpack(&self, service: &str) -> EndpointSlice {
         let mut rest = Rest { bytes: &self.bytes, shared: &self.shared };
-        let ports = (0..rest.number())
-            .map(|_| {
-                let name = rest.text().into();
-                let port = u16::try_from(rest.number()).ok().filter(|port| *port != 0);
-                EndpointPort { name, port }
-            })
-            .collect();
+        let ports = (0..rest.number()).map(|_| rest.port()).collect();
         let left_out = (0..rest.number()).map(|_| rest.text().into()).collect();
         let mut pod_before = String::new();
         let endpoints = (0..rest.number()).map(|_| rest.endpoint(&mut pod_before)).collect();
@@ -89,6 +85,16 @@ impl<'a> Packer<'a> {
         self.bytes.extend(text.as_bytes());
     }
 
+    fn port(&mut self, EndpointPort { name, port, protocol }: &EndpointPort) {
+        self.text(name);
+        self.bytes.extend(port.to_le_bytes());
+        self.bytes.push(match protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 1,
+            Protocol::Sctp => 2,
+        });
+    }
+
     /// 0, or one more than its place among the shared names.
     fn shared(&mut self, name: Option<&'a Arc<str>>) {
         let place = name.map_or(0, |name| {
@@ -101,8 +107,16 @@ impl<'a> Packer<'a> {
     }
 
     fn endpoint(&mut self, endpoint: &'a Endpoint, pod_before: &str) {
-        let Endpoint { address, ready, pod, node, zone } = endpoint;
-        let flags = [(*ready, READY), (address.is_ipv6(), IPV6), (pod.is_some(), POD)];
+        let Endpoint { address, ready, draining, pod, hostname, node, zone } = endpoint;
+        let of_pod = hostname.is_some() && hostname == pod;
+        let flags = [
+            (*ready, READY),
+            (address.is_ipv6(), IPV6),
+            (pod.is_some(), POD),
+            (*draining, DRAINING),
+            (hostname.is_some() && !of_pod, HOSTNAME),
+            (of_pod, HOSTNAME_OF_POD),
+        ];
         self.bytes.push(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum());
         match address {
             IpAddr::V4(v4) => self.bytes.extend(v4.octets()),
@@ -113,6 +127,9 @@ impl<'a> Packer<'a> {
             let common = pairs.take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
             self.number(common);
             self.text(&pod[common..]);
+        }
+        if let Some(hostname) = hostname.as_ref().filter(|_| !of_pod) {
+            self.text(hostname);
         }
         self.shared(node.as_ref());
         self.shared(zone.as_ref());
@@ -157,6 +174,17 @@ impl<'a> Rest<'a> {
         std::str::from_utf8(self.take(length)).expect("it was packed from a str, at its bounds")
     }
 
+    fn port(&mut self) -> EndpointPort {
+        let name = self.text().into();
+        let port = u16::from_le_bytes(self.array());
+        let protocol = match self.array() {
+            [1] => Protocol::Udp,
+            [2] => Protocol::Sctp,
+            _ => Protocol::Tcp,
+        };
+        EndpointPort { name, port, protocol }
+    }
+
     fn shared(&mut self) -> Option<Arc<str>> {
         let place = self.number().checked_sub(1)?;
         Some(Arc::clone(&self.shared[place]))
@@ -169,13 +197,19 @@ impl<'a> Rest<'a> {
         } else {
             IpAddr::from(self.array::<16>())
         };
-        let pod = (flags & POD != 0).then(|| {
+        let pod: Option<Box<str>> = (flags & POD != 0).then(|| {
             pod_before.truncate(self.number());
             pod_before.push_str(self.text());
             pod_before.as_str().into()
         });
+        let hostname = match flags & (HOSTNAME | HOSTNAME_OF_POD) {
+            HOSTNAME => Some(self.text().into()),
+            HOSTNAME_OF_POD => pod.clone(),
+            _ => None,
+        };
+        let (ready, draining) = (flags & READY != 0, flags & DRAINING != 0);
         let (node, zone) = (self.shared(), self.shared());
-        Endpoint { address, ready: flags & READY != 0, pod, node, zone }
+        Endpoint { address, ready, draining, pod, hostname, node, zone }
     }
 }
 
@@ -191,12 +225,17 @@ mod tests {
     fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
         let shared = || prop::option::of(name().prop_map(Arc::from));
         let pod = prop::option::of(name().prop_map(Box::from));
-        let endpoint = (any::<IpAddr>(), any::<bool>(), pod, shared(), shared());
+        // None, the pod's name, or another one.
+        let hostname = prop::option::of(prop::option::of(name().prop_map(Box::from)));
+        let state = (any::<bool>(), any::<bool>());
+        let endpoint = (any::<IpAddr>(), state, pod, hostname, shared(), shared());
         prop::collection::vec(endpoint, 0..5).prop_map(|endpoints| {
             let all = endpoints.into_iter();
-            all.map(|(address, ready, pod, node, zone)| Endpoint {
+            all.map(|(address, (ready, draining), pod, hostname, node, zone)| Endpoint {
                 address,
                 ready,
+                draining,
+                hostname: hostname.and_then(|other| other.or_else(|| pod.clone())),
                 pod,
                 node,
                 zone,
@@ -206,13 +245,14 @@ mod tests {
     }
 
     fn slices() -> impl Strategy<Value = EndpointSlice> {
-        let ports = prop::collection::vec((name(), prop::option::of(1..=u16::MAX)), 0..3);
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+        let ports = prop::collection::vec((name(), 1..=u16::MAX, protocol), 0..3);
         let left_out = prop::collection::vec(name(), 0..2);
         (ports, endpoints(), left_out).prop_map(|(ports, endpoints, left_out)| EndpointSlice {
             service: "web".into(),
             ports: ports
                 .into_iter()
-                .map(|(name, port)| EndpointPort { name: name.into(), port })
+                .map(|(name, port, protocol)| EndpointPort { name: name.into(), port, protocol })
                 .collect(),
             endpoints: endpoints.into(),
             left_out: left_out.into_iter().map(Box::from).collect(),

@@ -1,14 +1,20 @@
 //! What the annotations of a Service ask for.
 //!
 //! Each setting may be written in several dialects ([`ANNOTATION_PREFIXES`]); ours wins. The
-//! rules of `consul.hashicorp.com/` are those of consul-k8s' catalog sync.
+//! rules of `consul.hashicorp.com/` are those of consul-k8s' catalog sync. Which of them count is
+//! the operator's to say ([`AnnotationPolicy`](super::settings::AnnotationPolicy)).
+//!
+//! Whatever goes to Consul from here has no control characters: others print it, and build
+//! configuration files from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE_META};
+use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{ANNOTATION_PREFIXES, Service};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::settings::AddressMode;
+use crate::domain::services::settings::{AddressMode, Annotation, NodeAddress, Settings};
 use crate::domain::text::{excerpt, parse_bool};
 
 /// Longest Consul service name that is registered, in characters.
@@ -17,6 +23,8 @@ const MAX_NAME: usize = 255;
 const MAX_META_KEY: usize = 128;
 /// Longest meta value that Consul takes.
 const MAX_META_VALUE: usize = 512;
+/// Meta keys that begin so are Consul's own: it refuses the whole registration.
+const CONSULS_META: &str = "consul-";
 /// Smallest weight that consul-k8s takes: 1 is Consul's default already.
 const MIN_WEIGHT: u16 = 2;
 
@@ -26,8 +34,6 @@ const RESERVED_META: [&str; 4] = [CLUSTER_META, SOURCE_META, NAMESPACE_META, SER
 /// The settings of one Service that its annotations override.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `sync`: registered or not, whatever `--default-sync` says.
-    pub sync: Option<bool>,
     /// `service-name`: what was asked for, or that it cannot be a name (nothing is registered).
     pub name: NameOverride,
     /// `service-port`: name or number of the primary port.
@@ -40,6 +46,8 @@ pub struct Overrides {
     pub weight: Option<u16>,
     /// `address`: which addresses are registered.
     pub address: Option<AddressMode>,
+    /// `node-address`: which address of a node is registered.
+    pub node_address: Option<NodeAddress>,
     /// `join`: whether a name that others hold is joined.
     pub join: Option<bool>,
 }
@@ -56,24 +64,46 @@ pub enum NameOverride {
     Invalid,
 }
 
-/// Reads the annotations of `service`. What cannot be read is a problem and has no effect.
-pub fn overrides(service: &Service) -> (Overrides, Vec<Problem>) {
-    let mut reader = Reader { service, problems: Vec::new() };
+/// Whether the annotations ask that the Service is registered, or not; and what is wrong with
+/// that.
+pub fn sync(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+) -> (Option<bool>, Vec<Problem>) {
+    let mut reader = Reader::new(settings, key, service);
+    (reader.flag(Annotation::Sync), reader.problems)
+}
+
+/// Reads all other annotations of `service`. What cannot be read is a problem and has no effect.
+pub fn overrides(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+) -> (Overrides, Vec<Problem>) {
+    let mut reader = Reader::new(settings, key, service);
     let overrides = Overrides {
-        sync: reader.flag(&["sync", "service-sync"]),
         name: reader.name(),
-        port: reader.get(&["service-port"]).map(|(_, value)| value.trim().into()),
-        tags: reader.get(&["service-tags"]).map_or_else(Vec::new, |(_, value)| split_tags(value)),
+        port: reader.get(Annotation::ServicePort).map(|(_, value)| value.trim().into()),
+        tags: reader.tags(),
         meta: reader.meta(),
         weight: reader.weight(),
-        address: reader.address(),
-        join: reader.flag(&["join"]),
+        address: reader.word(Annotation::Address, AddressMode::WORDS),
+        node_address: reader.word(Annotation::NodeAddress, NodeAddress::WORDS),
+        join: reader.flag(Annotation::Join),
     };
     reader.unknown_keys();
     (overrides, reader.problems)
 }
 
+/// Whether Consul takes `value` as a meta value, and others can show it.
+pub fn is_meta_value(value: &str) -> bool {
+    value.len() <= MAX_META_VALUE && is_printable(value)
+}
+
 struct Reader<'a> {
+    settings: &'a Settings,
+    key: &'a ObjectKey,
     service: &'a Service,
     problems: Vec<Problem>,
 }
@@ -81,15 +111,35 @@ struct Reader<'a> {
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    /// The value of the first of `names` in the first dialect that has one, and its whole key.
-    fn get(&self, names: &[&str]) -> Option<(&'a str, &'a str)> {
-        ANNOTATION_PREFIXES.iter().find_map(|prefix| {
-            names.iter().find_map(|name| {
-                let (key, value) =
-                    self.service.annotations.get_key_value(format!("{prefix}{name}").as_str())?;
-                Some((&**key, &**value))
+    fn new(settings: &'a Settings, key: &'a ObjectKey, service: &'a Service) -> Self {
+        Self { settings, key, service, problems: Vec::new() }
+    }
+
+    /// The annotation in the first dialect that has it, if it counts: its whole key and its value.
+    fn get(&mut self, annotation: Annotation) -> Option<(&'a str, &'a str)> {
+        let words = [Some(annotation.word()), annotation.word_of_consul_k8s()];
+        let found = ANNOTATION_PREFIXES.iter().find_map(|prefix| {
+            words.into_iter().flatten().find_map(|word| {
+                let key = format!("{prefix}{word}");
+                self.service.annotations.get_key_value(key.as_str())
             })
-        })
+        });
+        let (key, value) = found?;
+        self.counts(annotation, key).then_some((&**key, &**value))
+    }
+
+    /// Whether an annotation that is there counts; if not, that is a problem.
+    fn counts(&mut self, annotation: Annotation, key: &str) -> bool {
+        let counts = self.settings.annotations.counts(&self.key.namespace, annotation);
+        if !counts {
+            let message = format!(
+                "annotation {key} has no effect: the bridge was started with --annotations \
+                 without {annotation}, and {} is none of its trusted namespaces",
+                self.key.namespace
+            );
+            self.problems.push(Problem::new(Reason::IgnoredAnnotation, message));
+        }
+        counts
     }
 
     fn problem(&mut self, key: &str, expected: &str, found: &str) {
@@ -98,8 +148,8 @@ impl<'a> Reader<'a> {
     }
 
     /// A boolean as Go's `strconv.ParseBool` reads it.
-    fn flag(&mut self, names: &[&str]) -> Option<bool> {
-        let (key, value) = self.get(names)?;
+    fn flag(&mut self, annotation: Annotation) -> Option<bool> {
+        let (key, value) = self.get(annotation)?;
         let flag = parse_bool(value.trim());
         if flag.is_none() {
             self.problem(key, "true or false; the default applies", value);
@@ -107,18 +157,33 @@ impl<'a> Reader<'a> {
         flag
     }
 
+    /// One of some words.
+    fn word<T: FromStr>(&mut self, annotation: Annotation, words: &[&str]) -> Option<T> {
+        let (key, value) = self.get(annotation)?;
+        let word = value.trim().parse().ok();
+        if word.is_none() {
+            let expected = format!("one of {}; the default applies", words.join(", "));
+            self.problem(key, &expected, value);
+        }
+        word
+    }
+
     fn name(&mut self) -> NameOverride {
-        let Some((key, value)) = self.get(&["service-name"]) else { return NameOverride::Absent };
+        let Some((key, value)) = self.get(Annotation::ServiceName) else {
+            return NameOverride::Absent;
+        };
         let name = value.trim();
-        if (1..=MAX_NAME).contains(&name.chars().count()) {
+        if (1..=MAX_NAME).contains(&name.chars().count()) && is_printable(name) {
             return NameOverride::Name(name.into());
         }
-        self.problem(key, "a name of 1 to 255 characters; the Service is not registered", value);
+        let expected = "a name of 1 to 255 characters, none of them a control character; \
+                        the Service is not registered";
+        self.problem(key, expected, value);
         NameOverride::Invalid
     }
 
     fn weight(&mut self) -> Option<u16> {
-        let (key, value) = self.get(&["service-weight"])?;
+        let (key, value) = self.get(Annotation::ServiceWeight)?;
         match value.trim().parse() {
             Ok(weight) if weight >= MIN_WEIGHT => Some(weight),
             _ => {
@@ -128,38 +193,40 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn address(&mut self) -> Option<AddressMode> {
-        let (key, value) = self.get(&["address"])?;
-        let mode = value.trim().parse().ok();
-        if mode.is_none() {
-            let expected = format!("one of {}; the default applies", AddressMode::WORDS.join(", "));
-            self.problem(key, &expected, value);
+    fn tags(&mut self) -> Vec<String> {
+        let Some((key, value)) = self.get(Annotation::ServiceTags) else { return Vec::new() };
+        let mut tags = split_tags(value);
+        if let Some(odd) = tags.iter().find(|tag| !is_printable(tag)) {
+            self.problem(key, "tags without control characters; such are left out", odd);
+            tags.retain(|tag| is_printable(tag));
         }
-        mode
+        tags
     }
 
     fn meta(&mut self) -> BTreeMap<String, String> {
         let mut meta = BTreeMap::new();
         // The first dialect comes last, so that it wins.
         for prefix in ANNOTATION_PREFIXES.iter().rev() {
-            let prefix = format!("{prefix}service-meta-");
+            let prefix = format!("{prefix}{}-", Annotation::ServiceMeta);
             for (key, value) in &self.service.annotations {
                 let Some(name) = key.strip_prefix(prefix.as_str()) else { continue };
-                if RESERVED_META.contains(&name) {
-                    self.problem(
-                        key,
-                        "a meta key that does not mark ownership; it is left out",
-                        name,
-                    );
+                if !self.counts(Annotation::ServiceMeta, key) {
+                    continue;
+                }
+                let expected = if RESERVED_META.contains(&name) {
+                    "a meta key that does not mark ownership"
+                } else if name.starts_with(CONSULS_META) {
+                    "a meta key that does not begin with \"consul-\", which Consul keeps for itself"
                 } else if !is_meta_key(name) {
-                    let expected =
-                        "a meta key of at most 128 of A-Z, a-z, 0-9, '-' and '_'; it is left out";
-                    self.problem(key, expected, name);
-                } else if value.len() > MAX_META_VALUE {
-                    self.problem(key, "a value of at most 512 bytes; it is left out", value);
+                    "a meta key of at most 128 of A-Z, a-z, 0-9, '-' and '_'"
+                } else if !is_meta_value(value) {
+                    "a value of at most 512 bytes without control characters"
                 } else {
                     meta.insert(name.to_owned(), value.to_string());
-                }
+                    continue;
+                };
+                let found = if is_meta_value(value) { name } else { &**value };
+                self.problem(key, &format!("{expected}; it is left out"), found);
             }
         }
         meta
@@ -167,24 +234,31 @@ impl<'a> Reader<'a> {
 
     /// An annotation of ours that does not exist is most likely a typing error.
     fn unknown_keys(&mut self) {
-        const KNOWN: [&str; 7] = [
-            "sync",
-            "service-name",
-            "service-port",
-            "service-tags",
-            "service-weight",
-            "address",
-            "join",
-        ];
+        let meta = format!("{}-", Annotation::ServiceMeta);
         for key in self.service.annotations.keys() {
             let Some(name) = key.strip_prefix(ANNOTATION_PREFIXES[0]) else { continue };
-            if !KNOWN.contains(&name) && !name.starts_with("service-meta-") {
-                let expected = "sync, service-name, service-port, service-tags, service-meta-<key>, \
-                                service-weight, address or join after the prefix; it has no effect";
-                self.problem(key, expected, name);
+            let is_known = name.parse::<Annotation>().is_ok_and(|it| it != Annotation::ServiceMeta);
+            if !is_known && !name.starts_with(&meta) {
+                let words = Annotation::WORDS.join(", ");
+                let words = words.replace("service-meta", "service-meta-<key>");
+                let expected = format!("one of {words} after the prefix; it has no effect");
+                self.problem(key, &expected, name);
             }
         }
     }
+}
+
+// === impl Annotation ===
+
+impl Annotation {
+    /// What consul-k8s calls it, where that is something else.
+    fn word_of_consul_k8s(self) -> Option<&'static str> {
+        (self == Annotation::Sync).then_some("service-sync")
+    }
+}
+
+fn is_printable(text: &str) -> bool {
+    !text.contains(char::is_control)
 }
 
 /// Whether Consul takes `name` as a meta key.
@@ -223,9 +297,28 @@ mod tests {
     use super::*;
     use crate::domain::testing::service;
 
-    fn read(annotations: &[(&str, &str)]) -> (Overrides, Vec<String>) {
-        let (overrides, problems) = overrides(&service().annotations(annotations).build());
-        (overrides, problems.into_iter().map(|problem| problem.message).collect())
+    fn settings() -> Settings {
+        Settings::new("kubernetes".parse().unwrap())
+    }
+
+    fn key() -> ObjectKey {
+        ObjectKey::new("shop", "web")
+    }
+
+    fn read_with(
+        settings: &Settings,
+        annotations: &[(&str, &str)],
+    ) -> (Option<bool>, Overrides, Vec<Problem>) {
+        let service = service().annotations(annotations).build();
+        let (sync, mut problems) = sync(settings, &key(), &service);
+        let (overrides, others) = overrides(settings, &key(), &service);
+        problems.extend(others);
+        (sync, overrides, problems)
+    }
+
+    fn read(annotations: &[(&str, &str)]) -> (Option<bool>, Overrides, Vec<String>) {
+        let (sync, overrides, problems) = read_with(&settings(), annotations);
+        (sync, overrides, problems.into_iter().map(|problem| problem.message).collect())
     }
 
     #[test]
@@ -244,7 +337,7 @@ mod tests {
 
     #[test]
     fn our_dialect_wins_over_that_of_consul_k8s() {
-        let (both, problems) = read(&[
+        let (sync, both, problems) = read(&[
             ("kube-consul.io/service-name", "ours"),
             ("consul.hashicorp.com/service-name", "theirs"),
             ("consul.hashicorp.com/service-sync", "f"),
@@ -254,7 +347,7 @@ mod tests {
         ]);
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!(both.name, NameOverride::Name("ours".into()));
-        assert_eq!(both.sync, Some(false));
+        assert_eq!(sync, Some(false));
         assert_eq!(both.meta["a"], "1");
         assert_eq!(both.meta["b"], "3");
     }
@@ -273,10 +366,15 @@ mod tests {
             ("kube-consul.io/service-meta-a.b", "c"),
             ("kube-consul.io/service-meta-a", long.as_str()),
             ("kube-consul.io/service-meta-kube-consul-cluster", "evil"),
+            ("kube-consul.io/service-meta-consul-x", "o14"),
+            ("kube-consul.io/service-meta-a", "two\nlines"),
+            ("kube-consul.io/service-tags", "a\u{1b}[31m"),
+            ("kube-consul.io/node-address", "moon"),
+            ("kube-consul.io/service-meta", "no key"),
             ("kube-consul.io/servce-name", "typo"),
         ] {
-            let (overrides, problems) = read(&[(annotation, value)]);
-            assert_eq!(overrides, Overrides::default(), "{annotation}={value}");
+            let (sync, overrides, problems) = read(&[(annotation, value)]);
+            assert_eq!((sync, overrides), (None, Overrides::default()), "{annotation}={value}");
             assert_eq!(problems.len(), 1, "{annotation}={value}: {problems:?}");
             assert!(problems[0].contains(annotation), "{problems:?}");
             assert!(problems[0].len() < 400, "{problems:?}");
@@ -291,8 +389,33 @@ mod tests {
             ("   ", NameOverride::Invalid),
             (&"x".repeat(255), NameOverride::Name("x".repeat(255).into())),
             (&"x".repeat(256), NameOverride::Invalid),
+            ("two\nlines", NameOverride::Invalid),
+            ("\u{1b}[31m", NameOverride::Invalid),
+            ("one line\n", NameOverride::Name("one line".into())),
         ] {
-            assert_eq!(read(&[("kube-consul.io/service-name", value)]).0.name, expected, "{value}");
+            assert_eq!(read(&[("kube-consul.io/service-name", value)]).1.name, expected, "{value}");
         }
+    }
+
+    #[test]
+    fn n13_what_does_not_count_is_told_and_has_no_effect() {
+        let annotations = [
+            ("consul.hashicorp.com/service-sync", "true"),
+            ("kube-consul.io/join", "true"),
+            ("kube-consul.io/service-name", "postgres"),
+            ("kube-consul.io/service-meta-a", "1"),
+            ("kube-consul.io/service-weight", "65535"),
+        ];
+        let mut settings = settings();
+        settings.annotations.allowed = Some([Annotation::ServiceMeta].into());
+        let (sync, overrides, problems) = read_with(&settings, &annotations);
+        assert_eq!((sync, overrides.join, overrides.weight), (None, None, None));
+        assert_eq!(overrides.name, NameOverride::Absent);
+        assert_eq!(overrides.meta["a"], "1");
+        assert_eq!(problems.len(), 4);
+        assert!(problems.iter().all(|it| it.reason == Reason::IgnoredAnnotation), "{problems:?}");
+        settings.annotations.trusted_namespaces.insert("shop".into());
+        let (sync, overrides, problems) = read_with(&settings, &annotations);
+        assert_eq!((sync, overrides.join, problems.len()), (Some(true), Some(true), 0));
     }
 }

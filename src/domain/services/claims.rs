@@ -9,15 +9,38 @@ use std::sync::Arc;
 use crate::domain::kube::names::ObjectKey;
 
 /// How strong a claim to a name is; the smallest wins. Derived `Ord`: first the class, then
-/// the older Service, then the uid.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// the older Service. Of two that are equal the first by namespace and name wins: a creation time
+/// has seconds only, and anything random would let a newcomer take what another one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     /// Where the name comes from.
     pub class: Class,
     /// Creation of the Service, seconds since 1970.
     pub created: i64,
-    /// Its uid, where two were created in one second.
-    pub uid: Arc<str>,
+}
+
+/// How strong a claim to a PTR key is, likewise: first what the address is to the Service, then
+/// the older Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PtrRank {
+    /// What the address is.
+    pub kind: AddressKind,
+    /// Creation of the Service, seconds since 1970.
+    pub created: i64,
+}
+
+/// What an address is to a Service, by how hard it is to claim another's: Kubernetes gives out
+/// cluster IPs, and anybody may write an external IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AddressKind {
+    /// One of its cluster IPs.
+    ClusterIp,
+    /// One of its load balancer's.
+    LoadBalancer,
+    /// One of its external IPs.
+    ExternalIp,
+    /// A pod's.
+    Pod,
 }
 
 /// Where a wanted name comes from, the strongest first.
@@ -51,8 +74,8 @@ const FEW_CLAIMANTS: usize = 4;
 /// Claims to Consul names.
 pub type NameClaims = Claims<Rank>;
 
-/// Claims to PTR keys, by the name that the record would have: the smallest wins.
-pub type PtrClaims = Claims<Arc<str>>;
+/// Claims to PTR keys.
+pub type PtrClaims = Claims<PtrRank>;
 
 // === impl Claims ===
 
@@ -64,7 +87,8 @@ impl<C> Default for Claims<C> {
 
 impl<C: Clone + Ord> Claims<C> {
     /// Replaces all claims of `owner`. Returns what changed hands, with the old and the new
-    /// holder.
+    /// holder, and what gained or lost a claimant of another namespace than those before: its
+    /// holder's tags may follow from that.
     pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Arc<str>, C>) -> Vec<Handover> {
         let same = match self.of.get(owner) {
             Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
@@ -79,7 +103,12 @@ impl<C: Clone + Ord> Claims<C> {
         let mut handovers = Vec::new();
         for thing in touched {
             let from = self.holder(&thing).cloned();
+            let claimed = (before.contains_key(&thing), claims.contains_key(&thing));
             let claimants = self.claimants.entry(thing.clone()).or_default();
+            let is_of_namespace =
+                |(_, other): &(C, ObjectKey)| other != owner && other.namespace == owner.namespace;
+            let neighbours_change =
+                claimed.0 != claimed.1 && !claimants.iter().any(is_of_namespace);
             if let Some(claim) = before.get(&thing)
                 && let Ok(place) = claimants.binary_search(&(claim.clone(), owner.clone()))
             {
@@ -98,7 +127,7 @@ impl<C: Clone + Ord> Claims<C> {
                 self.claimants.remove(&thing);
             }
             let to = self.holder(&thing).cloned();
-            if from != to {
+            if from != to || neighbours_change {
                 handovers.push(Handover { thing, from, to });
             }
         }
@@ -145,7 +174,7 @@ mod tests {
     }
 
     fn rank(class: Class, created: i64) -> Rank {
-        Rank { class, created, uid: "u".into() }
+        Rank { class, created }
     }
 
     fn claim(name: &str, rank: Rank) -> BTreeMap<Arc<str>, Rank> {
@@ -170,6 +199,25 @@ mod tests {
     }
 
     #[test]
+    fn n10_a_claimant_of_another_namespace_concerns_the_holder() {
+        let mut claims = NameClaims::default();
+        let of = |namespace: &str, name: &str| ObjectKey::new(namespace, name);
+        claims.set(&of("a", "web"), claim("web", rank(Class::Own, 1)));
+        for (owner, claimed, changes) in [
+            (of("b", "x"), true, 1),
+            (of("b", "y"), true, 0),
+            (of("b", "x"), false, 0),
+            (of("b", "y"), false, 1),
+        ] {
+            let wanted =
+                if claimed { claim("web", rank(Class::Annotated, 2)) } else { BTreeMap::new() };
+            let handovers = claims.set(&owner, wanted);
+            assert_eq!(handovers.len(), changes, "{owner} {claimed}");
+            assert!(handovers.iter().all(|it| it.from == it.to));
+        }
+    }
+
+    #[test]
     fn equal_claims_change_nothing() {
         let mut claims = NameClaims::default();
         assert_eq!(claims.set(&key("a"), claim("web", rank(Class::Own, 1))).len(), 1);
@@ -184,12 +232,12 @@ mod tests {
                 .map(|(i, (c, created))| (key(&format!("s{i}")), rank(class(*c), *created)))
                 .collect();
             let mut forwards = NameClaims::default();
-            for (owner, rank) in &owners { forwards.set(owner, claim("web", rank.clone())); }
+            for (owner, rank) in &owners { forwards.set(owner, claim("web", *rank)); }
             let mut shuffled = owners.clone();
             let places = shuffled.len();
             for i in 0..places { shuffled.swap(i, (usize::try_from(seed % 1000).unwrap() * (i + 7)) % places); }
             let mut backwards = NameClaims::default();
-            for (owner, rank) in &shuffled { backwards.set(owner, claim("web", rank.clone())); }
+            for (owner, rank) in &shuffled { backwards.set(owner, claim("web", *rank)); }
             prop_assert_eq!(forwards.holder("web"), backwards.holder("web"));
         }
     }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::domain::consul::names::Holder;
 use crate::domain::kube::names::ClusterName;
+use crate::domain::kube::object::NodeAddressType;
 use crate::domain::kube::selector::Selector;
 use crate::domain::services::template::NameTemplate;
 
@@ -31,8 +34,12 @@ pub struct Settings {
     pub on_conflict: OnConflict,
     /// Which addresses get a PTR record.
     pub reverse: PtrScope,
-    /// Whether names that others hold are joined.
-    pub join_existing: bool,
+    /// Which names that others hold are joined.
+    pub join_existing: JoinExisting,
+    /// Which annotations count.
+    pub annotations: AnnotationPolicy,
+    /// Which address of a node is registered.
+    pub node_address: NodeAddress,
     /// Whether many removals of objects that still exist are made at the first reconciliation.
     pub allow_removals: bool,
 }
@@ -87,6 +94,60 @@ pub enum PtrScope {
     Off,
 }
 
+/// Which names are registered under that others hold, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinExisting {
+    /// None.
+    Never,
+    /// Those that only other syncs of Kubernetes hold: another cluster's bridge, consul-k8s.
+    Kubernetes,
+    /// All.
+    Always,
+}
+
+/// Which address of a node is registered, of each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeAddress {
+    /// Its first external one, else its first internal one: consul-k8s' `ExternalFirst`.
+    ExternalFirst,
+    /// Its first internal one, or none.
+    Internal,
+    /// Its first external one, or none.
+    External,
+}
+
+/// An annotation that the bridge reads, by its name after the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Annotation {
+    /// `sync` (consul-k8s: `service-sync`).
+    Sync,
+    /// `service-name`.
+    ServiceName,
+    /// `service-port`.
+    ServicePort,
+    /// `service-tags`.
+    ServiceTags,
+    /// `service-meta-<key>`, all of them.
+    ServiceMeta,
+    /// `service-weight`.
+    ServiceWeight,
+    /// `address`.
+    Address,
+    /// `node-address`.
+    NodeAddress,
+    /// `join`.
+    Join,
+}
+
+/// Which annotations count: what a tenant may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnnotationPolicy {
+    /// Those that count everywhere; `None`: all.
+    pub allowed: Option<BTreeSet<Annotation>>,
+    /// Namespaces in which all count.
+    pub trusted_namespaces: BTreeSet<Box<str>>,
+}
+
 /// A word that is none of those expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected one of {expected}, found {found:?}")]
@@ -101,6 +162,11 @@ macro_rules! words {
         impl $type {
             /// The words that users write, in the order of the documentation.
             pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// Its word.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
         }
 
         impl FromStr for $type {
@@ -116,7 +182,7 @@ macro_rules! words {
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $word),+ })
+                f.write_str(self.word())
             }
         }
     };
@@ -132,6 +198,23 @@ words!(AddressMode {
 });
 words!(HealthMode { "unready" => Unready, "always" => Always, "none" => None });
 words!(OnConflict { "first" => First, "merge" => Merge, "suffix" => Suffix });
+words!(JoinExisting { "never" => Never, "kubernetes" => Kubernetes, "always" => Always });
+words!(NodeAddress {
+    "external-first" => ExternalFirst,
+    "internal" => Internal,
+    "external" => External,
+});
+words!(Annotation {
+    "sync" => Sync,
+    "service-name" => ServiceName,
+    "service-port" => ServicePort,
+    "service-tags" => ServiceTags,
+    "service-meta" => ServiceMeta,
+    "service-weight" => ServiceWeight,
+    "address" => Address,
+    "node-address" => NodeAddress,
+    "join" => Join,
+});
 words!(PtrScope { "services" => Services, "all" => All, "off" => Off });
 
 // === impl Settings ===
@@ -150,7 +233,9 @@ impl Settings {
             selector: Selector::default(),
             on_conflict: OnConflict::First,
             reverse: PtrScope::Services,
-            join_existing: false,
+            join_existing: JoinExisting::Never,
+            annotations: AnnotationPolicy::default(),
+            node_address: NodeAddress::ExternalFirst,
             allow_removals: false,
         }
     }
@@ -159,5 +244,86 @@ impl Settings {
     pub fn includes_namespace(&self, namespace: &str) -> bool {
         !self.deny_namespaces.contains(namespace)
             && (self.namespaces.is_empty() || self.namespaces.contains(namespace))
+    }
+}
+
+// === impl JoinExisting ===
+
+impl JoinExisting {
+    /// Whether a name is joined that this one holds.
+    pub fn joins(self, holder: &Holder) -> bool {
+        match self {
+            JoinExisting::Never => false,
+            JoinExisting::Kubernetes => matches!(holder, Holder::Kubernetes { .. }),
+            JoinExisting::Always => true,
+        }
+    }
+}
+
+// === impl AnnotationPolicy ===
+
+impl AnnotationPolicy {
+    /// Whether the annotation counts on a Service of this namespace.
+    pub fn counts(&self, namespace: &str, annotation: Annotation) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(&annotation))
+            || self.trusted_namespaces.contains(namespace)
+    }
+}
+
+// === impl NodeAddress ===
+
+impl NodeAddress {
+    /// Of each family the address at which a node's ports are reached, IPv4 first; `found` are
+    /// the node's, in their order.
+    ///
+    /// consul-k8s takes one address a node, whatever its family.
+    pub fn choose(self, found: &[(NodeAddressType, IpAddr)]) -> impl Iterator<Item = IpAddr> {
+        let order: &[NodeAddressType] = match self {
+            NodeAddress::ExternalFirst => &[NodeAddressType::External, NodeAddressType::Internal],
+            NodeAddress::Internal => &[NodeAddressType::Internal],
+            NodeAddress::External => &[NodeAddressType::External],
+        };
+        [true, false].into_iter().filter_map(move |is_ipv4| {
+            let first = |wanted: &NodeAddressType| {
+                found.iter().find(|(kind, ip)| kind == wanted && ip.is_ipv4() == is_ipv4)
+            };
+            order.iter().find_map(first).map(|(_, address)| *address)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_reached_at_one_address_of_each_family() {
+        use NodeAddressType::{External as Ext, Internal as Int};
+        let all = [(Int, "fd00::1"), (Int, "10.0.0.1"), (Int, "10.0.0.2"), (Ext, "192.0.2.1")];
+        for (found, preference, expected) in [
+            (&all[..0], NodeAddress::ExternalFirst, &[][..]),
+            (&all[..3], NodeAddress::ExternalFirst, &["10.0.0.1", "fd00::1"]),
+            (&all[..], NodeAddress::ExternalFirst, &["192.0.2.1", "fd00::1"]),
+            (&all[..], NodeAddress::Internal, &["10.0.0.1", "fd00::1"]),
+            (&all[..], NodeAddress::External, &["192.0.2.1"]),
+            (&all[..3], NodeAddress::External, &[]),
+        ] {
+            let address = |text: &str| text.parse::<IpAddr>().unwrap();
+            let found: Vec<_> = found.iter().map(|(kind, ip)| (*kind, address(ip))).collect();
+            let expected: Vec<_> = expected.iter().map(|ip| address(ip)).collect();
+            assert_eq!(preference.choose(&found).collect::<Vec<_>>(), expected, "{preference}");
+        }
+    }
+
+    #[test]
+    fn n13_an_annotation_counts_where_it_is_allowed_or_trusted() {
+        let mut policy = AnnotationPolicy::default();
+        assert!(policy.counts("shop", Annotation::Join));
+        policy.allowed = Some([Annotation::Sync].into());
+        assert!(policy.counts("shop", Annotation::Sync));
+        assert!(!policy.counts("shop", Annotation::Join));
+        policy.trusted_namespaces.insert("shop".into());
+        assert!(policy.counts("shop", Annotation::Join));
+        assert!(!policy.counts("other", Annotation::Join));
     }
 }

@@ -68,7 +68,7 @@ use self::queue::Queue;
 use self::repairs::Repairs;
 pub use self::target::Target;
 use self::track::{Track, Trouble, Unit};
-use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Holder, Holders, lookup_form};
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::{RecordKey, Write};
 use crate::domain::consul::registration_id::service_of_id;
@@ -78,9 +78,9 @@ use crate::domain::kube::object::{EndpointSlice, Kind, SeenObject, WatchEvent};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::{Handover, NameClaims, PtrClaims};
 use crate::domain::services::desired::{
-    Blocked, Desired, Permit, desired, is_read_label, left_out, wanted,
+    Blocked, Desired, Neighbours, Permit, WantedPtr, desired, is_read_label, left_out, wanted,
 };
-use crate::domain::services::settings::{OnConflict, Settings};
+use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
 use crate::domain::sync::ledger::Ledger;
 
 /// A point in time: how long the process has been running.
@@ -510,8 +510,9 @@ impl Reconciler {
             let is_free = self.names.holder(&form).is_none_or(|holder| holder == key);
             if is_free || self.settings.on_conflict == OnConflict::Merge {
                 registration.service = (&*known.service).into();
-                if let Some(reverse) = reverse {
-                    desired.reverse.entry(reverse).or_insert_with(|| registration.service.clone());
+                if let Some((reverse, rank)) = reverse {
+                    let service = registration.service.clone();
+                    desired.reverse.entry(reverse).or_insert(WantedPtr { service, rank });
                 }
                 desired.registrations.insert(registration.id.clone(), registration);
                 desired.keeps_former_name = true;
@@ -519,7 +520,7 @@ impl Reconciler {
         }
     }
 
-    fn permit(&self, service: &ObjectKey, name: &str, join: bool) -> Permit {
+    fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
         let name = &*lookup_form(name);
         if self.settings.on_conflict != OnConflict::Merge
             && let Some(holder) = self.names.holder(name)
@@ -527,15 +528,28 @@ impl Reconciler {
         {
             return Permit::Taken(holder.clone());
         }
-        let held = self.ledger.holds_name(name);
-        match self.foreign.as_ref().map(|foreign| foreign.get(name)) {
-            _ if join => Permit::Granted,
-            None if held => Permit::Granted,
-            None => Permit::Unknown,
-            Some(None) => Permit::Granted,
-            Some(Some(Holders::OthersAndOurs)) => Permit::ForeignToo,
-            Some(Some(Holders::Others)) if held => Permit::ForeignToo,
-            Some(Some(Holders::Others)) => Permit::Foreign,
+        // By this Service: another one's right to the name is no reason to join it.
+        let mut known = self.ledger.of(service).iter();
+        let held = known.any(|known| *lookup_form(&known.service) == *name);
+        let neighbours = |joined| {
+            let others = self.names.claimants(name).filter(|other| other != service);
+            Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
+        };
+        let Some(foreign) = &self.foreign else {
+            // Which tags one that is joined may have depends on who the others are.
+            let stays = held && join != JoinExisting::Always;
+            return if stays { Permit::Granted(neighbours(false)) } else { Permit::Unknown };
+        };
+        match foreign.get(name) {
+            None => Permit::Granted(neighbours(false)),
+            Some(Holders { others, .. }) if join.joins(others) => {
+                Permit::Granted(neighbours(*others == Holder::Other))
+            }
+            // What is ours and of no Service here is another replica's.
+            Some(Holders { others, ours }) if held || (*ours && !self.ledger.holds_name(name)) => {
+                Permit::ForeignToo(others.clone(), neighbours(false))
+            }
+            Some(Holders { others, .. }) => Permit::Foreign(others.clone()),
         }
     }
 

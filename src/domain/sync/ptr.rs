@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::domain::consul::record::{PtrRecord, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::desired::Desired;
+use crate::domain::services::desired::{Desired, WantedPtr};
 use crate::domain::sync::ledger::PtrState;
 use crate::domain::sync::plan::{Draft, Gate};
 use crate::domain::sync::{Moment, Reconciler};
@@ -17,7 +17,7 @@ impl Reconciler {
     /// Notes which PTR keys the Service claims, and who is concerned by the difference.
     pub(super) fn claim_ptr(&mut self, key: &ObjectKey, desired: &Desired) {
         let claims = desired.reverse.iter();
-        let claims = claims.map(|(key, name)| ((&**key).into(), (&**name).into())).collect();
+        let claims = claims.map(|(key, wanted)| ((&**key).into(), wanted.rank)).collect();
         for handover in self.reverse.set(key, claims) {
             if handover.to.is_none() {
                 self.released.entry(key.clone()).or_default().insert((&*handover.thing).into());
@@ -49,7 +49,7 @@ impl Reconciler {
             // A record must not lead to a name that is not registered yet.
             return self.forget_ptr_troubles(desired.reverse.keys());
         }
-        for (reverse, service) in &desired.reverse {
+        for (reverse, WantedPtr { service, .. }) in &desired.reverse {
             if self.reverse.holder(reverse) != Some(key) {
                 continue;
             }

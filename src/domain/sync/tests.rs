@@ -268,7 +268,8 @@ impl Simulation {
 }
 
 fn foreign(names: &[&str]) -> ForeignNames {
-    names.iter().map(|name| ((*name).into(), Holders::Others)).collect()
+    let holders = || Holders { others: Holder::Other, ours: false };
+    names.iter().map(|name| ((*name).into(), holders())).collect()
 }
 
 fn cluster() -> crate::domain::kube::names::ClusterName {

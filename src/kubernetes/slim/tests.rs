@@ -48,6 +48,8 @@ fn a_service_keeps_what_can_change_a_registration() {
     let ports: Vec<_> =
         service.ports.iter().map(|it| (it.name.as_deref(), it.port, it.node_port)).collect();
     assert_eq!(ports, [(Some("http"), 80, Some(30080)), (Some("dns"), 53, None)]);
+    let protocols: Vec<_> = service.ports.iter().map(|it| it.protocol).collect();
+    assert_eq!(protocols, [Protocol::Tcp, Protocol::Udp]);
     assert!(service.publish_not_ready && service.external_traffic_local);
     assert!(service.left_out.is_empty());
 }
@@ -74,8 +76,13 @@ fn node(json: &str) -> Node {
 #[test]
 fn a_node_keeps_what_can_change_a_registration() {
     let expected = Node {
-        addresses: vec![ip("192.0.2.7"), ip("fd00::7")],
+        addresses: vec![
+            (NodeAddressType::Internal, ip("10.0.0.7")),
+            (NodeAddressType::Internal, ip("fd00::7")),
+            (NodeAddressType::External, ip("192.0.2.7")),
+        ],
         ready: true,
+        excluded: false,
         zone: Some("eu-1a".into()),
         left_out: [].into(),
     };
@@ -83,6 +90,16 @@ fn a_node_keeps_what_can_change_a_registration() {
     let (identity, _) = Nodes::decode(NODE).unwrap();
     assert_eq!(identity.key, ObjectKey::new("", "n1"));
     assert_eq!(identity.resource_version, "42");
+}
+
+#[test]
+fn o10_a_node_is_excluded_by_its_label_whatever_that_says() {
+    for value in ["", "true", "false"] {
+        let label = "node.kubernetes.io/exclude-from-external-load-balancers";
+        let json =
+            NODE.replace(r#""kubernetes.io/arch":"amd64""#, &format!(r#""{label}":"{value}""#));
+        assert!(node(&json).excluded, "{value:?}");
+    }
 }
 
 #[test]
@@ -174,9 +191,9 @@ fn an_endpoint_is_ready_unless_it_says_otherwise() {
         r#"{"metadata":{"name":"web-x","namespace":"shop","labels":{"a":"b","kubernetes.io/service-name":"web"}},
         "addressType":"IPv4","ports":[{"name":"http","port":8080},{"name":null,"port":null},{"port":0}],
         "endpoints":[
-          {"addresses":["10.0.0.1","10.0.0.9"],"conditions":{"ready":true},"nodeName":"n1","zone":"z1",
+          {"addresses":["10.0.0.1","10.0.0.9"],"conditions":{"ready":true},"nodeName":"n1","zone":"z1","hostname":"",
            "targetRef":{"kind":"Pod","name":"web-0"}},
-          {"addresses":["10.0.0.2"],"conditions":{"ready":false,"serving":true},"targetRef":{"kind":"Node","name":"x"}},
+          {"addresses":["10.0.0.2"],"conditions":{"ready":false,"serving":true},"targetRef":{"kind":"Node","name":"x"},"hostname":"web-2"},
           {"addresses":["10.0.0.3"],"conditions":{"ready":null}},
           {"addresses":["10.0.0.4"],"conditions":{}},
           {"addresses":["10.0.0.5"]},
@@ -193,18 +210,72 @@ fn an_endpoint_is_ready_unless_it_says_otherwise() {
         (Some("web-0"), Some("n1"), Some("z1"))
     );
     assert_eq!(slice.endpoints[1].pod, None);
+    assert_eq!((&first.hostname, slice.endpoints[1].hostname.as_deref()), (&None, Some("web-2")));
     let ports: Vec<_> = slice.ports.iter().map(|it| (&*it.name, it.port)).collect();
-    assert_eq!(ports, [("http", Some(8080)), ("", None)]);
-    assert_eq!(slice.left_out.len(), 4);
+    assert_eq!(ports, [("http", 8080)]);
+    assert_eq!(slice.left_out.len(), 5);
+    assert_eq!(
+        &*slice.left_out[0],
+        "ports[1].port: expected 1 to 65535, found none; it is left out"
+    );
 }
 
 #[test]
-fn a_slice_of_host_names_has_no_endpoints() {
+fn o11_an_endpoint_that_terminates_may_still_serve() {
+    for (conditions, draining) in [
+        (r#"{"ready":false,"serving":true,"terminating":true}"#, true),
+        (r#"{"ready":false,"serving":false,"terminating":true}"#, false),
+        (r#"{"ready":false,"serving":true,"terminating":false}"#, false),
+        (r#"{"ready":false,"serving":true}"#, false),
+        // Before Kubernetes 1.22 there is no `serving`: it is as `ready`.
+        (r#"{"ready":false,"terminating":true}"#, false),
+        (r#"{"ready":true,"serving":true,"terminating":true}"#, false),
+    ] {
+        let slice = slice(&format!(
+            r#"{{"metadata":{{"name":"a","namespace":"b","labels":{{"kubernetes.io/service-name":"s"}}}},
+            "addressType":"IPv4","endpoints":[{{"addresses":["10.0.0.1"],"conditions":{conditions}}}]}}"#
+        ));
+        assert_eq!(slice.endpoints[0].draining, draining, "{conditions}");
+    }
+}
+
+#[test]
+fn o2_a_port_without_a_protocol_is_tcp() {
+    for (protocol, expected) in [
+        ("", Protocol::Tcp),
+        (r#","protocol":null"#, Protocol::Tcp),
+        (r#","protocol":"TCP""#, Protocol::Tcp),
+        (r#","protocol":"UDP""#, Protocol::Udp),
+        (r#","protocol":"SCTP""#, Protocol::Sctp),
+    ] {
+        let slice = slice(&format!(
+            r#"{{"metadata":{{"name":"a","namespace":"b","labels":{{"kubernetes.io/service-name":"s"}}}},
+            "addressType":"IPv4","ports":[{{"name":"x","port":1{protocol}}}],"endpoints":null}}"#
+        ));
+        assert_eq!(slice.ports[0].protocol, expected, "{protocol}");
+    }
+}
+
+#[test]
+fn o4_no_ports_are_no_ports_however_they_are_written() {
+    let decoded = ["null", "[]"].map(|ports| {
+        slice(&format!(
+            r#"{{"metadata":{{"name":"a","namespace":"b","labels":{{"kubernetes.io/service-name":"s"}}}},
+            "addressType":"IPv4","ports":{ports},"endpoints":[{{"addresses":["10.0.0.1"]}}]}}"#
+        ))
+    });
+    assert_eq!(decoded[0], decoded[1]);
+    assert_eq!((decoded[0].ports.len(), decoded[0].left_out.len()), (0, 0));
+}
+
+#[test]
+fn o13_a_slice_of_host_names_has_no_endpoints_and_says_so() {
     let slice = slice(
         r#"{"metadata":{"name":"a","namespace":"b","labels":{"kubernetes.io/service-name":"s"}},
         "addressType":"FQDN","endpoints":[{"addresses":["web.example.com"]}],"ports":null}"#,
     );
-    assert_eq!((slice.endpoints.len(), slice.left_out.len()), (0, 0));
+    assert_eq!((slice.endpoints.len(), slice.left_out.len()), (0, 1));
+    assert!(slice.left_out[0].contains("found FQDN"), "{:?}", slice.left_out);
 }
 
 #[test]

@@ -568,7 +568,9 @@ fn equal_names_are_one_text_and_unused_ones_are_dropped() {
         let endpoint = crate::domain::kube::object::Endpoint {
             address: "10.0.0.1".parse().unwrap(),
             ready: true,
+            draining: false,
             pod: None,
+            hostname: None,
             node: Some(format!("node-{number}").into()),
             zone: Some("zone".into()),
         };

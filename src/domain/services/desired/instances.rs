@@ -4,22 +4,28 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::domain::consul::names::resolves;
 use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, Registration, SERVICE_META, SOURCE, SOURCE_META,
 };
 use crate::domain::consul::registration_id::registration_id;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{
-    Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort,
-};
+use crate::domain::kube::object::{Endpoint, EndpointSlice, Node, Service, ServicePort};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::Overrides;
-use crate::domain::services::desired::{Blocked, Desired, Standing, Wanted, port_label};
+use crate::domain::services::annotations::{Overrides, is_meta_value};
+use crate::domain::services::claims::{AddressKind, PtrRank};
+use crate::domain::services::desired::{
+    Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr, port_label,
+};
 use crate::domain::services::settings::{AddressMode, HealthMode, PtrScope, Settings};
+use crate::domain::text::excerpt;
 
 /// Consul takes at most this many meta pairs.
 pub(super) const MAX_META_PAIRS: usize = 64;
+/// How many of the ports that endpoints have are shown where none is the wanted one: those of a
+/// pod or two.
+const MAX_PORTS_SHOWN: usize = 8;
 /// Consul's weight of a service that asks for none.
 const DEFAULT_WEIGHT: u16 = 1;
 
@@ -29,8 +35,6 @@ pub(super) struct Builder<'a> {
     service: &'a Service,
     overrides: &'a Overrides,
     mode: AddressMode,
-    /// Whether the port at hand may be registered under its name.
-    standing: Standing,
     out: Desired,
 }
 
@@ -39,18 +43,18 @@ struct Target<'a> {
     address: Box<str>,
     port: u16,
     ready: bool,
-    place: Place<'a>,
-    /// The address, where it gets a PTR record.
-    reverse: Option<IpAddr>,
-}
-
-/// Where an instance runs, as far as that can be told.
-#[derive(Clone, Copy, Default)]
-struct Place<'a> {
-    pod: Option<&'a str>,
+    /// What the address is, where it may have a PTR record: a node's is not the Service's.
+    kind: Option<AddressKind>,
+    /// The endpoint, where it is one.
+    endpoint: Option<&'a Endpoint>,
+    /// Where it runs, as far as that can be told.
     node: Option<&'a str>,
     zone: Option<&'a str>,
 }
+
+/// An endpoint that serves a port, with its number there: what is registered of an endpoint is an
+/// address and a port.
+type Serving<'a> = (&'a Endpoint, u16);
 
 // === impl Builder ===
 
@@ -59,7 +63,7 @@ impl<'a> Builder<'a> {
         settings: &'a Settings,
         key: &'a ObjectKey,
         service: &'a Service,
-        wanted: &'a Wanted,
+        wanted: &'a Wanted<'a>,
     ) -> Self {
         Self {
             settings,
@@ -67,27 +71,35 @@ impl<'a> Builder<'a> {
             service,
             overrides: &wanted.overrides,
             mode: wanted.address,
-            standing: Standing::Granted,
             out: Desired::default(),
         }
     }
 
-    /// Adds the instances of one port under a name, of which it says whether it may be used.
+    /// Adds the instances of one port under a name.
     pub(super) fn port<'s>(
         &mut self,
-        (name, standing): (&str, Standing),
-        port: &ServicePort,
+        name: &Name<'_>,
+        port: &WantedPort<'_>,
         slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) {
-        self.standing = standing;
-        let targets = match self.mode {
-            AddressMode::Endpoints => self.endpoint_targets(port, slices),
-            AddressMode::NodePort => self.node_targets(port, slices, nodes),
-            _ => self.address_targets(port, slices),
+        let serving: Vec<Serving<'s>> = serving(slices.clone(), port.port).collect();
+        if serving.is_empty() {
+            self.note_unserved(port.port, slices);
+        }
+        let mut targets = match self.mode {
+            AddressMode::Endpoints => self.endpoint_targets(port, &serving),
+            AddressMode::NodePort => self.node_targets(port.port, &serving, nodes),
+            _ => self.address_targets(port.port, &serving),
         };
+        if let Some(number) = port.number {
+            for target in &mut targets {
+                target.port = number;
+            }
+        }
+        let tags = self.tags(name, port.port);
         for target in targets {
-            self.instance(name, port, target);
+            self.instance(name, port.port, tags.clone(), target);
         }
     }
 
@@ -95,59 +107,80 @@ impl<'a> Builder<'a> {
         self.out
     }
 
+    /// The Service's own addresses of some kind.
     fn address_targets<'s>(
         &mut self,
         port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice>,
+        serving: &[Serving<'s>],
     ) -> Vec<Target<'s>> {
         let texts = |addresses: &[IpAddr]| addresses.iter().map(|a| a.to_string().into()).collect();
-        let addresses: Vec<Box<str>> = match self.mode {
-            AddressMode::LoadBalancer => self.service.load_balancer.clone(),
-            AddressMode::ExternalIp => texts(&self.service.external_ips),
-            _ => texts(&self.service.cluster_ips),
+        let (kind, addresses): (AddressKind, Vec<Box<str>>) = match self.mode {
+            AddressMode::LoadBalancer => (AddressKind::LoadBalancer, self.balancer_addresses()),
+            AddressMode::ExternalIp => (AddressKind::ExternalIp, texts(&self.service.external_ips)),
+            _ => (AddressKind::ClusterIp, texts(&self.service.cluster_ips)),
         };
         if addresses.is_empty() {
             self.lacks("an address that the Service does not have");
         }
-        let ready = self.ready_endpoints(port, slices).next().is_some();
+        let ready = !self.routed(serving).is_empty();
+        let target = |address| Target {
+            address,
+            port: port.port,
+            ready,
+            kind: Some(kind),
+            endpoint: None,
+            node: None,
+            zone: None,
+        };
+        addresses.into_iter().map(target).collect()
+    }
+
+    /// Its load balancer's IP addresses, or else its host names: DNS cannot answer one name with
+    /// addresses and with a CNAME.
+    fn balancer_addresses(&mut self) -> Vec<Box<str>> {
+        let all = self.service.load_balancer.iter().cloned();
+        let (addresses, names): (Vec<_>, Vec<_>) =
+            all.partition(|address| address.parse::<IpAddr>().is_ok());
+        if addresses.is_empty() {
+            return names;
+        }
+        if !names.is_empty() {
+            self.problem(format!(
+                "status.loadBalancer has IP addresses and host names; the host names are left out, \
+                 since DNS cannot answer with both: {}",
+                names.join(", "),
+            ));
+        }
         addresses
-            .into_iter()
-            .map(|address| Target {
-                reverse: address.parse().ok(),
-                address,
-                port: port.port,
-                ready,
-                place: Place::default(),
-            })
-            .collect()
     }
 
     /// Each node that leads to the port: all of them, or with `externalTrafficPolicy: Local` those
-    /// that have a ready endpoint, since the others drop what comes (whatever `--health` says).
-    /// consul-k8s registers the nodes that have an endpoint, in both cases.
+    /// that kube-proxy finds an endpoint on, since the others drop what comes (whatever `--health`
+    /// says). consul-k8s registers the nodes that have an endpoint, in both cases.
     ///
-    /// A node leads to the port in the families of the Service's cluster IPs only. A node's
-    /// address gets no PTR record: it is not the Service's.
+    /// A node leads to the port in the families of the Service's cluster IPs only.
     fn node_targets<'s>(
         &mut self,
         port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice>,
+        serving: &[Serving<'s>],
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) -> Vec<Target<'s>> {
         let Some(number) = port.node_port else {
             self.lacks(&format!("a node port, which port {} does not have", port_label(port)));
             return Vec::new();
         };
-        // Where its ready endpoints are: the families on each node.
+        // Where its endpoints are: the families on each node.
         let local: BTreeSet<(Option<&str>, bool)> = self
-            .ready_endpoints(port, slices)
+            .routed(serving)
+            .into_iter()
             .map(|endpoint| (endpoint.node.as_deref(), endpoint.address.is_ipv4()))
             .collect();
+        let choice = self.overrides.node_address.unwrap_or(self.settings.node_address);
         // Nodes that share an address are one instance: a ready one's, else the first's.
         let mut found: BTreeMap<IpAddr, (bool, Reverse<&str>, &Node)> = BTreeMap::new();
         let mut addressed = false;
-        for (name, node) in nodes {
-            for address in &node.addresses {
+        for (name, node) in nodes.filter(|(_, node)| !node.excluded) {
+            for address in choice.choose(&node.addresses) {
                 let family = address.is_ipv4();
                 if !self.service.cluster_ips.iter().any(|ip| ip.is_ipv4() == family) {
                     continue;
@@ -157,14 +190,16 @@ impl<'a> Builder<'a> {
                     continue;
                 }
                 let candidate = (node.ready, Reverse(name), node);
-                let best = found.entry(*address).or_insert(candidate);
+                let best = found.entry(address).or_insert(candidate);
                 if (candidate.0, candidate.1) > (best.0, best.1) {
                     *best = candidate;
                 }
             }
         }
         if !addressed {
-            self.lacks("nodes, of which none has an address of the Service's families");
+            self.lacks(&format!(
+                "nodes, of which none has a usable address ({choice}) of the Service's families",
+            ));
         }
         let ready = !local.is_empty();
         found
@@ -173,10 +208,86 @@ impl<'a> Builder<'a> {
                 address: address.to_string().into(),
                 port: number,
                 ready: ready && node_ready,
-                place: Place { pod: None, node: Some(name), zone: node.zone.as_deref() },
-                reverse: None,
+                kind: None,
+                endpoint: None,
+                node: Some(name),
+                zone: node.zone.as_deref(),
             })
             .collect()
+    }
+
+    /// Each endpoint that serves the port.
+    fn endpoint_targets<'s>(
+        &self,
+        port: &WantedPort<'_>,
+        serving: &[Serving<'s>],
+    ) -> Vec<Target<'s>> {
+        // One may stand in two slices while the controller moves it: ready wins.
+        let mut found: BTreeMap<(IpAddr, u16), &Endpoint> = BTreeMap::new();
+        for (endpoint, number) in serving {
+            let number = port.number.unwrap_or(*number);
+            let best = found.entry((endpoint.address, number)).or_insert(endpoint);
+            if self.is_ready(endpoint) && !self.is_ready(best) {
+                *best = endpoint;
+            }
+        }
+        found
+            .into_iter()
+            .map(|((address, port), endpoint)| Target {
+                address: address.to_string().into(),
+                port,
+                ready: self.is_ready(endpoint),
+                kind: Some(AddressKind::Pod),
+                endpoint: Some(endpoint),
+                node: endpoint.node.as_deref(),
+                zone: endpoint.zone.as_deref(),
+            })
+            .collect()
+    }
+
+    /// The endpoints that kube-proxy sends traffic to: those that are ready, or while none is,
+    /// those that still serve while they terminate.
+    fn routed<'s>(&self, serving: &[Serving<'s>]) -> Vec<&'s Endpoint> {
+        let all = || serving.iter().map(|(endpoint, _)| *endpoint);
+        let ready: Vec<_> = all().filter(|endpoint| self.is_ready(endpoint)).collect();
+        if ready.is_empty() { all().filter(|endpoint| endpoint.draining).collect() } else { ready }
+    }
+
+    fn is_ready(&self, endpoint: &Endpoint) -> bool {
+        endpoint.ready || self.service.publish_not_ready
+    }
+
+    /// No endpoint serves the port. Where some are ready, that is most likely a mistake.
+    fn note_unserved<'s>(
+        &mut self,
+        port: &ServicePort,
+        slices: impl Iterator<Item = &'s EndpointSlice>,
+    ) {
+        let has_ready = |slice: &&EndpointSlice| slice.endpoints.iter().any(|e| self.is_ready(e));
+        let ready: Vec<&EndpointSlice> = slices.filter(has_ready).collect();
+        if ready.is_empty() {
+            return;
+        }
+        let show = |name: &str, protocol: &str, number: u16| {
+            let name = if name.is_empty() { "(unnamed)" } else { name };
+            format!("{name} {protocol} {number}")
+        };
+        let found: BTreeSet<String> = ready
+            .iter()
+            .flat_map(|slice| &slice.ports)
+            .map(|port| show(&port.name, port.protocol.as_str(), port.port))
+            .collect();
+        let found = match found.len() {
+            0 => "none".to_owned(),
+            _ => found.into_iter().take(MAX_PORTS_SHOWN).collect::<Vec<_>>().join(", "),
+        };
+        let name = port.name.as_deref().unwrap_or_default();
+        self.out.is_unserved = true;
+        self.problem(format!(
+            "endpoints are ready, and none serves the port {}: expected a port of this name and \
+             protocol in their EndpointSlices, found {found}",
+            show(name, port.protocol.as_str(), port.port),
+        ));
     }
 
     /// An annotation asks for what is not there. (The option asks every Service, and many
@@ -184,84 +295,33 @@ impl<'a> Builder<'a> {
     fn lacks(&mut self, what: &str) {
         if self.overrides.address.is_some() {
             let mode = self.mode;
-            self.out.problems.push(Problem::new(
-                Reason::Incomplete,
-                format!("annotation address: {mode} asks for {what}"),
-            ));
+            self.problem(format!("annotation address: {mode} asks for {what}"));
         }
     }
 
-    fn endpoint_targets<'s>(
+    fn problem(&mut self, message: String) {
+        self.out.problems.push(Problem::new(Reason::Incomplete, message));
+    }
+
+    fn instance(
         &mut self,
+        name: &Name<'_>,
         port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
-    ) -> Vec<Target<'s>> {
-        let label = port.name.as_deref().unwrap_or_default();
-        let unnumbered = slices.clone().any(|slice| {
-            slice.ports.iter().any(|port| &*port.name == label && port.port.is_none())
-        });
-        if unnumbered {
-            self.out.problems.push(Problem::new(
-                Reason::Incomplete,
-                format!(
-                    "endpoints of port {} have no port number; they are left out",
-                    port_label(port)
-                ),
-            ));
-        }
-        // An endpoint may stand in two slices while the controller moves it: ready wins.
-        let mut targets: BTreeMap<IpAddr, (bool, Reverse<u16>, &Endpoint)> = BTreeMap::new();
-        for (number, endpoint) in serving(slices, label) {
-            let ready = self.is_ready(endpoint);
-            let found = (ready, Reverse(number), endpoint);
-            let best = targets.entry(endpoint.address).or_insert(found);
-            if (found.0, found.1) > (best.0, best.1) {
-                *best = found;
-            }
-        }
-        let pods_too = self.settings.reverse == PtrScope::All;
-        targets
-            .into_iter()
-            .map(|(address, (ready, Reverse(port), endpoint))| Target {
-                address: address.to_string().into(),
-                port,
-                ready,
-                place: Place {
-                    pod: endpoint.pod.as_deref(),
-                    node: endpoint.node.as_deref(),
-                    zone: endpoint.zone.as_deref(),
-                },
-                reverse: pods_too.then_some(address),
-            })
-            .collect()
-    }
-
-    fn ready_endpoints<'s>(
-        &self,
-        port: &ServicePort,
-        slices: impl Iterator<Item = &'s EndpointSlice>,
-    ) -> impl Iterator<Item = &'s Endpoint> {
-        serving(slices, port.name.as_deref().unwrap_or_default())
-            .map(|(_, endpoint)| endpoint)
-            .filter(|endpoint| self.is_ready(endpoint))
-    }
-
-    fn is_ready(&self, endpoint: &Endpoint) -> bool {
-        endpoint.ready || self.service.publish_not_ready
-    }
-
-    fn instance(&mut self, name: &str, port: &ServicePort, target: Target<'_>) {
-        let reverse = target.reverse.filter(|_| self.settings.reverse != PtrScope::Off);
-        let reverse: Option<Box<str>> = reverse.map(|address| ptr_key(address).into());
-        if let Some(key) = &reverse
-            && self.standing != Standing::Blocked
+        mut tags: Vec<String>,
+        target: Target<'_>,
+    ) {
+        let reverse = self.ptr_claim(name.text, &target);
+        if let Some((key, rank)) = &reverse
+            && name.standing != Standing::Blocked
         {
             // The primary port comes first: its name stands in the PTR record.
-            self.out.reverse.entry(key.clone()).or_insert_with(|| name.into());
+            let wanted = || WantedPtr { service: name.text.into(), rank: *rank };
+            self.out.reverse.entry(key.clone()).or_insert_with(wanted);
         }
-        let id =
-            registration_id(&self.settings.cluster, self.key, &port_label(port), &target.address);
-        if self.standing == Standing::Undecided {
+        let number = target.endpoint.map(|_| target.port);
+        let (cluster, address) = (&self.settings.cluster, &target.address);
+        let id = registration_id(cluster, self.key, &port_label(port), number, address);
+        if name.standing == Standing::Undecided {
             self.out.undecided.insert(id);
             return;
         }
@@ -270,47 +330,84 @@ impl<'a> Builder<'a> {
             (HealthMode::Always, true) => Check::Passing,
             (_, false) => Check::Critical,
         };
+        let hostname = target.endpoint.and_then(|endpoint| endpoint.hostname.as_deref());
+        if let Some(tag) = hostname.filter(|tag| name.neighbours.allow(tag))
+            && !tags.iter().any(|other| other == tag)
+        {
+            tags.push(tag.to_owned());
+        }
         let registration = Registration {
             id: id.clone(),
-            service: name.into(),
+            service: name.text.into(),
             namespace: self.key.namespace.clone(),
+            tags,
+            meta: self.meta(port, &target),
             address: target.address,
             port: target.port,
-            tags: self.tags(port),
-            meta: self.meta(target.place),
             weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
             check,
         };
-        if self.standing == Standing::Blocked {
+        if name.standing == Standing::Blocked {
             self.out.blocked.push(Blocked { registration, reverse });
         } else {
             self.out.registrations.insert(id, registration);
         }
     }
 
-    /// Namespace and port name, for nested DNS names, then what the annotation asks for.
-    fn tags(&self, port: &ServicePort) -> Vec<String> {
-        let own = [Some(&self.key.namespace), port.name.as_ref()];
-        let mut seen = BTreeSet::new();
-        own.into_iter()
-            .flatten()
-            .map(|tag| &**tag)
-            .chain(self.overrides.tags.iter().map(String::as_str))
-            .filter(|tag| seen.insert(*tag))
-            .map(str::to_owned)
-            .collect()
+    /// The PTR key of an address, where it is to have a record, and how strong the claim to it is.
+    fn ptr_claim(&self, name: &str, target: &Target<'_>) -> Option<(Box<str>, PtrRank)> {
+        let kind = target.kind?;
+        let wanted = match self.settings.reverse {
+            PtrScope::All => true,
+            PtrScope::Services => kind != AddressKind::Pod,
+            PtrScope::Off => false,
+        };
+        let address = target.address.parse().ok().filter(|_| wanted && resolves(name))?;
+        Some((ptr_key(address).into(), PtrRank { kind, created: self.service.created }))
     }
 
-    fn meta(&mut self, place: Place<'_>) -> BTreeMap<String, String> {
+    /// The tags under a name: its namespace, port, protocol and what the annotation asks for, but
+    /// for those that would pass for a neighbour's.
+    fn tags(&mut self, name: &Name<'_>, port: &ServicePort) -> Vec<String> {
+        let own = [port.name.as_deref(), port.protocol.tag()];
+        let asked = &self.overrides.tags;
+        let mut tags = vec![self.key.namespace.to_string()];
+        let mut refused = Vec::new();
+        for tag in own.into_iter().flatten().chain(asked.iter().map(String::as_str)) {
+            if tags.iter().any(|other| other == tag) {
+                continue;
+            }
+            if name.neighbours.allow(tag) {
+                tags.push(tag.to_owned());
+            } else if !name.neighbours.joined || asked.iter().any(|asked| asked == tag) {
+                refused.push(format!("{:?}", excerpt(tag)));
+            }
+        }
+        if !refused.is_empty() {
+            let why = if name.neighbours.joined {
+                "instances that do not come from Kubernetes have it too, and whoever asks for \
+                 theirs by a tag must not get another"
+            } else {
+                "it is the namespace of another Service that wants the name"
+            };
+            let refused = refused.join(", ");
+            self.problem(format!("under the name {:?} no tag {refused}: {why}", name.text));
+        }
+        tags
+    }
+
+    fn meta(&mut self, port: &ServicePort, target: &Target<'_>) -> BTreeMap<String, String> {
+        let pod = target.endpoint.and_then(|endpoint| endpoint.pod.as_deref());
         let mut meta: BTreeMap<String, String> = [
             (CLUSTER_META, Some(self.settings.cluster.as_str())),
             (SOURCE_META, Some(SOURCE)),
             (NAMESPACE_META, Some(&*self.key.namespace)),
             (SERVICE_META, Some(&*self.key.name)),
-            ("external-k8s-ref-kind", place.pod.map(|_| "Pod")),
-            ("external-k8s-ref-name", place.pod),
-            ("external-k8s-node-name", place.node),
-            ("external-k8s-topology-zone", place.zone),
+            ("external-k8s-ref-kind", pod.map(|_| "Pod")),
+            ("external-k8s-ref-name", pod),
+            ("external-k8s-node-name", target.node),
+            ("external-k8s-topology-zone", target.zone.filter(|zone| is_meta_value(zone))),
+            ("external-k8s-protocol", port.protocol.tag()),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
@@ -339,18 +436,21 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The endpoints that serve the port of this name, with its number there.
-fn serving<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    label: &str,
-) -> impl Iterator<Item = (u16, &'a Endpoint)> {
+/// The endpoints that serve the port, as kube-proxy finds them: by its name and its protocol.
+fn serving<'s>(
+    slices: impl Iterator<Item = &'s EndpointSlice>,
+    port: &ServicePort,
+) -> impl Iterator<Item = Serving<'s>> {
+    let name = port.name.as_deref().unwrap_or_default();
     slices.flat_map(move |slice| {
-        let number = |port: &EndpointPort| (&*port.name == label).then_some(port.port).flatten();
-        slice
+        let of_port = slice
             .ports
             .iter()
-            .find_map(number)
-            .into_iter()
-            .flat_map(|number| slice.endpoints.iter().map(move |endpoint| (number, endpoint)))
+            .find(|it| *it.name == *name && it.protocol == port.protocol)
+            .map(|it| it.port);
+        // A Service without ports has all its endpoints, at none.
+        let number = if *port == NO_PORT { Some(NO_PORT.port) } else { of_port };
+        let endpoints = number.map(|_| slice.endpoints.iter()).into_iter().flatten();
+        endpoints.zip(number.into_iter().cycle())
     })
 }

@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::instances::Builder;
-use crate::domain::consul::names::lookup_form;
+use crate::domain::consul::names::{Holder, lookup_form, resolves};
 use crate::domain::consul::record::Registration;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{EndpointSlice, Node, Service, ServicePort, ServiceType};
+use crate::domain::kube::object::{
+    EndpointSlice, Node, Protocol, Service, ServicePort, ServiceType,
+};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{NameOverride, Overrides, overrides};
-use crate::domain::services::claims::{Class, Rank};
-use crate::domain::services::settings::{AddressMode, OnConflict, Settings};
+use crate::domain::services::annotations::{NameOverride, Overrides, overrides, sync};
+use crate::domain::services::claims::{Class, PtrRank, Rank};
+use crate::domain::services::settings::{AddressMode, JoinExisting, OnConflict, Settings};
 use crate::domain::text::excerpt;
 
 /// The name of Consul's own servers in its catalog.
@@ -21,15 +23,22 @@ const CONSULS_OWN_NAME: &str = "consul";
 /// Services with such a label mirror Consul services (consul-k8s, consul8s): sending them back
 /// would make a loop.
 const IMPORTED: [(&str, &str); 3] =
-    [("consul", "true"), ("consul8s_source", "consul"), ("registration", "consul")];
+    [("consul", "true"), ("consul8s_source", "consul"), LABEL_OF_README];
+/// What consul8s' README asks for and its code never reads: of these three a Service may have it
+/// for another reason.
+const LABEL_OF_README: (&str, &str) = ("registration", "consul");
+/// What a headless Service without ports has in the place of a port: addresses are registered with
+/// port 0.
+static NO_PORT: ServicePort =
+    ServicePort { name: None, port: 0, node_port: None, protocol: Protocol::Tcp };
 
 /// The names that one Service wants, and what else its ports and annotations say.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct Wanted<'s> {
     /// Its annotations.
     pub overrides: Overrides,
     /// The ports to register, the primary one first; empty when it is not to be registered.
-    pub ports: Vec<WantedPort>,
+    pub ports: Vec<WantedPort<'s>>,
     /// Which addresses are registered; never [`AddressMode::Auto`].
     pub address: AddressMode,
     /// What is wrong with it.
@@ -38,9 +47,11 @@ pub struct Wanted {
 
 /// A port and the name that it wants.
 #[derive(Debug)]
-pub struct WantedPort {
-    /// Its place among the Service's ports.
-    pub index: usize,
+pub struct WantedPort<'s> {
+    /// The Service's port.
+    pub port: &'s ServicePort,
+    /// The number to register whatever the port's is, where an annotation asks for one.
+    pub number: Option<u16>,
     /// The Consul name.
     pub name: Box<str>,
     /// How strong the claim to the name is.
@@ -52,16 +63,36 @@ pub struct WantedPort {
 /// Whether a Service may use a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permit {
-    /// It may.
-    Granted,
+    /// It may, beside these.
+    Granted(Neighbours),
     /// The name is that Service's.
     Taken(ObjectKey),
-    /// Others than a bridge hold instances under it.
-    Foreign,
-    /// So do they, but this cluster's registrations were there first and stay.
-    ForeignToo,
+    /// These hold instances under it, and it is not to be joined.
+    Foreign(Holder),
+    /// So do they, but what is registered already stays.
+    ForeignToo(Holder, Neighbours),
     /// Not known yet.
     Unknown,
+}
+
+/// Who else is, or wants to be, under a name: a tag must not pass for one of theirs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbours {
+    /// Whether it is joined to instances that do not come from Kubernetes.
+    pub joined: bool,
+    /// Namespaces of the other Services that claim it.
+    pub namespaces: Vec<Box<str>>,
+}
+
+// === impl Neighbours ===
+
+impl Neighbours {
+    /// Whether an instance may have the tag: `<tag>.<name>` must not lead to it where people mean
+    /// a neighbour. Where those are not from Kubernetes nobody knows which tags they mean.
+    fn allow(&self, tag: &str) -> bool {
+        let tag = lookup_form(tag);
+        !self.joined && !self.namespaces.iter().any(|namespace| **namespace == *tag)
+    }
 }
 
 /// An instance that may not have the name that it wants.
@@ -69,8 +100,17 @@ pub enum Permit {
 pub struct Blocked {
     /// The instance, under the name that it wants.
     pub registration: Registration,
-    /// The PTR key of its address, where that has one.
-    pub reverse: Option<Box<str>>,
+    /// The PTR key of its address, where that has one, and how strong the claim to it is.
+    pub reverse: Option<(Box<str>, PtrRank)>,
+}
+
+/// A PTR record that a Service wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedPtr {
+    /// The Consul service name that it points to.
+    pub service: Box<str>,
+    /// How strong the claim to the key is.
+    pub rank: PtrRank,
 }
 
 /// What ought to be in Consul for one Service.
@@ -86,8 +126,11 @@ pub struct Desired {
     pub blocked: Vec<Blocked>,
     /// Whether some stay so.
     pub keeps_former_name: bool,
-    /// Its PTR keys, each with the Consul service name that the record would point to.
-    pub reverse: BTreeMap<Box<str>, Box<str>>,
+    /// Its PTR records, by KV key.
+    pub reverse: BTreeMap<Box<str>, WantedPtr>,
+    /// Whether endpoints are ready and none serves one of the ports: the slices may not have
+    /// followed the Service yet.
+    pub is_unserved: bool,
     /// Whether it cannot be told before the nodes are known: until then nothing is written, and
     /// nothing that is there removed.
     pub awaits_nodes: bool,
@@ -115,26 +158,34 @@ pub fn is_read_label(settings: &Settings, key: &str) -> bool {
 }
 
 /// The names that `service` wants.
-pub fn wanted(settings: &Settings, key: &ObjectKey, service: &Service) -> Wanted {
-    let (overrides, mut problems) = overrides(service);
-    let mut ports = Vec::new();
-    if is_selected(settings, key, service, &overrides) {
-        problems.extend(left_out(&service.left_out));
-        if overrides.name != NameOverride::Invalid {
-            ports = wanted_ports(settings, key, service, &overrides, &mut problems);
-        }
-    } else {
-        problems.clear();
-    }
-    let address = match overrides.address.unwrap_or(settings.address) {
-        AddressMode::Auto if service.cluster_ips.is_empty() => AddressMode::Endpoints,
-        AddressMode::Auto => AddressMode::ClusterIp,
-        mode => mode,
+pub fn wanted<'s>(settings: &Settings, key: &ObjectKey, service: &'s Service) -> Wanted<'s> {
+    let mut wanted = Wanted {
+        overrides: Overrides::default(),
+        ports: Vec::new(),
+        address: settings.address,
+        problems: Vec::new(),
     };
-    Wanted { overrides, ports, address, problems }
+    let selected;
+    (selected, wanted.problems) = selection(settings, key, service);
+    if selected {
+        let (overrides, problems) = overrides(settings, key, service);
+        wanted.address = match overrides.address.unwrap_or(settings.address) {
+            AddressMode::Auto if service.is_headless() => AddressMode::Endpoints,
+            AddressMode::Auto => AddressMode::ClusterIp,
+            mode => mode,
+        };
+        wanted.problems.extend(problems);
+        wanted.problems.extend(left_out(&service.left_out));
+        wanted.overrides = overrides;
+        if wanted.overrides.name != NameOverride::Invalid {
+            wanted.ports =
+                wanted_ports(settings, key, service, &wanted.overrides, &mut wanted.problems);
+        }
+    }
+    wanted
 }
 
-impl Wanted {
+impl Wanted<'_> {
     /// Whether what is registered follows from the nodes.
     pub fn uses_nodes(&self) -> bool {
         !self.ports.is_empty() && self.address == AddressMode::NodePort
@@ -143,7 +194,7 @@ impl Wanted {
     /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
     /// Consul looks them up.
     pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
-        let rank = |class| Rank { class, created: service.created, uid: service.uid.clone() };
+        let rank = |class| Rank { class, created: service.created };
         let mut claims = BTreeMap::new();
         for port in &self.ports {
             if let Some(fallback) = &port.fallback {
@@ -165,7 +216,7 @@ pub fn desired<'a>(
     service: &'a Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     nodes: Option<impl Iterator<Item = (&'a str, &'a Node)> + Clone>,
-    permit: &impl Fn(&str, bool) -> Permit,
+    permit: &impl Fn(&str, JoinExisting) -> Permit,
 ) -> Desired {
     let mut wanted = wanted(settings, key, service);
     let mut problems = std::mem::take(&mut wanted.problems);
@@ -173,11 +224,15 @@ pub fn desired<'a>(
         return Desired { awaits_nodes: true, problems, ..Desired::default() };
     }
     let nodes = nodes.into_iter().flatten();
-    let join = wanted.overrides.join.unwrap_or(settings.join_existing);
+    let join = match wanted.overrides.join {
+        Some(true) => JoinExisting::Always,
+        Some(false) => JoinExisting::Never,
+        None => settings.join_existing,
+    };
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
-        if let Some(named) = permitted_name(port, join, permit, &mut problems) {
-            builder.port(named, &service.ports[port.index], slices.clone(), nodes.clone());
+        if let Some(name) = permitted_name(port, join, permit, &mut problems) {
+            builder.port(&name, port, slices.clone(), nodes.clone());
         }
     }
     let mut desired = builder.finish();
@@ -196,41 +251,57 @@ pub fn left_out(sentences: &[Box<str>]) -> impl Iterator<Item = Problem> {
     sentences.iter().map(|sentence| Problem::new(Reason::Incomplete, &**sentence))
 }
 
-fn is_selected(
-    settings: &Settings,
-    key: &ObjectKey,
-    service: &Service,
-    overrides: &Overrides,
-) -> bool {
+/// Whether the Service is to be registered, and what is wrong with what says so.
+fn selection(settings: &Settings, key: &ObjectKey, service: &Service) -> (bool, Vec<Problem>) {
+    if service.kind == ServiceType::ExternalName
+        || !settings.includes_namespace(&key.namespace)
+        || !settings.selector.selects(&service.labels)
+    {
+        return (false, Vec::new());
+    }
+    let (sync, mut problems) = sync(settings, key, service);
+    if !sync.unwrap_or(settings.default_sync) {
+        return (false, problems);
+    }
     let has_label =
         |(name, value): &(&str, &str)| service.labels.get(*name).is_some_and(|v| &**v == *value);
-    service.kind != ServiceType::ExternalName
-        && settings.includes_namespace(&key.namespace)
-        && settings.selector.selects(&service.labels)
-        && !IMPORTED.iter().any(has_label)
-        && overrides.sync.unwrap_or(settings.default_sync)
+    let label = IMPORTED.iter().find(|label| has_label(label));
+    if label == Some(&LABEL_OF_README) {
+        let (name, value) = LABEL_OF_README;
+        problems.push(Problem::new(
+            Reason::ImportLabel,
+            format!(
+                "the label {name}: {value} says that the Service mirrors one of Consul (consul8s), \
+                 so it is not registered; remove the label to have it registered",
+            ),
+        ));
+    }
+    (label.is_none(), problems)
 }
 
-fn wanted_ports(
+fn wanted_ports<'s>(
     settings: &Settings,
     key: &ObjectKey,
-    service: &Service,
+    service: &'s Service,
     overrides: &Overrides,
     problems: &mut Vec<Problem>,
-) -> Vec<WantedPort> {
-    if service.ports.is_empty() {
+) -> Vec<WantedPort<'s>> {
+    let all = match &*service.ports {
+        [] if service.is_headless() => std::slice::from_ref(&NO_PORT),
+        all => all,
+    };
+    if all.is_empty() {
         problems.push(Problem::new(
             Reason::Incomplete,
             "expected at least one port, found none; the Service is not registered",
         ));
         return Vec::new();
     }
-    let primary = primary_port(service, overrides, problems);
-    let further = (0..service.ports.len()).filter(|index| *index != primary);
+    let (primary, number) = primary_port(all, overrides, problems);
+    let further = all.iter().filter(|port| !std::ptr::eq(*port, primary));
     let mut ports = Vec::new();
-    for index in std::iter::once(primary).chain(further) {
-        let Some((name, class)) = name_of_port(settings, key, service, overrides, index, primary)
-        else {
+    for port in std::iter::once(primary).chain(further) {
+        let Some((name, class)) = name_of_port(settings, key, overrides, port, primary) else {
             continue;
         };
         if lookup_form(&name) == CONSULS_OWN_NAME && class != Class::Annotated {
@@ -241,47 +312,64 @@ fn wanted_ports(
             ));
             continue;
         }
-        if let Some(problem) = dns_problem(&name) {
-            problems.push(problem);
+        if !resolves(&name) {
+            problems.push(Problem::new(
+                Reason::InvalidName,
+                format!(
+                    "{:?} is registered, but Consul's DNS cannot answer for it: expected at most 63 \
+                     printable ASCII characters, no blank and none of . \" ' ( ) ; @ \\",
+                    excerpt(&name)
+                ),
+            ));
         }
         let fallback = (settings.on_conflict == OnConflict::Suffix)
             .then(|| format!("{name}-{}", key.namespace).into_boxed_str());
-        ports.push(WantedPort { index, name: name.into(), class, fallback });
+        let number = number.filter(|_| std::ptr::eq(port, primary));
+        ports.push(WantedPort { port, number, name: name.into(), class, fallback });
     }
     ports
 }
 
-/// The place of the port that is the Service itself: the annotated one, else the first.
-fn primary_port(service: &Service, overrides: &Overrides, problems: &mut Vec<Problem>) -> usize {
-    let Some(asked) = &overrides.port else { return 0 };
-    let number = asked.parse::<u16>().ok();
-    let by_name = service.ports.iter().position(|port| port.name.as_ref() == Some(asked));
-    let by_number = || service.ports.iter().position(|port| Some(port.port) == number);
-    by_name.or_else(by_number).unwrap_or_else(|| {
-        let ports: Vec<String> = service.ports.iter().map(port_label).collect();
-        problems.push(Problem::new(
-            Reason::InvalidAnnotation,
-            format!(
-                "annotation service-port: expected one of the Service's ports ({}), found {:?}; \
-                 the first is used",
-                ports.join(", "),
-                excerpt(asked),
-            ),
-        ));
-        0
-    })
+/// The port that is the Service itself: the first, unless an annotation names another one. A
+/// number that is none of the ports' is registered in the place of the first one's, as consul-k8s
+/// does.
+fn primary_port<'s>(
+    ports: &'s [ServicePort],
+    overrides: &Overrides,
+    problems: &mut Vec<Problem>,
+) -> (&'s ServicePort, Option<u16>) {
+    let first = &ports[0];
+    let Some(asked) = &overrides.port else { return (first, None) };
+    let number = asked.parse::<u16>().ok().filter(|number| *number != 0);
+    let by_name = ports.iter().find(|port| port.name.as_ref() == Some(asked));
+    let by_number = || ports.iter().find(|port| Some(port.port) == number);
+    match by_name.or_else(by_number) {
+        Some(port) => (port, None),
+        None if number.is_some() => (first, number),
+        None => {
+            let labels: Vec<String> = ports.iter().map(port_label).collect();
+            problems.push(Problem::new(
+                Reason::InvalidAnnotation,
+                format!(
+                    "annotation service-port: expected one of the Service's ports ({}) or a number \
+                     from 1 to 65535, found {:?}; the first port is used",
+                    labels.join(", "),
+                    excerpt(asked),
+                ),
+            ));
+            (first, None)
+        }
+    }
 }
 
 fn name_of_port(
     settings: &Settings,
     key: &ObjectKey,
-    service: &Service,
     overrides: &Overrides,
-    index: usize,
-    primary: usize,
+    port: &ServicePort,
+    primary: &ServicePort,
 ) -> Option<(String, Class)> {
-    let port = &service.ports[index];
-    let is_primary = index == primary;
+    let is_primary = std::ptr::eq(port, primary);
     let from_template = |label: &str| settings.name_template.expand(&settings.cluster, key, label);
     match &overrides.name {
         NameOverride::Name(name) if is_primary => Some((name.to_string(), Class::Annotated)),
@@ -292,24 +380,17 @@ fn name_of_port(
             Some((from_template(&port_label(port)), Class::Own))
         }
         _ => {
-            let primary = from_template(&port_label(&service.ports[primary]));
+            let primary = from_template(&port_label(primary));
             Some((format!("{primary}-{}", port.name.as_ref()?), Class::Derived))
         }
     }
 }
 
-fn dns_problem(name: &str) -> Option<Problem> {
-    let resolvable =
-        name.len() <= 63 && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
-    (!resolvable).then(|| {
-        Problem::new(
-            Reason::InvalidName,
-            format!(
-                "{:?} is registered, but DNS cannot carry it: expected at most 63 of A-Z, a-z, 0-9 and '-'",
-                excerpt(name)
-            ),
-        )
-    })
+/// The name under which a port is registered.
+struct Name<'w> {
+    text: &'w str,
+    standing: Standing,
+    neighbours: Neighbours,
 }
 
 /// Whether a port may be registered under its name, as far as that is known.
@@ -322,47 +403,60 @@ enum Standing {
 
 /// The name that a wanted port is to have, if any, and whether it may.
 fn permitted_name<'w>(
-    wanted: &'w WantedPort,
-    join: bool,
-    permit: &impl Fn(&str, bool) -> Permit,
+    wanted: &'w WantedPort<'_>,
+    join: JoinExisting,
+    permit: &impl Fn(&str, JoinExisting) -> Permit,
     problems: &mut Vec<Problem>,
-) -> Option<(&'w str, Standing)> {
-    let foreign = |name: &str, consequence: &str| {
-        Problem::new(
-            Reason::ForeignName,
-            format!(
-                "instances of {name:?} in Consul were not registered from Kubernetes; {consequence}. \
-                 Set the annotation kube-consul.io/join: \"true\" to share the name, or choose another \
-                 with kube-consul.io/service-name",
-            ),
-        )
-    };
+) -> Option<Name<'w>> {
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
-        match permit(name, join) {
-            Permit::Granted => return Some((name, Standing::Granted)),
-            Permit::Unknown => return Some((name, Standing::Undecided)),
-            Permit::ForeignToo => {
-                problems.push(foreign(name, "what is registered already stays"));
-                return Some((name, Standing::Granted));
+        let (standing, neighbours) = match permit(name, join) {
+            Permit::Granted(neighbours) => (Standing::Granted, neighbours),
+            Permit::Unknown => (Standing::Undecided, Neighbours::default()),
+            Permit::ForeignToo(holder, neighbours) => {
+                problems.push(foreign_name(name, &holder, "what is registered already stays"));
+                (Standing::Granted, neighbours)
             }
-            Permit::Foreign => {
-                problems.push(foreign(name, "it is not registered under it"));
-                return Some((name, Standing::Blocked));
+            Permit::Foreign(holder) => {
+                problems.push(foreign_name(name, &holder, "it is not registered under it"));
+                (Standing::Blocked, Neighbours::default())
             }
-            Permit::Taken(holder) if wanted.fallback.as_ref().is_none_or(|last| last == name) => {
-                problems.push(Problem::new(
-                    Reason::NameConflict,
-                    format!(
-                        "the Consul name {name:?} is registered for Service {holder}; choose another with \
-                         the annotation kube-consul.io/service-name, or see --on-conflict",
-                    ),
-                ));
+            Permit::Taken(holder) => {
+                if wanted.fallback.as_ref().is_none_or(|last| last == name) {
+                    problems.push(Problem::new(
+                        Reason::NameConflict,
+                        format!(
+                            "the Consul name {name:?} is registered for Service {holder}; choose another with \
+                             the annotation kube-consul.io/service-name, or see --on-conflict",
+                        ),
+                    ));
+                }
+                continue;
             }
-            Permit::Taken(_) => {}
-        }
+        };
+        return Some(Name { text: name, standing, neighbours });
     }
     None
+}
+
+fn foreign_name(name: &str, holder: &Holder, consequence: &str) -> Problem {
+    let holder = match holder {
+        Holder::Kubernetes { cluster: Some(cluster) } => {
+            format!("were registered by the bridge of the cluster {cluster:?}")
+        }
+        Holder::Kubernetes { cluster: None } => {
+            "were registered by another cluster's bridge or by consul-k8s".to_owned()
+        }
+        Holder::Other => "were not registered from Kubernetes".to_owned(),
+    };
+    Problem::new(
+        Reason::ForeignName,
+        format!(
+            "instances of {name:?} in Consul {holder}; {consequence}. Set the annotation \
+             kube-consul.io/join: \"true\" to share the name, or choose another with \
+             kube-consul.io/service-name; see --join-existing too",
+        ),
+    )
 }
 
 /// The name by which a port is told from its siblings.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::consul::record::Check;
+use crate::domain::services::claims::AddressKind;
 use crate::domain::services::desired::instances::MAX_META_PAIRS;
 use crate::domain::testing::{service, slice};
 
@@ -16,7 +17,9 @@ fn key() -> ObjectKey {
 }
 
 fn build(settings: &Settings, service: &Service, slices: &[EndpointSlice]) -> Desired {
-    desired(settings, &key(), service, slices.iter(), NO_NODES, &|_, _| Permit::Granted)
+    desired(settings, &key(), service, slices.iter(), NO_NODES, &|_, _| {
+        Permit::Granted(Neighbours::default())
+    })
 }
 
 fn ready_slice() -> EndpointSlice {
@@ -48,7 +51,9 @@ fn an_ordinary_service_with_all_its_fields() {
             check: Check::None,
         }
     );
-    assert_eq!(desired.reverse, [("0.0.0.10.IN-ADDR.ARPA/10.0.0.1".into(), "web".into())].into());
+    let rank = PtrRank { kind: AddressKind::ClusterIp, created: 1 };
+    let record = WantedPtr { service: "web".into(), rank };
+    assert_eq!(desired.reverse, [("0.0.0.10.IN-ADDR.ARPA/10.0.0.1".into(), record)].into());
     assert_eq!(desired.problems, []);
 }
 
@@ -83,8 +88,8 @@ fn what_the_edge_left_out_is_a_problem_of_a_registered_service() {
 fn a_name_that_it_may_not_use_is_not_registered() {
     for (permit, reason, instances) in [
         (Permit::Taken(ObjectKey::new("other", "web")), Some(Reason::NameConflict), 0),
-        (Permit::Foreign, Some(Reason::ForeignName), 0),
-        (Permit::ForeignToo, Some(Reason::ForeignName), 1),
+        (Permit::Foreign(Holder::Other), Some(Reason::ForeignName), 0),
+        (Permit::ForeignToo(Holder::Other, Neighbours::default()), Some(Reason::ForeignName), 1),
         (Permit::Unknown, None, 0),
     ] {
         let desired = desired(
@@ -108,7 +113,7 @@ fn where_an_endpoint_runs_is_meta_of_its_instance() {
     slice.endpoints[0].zone = Some("z1".into());
     let headless = service().with(|s| s.cluster_ips.clear()).build();
     let desired = build(&settings(), &headless, &[slice]);
-    let meta = &desired.registrations["kubernetes_shop_web_http_10.1.0.1"].meta;
+    let meta = &desired.registrations["kubernetes_shop_web_http_8080_10.1.0.1"].meta;
     for (key, value) in [
         ("external-k8s-ref-kind", "Pod"),
         ("external-k8s-ref-name", "web-0"),

@@ -75,7 +75,7 @@ fn a_name_that_another_replica_holds_is_taken_although_others_joined_it() {
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 1);
     let mut names = foreign(&["s2", "s3"]);
-    names.insert("s2".into(), Holders::OthersAndOurs);
+    names.insert("s2".into(), Holders { others: Holder::Other, ours: true });
     simulation.bridge.set_foreign_names(names);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2);

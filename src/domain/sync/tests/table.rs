@@ -3,25 +3,34 @@
 //! A row is `what | objects | options | result`. Objects are separated by `;`:
 //! - `web ...` or `other/web ...` a Service (in `shop`, unless it says where), at 10.0.0.1 with the
 //!   port `http:80` unless it says otherwise: `ip=`, `ext=`, `lb=` addresses, `headless`,
-//!   `name:port/nodePort`, `@key=value` our annotation, `@@key=value` one of consul-k8s,
+//!   `name:port/nodePort` (`.udp`, `.sctp` after it), `@key=value` our annotation, `@@key=value` one of consul-k8s,
 //!   `label:key=value`, `created=`, `local`, `publish`, `noports`, `ExternalName`; `~` is a blank
-//! - `> http:8080 10.1.0.1 10.1.0.2! 10.1.0.3@n1` a slice of the Service before it, `!` not ready;
-//!   a Service with none has all its ports ready at 10.1.0.1; `>` alone is none
-//! - `node n1 192.0.2.1` a node, `!` not ready; `nodes` none at all: else they are not known
-//! - `foreign web` a name that others hold
+//! - `> http:8080 10.1.0.1 10.1.0.2! 10.1.0.3@n1` a slice of the Service before it, `!` not ready,
+//!   `^` neither, but serving while it terminates, `=db-0` its host name; a Service with none has
+//!   all its ports ready at 10.1.0.1; `>` alone is none
+//! - `node n1 192.0.2.1` a node, `!` not ready, `excluded`, `ext:` an external address; `nodes` none
+//!   at all: else they are not known
+//! - `foreign web` a name that others hold: `=kubernetes` another sync, `=eu` that cluster's bridge
 //!
 //! The result has the instances as `name address:port`, with `!` critical, `+` passing; where it
 //! says tags `[a,b]`, meta `{key=value}` or a weight `*5`, those are compared too. `?Reason` is a
-//! problem. `ptr address name` is a PTR record; they are compared where one is shown, or
-//! `noptr`.
+//! problem, `?Reason text` one that says so. `ptr address name` is a PTR record; they are compared where one is shown, or
+//! `noptr`. Each row holds in every order in which its objects may come, listed and one by one.
+
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::*;
+use crate::domain::consul::names::{Holder, Holders};
 use crate::domain::consul::record::Check;
 use crate::domain::consul::registration_id::service_of_id;
-use crate::domain::kube::object::{Endpoint, EndpointPort, Node, ServicePort, ServiceType};
-use crate::domain::testing::{node, port};
+use crate::domain::kube::object::{
+    Endpoint, EndpointPort, Node, NodeAddressType, Protocol, ServicePort, ServiceType,
+};
+use crate::domain::services::settings::{AddressMode, Annotation};
+use crate::domain::testing::{endpoint, node, port};
 
-const ROWS: &str = "
+const ROWS: &str = r#"
 # address modes: auto
 a ClusterIP                       | web | | web 10.0.0.1:80
 headless: its endpoints           | web headless; > http:8080 10.1.0.1 10.1.0.2 | | web 10.1.0.1:8080; web 10.1.0.2:8080
@@ -39,15 +48,31 @@ asked for where there is none     | web headless @address=cluster-ip | | ?Incomp
 by option                         | web; > http:8080 10.1.0.1 10.1.0.2! | --address endpoints | web 10.1.0.1:8080; web 10.1.0.2:8080!
 by annotation                     | web @address=endpoints; > http:8080 10.1.0.1 | --address cluster-ip | web 10.1.0.1:8080
 one endpoint in two slices        | web headless; > http:8080 10.1.0.1!; > http:8080 10.1.0.1 | | web 10.1.0.1:8080
-with two numbers, the smaller     | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1 | | web 10.1.0.1:8080
-the ready one before the smaller  | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1! | | web 10.1.0.1:8081
+O1 one address, two ports         | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1 | | web 10.1.0.1:8080; web 10.1.0.1:8081
+O1 each with its own readiness    | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1! | | web 10.1.0.1:8080!; web 10.1.0.1:8081
+O1 of each named port             | web headless http:80 sql:81; > http:1 sql:2 10.1.0.1; > http:3 sql:4 10.1.0.1! | | web 10.1.0.1:1; web 10.1.0.1:3!; web-sql 10.1.0.1:2; web-sql 10.1.0.1:4!
 other ports elsewhere             | web headless http:80 sql:81; > http:1 10.1.0.1; > sql:2 10.1.0.2 | | web 10.1.0.1:1; web-sql 10.1.0.2:2
-a port without number             | web headless; > http:- 10.1.0.1 | | ?Incomplete
+O4 without ports                  | db headless noports; > 10.1.0.1 10.1.0.2! | | db 10.1.0.1:0 [shop]; db 10.1.0.2:0!
+O4 without ports, of both families| db headless noports; > 10.1.0.1; > fd00::1 | | db 10.1.0.1:0; db fd00::1:0
+O4 whatever ports the slice has   | db headless noports; > sql:1 10.1.0.1 | | db 10.1.0.1:0
+O4 no address of its own          | db headless noports @address=cluster-ip; > 10.1.0.1 | | ?Incomplete
+O5 its slice has no ports         | web headless; > 10.1.0.1 | | ?Incomplete none serves the port http TCP 80
+O5 its slice has another one      | web headless; > sql:1 10.1.0.1 | | ?Incomplete found sql TCP 1
+O5 unnamed against named          | web headless; > :1 10.1.0.1 | | ?Incomplete found (unnamed) TCP 1
+O5 named against unnamed          | web headless :80; > http:1 10.1.0.1 | | ?Incomplete the port (unnamed) TCP 80
+O5 another protocol               | web headless http:80; > http:1.udp 10.1.0.1 | | ?Incomplete found http UDP 1
+O5 at a cluster IP                | web; > sql:1 10.1.0.1 | | web 10.0.0.1:80!; ?Incomplete found sql TCP 1
+O5 one of two ports               | web http:80 sql:81; > http:1 10.1.0.1 | | web 10.0.0.1:80; web-sql 10.0.0.1:81!; ?Incomplete the port sql TCP 81
+O5 nothing is ready               | web; > sql:1 10.1.0.1! | | web 10.0.0.1:80!
+O5 it is served, and not ready    | web http:80 sql:81; > http:1 10.1.0.1; > sql:1 10.1.0.2! | | web 10.0.0.1:80; web-sql 10.0.0.1:81!
+O9 by its host name               | db headless sql:1; > sql:1 10.1.0.1=db-0 10.1.0.2=db-1! | | db 10.1.0.1:1 [shop,sql,db-0]; db 10.1.0.2:1! [shop,sql,db-1]
+O9 not twice                      | db headless sql:1 @service-tags=db-0; > sql:1 10.1.0.1=db-0 | | db 10.1.0.1:1 [shop,sql,db-0]
 not ready, published              | web headless publish; > http:1 10.1.0.1! | | web 10.1.0.1:1
 where it runs                     | web headless; > http:1 10.1.0.1@n1 | | web 10.1.0.1:1 {external-k8s-node-name=n1}
 
 # address modes: load-balancer
-addresses and host names          | web lb=203.0.113.1,lb.example.org | --address load-balancer | web 203.0.113.1:80; web lb.example.org:80
+O7 addresses before host names    | web lb=lb.example.org,203.0.113.1 | --address load-balancer | web 203.0.113.1:80; ?Incomplete lb.example.org
+O7 only host names                | web lb=a.example.org,b.example.org | --address load-balancer | web a.example.org:80; web b.example.org:80
 both families of a balancer       | web lb=203.0.113.1,2001:db8::1 | --address load-balancer | web 203.0.113.1:80; web 2001:db8::1:80
 not yet there                     | web | --address load-balancer |
 not yet there, by annotation      | web @address=load-balancer | | ?Incomplete
@@ -85,6 +110,21 @@ local: none, without checks       | web local http:80/30080; > http:1 10.1.0.1@n
 local: not ready, published       | web local publish http:80/30080; > http:1 10.1.0.1@n1!; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080
 local: on no node                 | web local http:80/30080; node n1 192.0.2.1 | --address node-port |
 local: its node is not ready      | web local http:80/30080; > http:1 10.1.0.1@n1; node n1 192.0.2.1 ! | --address node-port | web 192.0.2.1:30080!
+O10 excluded nodes                | web http:80/30080; node n1 192.0.2.1 excluded; node n2 192.0.2.2 | --address node-port | web 192.0.2.2:30080
+O10 all are excluded              | web http:80/30080 @address=node-port; node n1 192.0.2.1 excluded | | ?Incomplete
+O10 the external address first    | web http:80/30080; node n1 192.0.2.1 ext:203.0.113.1; node n2 192.0.2.2 | --address node-port | web 203.0.113.1:30080; web 192.0.2.2:30080
+O10 internal ones                 | web http:80/30080; node n1 192.0.2.1 ext:203.0.113.1; node n2 ext:203.0.113.2 | --address node-port --node-address internal | web 192.0.2.1:30080
+O10 external ones                 | web http:80/30080; node n1 192.0.2.1 ext:203.0.113.1; node n2 192.0.2.2 | --address node-port --node-address external | web 203.0.113.1:30080
+O10 by annotation                 | web http:80/30080 @node-address=internal; node n1 192.0.2.1 ext:203.0.113.1 | --address node-port | web 192.0.2.1:30080
+O10 by annotation, none has one   | web http:80/30080 @address=node-port @node-address=external; node n1 192.0.2.1 | | ?Incomplete (external)
+O11 draining, at endpoints        | web headless; > http:1 10.1.0.1^ | | web 10.1.0.1:1!
+O11 draining, at a cluster IP     | web; > http:1 10.1.0.1^ 10.1.0.2! | | web 10.0.0.1:80
+O11 draining, at a balancer       | web lb=203.0.113.1; > http:1 10.1.0.1^ | --address load-balancer | web 203.0.113.1:80
+O11 draining, at an external IP   | web ext=198.51.100.1; > http:1 10.1.0.1^ | --address external-ip | web 198.51.100.1:80
+O11 draining, at nodes            | web http:80/30080; > http:1 10.1.0.1^; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:30080
+O11 draining, at local nodes      | web local http:80/30080; > http:1 10.1.0.1^@n1 10.1.0.2@n2!; node n1 192.0.2.1; node n2 192.0.2.2 | --address node-port | web 192.0.2.1:30080
+O11 a ready one before it         | web local http:80/30080; > http:1 10.1.0.1^@n1 10.1.0.2@n2; node n1 192.0.2.1; node n2 192.0.2.2 | --address node-port | web 192.0.2.2:30080
+O11 another port's does not count | web http:80 sql:81; > http:1 10.1.0.1^; > sql:1 10.1.0.2 | | web 10.0.0.1:80; web-sql 10.0.0.1:81
 local matters to nodes only       | web local; > http:1 10.1.0.1 | | web 10.0.0.1:80
 
 # ports and their names
@@ -92,7 +132,17 @@ further ports                     | web http:80 metrics:9100 | | web 10.0.0.1:80
 an unnamed port                   | web :80; > :8080 10.1.0.1 | | web 10.0.0.1:80 [shop]
 the primary by name               | web http:80 metrics:9100 @service-port=metrics | | web-http 10.0.0.1:80; web 10.0.0.1:9100
 the primary by number             | web http:80 metrics:9100 @@service-port=9100 | | web-http 10.0.0.1:80; web 10.0.0.1:9100
-a primary that is not there       | web http:80 metrics:9100 @service-port=nope | | web 10.0.0.1:80; web-metrics 10.0.0.1:9100; ?InvalidAnnotation
+O3 a primary that is not there    | web http:80 metrics:9100 @service-port=nope | | web 10.0.0.1:80; web-metrics 10.0.0.1:9100; ?InvalidAnnotation
+O3 a number of none of its ports  | web http:80 metrics:9100 @service-port=4141 | | web 10.0.0.1:4141; web-metrics 10.0.0.1:9100
+O3 its number at endpoints        | web headless @@service-port=8081; > http:8080 10.1.0.1; > http:8081 10.1.0.1! | | web 10.1.0.1:8081
+O3 its number at nodes            | web http:80/30080 @service-port=4141; node n1 192.0.2.1 | --address node-port | web 192.0.2.1:4141
+O3 the number of a port           | web headless http:80 sql:81 @service-port=81; > http:1 sql:2 10.1.0.1 | | web-http 10.1.0.1:1; web 10.1.0.1:2
+O3 no number of a port            | web @service-port=0 | | web 10.0.0.1:80; ?InvalidAnnotation
+O3 nor this                       | web @service-port=65536 | | web 10.0.0.1:80; ?InvalidAnnotation
+O2 a protocol as a tag            | kube-dns dns:53.udp dns-tcp:53 | | kube-dns 10.0.0.1:53 [shop,dns,udp]; kube-dns-dns-tcp 10.0.0.1:53 [shop,dns-tcp]
+O2 and in meta                    | kube-dns dns:53.udp dns-tcp:53 | | kube-dns 10.0.0.1:53 {external-k8s-protocol=udp}; kube-dns-dns-tcp 10.0.0.1:53 {external-k8s-protocol=}
+O2 at endpoints, of its protocol  | d headless a:53.udp b:53; > a:1.udp b:2 10.1.0.1 | | d 10.1.0.1:1 [shop,a,udp]; d-b 10.1.0.1:2 [shop,b]
+O2 SCTP                           | web m3ua:2905.sctp | | web 10.0.0.1:2905 [shop,m3ua,sctp]
 ports as meta                     | web http:80 metrics:9100 | | web 10.0.0.1:80 {port-http=80,port-metrics=9100}; web-metrics 10.0.0.1:9100
 no port                           | web noports | | ?Incomplete
 readiness of each port            | web http:80 sql:81; > sql:1 10.1.0.1; > http:1 10.1.0.2! | | web 10.0.0.1:80!; web-sql 10.0.0.1:81
@@ -105,7 +155,9 @@ with an unnamed port              | web :80; > :1 10.1.0.1 | --name-template {se
 by annotation, trimmed            | web @service-name=~api~ | | api 10.0.0.1:80
 by annotation, whatever template  | web http:80 sql:81 @service-name=api | --name-template x-{service} | api 10.0.0.1:80; api-sql 10.0.0.1:81
 an empty one                      | web @service-name=~ | | ?InvalidAnnotation
-one that DNS cannot carry         | web @service-name=a.b | | a.b 10.0.0.1:80; ?InvalidName
+O6 one that does not resolve      | web @service-name=a.b | | a.b 10.0.0.1:80; ?InvalidName
+O6 nor does this                  | web @service-name=a~b | | a b 10.0.0.1:80; ?InvalidName
+O6 these resolve                  | web @service-name=redis_cache; api ip=10.0.0.2 @service-name=_srv | | redis_cache 10.0.0.1:80; _srv 10.0.0.2:80
 one of two bytes too many         | web @service-name=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffggggg | | aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffggggg 10.0.0.1:80; ?InvalidName
 a derived one that is too long    | web http:80 metrics:90 @service-name=aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff | | aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff 10.0.0.1:80; aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffff-metrics 10.0.0.1:90; ?InvalidName
 consul is Consul's own            | consul | | ?InvalidName
@@ -120,6 +172,7 @@ meta                              | web @service-meta-team=a @@service-meta-team
 meta of ours                      | web | | web 10.0.0.1:80 {external-source=kubernetes,external-k8s-ns=shop,external-k8s-service=web,kube-consul-cluster=kubernetes}
 meta that marks ownership         | web @service-meta-external-source=x | | web 10.0.0.1:80 {external-source=kubernetes}; ?InvalidAnnotation
 meta wins over a port's           | web @service-meta-port-http=x | | web 10.0.0.1:80 {port-http=x}
+O14 meta of Consul's own          | web @service-meta-consul-x=1 @service-meta-a=2 | | web 10.0.0.1:80 {a=2,consul-x=}; ?InvalidAnnotation
 a weight                          | web @service-weight=7 | | web 10.0.0.1:80 *7
 a weight of consul-k8s            | web @@service-weight=7 | | web 10.0.0.1:80 *7
 no weight                         | web | | web 10.0.0.1:80 *1
@@ -146,7 +199,8 @@ not opted in                      | web | --default-sync false |
 opted in                          | web @sync=1 | --default-sync false | web 10.0.0.1:80
 opted in for consul-k8s           | web @@service-sync=t | --default-sync false | web 10.0.0.1:80
 neither yes nor no                | web @sync=maybe | | web 10.0.0.1:80; ?InvalidAnnotation
-neither, and not by default       | web @sync=maybe | --default-sync false |
+O13 neither, and not by default   | web @@service-sync=yes @weight=1 | --default-sync false | ?InvalidAnnotation service-sync
+O13 neither, and not selected     | web @sync=maybe | --default-sync false --deny-namespace shop |
 what is wrong with one opted out  | web @sync=false @service-weight=x noports | |
 only some namespaces              | web; other/api ip=10.0.0.2 | --namespace shop | web 10.0.0.1:80
 several namespaces                | web; other/api ip=10.0.0.2; third/x ip=10.0.0.3 | --namespace shop --namespace third | web 10.0.0.1:80; x 10.0.0.3:80
@@ -159,13 +213,15 @@ selected by absence               | web label:x=1; api ip=10.0.0.2 | --selector 
 ExternalName                      | web ExternalName | |
 made by consul-k8s                | web label:consul=true | |
 made by consul8s                  | web label:consul8s_source=consul | |
-made by another of its kind       | web label:registration=consul | |
+O13 a label of consul8s' README   | web label:registration=consul @service-weight=x | | ?ImportLabel
+O13 the same, opted out           | web label:registration=consul @sync=false | |
 opting in does not help those     | web label:consul=true @sync=true | |
 a label of the same name          | web label:consul=false | | web 10.0.0.1:80
 
 # one name, two Services
 the older one                     | web created=2; other/web ip=10.0.0.2 created=1 | | web 10.0.0.2:80; ?NameConflict
-of one age, by uid                | web; other/web ip=10.0.0.2 | | web 10.0.0.2:80; ?NameConflict
+O8 of one age, by namespace       | web; other/web ip=10.0.0.2 | | web 10.0.0.2:80; ?NameConflict
+O8 of one age, by name            | b @service-name=x; a ip=10.0.0.2 @service-name=x | | x 10.0.0.2:80; ?NameConflict
 its own name before an annotation | web created=2; api ip=10.0.0.2 created=1 @service-name=web | | web 10.0.0.1:80; ?NameConflict
 an annotation before a port       | a http:80 b:81 created=1; c ip=10.0.0.2 created=2 @service-name=a-b | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict
 its own name before a port        | a http:80 b:81 created=1; a-b ip=10.0.0.2 created=2 | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict
@@ -181,9 +237,29 @@ suffixed, nobody in the way       | web | --on-conflict suffix | web 10.0.0.1:80
 
 # names that others hold
 not joined                        | web; foreign web | | ?ForeignName
-joined by option                  | web; foreign web | --join-existing | web 10.0.0.1:80
+joined by option                  | web; foreign web | --join-existing always | web 10.0.0.1:80
+N1 another cluster's bridge       | web; foreign web=eu | | ?ForeignName the cluster "eu"
+N1 another sync of Kubernetes     | web; foreign web=kubernetes | | ?ForeignName
+N1 joined, of Kubernetes          | web; api ip=10.0.0.2; foreign web=eu api=kubernetes | --join-existing kubernetes | web 10.0.0.1:80; api 10.0.0.2:80
+N1 not joined, of others          | web; foreign web | --join-existing kubernetes | ?ForeignName
+N1 joined by annotation           | web @join=true; foreign web=eu | | web 10.0.0.1:80
+N1 not joined by annotation       | web @join=false; foreign web=eu | --join-existing kubernetes | ?ForeignName
 joined by annotation              | web @join=true; foreign web | | web 10.0.0.1:80
-not joined by annotation          | web @join=false; foreign web | --join-existing | ?ForeignName
+not joined by annotation          | web @join=false; foreign web | --join-existing always | ?ForeignName
+N4 by annotation, the other not   | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | --on-conflict merge | postgres 10.0.0.1:80; ?ForeignName
+N4 the other has the better claim | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | | ?ForeignName; ?NameConflict
+N5 compared as Consul does        | web @service-name=apİ; api ip=10.0.0.2 | | api 10.0.0.2:80; ?InvalidName; ?NameConflict
+N5 and beside machines            | web @service-name=bİlling; foreign billing | | ?ForeignName; ?InvalidName
+N10 a tag that is a neighbour's   | dev/web @service-tags=prod,Prod,v2; prod/web ip=10.0.0.2 | --on-conflict merge | web 10.0.0.1:80 [dev,http,v2]; web 10.0.0.2:80 [prod,http]; ?Incomplete "prod", "Prod"
+N10 also where one has the name   | dev/web @service-tags=prod; prod/web ip=10.0.0.2 created=9 | | web 10.0.0.1:80 [dev,http]; ?Incomplete "prod"; ?NameConflict
+N10 a host name, a port's name    | dev/web headless prod:80; > prod:1 10.1.0.1=prod; prod/web ip=10.0.0.2 | --on-conflict merge | web 10.1.0.1:1 [dev]; web 10.0.0.2:80 [prod,http]; ?Incomplete
+N10 no tag under a joined name    | web @join=true @service-tags=primary; foreign web | | web 10.0.0.1:80 [shop]; ?Incomplete "primary"
+N10 but beside another cluster    | web @join=true @service-tags=primary; foreign web=eu | | web 10.0.0.1:80 [shop,http,primary]
+N10 nor where the join came first | web @join=true @service-tags=primary | | web 10.0.0.1:80 [shop,http,primary]
+N13 an annotation that counts     | web @service-weight=7 | --annotations service-weight | web 10.0.0.1:80 *7
+N13 one that does not count       | web @join=true; foreign web | --annotations sync,service-name | ?ForeignName; ?IgnoredAnnotation kube-consul.io/join
+N13 in a trusted namespace        | web @join=true; other/web @join=true; foreign web | --annotations sync --trusted-namespace shop --on-conflict merge | web 10.0.0.1:80; ?ForeignName; ?IgnoredAnnotation
+N13 not registered, but told      | web @sync=true | --annotations service-name --default-sync false | ?IgnoredAnnotation
 another name                      | web @service-name=api; foreign web | | api 10.0.0.1:80
 only the port's name              | web http:80 sql:81; foreign web-sql | | web 10.0.0.1:80; ?ForeignName
 the second does not get it either | web created=1; other/web ip=10.0.0.2 created=2; foreign web | | ?ForeignName; ?NameConflict
@@ -194,16 +270,21 @@ nor all of them                   | web; other/web ip=10.0.0.2; foreign web | --
 of a cluster IP                   | web | | web 10.0.0.1:80; ptr 10.0.0.1 web
 of both families                  | web ip=10.0.0.1,fd00::7 | | web 10.0.0.1:80; web fd00::7:80; ptr 10.0.0.1 web; ptr fd00::7 web
 of the primary port               | web http:80 sql:81 @service-port=sql | | web-http 10.0.0.1:80; web 10.0.0.1:81; ptr 10.0.0.1 web
-of a balancer, not its host name  | web lb=203.0.113.1,lb.example.org | --address load-balancer | web 203.0.113.1:80; web lb.example.org:80; ptr 203.0.113.1 web
+none of a balancer's host name    | web lb=lb.example.org | --address load-balancer | web lb.example.org:80; noptr
 of external IPs                   | web ext=198.51.100.1 | --address external-ip | web 198.51.100.1:80; ptr 198.51.100.1 web
 no pod's                          | web headless; > http:1 10.1.0.1 | | web 10.1.0.1:1; noptr
 pods' too                         | web headless; > http:1 10.1.0.1 | --reverse-dns all | web 10.1.0.1:1; ptr 10.1.0.1 web
 none                              | web | --reverse-dns off | web 10.0.0.1:80; noptr
 no node's                         | web http:80/30080; node n1 192.0.2.1 | --address node-port --reverse-dns all | web 192.0.2.1:30080; noptr
-of a shared one, the smaller name | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 a
+N9 a shared one, the older        | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 created=2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 b
+N9 a shared one, of one age       | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 a
+N9 a cluster IP before others'    | kubernetes ip=10.96.0.1 created=9; a ext=10.96.0.1 ip=10.0.0.2 @address=external-ip | | kubernetes 10.96.0.1:80; a 10.96.0.1:80; ptr 10.96.0.1 kubernetes
+N9 a balancer before external IPs | b lb=192.0.2.9 created=9 @address=load-balancer; a ext=192.0.2.9 ip=10.0.0.2 @address=external-ip | | b 192.0.2.9:80; a 192.0.2.9:80; ptr 192.0.2.9 b
+N9 an external IP before pods     | b ext=10.1.0.1 created=9 @address=external-ip; a headless; > http:1 10.1.0.1 | --reverse-dns all | b 10.1.0.1:80; a 10.1.0.1:1; ptr 10.1.0.1 b
+N9 none for what does not resolve | web @service-name=a.b | | a.b 10.0.0.1:80; ?InvalidName; noptr
 none for what is not registered   | web; foreign web | | ?ForeignName; noptr
 while it is not ready, too        | web; > | | web 10.0.0.1:80!; ptr 10.0.0.1 web
-";
+"#;
 
 #[test]
 fn services_and_options_give_these_records() {
@@ -218,7 +299,7 @@ struct Row<'a> {
     objects: Vec<SeenObject>,
     /// Whether nodes are listed.
     has_nodes: bool,
-    foreign: HashSet<Box<str>>,
+    foreign: ForeignNames,
     result: Vec<&'a str>,
 }
 
@@ -232,7 +313,7 @@ impl<'a> Row<'a> {
             settings: options_of(options),
             objects: Vec::new(),
             has_nodes: false,
-            foreign: HashSet::new(),
+            foreign: ForeignNames::new(),
             result: parts(result).collect(),
         };
         for part in parts(objects) {
@@ -247,7 +328,7 @@ impl<'a> Row<'a> {
         let mut words = text.split_whitespace();
         match words.next().expect("parts are not empty") {
             ">" => self.slice(words),
-            "foreign" => self.foreign.extend(words.map(Box::from)),
+            "foreign" => self.foreign.extend(words.map(read_foreign)),
             "nodes" => self.has_nodes = true,
             "node" => {
                 self.has_nodes = true;
@@ -272,14 +353,12 @@ impl<'a> Row<'a> {
         let mut slice = slice(&service.name, &[], &[]);
         let (mut ports, mut endpoints) = (Vec::new(), Vec::new());
         for word in words {
-            let (rest, ready) = word.strip_suffix('!').map_or((word, true), |rest| (rest, false));
-            let (address, node) =
-                rest.split_once('@').map_or((rest, None), |(ip, node)| (ip, Some(node.into())));
-            if let Ok(address) = address.parse() {
-                endpoints.push(Endpoint { address, ready, pod: None, node, zone: None });
+            if let Some(endpoint) = read_endpoint(word) {
+                endpoints.push(endpoint);
             } else {
-                let (name, port) = word.split_once(':').expect("neither an address nor a port");
-                ports.push(EndpointPort { name: name.into(), port: port.parse().ok() });
+                let (name, number) = word.split_once(':').expect("neither an address nor a port");
+                let (port, protocol) = read_number(number);
+                ports.push(EndpointPort { name: name.into(), port, protocol });
             }
         }
         (slice.ports, slice.endpoints) = (ports.into(), endpoints.into());
@@ -296,12 +375,13 @@ impl<'a> Row<'a> {
             if let SeenObject::Service(key, service) = object
                 && !matches!(objects.peek(), Some(SeenObject::EndpointSlice(..)))
             {
-                let ports: Vec<(&str, u16)> = service
-                    .ports
-                    .iter()
-                    .map(|port| (port.name.as_deref().unwrap_or_default(), port.port + 8000))
-                    .collect();
-                let slice = slice(&key.name, &ports, &[("10.1.0.1", true)]);
+                let ports = service.ports.iter().map(|port| EndpointPort {
+                    name: port.name.clone().unwrap_or_default(),
+                    port: port.port + 8000,
+                    protocol: port.protocol,
+                });
+                let mut slice = slice(&key.name, &[], &[("10.1.0.1", true)]);
+                slice.ports = ports.collect();
                 missing.push(SeenObject::EndpointSlice(key.clone(), slice));
             }
         }
@@ -309,33 +389,41 @@ impl<'a> Row<'a> {
         self.objects.append(&mut missing);
     }
 
-    /// What is wrong with the row, in either order of arrival.
+    /// What is wrong with the row, in whatever order its objects arrive.
     fn failure(&self) -> Option<String> {
-        let forwards = self.found(&self.objects);
-        let backwards = self.found(self.objects.iter().rev());
-        let failure = |found: Vec<String>| {
-            (found != self.result).then(|| format!("{}\n    found {}", self.line, found.join("; ")))
-        };
-        failure(forwards).or_else(|| failure(backwards))
+        let orders = orders(self.objects.len());
+        let listed = orders.iter().map(|order| (order, true));
+        // Where nodes are never known, what comes before that they are needed is registered.
+        let waits = self.settings.address == AddressMode::NodePort && !self.has_nodes;
+        let one_by_one = orders.iter().filter(|_| !waits).map(|order| (order, false));
+        listed.chain(one_by_one).find_map(|(order, is_list)| {
+            let found = self.found(order, is_list);
+            let how = if is_list { "listed" } else { "one by one" };
+            let found = (found != self.result).then(|| found.join("; "));
+            found.map(|found| format!("{}\n    found, {how} as {order:?}, {found}", self.line))
+        })
     }
 
-    fn found<'o>(&self, objects: impl IntoIterator<Item = &'o SeenObject>) -> Vec<String> {
-        let objects: Vec<&SeenObject> = objects.into_iter().collect();
+    fn found(&self, order: &[usize], is_list: bool) -> Vec<String> {
+        let objects: Vec<&SeenObject> = order.iter().map(|place| &self.objects[*place]).collect();
         let mut simulation = Simulation::new(self.settings.clone());
-        let names: Vec<&str> = self.foreign.iter().map(|name| &**name).collect();
-        simulation.bridge.set_foreign_names(foreign(&names));
+        simulation.bridge.set_foreign_names(self.foreign.clone());
         simulation.read_back();
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             if kind != Kind::Node || self.has_nodes {
-                let of_kind = objects.iter().filter(|object| object.kind() == kind);
+                let of_kind = objects.iter().filter(|it| is_list && it.kind() == kind);
                 simulation.list(kind, of_kind.map(|object| SeenObject::clone(object)));
             }
+        }
+        for object in objects.into_iter().filter(|_| !is_list) {
+            simulation.settle();
+            simulation.seen(object.clone());
         }
         simulation.settle();
         let (bridge, cluster) = (&simulation.bridge, &self.settings.cluster);
         let mut found: Vec<String> =
             simulation.registrations.values().map(|it| self.shown(it)).collect();
-        found.extend(bridge.problems().iter().map(|(_, _, it)| format!("?{}", it.reason)));
+        found.extend(bridge.problems().iter().map(|(_, _, it)| self.problem_shown(it)));
         if self.result.iter().any(|it| it.starts_with("ptr ")) {
             found.extend(simulation.kv.values().map(|entry| ptr_shown(&entry.record)));
         } else if self.result.contains(&"noptr") && simulation.kv.is_empty() {
@@ -345,6 +433,18 @@ impl<'a> Row<'a> {
         assert!(simulation.registrations.keys().all(|id| ours(id)), "{}", self.line);
         found.sort();
         found
+    }
+
+    /// A problem with as much of its message as the row shows.
+    fn problem_shown(&self, problem: &Problem) -> String {
+        let says = |it: &&&str| {
+            let said = it.strip_prefix('?').and_then(|it| it.split_once(' '));
+            said.is_some_and(|(reason, text)| {
+                reason == problem.reason.as_str() && problem.message.contains(text)
+            })
+        };
+        let shown = self.result.iter().find(says);
+        shown.map_or_else(|| format!("?{}", problem.reason), ToString::to_string)
     }
 
     /// A registration with those details that the row shows of it.
@@ -382,17 +482,22 @@ fn options_of(text: &str) -> Settings {
     let mut settings = settings();
     let mut words = text.split_whitespace();
     while let Some(flag) = words.next() {
-        if flag == "--join-existing" {
-            settings.join_existing = true;
-            continue;
-        }
         let value = words.next().expect("the flag has a value").replace('~', " ");
         match flag {
             "--address" => settings.address = value.parse().unwrap(),
+            "--annotations" => {
+                let words = value.split(',').map(|word| word.parse::<Annotation>().unwrap());
+                settings.annotations.allowed = Some(words.collect());
+            }
             "--cluster" => settings.cluster = value.parse().unwrap(),
             "--default-sync" => settings.default_sync = value.parse().unwrap(),
             "--deny-namespace" => drop(settings.deny_namespaces.insert(value.into())),
             "--health" => settings.health = value.parse().unwrap(),
+            "--join-existing" => settings.join_existing = value.parse().unwrap(),
+            "--node-address" => settings.node_address = value.parse().unwrap(),
+            "--trusted-namespace" => {
+                settings.annotations.trusted_namespaces.insert(value.into());
+            }
             "--name-template" => settings.name_template = value.parse().unwrap(),
             "--namespace" => drop(settings.namespaces.insert(value.into())),
             "--on-conflict" => settings.on_conflict = value.parse().unwrap(),
@@ -404,9 +509,63 @@ fn options_of(text: &str) -> Settings {
     settings
 }
 
+/// All orders of so few objects, else two.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    if count > 4 {
+        return vec![(0..count).collect(), (0..count).rev().collect()];
+    }
+    let mut orders = vec![vec![]];
+    for place in 0..count {
+        let longer = |order: &Vec<usize>| {
+            let order = order.clone();
+            (0..=place).map(move |at| {
+                let mut order = order.clone();
+                order.insert(at, place);
+                order
+            })
+        };
+        orders = orders.iter().flat_map(longer).collect();
+    }
+    orders
+}
+
+fn read_foreign(text: &str) -> (Box<str>, Holders) {
+    let (name, holder) = text.split_once('=').unwrap_or((text, ""));
+    let others = match holder {
+        "" => Holder::Other,
+        "kubernetes" => Holder::Kubernetes { cluster: None },
+        cluster => Holder::Kubernetes { cluster: Some(cluster.into()) },
+    };
+    (name.into(), Holders { others, ours: false })
+}
+
+fn read_endpoint(word: &str) -> Option<Endpoint> {
+    let (word, ready) = word.strip_suffix('!').map_or((word, true), |rest| (rest, false));
+    let (word, node) = word.split_once('@').map_or((word, None), |(it, node)| (it, Some(node)));
+    let (word, hostname) = word.split_once('=').map_or((word, None), |(it, is)| (it, Some(is)));
+    let (address, draining) = word.strip_suffix('^').map_or((word, false), |rest| (rest, true));
+    address.parse::<IpAddr>().is_ok().then(|| Endpoint {
+        draining,
+        hostname: hostname.map(Box::from),
+        node: node.map(Arc::from),
+        ..endpoint(address, ready && !draining)
+    })
+}
+
 fn read_node<'w>(words: impl Iterator<Item = &'w str>) -> Node {
-    let (marks, addresses): (Vec<&str>, Vec<&str>) = words.partition(|word| *word == "!");
-    node(&addresses, marks.is_empty())
+    let mut found = node(&[], true);
+    for word in words {
+        let (kind, address) = match word.strip_prefix("ext:") {
+            Some(address) => (NodeAddressType::External, address),
+            None => (NodeAddressType::Internal, word),
+        };
+        match address {
+            "!" => found.ready = false,
+            "excluded" => found.excluded = true,
+            address => found.addresses.push((kind, ip(address))),
+        }
+    }
+    found
 }
 
 fn read_service<'w>(key: &ObjectKey, words: impl Iterator<Item = &'w str>) -> Service {
@@ -448,6 +607,18 @@ fn read_service<'w>(key: &ObjectKey, words: impl Iterator<Item = &'w str>) -> Se
 
 fn read_port(text: &str) -> ServicePort {
     let (name, numbers) = text.split_once(':').expect("a port is name:number");
-    let (number, node_port) = numbers.split_once('/').unwrap_or((numbers, ""));
-    ServicePort { node_port: node_port.parse().ok(), ..port(name, number.parse().unwrap()) }
+    let (numbers, node_port) = numbers.split_once('/').unwrap_or((numbers, ""));
+    let (number, protocol) = read_number(numbers);
+    ServicePort { node_port: node_port.parse().ok(), protocol, ..port(name, number) }
+}
+
+fn read_number(text: &str) -> (u16, Protocol) {
+    let (number, protocol) = text.split_once('.').unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        other => panic!("no protocol: {other}"),
+    };
+    (number.parse().expect("a port has a number"), protocol)
 }
