@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::admin::Render;
+
 /// The content type of the text format that [`Metrics::render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -114,9 +116,10 @@ impl Metrics {
         self.writes.get_or_create(&[("record", record), ("result", result)]).inc();
         self.write_seconds.get_or_create(&[("record", record)]).observe(took.as_secs_f64());
     }
+}
 
-    /// All of them in the `OpenMetrics` text format.
-    pub fn render(&self) -> Result<String, fmt::Error> {
+impl Render for Metrics {
+    fn render(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

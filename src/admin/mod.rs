@@ -6,6 +6,7 @@
 pub mod metrics;
 pub mod status;
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,12 +17,11 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use self::metrics::Metrics;
 use self::status::{Page, Readiness};
 use crate::domain::kube::names::ObjectKey;
 
@@ -33,24 +33,39 @@ pub const QUESTIONS: usize = 4;
 /// A loop that does not answer for this long hangs: it has no step that long.
 const LOOP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the loop is asked.
+/// What the loop is asked; `P` is a page of its `/status`.
 #[derive(Debug)]
-pub enum Question {
+pub enum Question<P = Page> {
     /// Whether it turns.
     Alive(oneshot::Sender<()>),
     /// For one page of Services: those after this one, by namespace and name.
-    Page(Option<ObjectKey>, oneshot::Sender<Page>),
+    Page(Option<ObjectKey>, oneshot::Sender<P>),
+}
+
+/// Counters that can be shown.
+pub trait Render: Send + Sync {
+    /// All of them in the `OpenMetrics` text format.
+    fn render(&self) -> Result<String, fmt::Error>;
 }
 
 /// What the handlers need.
-#[derive(Clone, Debug)]
-pub struct Admin {
+pub struct Admin<P = Page> {
     /// The counters.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<dyn Render>,
     /// Whether the work is being done.
     pub readiness: watch::Receiver<Readiness>,
     /// Asks the loop.
-    pub questions: mpsc::Sender<Question>,
+    pub questions: mpsc::Sender<Question<P>>,
+}
+
+impl<P> Clone for Admin<P> {
+    fn clone(&self) -> Self {
+        Self {
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+            questions: self.questions.clone(),
+        }
+    }
 }
 
 /// Listens at `address`, or at port [`PORT`] of all addresses.
@@ -67,29 +82,29 @@ pub async fn listen(address: Option<SocketAddr>) -> io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(
+pub async fn serve<P: Serialize + Send + 'static>(
     listener: TcpListener,
-    admin: Admin,
+    admin: Admin<P>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let router = Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(render_metrics))
-        .route("/status", get(show_status))
+        .route("/livez", get(livez::<P>))
+        .route("/readyz", get(readyz::<P>))
+        .route("/metrics", get(render_metrics::<P>))
+        .route("/status", get(show_status::<P>))
         .with_state(admin);
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
 /// Alive: the loop answers.
-async fn livez(State(admin): State<Admin>) -> Response {
+async fn livez<P>(State(admin): State<Admin<P>>) -> Response {
     match ask(&admin, Question::Alive).await {
         Some(()) => "ok\n".into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n").into_response(),
     }
 }
 
-async fn readyz(State(admin): State<Admin>) -> Response {
+async fn readyz<P>(State(admin): State<Admin<P>>) -> Response {
     let readiness = admin.readiness.borrow().clone();
     match readiness {
         Readiness::Ready => "ok\n".into_response(),
@@ -99,7 +114,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn render_metrics(State(admin): State<Admin>) -> Response {
+async fn render_metrics<P>(State(admin): State<Admin<P>>) -> Response {
     match admin.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -112,7 +127,10 @@ struct StatusQuery {
     after: Option<String>,
 }
 
-async fn show_status(State(admin): State<Admin>, Query(query): Query<StatusQuery>) -> Response {
+async fn show_status<P: Serialize>(
+    State(admin): State<Admin<P>>,
+    Query(query): Query<StatusQuery>,
+) -> Response {
     let after = match query.after.as_deref().map(|after| after.split_once('/')) {
         None => None,
         Some(Some((namespace, name))) => Some(ObjectKey::new(namespace, name)),
@@ -127,7 +145,10 @@ async fn show_status(State(admin): State<Admin>, Query(query): Query<StatusQuery
 }
 
 /// The loop's answer, if it gives one in time.
-async fn ask<T>(admin: &Admin, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+async fn ask<T, P>(
+    admin: &Admin<P>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question<P>,
+) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     let question = question(reply);
     let asked = async {
@@ -146,7 +167,7 @@ mod tests {
     fn admin() -> (Admin, mpsc::Receiver<Question>) {
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let readiness = watch::channel(Readiness::Ready).1;
-        (Admin { metrics: Arc::default(), readiness, questions }, asked)
+        (Admin { metrics: Arc::new(metrics::Metrics::default()), readiness, questions }, asked)
     }
 
     #[tokio::test]

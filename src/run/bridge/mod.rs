@@ -104,7 +104,7 @@ async fn run(
     let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
-    let admin = Admin { metrics: Arc::clone(&metrics), readiness: ready, questions };
+    let admin = Admin { metrics: Arc::<Metrics>::clone(&metrics), readiness: ready, questions };
     let server = listener.map(|listener| AdminServer::start(listener, admin));
     let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
     let events = tokio::spawn(events);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -31,7 +32,10 @@ pub(in crate::run) async fn listen(address: Option<SocketAddr>) -> Result<TcpLis
 // === impl AdminServer ===
 
 impl AdminServer {
-    pub(in crate::run) fn start(listener: TcpListener, admin: Admin) -> Self {
+    pub(in crate::run) fn start<P: Serialize + Send + 'static>(
+        listener: TcpListener,
+        admin: Admin<P>,
+    ) -> Self {
         let (quit, quits) = oneshot::channel::<()>();
         let quits = async { quits.await.unwrap_or_default() };
         Self { quit: Some(quit), served: tokio::spawn(admin::serve(listener, admin, quits)) }
