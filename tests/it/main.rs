@@ -20,4 +20,5 @@ mod purge;
 mod registration;
 mod rollout;
 mod support;
+mod terminal;
 mod usage;

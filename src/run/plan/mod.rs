@@ -5,7 +5,7 @@ mod document;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -90,10 +90,13 @@ pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
             json.map_err(|error| Error::Failed(format!("cannot write the plan: {error}")))? + "\n"
         }
     };
-    anstream::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Error::Failed(format!("cannot write the plan: {error}")))?;
-    Ok(plan.has_changes())
+    match anstream::stdout().write_all(text.as_bytes()) {
+        // Whoever reads may have seen enough before its end, as `head` does.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Failed(format!("cannot write the plan: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(plan.has_changes()),
+    }
 }
 
 /// Reads both sides and makes the plan.

@@ -94,18 +94,20 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// How many operations it takes to remove it, but for what goes last of all.
+    /// How many operations it takes to remove it.
     pub(super) fn operations(&self) -> usize {
         let agent = self.agent.as_ref();
         let agent = agent.map_or(0, |it| it.services.len() + usize::from(it.sentinel.is_some()));
         let nodes = self.nodes.iter().map(|node| node.on.marked.len() + 1).sum::<usize>();
-        agent + nodes + usize::from(self.lock.is_some())
+        // They go last of all, and only if no registration of the cluster is left.
+        let last = self.keys.len() + usize::from(self.uid.is_some());
+        let last = if self.others.is_empty() { last } else { 0 };
+        agent + nodes + usize::from(self.lock.is_some()) + last
     }
 
     /// Whether nothing can be removed.
     pub(super) fn is_empty(&self) -> bool {
-        let last = !self.keys.is_empty() || self.uid.is_some();
-        self.operations() == 0 && !(last && self.others.is_empty())
+        self.operations() == 0
     }
 
     /// For people.

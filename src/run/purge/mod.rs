@@ -248,7 +248,7 @@ impl Removal {
             ));
         }
         let keys = self.client.marked_keys(&cluster.name).await.map_err(|e| unreadable(&e))?;
-        self.progress.inc_length(keys.len() as u64);
+        self.expect_more(keys.len() + usize::from(uid.is_some()));
         let operations = keys.into_iter().map(|it| {
             (format!("KV key {}", it.key), Operation::DeleteKey { key: it.key, index: it.index })
         });
@@ -392,6 +392,12 @@ impl Removal {
             Ok(()) => self.count(1),
             Err(error) => self.left.push((what, error.chain())),
         }
+    }
+
+    /// As many operations are still to come: the last ones, of which only now is known how many
+    /// there are.
+    fn expect_more(&self, operations: usize) {
+        self.progress.set_length((self.removed + self.left.len() + operations) as u64);
     }
 
     fn count(&mut self, removed: usize) {

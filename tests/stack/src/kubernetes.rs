@@ -175,7 +175,10 @@ impl Kubernetes {
         let kwok = ProgramOptions::new(tools::program("kwok")?)
             .arg(&kubeconfig)
             .arg(format!("--config={}", files.stages.display()))
-            .args(["--manage-all-nodes=true", "--cidr=10.244.0.0/16"]);
+            .args(["--manage-all-nodes=true", "--cidr=10.244.0.0/16"])
+            // Without a lease there is no heartbeat: after 50 s the controller manager takes the
+            // nodes for dead, and the endpoints of their pods turn not ready.
+            .arg("--node-lease-duration-seconds=40");
         for (name, options) in
             [("kube-controller-manager", manager), ("kube-scheduler", scheduler), ("kwok", kwok)]
         {

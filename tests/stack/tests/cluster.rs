@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams};
@@ -34,6 +35,24 @@ async fn wait_addresses(slices: &Api<EndpointSlice>, service: &str, want: usize)
     eventually(DEADLINE, || async {
         let found = addresses(slices, service).await?;
         ensure!(found.len() == want, "want {want} addresses, found {found:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_node_sends_heartbeats() -> Result<()> {
+    let cluster = Kubernetes::shared().await?;
+    let leases = Api::<Lease>::namespaced(cluster.client()?, "kube-node-lease");
+    let renewed = || async {
+        let lease = leases.get("node-1").await?;
+        lease.spec.and_then(|spec| spec.renew_time).context("it was never renewed")
+    };
+    let first = eventually(DEADLINE, renewed).await?;
+    // Each quarter of its 40 s.
+    eventually(DEADLINE, || async {
+        let latest = renewed().await?;
+        ensure!(latest > first, "renewed at {latest:?} and not since");
         Ok(())
     })
     .await

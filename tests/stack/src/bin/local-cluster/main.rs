@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -28,9 +28,10 @@ struct Arguments {
     /// The folder with the manifests whose service account the bridge gets
     #[arg(long, value_name = "DIR", default_value = "manifests")]
     manifests: PathBuf,
-    /// Run each printed command once, check its answer, and exit
-    #[arg(long)]
-    exit_after_ready: bool,
+    /// Run each printed command and check its answer, again when it has all run for this many
+    /// seconds, and exit
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "90")]
+    exit_after_ready: Option<u64>,
 }
 
 #[tokio::main]
@@ -77,6 +78,7 @@ async fn run(arguments: &Arguments, screen: &Screen) -> Result<()> {
         cluster = starting => cluster?,
         outcome = interrupted() => return outcome,
     };
+    let started = Instant::now();
     let steps = cluster.steps()?;
     println!("\n{}\n", screen.heading("Kubernetes and Consul are in sync. Try, in another shell:"));
     for step in &steps {
@@ -84,9 +86,17 @@ async fn run(arguments: &Arguments, screen: &Screen) -> Result<()> {
     }
     println!("The sample is in tests/stack/src/bin/local-cluster/sample.yaml.");
     println!("Logs: {}", run_folder().display());
-    let outcome = if arguments.exit_after_ready {
+    let outcome = if let Some(age) = arguments.exit_after_ready.map(Duration::from_secs) {
+        let checked = async {
+            steps::check(&steps).await?;
+            // What was to fail only after a while has had its time: a node without heartbeats is
+            // taken for dead after 50 s.
+            tokio::time::sleep(age.saturating_sub(started.elapsed())).await;
+            println!("{} s later:", started.elapsed().as_secs());
+            steps::check(&steps).await
+        };
         tokio::select! {
-            outcome = cluster.while_running(steps::check(&steps)) => outcome,
+            outcome = cluster.while_running(checked) => outcome,
             outcome = interrupted() => outcome,
         }
     } else {

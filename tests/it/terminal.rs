@@ -1,0 +1,196 @@
+//! What somebody at a shell meets: completions, man pages, pipes, colours, progress, typing errors.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use kube_consul_stack::{Port, Program, ProgramOptions, data_folder};
+use serde_json::Value;
+
+use crate::support::{DEADLINE, Fixture, ends_with, kube_consul, says, shipped_kubeconfig};
+
+/// A bash in which `kube-consul` is on PATH.
+fn bash(script: &str) -> ProgramOptions {
+    let program = Path::new(env!("CARGO_BIN_EXE_kube-consul"));
+    let folder = program.parent().unwrap_or(Path::new("/")).display().to_string();
+    let path = std::env::var("PATH").unwrap_or_default();
+    ProgramOptions::new("/bin/bash").args(["-c", script]).env("PATH", format!("{folder}:{path}"))
+}
+
+/// Runs a command on a terminal of its own, and gives all that is shown there.
+async fn on_a_terminal(options: ProgramOptions) -> Result<String> {
+    let program = Program::start("script", options).await?;
+    program.wait_for_code(0, DEADLINE).await?;
+    Ok(program.stdout())
+}
+
+/// The command line of `script`, which gives a command a terminal.
+fn script(command: &str) -> ProgramOptions {
+    bash("exec script --quiet --return --command \"$COMMAND\" /dev/null")
+        .env("COMMAND", command)
+        .env("TERM", "xterm")
+}
+
+/// Types these words, the last of them unfinished, and presses the tabulator key.
+const COMPLETE: &str = r#"
+source <(kube-consul completions bash)
+registered=$(complete -p kube-consul)
+[[ $registered =~ -F\ ([^ ]+) ]]
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+"${BASH_REMATCH[1]}" kube-consul "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+
+#[tokio::test]
+async fn bash_completes_commands_flags_and_their_words() -> Result<()> {
+    let cases: [(&str, &[&str]); 9] = [
+        ("kube-consul pl", &["plan"]),
+        ("kube-consul bridge --name", &["--name-template", "--namespace"]),
+        ("kube-consul bridge --address c", &["cluster-ip"]),
+        ("kube-consul bridge --sink ", &["agent", "catalog"]),
+        ("kube-consul bridge --reverse-dns ", &["services", "all", "off"]),
+        ("kube-consul plan -o ", &["text", "json"]),
+        ("kube-consul register k8s --health", &["--health-check-timeout"]),
+        ("kube-consul purge --owner ", &["consul-k8s"]),
+        ("kube-consul completions z", &["zsh"]),
+    ];
+    for (typed, expected) in cases {
+        let words = typed.split(' ');
+        let said = says(0, bash(COMPLETE).arg("bash").args(words)).await?;
+        let mut found: Vec<&str> = said.lines().collect();
+        let mut expected = expected.to_vec();
+        found.sort_unstable();
+        expected.sort_unstable();
+        ensure!(found == expected, "{typed:?} is completed by {found:?}, want {expected:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn man_shows_the_page_of_a_command() -> Result<()> {
+    let folder = data_folder("man")?.join("man1");
+    says(0, kube_consul().args(["man", "--out"]).arg(&folder)).await?;
+    let page = folder.join("kube-consul-register-k8s.1");
+    ensure!(page.is_file(), "there is no {}", page.display());
+    let said = ends_with(2, kube_consul().args(["man", "bridges"])).await?;
+    ensure!(said.contains("bridge, plan"), "{said}");
+    if says(0, bash("command -v man || true")).await?.is_empty() {
+        // The container of a build may have none; CI has.
+        ensure!(std::env::var_os("CI").is_none(), "'man' is not on PATH: install man-db");
+        println!("skipped: 'man' is not on PATH (Debian, Ubuntu: apt-get install man-db)");
+        return Ok(());
+    }
+    for (command, name, flag) in [
+        (&["man", "bridge"][..], "kube-consul-bridge(1)", "--name-template"),
+        (&["man", "register", "k8s"], "kube-consul-register-k8s(1)", "--health-check-timeout"),
+        (&["man"], "kube-consul(1)", "kube-consul-bridge(1)"),
+    ] {
+        let script =
+            format!("kube-consul {} | MANPAGER=cat MANWIDTH=100 man -l -", command.join(" "));
+        let shown = says(0, bash(&script)).await?;
+        // Words are underlined or bold by overtyping.
+        let shown = says(0, bash("printf %s \"$SHOWN\" | col -b").env("SHOWN", shown)).await?;
+        ensure!(shown.contains(name) && shown.contains(flag), "{command:?}: {shown}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_ends_it_quietly() -> Result<()> {
+    let fixture = Fixture::new("pipe").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let plan = format!(
+        "kube-consul plan --log-level error --namespace {} --kubeconfig {}",
+        fixture.namespace,
+        shipped_kubeconfig().await?.display()
+    );
+    // The reader has ended before anything is written.
+    let piped =
+        |command: &str| format!("(sleep 0.3; exec {command}) | true; exit ${{PIPESTATUS[0]}}");
+    for (command, code) in
+        [(plan.as_str(), 2), ("kube-consul completions bash", 0), ("kube-consul man bridge", 0)]
+    {
+        let options = bash(&piped(command)).env("CONSUL_HTTP_ADDR", fixture.consul.url());
+        let said = ends_with(code, options).await?;
+        ensure!(said.is_empty(), "{command}: {said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_level_that_is_none_is_refused() -> Result<()> {
+    for (command, code) in [("bridge", 2), ("plan", 1), ("purge", 2)] {
+        let command = kube_consul().args([command, "--cluster", "eu", "--log-level", "debg"]);
+        let said = ends_with(code, command).await?;
+        ensure!(said.contains("--log-level") && said.contains("debg"), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_final_error_looks_like_the_log() -> Result<()> {
+    let nobody = format!("http://127.0.0.1:{}", Port::pick()?.number());
+    let command = |flags: &[&str]| {
+        let command =
+            kube_consul().args(["bridge", "--once", "--timeout=1s", "--kube-url", &nobody]);
+        command.args(flags).env("CONSUL_HTTP_ADDR", &nobody)
+    };
+    // Not on a terminal, and whatever the filter is.
+    for flags in [&["--log-format=auto"][..], &["--log-format=json", "--log-level=off"]] {
+        let said = ends_with(1, command(flags)).await?;
+        for line in said.lines() {
+            let line: Value = serde_json::from_str(line).with_context(|| said.clone())?;
+            ensure!(line["message"].is_string() && line["timestamp"].is_string(), "{line}");
+        }
+        let last: Value = serde_json::from_str(said.lines().last().context("nothing is said")?)?;
+        let message = last["message"].as_str().unwrap_or_default();
+        ensure!(last["level"] == "ERROR" && message.contains("--timeout"), "{last}");
+    }
+    let said = ends_with(1, command(&["--log-format=text"])).await?;
+    ensure!(said.lines().last().is_some_and(|it| it.starts_with("error: ")), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn colours_are_for_a_terminal_that_wants_them() -> Result<()> {
+    let fixture = Fixture::new("colours").await?;
+    let command = format!(
+        "kube-consul bridge --once --namespace {} --kubeconfig {}",
+        fixture.namespace,
+        shipped_kubeconfig().await?.display()
+    );
+    let options = || script(&command).env("CONSUL_HTTP_ADDR", fixture.consul.url());
+    let shown = on_a_terminal(options()).await?;
+    ensure!(shown.contains("Kubernetes API") && shown.contains("\u{1b}["), "{shown:?}");
+    for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let shown = on_a_terminal(options().env(name, value)).await?;
+        ensure!(shown.contains("Kubernetes API"), "{shown:?}");
+        ensure!(!shown.contains("\u{1b}["), "{name}={value}: {shown:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn consent_is_given_on_the_command_line_and_progress_ends_at_its_end() -> Result<()> {
+    let fixture = Fixture::new("consent").await?;
+    fixture.web("web", &[("http", 80), ("metrics", 9090)]).await?;
+    ends_with(0, fixture.command().await?.arg("--once")).await?;
+    let consul = fixture.consul.url();
+    let purge = kube_consul().args(["purge", "--cluster", "kubernetes"]);
+    let purge = purge.env("CONSUL_HTTP_ADDR", consul).env("KUBE_CONSUL_YES", "true");
+    let said = ends_with(2, purge).await?;
+    ensure!(said.contains("--yes"), "{said}");
+    fixture.wait_for_instances("web", 1).await?;
+
+    let command = script("kube-consul purge --cluster kubernetes --yes");
+    let shown = on_a_terminal(command.env("CONSUL_HTTP_ADDR", consul)).await?;
+    ensure!(shown.contains("Removed: 5."), "{shown:?}");
+    let counts: Vec<(u32, u32)> = shown
+        .split(|it: char| !(it.is_ascii_digit() || it == '/'))
+        .filter_map(|word| word.split_once('/'))
+        .filter_map(|(done, of)| Some((done.parse().ok()?, of.parse().ok()?)))
+        .collect();
+    ensure!(counts.iter().all(|(done, of)| done <= of), "{counts:?}");
+    ensure!(counts.last() == Some(&(5, 5)), "{counts:?} in {shown:?}");
+    Ok(())
+}
