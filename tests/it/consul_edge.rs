@@ -5,20 +5,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::StatusCode;
+use kube_consul::consul::coordination::election::Election;
+use kube_consul::consul::coordination::marker::Marker;
 use kube_consul::consul::coordination::owner::{Owner, OwnerKey};
+use kube_consul::consul::coordination::resync::Reader;
 use kube_consul::consul::coordination::sentinel::{Lost, Sentinel};
 use kube_consul::consul::http::client::Client;
 use kube_consul::consul::http::config::{Address, Config, TokenSource};
 use kube_consul::consul::http::error::{Error, OperationFailure, Reach};
-use kube_consul::consul::http::wire::{CheckBody, ServiceBody, readiness_check_id};
-use kube_consul::consul::read::{Consistency, Listing, Unknown};
+use kube_consul::consul::read::evidence::{Consistency, Unknown};
+use kube_consul::consul::read::instances::is_in_catalog;
+use kube_consul::consul::read::marks::Mark;
+use kube_consul::consul::read::registrations::Listing;
 use kube_consul::consul::write::agent::AgentSink;
+use kube_consul::consul::write::registration::{CheckBody, ServiceBody};
 use kube_consul::consul::write::txn::{Encoded, NodeBody, Operation};
 use kube_consul::domain::consul::names::{Holder, Holders};
+use kube_consul::domain::consul::node_names::NodeNames;
 use kube_consul::domain::consul::record::{
     Answer, CLUSTER_META, Check, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
     Registration, Write,
 };
+use kube_consul::domain::consul::registration_id::readiness_check_id;
 use kube_consul::domain::kube::names::ClusterName;
 use kube_consul_stack::{
     Authority, Consul, ConsulOptions, Data, Fault, HttpRecorder, Port, eventually, install_provider,
@@ -91,7 +99,7 @@ async fn agent(client: &Client) -> Result<(Listing, Vec<ObservedRegistration>), 
 
 async fn reverse(client: &Client) -> Result<Vec<ObservedPtr>, Unknown> {
     let mut found = Vec::new();
-    client.ptr_records(Consistency::Default, |one| found.push(one)).await?;
+    client.ptr_records(Consistency::Leader, |one| found.push(one)).await?;
     Ok(found)
 }
 
@@ -125,7 +133,7 @@ async fn what_the_agent_sink_writes_reads_back_equal() {
         eventually(PATIENCE, || async {
             let mut found = Vec::new();
             client
-                .catalog_registrations(consul.node(), &cluster(), Consistency::Default, |one| {
+                .catalog_registrations(consul.node(), &cluster(), Consistency::Leader, |one| {
                     found.push(one.registration);
                 })
                 .await?;
@@ -216,7 +224,7 @@ async fn without_rights_nothing_is_known_and_nothing_is_absent() {
     assert!(matches!(names, Err(Unknown::Filtered { .. })), "{names:?}");
     let node = consul.node();
     let catalog =
-        limited.catalog_registrations(node, &cluster(), Consistency::Default, |_| ()).await;
+        limited.catalog_registrations(node, &cluster(), Consistency::Leader, |_| ()).await;
     assert!(matches!(catalog, Err(Unknown::Filtered { .. })), "{catalog:?}");
 
     let sink = AgentSink::new(limited, &cluster());
@@ -343,7 +351,7 @@ fn futures_can_be_sent() {
     let reader = client.clone();
     sent(async move { reader.agent_registrations(&cluster(), drop).await });
     let reader = client.clone();
-    sent(async move { reader.ptr_records(Consistency::Default, drop).await });
+    sent(async move { reader.ptr_records(Consistency::Leader, drop).await });
     let reader = client.clone();
     sent(async move { reader.foreign_names(&"c".parse().unwrap(), |_| true).await });
     let owner = OwnerKey::new(client.clone(), &cluster());
@@ -618,8 +626,8 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
     assert_eq!(again.answer(Reach::Servers), Answer::Conflict);
 
     let lock = "kube-consul/c/leader";
-    let session = client.create_session("k8s-c").await.unwrap();
-    let rival = client.create_session("k8s-c").await.unwrap();
+    let session = client.create_session("k8s-c").await.unwrap().id;
+    let rival = client.create_session("k8s-c").await.unwrap().id;
     assert!(client.acquire_lock(lock, &session, "me").await.unwrap());
     assert!(!client.acquire_lock(lock, &rival, "it").await.unwrap());
     assert!(client.renew_session(&session).await.unwrap());
@@ -702,4 +710,62 @@ async fn over_the_limits_nothing_is_applied() {
         assert!(matches!(error, Error::TooLarge { .. }), "{}", error.chain());
     }
     assert_eq!(reverse(&client).await.unwrap(), []);
+}
+
+/// Consul names the least that it allows, and that is taken.
+#[tokio::test]
+async fn l13_where_sessions_may_not_be_short_the_least_is_taken() {
+    let options = ConsulOptions::dev().configuration(r#"session_ttl_min = "45s""#);
+    let consul = Consul::start(options).await.unwrap();
+    let client = client(consul.url());
+    client.ensure_node("k8s-c", &cluster(), None).await.unwrap();
+    let session = client.create_session("k8s-c").await.unwrap();
+    assert_eq!(session.ttl, Duration::from_secs(45));
+    let election = Election::new(client, cluster(), "k8s-c", "me");
+    tokio::time::timeout(PATIENCE, election.campaign()).await.expect("a leader");
+}
+
+/// What decides about absence is asked of the leader, whatever the agent's `discovery_max_stale`.
+#[tokio::test]
+async fn l12_no_reading_is_stale() {
+    let options = ConsulOptions::dev().configuration(r#"discovery_max_stale = "72h""#);
+    let consul = Consul::start(options).await.unwrap();
+    let stale = reqwest::get(format!("{}/v1/catalog/nodes", consul.url())).await.unwrap();
+    let consistency = |headers: &http::HeaderMap| {
+        headers
+            .get("X-Consul-Effective-Consistency")
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(consistency(stale.headers()).as_deref(), Some("stale"), "as the agent has it");
+
+    let recorder = HttpRecorder::start(consul.url()).await.unwrap();
+    let client = client(&recorder.url());
+    let names = NodeNames::new(&cluster(), None);
+    client.ensure_node(names.base(), &cluster(), None).await.unwrap();
+    client.ensure_node(&names.of_namespace("ns"), &cluster(), None).await.unwrap();
+    let (seen, _shown) = tokio::sync::mpsc::unbounded_channel();
+    let reader = Reader {
+        client: client.clone(),
+        cluster: cluster(),
+        marker: Marker::BaseNode(names),
+        consistency: Consistency::Leader,
+        seen,
+    };
+    assert!(reader.look().await.unwrap());
+    client.foreign_names(&cluster(), |_| false).await.unwrap();
+    is_in_catalog(&client, "web", "web-1", None).await.unwrap();
+    let mark = Mark::Cluster(cluster());
+    client.on_node("k8s-c", &mark).await.unwrap();
+    client.other_nodes(&cluster(), &[].into()).await.unwrap();
+    let http = reqwest::Client::new();
+    let requests = recorder.requests();
+    assert!(requests.len() > 8, "{requests:?}");
+    for request in requests.iter().filter(|request| request.method == "GET") {
+        let answer = http.get(format!("{}{}", consul.url(), request.path)).send().await.unwrap();
+        if let Some(found) = consistency(answer.headers()) {
+            assert!(["leader", "consistent"].contains(&&*found), "{found}: {}", request.path);
+        } else {
+            assert!(request.path.starts_with("/v1/kv/"), "{}", request.path);
+        }
+    }
 }

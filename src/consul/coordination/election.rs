@@ -1,6 +1,6 @@
-//! Which of several bridges writes: the one whose session holds the lock (invariant 9).
+//! Which of several processes writes: the one whose session holds the lock (invariant 9).
 //!
-//! The session stands on the base node, without checks and without lock delay: it ends with its
+//! The session is on a node of ours, without checks and without lock delay: it ends with its
 //! time alone, and every transaction is fenced. A leader counts its own time from before it
 //! asked for the renewal, so it stops writing before Consul can give the lock to another.
 
@@ -10,24 +10,22 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::consul::coordination::lock::lock_key;
-use crate::consul::coordination::session::{SessionId, TTL_SECONDS};
+use crate::consul::coordination::session::Session;
 use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, Reach};
-use crate::consul::read::{Consistency, Unknown};
-use crate::consul::write::catalog::Fence;
-use crate::consul::write::nodes::NodeNames;
+use crate::consul::read::blocking::BlockingQuery;
+use crate::consul::read::evidence::{Consistency, Unknown};
+use crate::consul::write::fence::{Fence, SessionId};
 use crate::domain::consul::record::Answer;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::{chain, one_line};
 
-/// The session's time to live.
-const TTL: Duration = Duration::from_secs(TTL_SECONDS);
 /// Between two renewals: two may fail, or get no answer, before the session's time is over.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How long the answer to a renewal is waited for: it takes milliseconds, and whoever waits for a
 /// connection that is dead loses the lock with it.
 const RENEW_DEADLINE: Duration = Duration::from_secs(2);
-/// How much earlier than its session a leader takes itself for deposed: what a write that is
+/// How much earlier than its session a leader gives up the lead: what a write that is
 /// sent at the last moment takes on its way.
 const MARGIN: Duration = Duration::from_secs(1);
 /// After a renewal without an answer.
@@ -35,56 +33,48 @@ const RENEW_RETRY: Duration = Duration::from_millis(500);
 /// After a failed try to become the leader: an election is rare, a Consul in trouble is not
 /// helped by haste.
 const CANDIDATE_RETRY: Duration = Duration::from_secs(1);
-/// Between two questions for the lock: a key that is changed again and again, an answer without an
-/// index or a lock that another one's delay keeps shut must not make a candidate ask without end.
-const CANDIDATE_PAUSE: Duration = Duration::from_millis(200);
-/// How long one wait for the lock may last: it bounds how long a peer that is gone without a
-/// word is taken for a quiet one.
-const WAIT: Duration = Duration::from_mins(1);
-/// Consul answers a blocking query up to a sixteenth late; the rest is for the way.
-const WAIT_DEADLINE: Duration = Duration::from_secs(75);
-
 /// Longest name of a holder that is shown: ours are pods' names with a process ID.
 const HOLDER_BYTES: usize = 80;
 
-/// The election among the bridges of one cluster.
+/// The election among the processes of one cluster.
 #[derive(Clone, Debug)]
 pub struct Election {
     client: Client,
     cluster: ClusterName,
-    nodes: NodeNames,
+    /// The node that sessions are on.
+    node: Box<str>,
     key: Box<str>,
     /// What the lock says of its holder.
     candidate: Box<str>,
-    rival: watch::Sender<Rival>,
+    holder: watch::Sender<Holder>,
     /// The session of the last try, until it is known to be over: it may hold the lock.
     session: watch::Sender<Option<SessionId>>,
 }
 
-/// Whom a candidate waits for.
+/// The current holder of the lock, as a candidate sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Rival {
-    /// Nobody yet.
+pub enum Holder {
+    /// None, or none that is known.
     #[default]
     Unknown,
-    /// The holder of the lock, by its name.
-    Leads(Box<str>),
-    /// Nobody: the lock cannot be asked for, and why.
+    /// Another process, by its name.
+    Other(Box<str>),
+    /// The lock cannot be asked for, and why.
     Unreachable(String),
 }
 
 /// A lock that is held.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    session: SessionId,
+    session: Session,
     key: Box<str>,
     /// Until when, unless it is renewed.
     until: watch::Sender<Instant>,
 }
 
-/// How one try to become the leader ended.
+/// How one try to acquire the lock ended.
 enum Attempt {
-    Won(Lease),
+    Acquired(Lease),
     /// Another one holds the lock, by its name.
     Held(Box<str>),
     /// Another one was faster, or the lock is kept shut by the delay of a former one.
@@ -94,79 +84,93 @@ enum Attempt {
 // === impl Election ===
 
 impl Election {
-    /// The election of this cluster; `candidate` is this process's name.
-    pub fn new(client: Client, cluster: ClusterName, nodes: NodeNames, candidate: &str) -> Self {
-        let key = lock_key(&cluster).into();
-        let (rival, session) = (watch::Sender::default(), watch::Sender::default());
-        Self { client, cluster, nodes, key, candidate: candidate.into(), rival, session }
+    /// The election of this cluster; `node`: what sessions are on, which is created where it is not
+    /// there; `candidate`: this process's name.
+    pub fn new(client: Client, cluster: ClusterName, node: &str, candidate: &str) -> Self {
+        Self {
+            client,
+            key: lock_key(&cluster).into(),
+            cluster,
+            node: node.into(),
+            candidate: candidate.into(),
+            holder: watch::Sender::default(),
+            session: watch::Sender::default(),
+        }
     }
 
-    /// Wakes up whenever somebody else is waited for.
-    pub fn rival(&self) -> watch::Receiver<Rival> {
-        self.rival.subscribe()
+    /// Wakes up whenever the lock has another holder.
+    pub fn holder(&self) -> watch::Receiver<Holder> {
+        self.holder.subscribe()
     }
 
     /// Waits until the lock is ours, as long as it takes.
-    pub async fn win(self) -> Lease {
-        let mut index = 0;
+    pub async fn campaign(self) -> Lease {
+        let mut query = BlockingQuery::by_index(Consistency::Consistent.of_key(&self.key));
         loop {
-            let pause = match self.try_to_win(&mut index).await {
-                Ok(Attempt::Won(lease)) => {
+            match self.try_to_acquire(&mut query).await {
+                Ok(Attempt::Acquired(lease)) => {
                     // Should the lock be lost, nobody is known to have it.
-                    self.rival.send_replace(Rival::Unknown);
+                    self.holder.send_replace(Holder::Unknown);
                     return lease;
                 }
                 Ok(Attempt::Held(holder)) => {
-                    self.rival.send_replace(Rival::Leads(holder));
-                    CANDIDATE_PAUSE
+                    self.holder.send_replace(Holder::Other(holder));
+                    // The query waits.
+                    continue;
                 }
-                Ok(Attempt::Missed) => {
-                    index = 0;
-                    CANDIDATE_RETRY
-                }
-                Err(error) => {
-                    index = 0;
-                    let why = chain(&*error);
-                    tracing::debug!(why, "the lock cannot be asked for");
-                    self.rival.send_replace(Rival::Unreachable(why));
-                    CANDIDATE_RETRY
-                }
-            };
-            sleep(pause).await;
+                Ok(Attempt::Missed) => {}
+                Err(error) => self.is_unreachable(chain(&*error)),
+            }
+            query.reset();
+            sleep(CANDIDATE_RETRY).await;
         }
     }
 
-    async fn try_to_win(
+    /// Told once for each reason.
+    fn is_unreachable(&self, why: String) {
+        let unreachable = Holder::Unreachable(why);
+        self.holder.send_if_modified(|holder| {
+            let is_new = *holder != unreachable;
+            if let (true, Holder::Unreachable(why)) = (is_new, &unreachable) {
+                tracing::warn!(why, "the leader's lock cannot be asked for");
+            }
+            *holder = unreachable;
+            is_new
+        });
+    }
+
+    async fn try_to_acquire(
         &self,
-        index: &mut u64,
+        query: &mut BlockingQuery,
     ) -> Result<Attempt, Box<dyn std::error::Error + Send + Sync>> {
-        self.give_back().await?;
-        if let Some(holder) = self.holder(index).await? {
+        self.release().await?;
+        if let Some(holder) = self.read_holder(query).await? {
             return Ok(Attempt::Held(holder));
         }
-        self.client.ensure_base_node(&self.nodes, &self.cluster).await?;
+        self.client.ensure_node(&self.node, &self.cluster, None).await?;
         let asked = Instant::now();
-        let session = self.client.create_session(self.nodes.base()).await?;
-        self.session.send_replace(Some(session.clone()));
-        let won = self.client.acquire_lock(&self.key, &session, &self.candidate).await;
-        if let Ok(true) = won {
-            let until = watch::Sender::new(asked + TTL - MARGIN);
-            return Ok(Attempt::Won(Lease { session, key: self.key.clone(), until }));
+        let session = self.client.create_session(&self.node).await?;
+        self.session.send_replace(Some(session.id.clone()));
+        let acquired = self.client.acquire_lock(&self.key, &session.id, &self.candidate).await;
+        if let Ok(true) = acquired {
+            let until = watch::Sender::new(asked + session.ttl - MARGIN);
+            return Ok(Attempt::Acquired(Lease { session, key: self.key.clone(), until }));
         }
         // Also when it is not known: a session that holds the lock must not stay.
-        self.give_back().await?;
-        won?;
+        self.release().await?;
+        acquired?;
         Ok(Attempt::Missed)
     }
 
     /// Keeps the lock. Returns when it is lost, and why.
     pub async fn keep(self, lease: Lease) -> String {
+        let ttl = lease.session.ttl;
         let mut pause = RENEW_EVERY;
         loop {
             let until = *lease.until.borrow();
             tokio::select! {
                 () = sleep_until(until) => {
-                    return format!("the lock could not be renewed within {TTL_SECONDS} s");
+                    return format!("the lock could not be renewed within {} s", ttl.as_secs());
                 }
                 () = sleep(pause) => {}
             }
@@ -174,7 +178,7 @@ impl Election {
             let renewed = timeout_at(until.min(asked + RENEW_DEADLINE), self.renew(&lease));
             match renewed.await {
                 Ok(Ok(None)) => {
-                    lease.until.send_replace(asked + TTL - MARGIN);
+                    lease.until.send_replace(asked + ttl - MARGIN);
                     pause = RENEW_EVERY;
                 }
                 Ok(Ok(Some(lost))) => return lost.to_owned(),
@@ -190,7 +194,7 @@ impl Election {
     /// Renews the session. Tells how the lock is lost, if it is: somebody may have deleted its key
     /// while the session goes on.
     async fn renew(&self, lease: &Lease) -> Result<Option<&'static str>, Error> {
-        if !self.client.renew_session(&lease.session).await? {
+        if !self.client.renew_session(&lease.session.id).await? {
             return Ok(Some("its session is over"));
         }
         // A transaction that only asks costs the servers' log nothing.
@@ -202,29 +206,18 @@ impl Election {
         }
     }
 
-    /// Gives back the lock, or whatever a try has left of it, so that nobody has to wait for the
-    /// session's end. Tells whether there was something to give back.
-    pub async fn give_back(&self) -> Result<bool, Error> {
+    /// Releases the lock, or whatever a try has left of it, so that nobody has to wait for the
+    /// session's end. Tells whether there was something to release.
+    pub async fn release(&self) -> Result<bool, Error> {
         let Some(session) = self.session.borrow().clone() else { return Ok(false) };
         self.client.destroy_session(&session).await?;
         self.session.send_replace(None);
         Ok(true)
     }
 
-    /// Who holds the lock; none: nobody. Waits for a change while `index` is the newest.
-    async fn holder(&self, index: &mut u64) -> Result<Option<Box<str>>, Unknown> {
-        let request = if *index > 0 {
-            Consistency::Default
-                .of_key(&self.key)
-                .parameter("index", &index.to_string())
-                .parameter("wait", &format!("{}s", WAIT.as_secs()))
-                .deadline(WAIT_DEADLINE)
-        } else {
-            Consistency::Consistent.of_key(&self.key)
-        };
-        let (lock, newest) = self.client.read_lock(&request).await?;
-        // One that goes backwards belongs to a restored Consul: begin anew.
-        *index = if newest < *index { 0 } else { newest };
+    /// The current holder of the lock; none: nobody.
+    async fn read_holder(&self, query: &mut BlockingQuery) -> Result<Option<Box<str>>, Unknown> {
+        let lock = self.client.next_lock(query).await?;
         Ok(lock.and_then(|lock| lock.holder).map(|name| shown(&name)))
     }
 }
@@ -239,7 +232,7 @@ impl Lease {
 
     /// What transactions carry.
     pub fn fence(&self) -> Fence {
-        Fence { key: self.key.clone(), session: self.session.clone() }
+        Fence { key: self.key.clone(), session: self.session.id.clone() }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The leader's lock: a KV key that a session holds (invariant 9).
 
-use crate::consul::coordination::session::SessionId;
-use crate::consul::http::client::{Client, Request, encode_key};
+use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;
-use crate::consul::http::wire::KeyEntry;
-use crate::consul::read::{Consistency, Unknown};
+use crate::consul::http::request::{Request, encode_key};
+use crate::consul::read::blocking::BlockingQuery;
+use crate::consul::read::evidence::{Consistency, Unknown};
+use crate::consul::read::wire::KeyEntry;
+use crate::consul::write::fence::SessionId;
 use crate::consul::write::txn::Operation;
 use crate::domain::kube::names::ClusterName;
 
@@ -39,17 +41,15 @@ impl Client {
     /// The lock of the cluster as the leader has it now, if there is one.
     pub async fn lock_of(&self, cluster: &ClusterName) -> Result<Option<Lock>, Unknown> {
         let request = Consistency::Consistent.of_key(&lock_key(cluster));
-        self.read_lock(&request).await.map(|(lock, _)| lock)
+        Ok(self.kv(&request, LOCK).await?.map(Lock::of_entry))
     }
 
-    /// The lock that this request reads, if there is one, and the index of the answer: see
-    /// [`Client::kv`].
-    pub(in crate::consul) async fn read_lock(
+    /// The lock that this query waits for, as soon as it is another one.
+    pub(in crate::consul) async fn next_lock(
         &self,
-        request: &Request,
-    ) -> Result<(Option<Lock>, u64), Unknown> {
-        let (entry, index) = self.kv(request, LOCK).await?;
-        Ok((entry.map(Lock::of_entry), index))
+        query: &mut BlockingQuery,
+    ) -> Result<Option<Lock>, Unknown> {
+        Ok(self.next_kv(query, LOCK).await?.map(Lock::of_entry))
     }
 
     /// Takes the lock `key` with the session; false: another session holds it. `value` tells

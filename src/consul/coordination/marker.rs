@@ -5,8 +5,11 @@
 use crate::consul::coordination::sentinel::{ContentHash, Sentinel};
 use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;
-use crate::consul::read::{AGENT_SERVICES, Unknown};
-use crate::consul::write::nodes::{NODES, NodeError, NodeNames};
+use crate::consul::read::evidence::Unknown;
+use crate::consul::read::nodes::NODES;
+use crate::consul::read::registrations::AGENT_SERVICES;
+use crate::consul::write::nodes::NodeError;
+use crate::domain::consul::node_names::NodeNames;
 use crate::domain::kube::names::ClusterName;
 
 /// What marks the readings of a sink.
@@ -42,7 +45,7 @@ impl Marker {
         Ok(match self {
             Marker::Sentinel(sentinel) => Some(sentinel.ensure().await?),
             Marker::BaseNode(nodes) => {
-                client.ensure_base_node(nodes, cluster).await?;
+                client.ensure_node(nodes.base(), cluster, None).await?;
                 None
             }
         })

@@ -1,4 +1,11 @@
-//! Who may write, and whether a reading is true: the leader's lock, the owner key, the markers.
+//! Who may write, and whether a reading is true.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`owner`] | the owner key: which Kubernetes cluster a name belongs to (invariant 3) |
+//! | [`session`], [`lock`], [`election`] | which of several processes writes (invariant 9) |
+//! | [`sentinel`], [`marker`] | what a true reading shows (invariant 1) |
+//! | [`resync`] | the reading of all that is ours, and the repair of the marker (invariant 1) |
 
 pub mod election;
 pub mod lock;

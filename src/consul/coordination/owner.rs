@@ -2,7 +2,7 @@
 
 use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, Reach};
-use crate::consul::read::{Consistency, Unknown};
+use crate::consul::read::evidence::{Consistency, Unknown};
 use crate::consul::write::txn::Operation;
 use crate::domain::consul::record::Answer;
 use crate::domain::kube::names::ClusterName;
@@ -117,7 +117,7 @@ impl OwnerKey {
     }
 
     async fn read(&self) -> Result<Option<(String, u64)>, Unknown> {
-        let (entry, _) = self.client.kv(&Consistency::Consistent.of_key(&self.key), WHAT).await?;
+        let entry = self.client.kv(&Consistency::Consistent.of_key(&self.key), WHAT).await?;
         Ok(entry.map(|entry| (entry.value.trim().to_owned(), entry.modify_index)))
     }
 }

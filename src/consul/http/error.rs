@@ -1,14 +1,25 @@
 //! What can go wrong with a request to Consul, sorted by what it means for a write.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use serde::Deserialize;
 
-use crate::consul::http::token;
 use crate::domain::consul::record::Answer;
 use crate::domain::text::{chain, one_line};
 
 /// Longest text of Consul's that is kept in an error, in bytes: its own sentences are
 /// below 300, and a message has to fit in a Kubernetes Event's note (1 kB).
 const MAX_MESSAGE: usize = 500;
+
+/// Least time between two attempts to get a token: Consul is asked with a refused token once a
+/// back-off by each record, and each refusal leads here; a new token every 3 s is more often
+/// than anything rotates them.
+pub(in crate::consul) const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Largest token file: a Kubernetes service-account token is about 1 kB, one with many claims
+/// some kB; HTTP servers limit a header to 8 kB and more.
+pub(in crate::consul) const MAX_TOKEN_FILE: u64 = 64 << 10;
 
 /// Why a request to Consul did not succeed. The variants follow `Answer`: what matters is
 /// whether the request may have been applied and whether sending it again is of use.
@@ -110,7 +121,39 @@ pub enum Error {
     },
     /// There is no token to send.
     #[error("no token for Consul")]
-    Token(#[source] token::Error),
+    Token(#[source] TokenError),
+}
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The token file, or the bearer token's.
+    #[error("cannot read the token file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A token file that cannot hold one.
+    #[error("token file {}: expected text of at most {MAX_TOKEN_FILE} bytes, found {found}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, without the content.
+        found: &'static str,
+    },
+    /// An attempt failed a moment ago; the next one waits.
+    #[error("the last attempt to get one failed less than {MIN_RENEWAL_INTERVAL:?} ago")]
+    TooSoon,
+    /// Consul does not let us log in.
+    #[error("cannot log in to Consul's auth method {auth_method:?}")]
+    Login {
+        /// The auth method.
+        auth_method: String,
+        /// Why.
+        source: Box<Error>,
+    },
 }
 
 /// Why one operation made its transaction roll back.
@@ -252,8 +295,8 @@ impl Error {
             }
             Error::Refused { .. } | Error::TooLarge { .. } => Answer::Refused(text),
             // Consul was not asked for the write at all, and may not have been there to ask.
-            Error::Token(token::Error::TooSoon) => Answer::Failed(text),
-            Error::Token(token::Error::Login { source, .. }) if source.is_transient() => {
+            Error::Token(TokenError::TooSoon) => Answer::Failed(text),
+            Error::Token(TokenError::Login { source, .. }) if source.is_transient() => {
                 Answer::Failed(text)
             }
             Error::Denied { .. } | Error::Token(_) => Answer::Denied(text),
@@ -275,8 +318,8 @@ impl Error {
     /// Whether the same request to the agent may succeed in a while.
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Token(token::Error::Login { source, .. }) => source.is_transient(),
-            Error::Token(token::Error::TooSoon) => true,
+            Error::Token(TokenError::Login { source, .. }) => source.is_transient(),
+            Error::Token(TokenError::TooSoon) => true,
             other => {
                 matches!(other.answer(Reach::Agent), Answer::Failed(_) | Answer::Unanswered(_))
             }
@@ -408,10 +451,10 @@ mod tests {
         ] {
             let error = || Error::of_answer("GET /".into(), status, body.as_bytes());
             assert_eq!(error().is_transient(), transient, "{status} {body}");
-            let login = token::Error::Login { auth_method: "m".into(), source: error().into() };
+            let login = TokenError::Login { auth_method: "m".into(), source: error().into() };
             assert_eq!(Error::Token(login).is_transient(), transient, "{status} {body}");
         }
-        assert!(Error::Token(token::Error::TooSoon).is_transient());
+        assert!(Error::Token(TokenError::TooSoon).is_transient());
     }
 
     #[test]
@@ -434,7 +477,7 @@ mod tests {
     fn a_login_that_consul_could_not_serve_denies_nothing() {
         let login = |status, body: &[u8]| {
             let source = Error::of_answer("POST /v1/acl/login".into(), status, body).into();
-            Error::Token(token::Error::Login { auth_method: "m".into(), source })
+            Error::Token(TokenError::Login { auth_method: "m".into(), source })
         };
         for reach in [Reach::Agent, Reach::Servers] {
             let away = login(500, b"No cluster leader").answer(reach);
@@ -442,7 +485,7 @@ mod tests {
             let denied = login(403, b"Permission denied").answer(reach);
             assert!(matches!(denied, Answer::Denied(_)), "{denied:?}");
         }
-        let too_soon = Error::Token(token::Error::TooSoon).answer(Reach::Servers);
+        let too_soon = Error::Token(TokenError::TooSoon).answer(Reach::Servers);
         assert!(matches!(too_soon, Answer::Failed(_)), "{too_soon:?}");
     }
 

@@ -1,9 +1,21 @@
-//! Requests to Consul's HTTP API: configuration, TLS, tokens, deadlines, bounded bodies, errors.
+//! Requests to Consul's HTTP API.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`config`] | where Consul is and who to be there: every variable of Consul's own command |
+//! | [`setup`] | certificates, server name, HTTP authentication |
+//! | [`request`] | one request |
+//! | [`error`] | what can go wrong, sorted by what it means for a write |
+//! | [`transport`] | connections, bounded bodies, the headers that say how complete an answer is |
+//! | [`token`] | the token in use, and its renewal |
+//! | [`client`] | requests with the token |
+//! | [`stream`] | long answers, item by item |
 
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod request;
 pub mod setup;
 pub mod stream;
 pub mod token;
-pub mod wire;
+pub mod transport;

@@ -1,8 +1,7 @@
 //! The ACL token in use: read, or got by logging in, and renewed when Consul refuses it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -10,49 +9,10 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::consul::http::client::{Request, Transport};
 use crate::consul::http::config::TokenSource;
-
-/// Least time between two attempts to get a token: Consul is asked with a refused token once a
-/// back-off by each record, and each refusal leads here; a new token every 3 s is more often
-/// than anything rotates them.
-const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
-
-/// Largest token file: a Kubernetes service-account token is about 1 kB, one with many claims
-/// some kB; HTTP servers limit a header to 8 kB and more.
-const MAX_TOKEN_FILE: u64 = 64 << 10;
-
-/// Why there is no token.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The token file, or the bearer token's.
-    #[error("cannot read the token file {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A token file that cannot hold one.
-    #[error("token file {}: expected text of at most {MAX_TOKEN_FILE} bytes, found {found}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, without the content.
-        found: &'static str,
-    },
-    /// An attempt failed a moment ago; the next one waits.
-    #[error("the last attempt to get one failed less than {MIN_RENEWAL_INTERVAL:?} ago")]
-    TooSoon,
-    /// Consul does not let us log in.
-    #[error("cannot log in to Consul's auth method {auth_method:?}")]
-    Login {
-        /// The auth method.
-        auth_method: String,
-        /// Why.
-        source: Box<super::error::Error>,
-    },
-}
+use crate::consul::http::error::{MAX_TOKEN_FILE, MIN_RENEWAL_INTERVAL, TokenError};
+use crate::consul::http::request::Request;
+use crate::consul::http::transport::Transport;
 
 /// A token as it was at one time.
 #[derive(Clone, Debug)]
@@ -95,13 +55,16 @@ impl Tokens {
     }
 
     /// The token in use; the first call gets it.
-    pub(in crate::consul) async fn current(&self, transport: &Transport) -> Result<Token, Error> {
+    pub(in crate::consul) async fn current(
+        &self,
+        transport: &Transport,
+    ) -> Result<Token, TokenError> {
         // Held while a token is fetched: the others wait for it instead of fetching their own.
         let mut state = self.state.lock().await;
         if let Some(token) = &state.current {
             return Ok(token.clone());
         }
-        state.begin_attempt().ok_or(Error::TooSoon)?;
+        state.begin_attempt().ok_or(TokenError::TooSoon)?;
         let secret = self.fetch(transport).await?;
         let token = Token { secret, generation: self.generation() };
         state.current = Some(token.clone());
@@ -116,7 +79,7 @@ impl Tokens {
         transport: &Transport,
         refused: &Token,
         unknown: bool,
-    ) -> Result<Option<Token>, Error> {
+    ) -> Result<Option<Token>, TokenError> {
         let renewable = match self.source {
             TokenSource::Anonymous | TokenSource::Fixed(_) => false,
             TokenSource::File(_) => true,
@@ -151,20 +114,20 @@ impl Tokens {
         }
     }
 
-    async fn fetch(&self, transport: &Transport) -> Result<Option<SecretString>, Error> {
+    async fn fetch(&self, transport: &Transport) -> Result<Option<SecretString>, TokenError> {
         match &self.source {
             TokenSource::Anonymous => Ok(None),
             TokenSource::Fixed(token) => Ok(Some(token.clone())),
             TokenSource::File(path) => read(path).await,
             TokenSource::Login { auth_method, bearer_token_file } => {
-                let bearer = read(bearer_token_file).await?.ok_or_else(|| Error::Content {
+                let bearer = read(bearer_token_file).await?.ok_or_else(|| TokenError::Content {
                     path: bearer_token_file.clone(),
                     found: "nothing",
                 })?;
                 let body = serde_json::json!({
                     "AuthMethod": auth_method, "BearerToken": bearer.expose_secret()
                 });
-                let failed = |source| Error::Login {
+                let failed = |source| TokenError::Login {
                     auth_method: auth_method.clone(),
                     source: Box::new(source),
                 };
@@ -191,17 +154,17 @@ impl State {
 }
 
 /// Whether a token file can be read and holds one.
-pub async fn is_in_file(path: &Path) -> Result<bool, Error> {
+pub async fn is_in_file(path: &Path) -> Result<bool, TokenError> {
     read(path).await.map(|token| token.is_some())
 }
 
 /// The trimmed content of a token file; an empty one is no token, as for Consul's own command.
-async fn read(path: &Path) -> Result<Option<SecretString>, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
+async fn read(path: &Path) -> Result<Option<SecretString>, TokenError> {
+    let failed = |source| TokenError::Read { path: path.to_owned(), source };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut content = Vec::new();
     file.take(MAX_TOKEN_FILE + 1).read_to_end(&mut content).await.map_err(failed)?;
-    let invalid = |found| Error::Content { path: path.to_owned(), found };
+    let invalid = |found| TokenError::Content { path: path.to_owned(), found };
     if content.len() as u64 > MAX_TOKEN_FILE {
         return Err(invalid("more"));
     }

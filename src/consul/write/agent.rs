@@ -1,60 +1,20 @@
 //! The agent sink: one record a request, to the agent beside us.
-//!
-//! The critical check of an instance that is not ready is a TTL check that nobody updates: it
-//! stays critical when its TTL runs out, so it needs no heartbeat.
 
-use std::collections::BTreeMap;
-
-use serde::Serialize;
-
-use crate::consul::http::client::{Client, Request, encode};
+use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, Reach};
-use crate::consul::http::wire::{Weights, readiness_check_id};
+use crate::consul::http::request::{Request, encode};
+use crate::consul::write::registration::AgentService;
 use crate::consul::write::txn::Operation;
 use crate::domain::consul::record::{
-    Answer, Check, PtrOwner, PtrRecord, READINESS_CHECK, RecordKey, Registration, Write,
+    Answer, Check, PtrOwner, PtrRecord, RecordKey, Registration, Write,
 };
 use crate::domain::kube::names::ClusterName;
-
-/// TTL of the readiness check: ten years. It never matters, but when it ran out the agent
-/// would change the check's output, which is a catalog write for each instance.
-const CHECK_TTL: &str = "87600h";
 
 /// Writes records to one agent.
 #[derive(Clone, Debug)]
 pub struct AgentSink {
     client: Client,
     flags: u64,
-}
-
-/// A service as the agent's register call takes it, with a check of kind `C`.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(in crate::consul) struct RegisterBody<'a, C> {
-    #[serde(rename = "ID")]
-    pub id: &'a str,
-    pub name: &'a str,
-    pub address: &'a str,
-    pub port: u16,
-    pub tags: &'a [String],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub meta: Option<&'a BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weights: Option<Weights<u16>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub check: Option<C>,
-}
-
-#[derive(Serialize)]
-struct RegisterCheck {
-    #[serde(rename = "CheckID")]
-    check_id: String,
-    #[serde(rename = "Name")]
-    name: &'static str,
-    #[serde(rename = "Status")]
-    status: &'static str,
-    #[serde(rename = "TTL")]
-    ttl: &'static str,
 }
 
 // === impl AgentSink ===
@@ -95,37 +55,19 @@ impl AgentSink {
     }
 
     async fn register(&self, registration: &Registration) -> Answer {
-        let check = match registration.check {
-            Check::None => None,
-            Check::Critical => Some(RegisterCheck {
-                check_id: readiness_check_id(&registration.id),
-                name: READINESS_CHECK,
-                status: "critical",
-                ttl: CHECK_TTL,
-            }),
-            // The command line rules it out. Registered without a check it would be read back
-            // as another than was asked for and be written for ever.
-            Check::Passing => {
-                return Answer::Refused(
-                    "expected no passing check, which an agent would have to be reminded of: \
-                     use --health unready or --sink catalog"
-                        .to_owned(),
-                );
-            }
-        };
-        let body = RegisterBody {
-            id: &registration.id,
-            name: &registration.service,
-            address: &registration.address,
-            port: registration.port,
-            tags: &registration.tags,
-            meta: Some(&registration.meta),
-            weights: Some(Weights::of(registration)),
-            check,
-        };
-        let request = register_request(&body);
-        let result = match (done(&self.client, &request).await, &body.check) {
-            (Ok(()), Some(check)) => self.fail_check(&check.check_id).await,
+        // The command line rules it out. The agent would turn it critical when its TTL ran out,
+        // and it would be written for ever.
+        if registration.check == Check::Passing {
+            return Answer::Refused(
+                "expected no passing check, which an agent would have to be reminded of: \
+                 use --health unready or --sink catalog"
+                    .to_owned(),
+            );
+        }
+        let service = AgentService::from(registration);
+        let check = service.check.as_ref().and_then(|check| check.id.as_deref());
+        let result = match (self.client.register(&service).await, check) {
+            (Ok(()), Some(check)) => self.fail_check(check).await,
             (result, _) => result,
         };
         applied(result)
@@ -157,6 +99,15 @@ impl AgentSink {
 // === impl Client ===
 
 impl Client {
+    /// Registers a service with the agent; one of the same ID is overwritten. Its check is the only
+    /// one afterwards.
+    pub async fn register(&self, service: &AgentService<'_>) -> Result<(), Error> {
+        let request = Request::put("/v1/agent/service/register")
+            .parameter("replace-existing-checks", "true")
+            .json(service);
+        done(self, &request).await
+    }
+
     /// Removes a service from the agent; one that it does not know is removed already.
     pub async fn deregister(&self, id: &str) -> Result<(), Error> {
         let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
@@ -171,15 +122,8 @@ impl Client {
     }
 }
 
-/// Registers anything with the agent. The caller's checks are the only ones afterwards.
-pub(in crate::consul) fn register_request(body: &impl Serialize) -> Request {
-    Request::put("/v1/agent/service/register")
-        .parameter("replace-existing-checks", "true")
-        .json(body)
-}
-
 /// Sends a request whose answer has no body that matters.
-pub(in crate::consul) async fn done(client: &Client, request: &Request) -> Result<(), Error> {
+async fn done(client: &Client, request: &Request) -> Result<(), Error> {
     client.send(request).await?.into_found().await.map(drop)
 }
 

@@ -9,17 +9,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::consul::coordination::session::SessionId;
 use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, OperationError, Reach};
-use crate::consul::http::wire::{CheckBody, ServiceBody, readiness_check_id};
-use crate::consul::read::Unknown;
-use crate::consul::write::nodes::{NodeError, NodeNames, body};
-use crate::consul::write::purge::{Mark, OnNode};
+use crate::consul::read::evidence::Unknown;
+use crate::consul::read::marks::{Mark, OnNode};
+use crate::consul::write::fence::Fence;
+use crate::consul::write::nodes::{NodeError, body};
+use crate::consul::write::registration::{CheckBody, ServiceBody};
 use crate::consul::write::txn::{Encoded, MAX_BODY, MAX_OPERATIONS, Operation, WrittenKey};
+use crate::domain::consul::node_names::NodeNames;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, PtrOwner, RecordKey, Registration, Write,
 };
+use crate::domain::consul::registration_id::readiness_check_id;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
 
@@ -41,15 +43,6 @@ pub struct CatalogSink {
     /// Nodes that were seen to be the cluster's, at most one for each namespace: no other is
     /// written to (invariant 2).
     trusted: Arc<Mutex<BTreeSet<Box<str>>>>,
-}
-
-/// The lock that every transaction asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fence {
-    /// Its KV key.
-    pub key: Box<str>,
-    /// The session that has to hold it.
-    pub session: SessionId,
 }
 
 /// Writes that are applied together or not at all.
@@ -294,15 +287,6 @@ impl CatalogSink {
             }
         }
         Vec::new()
-    }
-}
-
-// === impl Fence ===
-
-impl Fence {
-    /// The operation that rolls a transaction back unless the fence holds.
-    pub(in crate::consul) fn operation(&self) -> Operation {
-        Operation::CheckSession { key: self.key.clone(), session: self.session.as_str().into() }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where records go: one interface for both sinks.
 
 use crate::consul::write::agent::AgentSink;
-use crate::consul::write::catalog::{CatalogSink, Fence};
+use crate::consul::write::catalog::CatalogSink;
+use crate::consul::write::fence::Fence;
 use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, RecordKey, Write};
 
 /// Requests to an agent under way at a time: measured at three to four times the rate of one,

@@ -5,9 +5,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::consul::http::client::{Client, Request};
+use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;
-use crate::consul::http::wire::{CheckBody, ServiceBody};
+use crate::consul::http::request::Request;
+use crate::consul::write::registration::{CheckBody, ServiceBody};
 
 /// Most operations in one transaction: Consul before 1.14 refuses more with 413.
 pub const MAX_OPERATIONS: usize = 64;

@@ -2,6 +2,7 @@
 //! names.
 
 pub mod names;
+pub mod node_names;
 pub mod ptr;
 pub mod record;
 pub mod registration_id;

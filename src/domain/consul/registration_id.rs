@@ -1,4 +1,4 @@
-//! The service IDs of a bridge's registrations.
+//! The IDs of what a bridge registers: services, their checks, the sentinel.
 
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 
@@ -33,6 +33,17 @@ pub fn local_part<'i>(cluster: &ClusterName, service: &ObjectKey, id: &'i str) -
     [cluster.as_str(), &service.namespace, &service.name]
         .into_iter()
         .try_fold(id, |rest, part| rest.strip_prefix(part)?.strip_prefix('_'))
+}
+
+/// ID of the readiness check of the registration with this ID.
+pub fn readiness_check_id(service_id: &str) -> String {
+    format!("{service_id}:readiness")
+}
+
+/// ID of the cluster's sentinel. No registration's ID begins with an underscore: those begin
+/// with the cluster's name.
+pub fn sentinel_id(cluster: &ClusterName) -> String {
+    format!("_kube-consul_{cluster}")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::consul::coordination::owner::{Owner, OwnerKey};
 use crate::consul::coordination::resync::Reader;
 use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::http::client::Client;
-use crate::consul::read::Consistency;
+use crate::consul::read::evidence::Consistency;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::names::{ForeignNames, lookup_form};
 use crate::domain::consul::record::{
@@ -109,7 +109,7 @@ pub(super) async fn foreign_names(
 pub(super) async fn catalog(client: Client, cluster: ClusterName, node: String) -> Done {
     let mut ids = SeenIds::default();
     let each = |observed: ObservedRegistration| ids.insert(&observed.registration.id);
-    let result = client.catalog_registrations(&node, &cluster, Consistency::Default, each).await;
+    let result = client.catalog_registrations(&node, &cluster, Consistency::Leader, each).await;
     Done::Catalog(result.map(|_| ids).map_err(|error| chain(&error)))
 }
 

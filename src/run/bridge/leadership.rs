@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::consul::coordination::election::{Election, Lease, Rival};
+use crate::consul::coordination::election::{Election, Holder, Lease};
 use crate::run::bridge::Bridge;
 use crate::run::bridge::jobs::{Done, Job};
 
@@ -47,14 +47,14 @@ impl Leadership {
     }
 
     /// Whom this one waits for.
-    pub(super) fn rival(&self) -> Option<Rival> {
-        self.rivals().map(|rival| rival.borrow().clone())
+    pub(super) fn holder(&self) -> Option<Holder> {
+        self.holders().map(|holder| holder.borrow().clone())
     }
 
     /// Wakes up whenever somebody else is waited for.
-    pub(super) fn rivals(&self) -> Option<watch::Receiver<Rival>> {
+    pub(super) fn holders(&self) -> Option<watch::Receiver<Holder>> {
         match self {
-            Leadership::Standby(election) => Some(election.rival()),
+            Leadership::Standby(election) => Some(election.holder()),
             Leadership::Alone | Leadership::Leading(..) => None,
         }
     }
@@ -64,10 +64,10 @@ impl Leadership {
         match self {
             Leadership::Alone => None,
             Leadership::Leading(..) => Some("leader".to_owned()),
-            Leadership::Standby(election) => Some(match &*election.rival().borrow() {
-                Rival::Unknown => "standby".to_owned(),
-                Rival::Leads(holder) => format!("standby, {holder} leads"),
-                Rival::Unreachable(why) => format!("standby, the lock cannot be asked for: {why}"),
+            Leadership::Standby(election) => Some(match &*election.holder().borrow() {
+                Holder::Unknown => "standby".to_owned(),
+                Holder::Other(holder) => format!("standby, {holder} leads"),
+                Holder::Unreachable(why) => format!("standby, the lock cannot be asked for: {why}"),
             }),
         }
     }
@@ -77,7 +77,7 @@ impl Leadership {
         let (Leadership::Leading(election, _) | Leadership::Standby(election)) = self else {
             return;
         };
-        match timeout(RESIGN, election.give_back()).await {
+        match timeout(RESIGN, election.release()).await {
             Ok(Ok(false)) => {}
             Ok(Ok(true)) => tracing::info!("gave the lock back"),
             Ok(Err(error)) => {
@@ -136,16 +136,18 @@ impl Bridge {
     }
 
     /// Whether a standby could take over at once, while somebody else does the work.
-    pub(super) fn is_warm(&self, rival: &Rival) -> bool {
-        matches!(rival, Rival::Leads(_)) && self.peers.is_some() && self.state.cache().is_complete()
+    pub(super) fn is_warm(&self, holder: &Holder) -> bool {
+        matches!(holder, Holder::Other(_))
+            && self.peers.is_some()
+            && self.state.cache().is_complete()
     }
 }
 
 /// Waits until somebody else is waited for; never ends where there is no election.
-pub(super) async fn changed(rivals: &mut Option<watch::Receiver<Rival>>) -> Option<()> {
-    rivals.as_mut()?.changed().await.ok()
+pub(super) async fn changed(holders: &mut Option<watch::Receiver<Holder>>) -> Option<()> {
+    holders.as_mut()?.changed().await.ok()
 }
 
 fn win(election: Election) -> Job {
-    election.win().map(Done::Elected).boxed()
+    election.campaign().map(Done::Elected).boxed()
 }

@@ -47,7 +47,7 @@ use crate::admin::{Admin, QUESTIONS, Question};
 use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::OwnerKey;
 use crate::consul::http::client::Client as ConsulClient;
-use crate::consul::read::AgentInfo;
+use crate::consul::read::agent::AgentInfo;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::record::Observation;
 use crate::domain::kube::object::Kind;
@@ -254,7 +254,7 @@ impl Bridge {
         let mut source = pin!(source);
         let mut finding = true;
         let mut waits = self.waits.subscribe();
-        let mut rival = self.leadership.rivals();
+        let mut holder = self.leadership.holders();
         let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
             self.dispatch();
@@ -284,7 +284,7 @@ impl Bridge {
                 done = jobs::end_of(&mut self.election_job) => self.take(done)?,
                 // Only to tell it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
-                Some(()) = leadership::changed(&mut rival) => {}
+                Some(()) = leadership::changed(&mut holder) => {}
                 Some(question) = asked.recv() => self.answer(question),
                 () = sleep_until(wake) => {}
             }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::consul::coordination::owner::Owner;
 use crate::consul::coordination::resync::Reader;
-use crate::consul::read::Consistency;
+use crate::consul::read::evidence::Consistency;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::names::ForeignNames;
 use crate::domain::sync::Moment;
@@ -94,7 +94,7 @@ impl Bridge {
             // Whoever has just got the lock must see all that its holder before has written.
             consistency: match self.drift.progress() {
                 Progress::Begun => Consistency::Consistent,
-                _ => Consistency::Default,
+                _ => Consistency::Leader,
             },
             seen: self.observe.clone(),
         };

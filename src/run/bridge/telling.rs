@@ -242,8 +242,8 @@ impl Bridge {
     }
 
     fn is_ready(&mut self) -> bool {
-        if let Some(rival) = self.leadership.rival() {
-            return self.is_warm(&rival) && self.drift.is_heard();
+        if let Some(holder) = self.leadership.holder() {
+            return self.is_warm(&holder) && self.drift.is_heard();
         }
         self.tally.was_in_sync |= self.in_sync();
         self.tally.was_in_sync && self.drift.is_heard()

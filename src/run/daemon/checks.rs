@@ -6,7 +6,7 @@ use kube::Client as KubeClient;
 use crate::consul::coordination::owner::OwnerKey;
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::http::error::Error as ConsulError;
-use crate::consul::read::AgentInfo;
+use crate::consul::read::agent::AgentInfo;
 use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{ClusterUid, Error as KubernetesError, kube_system_uid};
 use crate::run::Error;

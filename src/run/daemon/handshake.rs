@@ -5,7 +5,7 @@ use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::{Owner, OwnerKey};
 use crate::consul::coordination::sentinel::ContentHash;
 use crate::consul::http::client::Client as ConsulClient;
-use crate::consul::read::AgentInfo;
+use crate::consul::read::agent::AgentInfo;
 use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{Connected, server_version};
 use crate::run::Error;

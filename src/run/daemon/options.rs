@@ -7,11 +7,11 @@ use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::sentinel::Sentinel;
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::http::config::Config;
-use crate::consul::read::AgentInfo;
+use crate::consul::read::agent::AgentInfo;
 use crate::consul::write::agent::AgentSink;
 use crate::consul::write::catalog::CatalogSink;
-use crate::consul::write::nodes::NodeNames;
 use crate::consul::write::sink::Sink;
+use crate::domain::consul::node_names::NodeNames;
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::Target;
@@ -94,7 +94,7 @@ impl SyncOptions {
     ) -> Option<Election> {
         let SinkOptions::Catalog { leader_elect: true, .. } = self.sink else { return None };
         let cluster = self.settings.cluster.clone();
-        Some(Election::new(consul.clone(), cluster, self.nodes()?, candidate))
+        Some(Election::new(consul.clone(), cluster, self.nodes()?.base(), candidate))
     }
 
     /// What PTR records end with: by the options, else by the agent.

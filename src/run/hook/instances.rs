@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::consul::http::client::Client;
 use crate::consul::http::config::TokenSource;
 use crate::consul::http::{error, token};
-use crate::consul::read::Unknown;
-use crate::consul::write::hook;
+use crate::consul::read::evidence::Unknown;
+use crate::consul::read::instances;
+use crate::consul::write::registration::AgentService;
 use crate::domain::hook::HookRegistration;
 use crate::domain::hook::k8s::is_of_another_pod;
 use crate::domain::text::chain;
@@ -93,7 +94,8 @@ impl Instances {
         let deadline = self.deadline();
         for registration in registrations {
             let HookRegistration { id, name, address, port, .. } = registration;
-            let attempt = || hook::register(&self.client, registration);
+            let service = AgentService::from(registration);
+            let attempt = || self.client.register(&service);
             retry(deadline, attempt, error::Error::is_transient)
                 .await
                 .map_err(|source| Error::Register { id: id.clone(), source })?;
@@ -152,14 +154,15 @@ impl Instances {
         address: &str,
         is_wanted: impl FnMut(&[String]) -> bool + Send,
     ) -> Option<Vec<Instance>> {
-        let error = match timeout(ASIDE, hook::at_address(&self.client, address, is_wanted)).await {
-            Ok(Ok(found)) => {
-                let instance = |(id, name)| Instance { id, name: Some(name) };
-                return Some(found.into_iter().map(instance).collect());
-            }
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("no answer within {ASIDE:?}"),
-        };
+        let error =
+            match timeout(ASIDE, instances::at_address(&self.client, address, is_wanted)).await {
+                Ok(Ok(found)) => {
+                    let instance = |(id, name)| Instance { id, name: Some(name) };
+                    return Some(found.into_iter().map(instance).collect());
+                }
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("no answer within {ASIDE:?}"),
+            };
         tracing::warn!(address, error, "cannot tell whether an instance is left behind");
         None
     }
@@ -204,13 +207,14 @@ impl Instances {
         for id in ids {
             let mut delay = FIRST_LOOK;
             loop {
-                let found = match timeout_at(deadline, hook::is_passing(&self.client, id)).await {
-                    Ok(Ok(Some(true))) => break,
-                    Ok(Ok(Some(false))) => "not yet".to_owned(),
-                    Ok(Ok(None)) => "no check that the token may read".to_owned(),
-                    Ok(Err(error)) => chain(&error),
-                    Err(_) => "no answer".to_owned(),
-                };
+                let found =
+                    match timeout_at(deadline, instances::is_passing(&self.client, id)).await {
+                        Ok(Ok(Some(true))) => break,
+                        Ok(Ok(Some(false))) => "not yet".to_owned(),
+                        Ok(Ok(None)) => "no check that the token may read".to_owned(),
+                        Ok(Err(error)) => chain(&error),
+                        Err(_) => "no answer".to_owned(),
+                    };
                 if Instant::now() + delay >= deadline {
                     tracing::warn!(
                         id,
@@ -241,7 +245,7 @@ impl Instances {
         let attempt = || async {
             // Once it is known the removal may be done, and only its answer be lost.
             if !matches!(*name.borrow(), Ok(Some(_))) {
-                let said = timeout(ASIDE, hook::service_name(&self.client, id)).await;
+                let said = timeout(ASIDE, instances::service_name(&self.client, id)).await;
                 *name.borrow_mut() = match said {
                     Ok(answer) => answer.map_err(|error| chain(&error)),
                     Err(_) => Err(format!("no answer within {ASIDE:?}")),
@@ -313,7 +317,7 @@ impl Instances {
         let mut found = Unseen::Late("no answer".to_owned());
         let mut delay = FIRST_LOOK;
         loop {
-            let look = hook::is_in_catalog(&self.client, name, id, node);
+            let look = instances::is_in_catalog(&self.client, name, id, node);
             match timeout_at(deadline, look).await {
                 Ok(Ok(present)) if present == (wanted == Wanted::Present) => return Ok(()),
                 Ok(Ok(true)) => found = Unseen::Late("it is there".to_owned()),

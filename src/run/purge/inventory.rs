@@ -7,9 +7,9 @@ use crate::consul::coordination::lock::Lock;
 use crate::consul::coordination::owner::OwnerKey;
 use crate::consul::coordination::sentinel::Sentinel;
 use crate::consul::http::client::Client;
-use crate::consul::read::Unknown;
-use crate::consul::write::nodes::NodeNames;
-use crate::consul::write::purge::{Mark, MarkedKey, MarkedService, OnNode};
+use crate::consul::read::evidence::Unknown;
+use crate::consul::read::marks::{Mark, MarkedKey, MarkedService, OnNode};
+use crate::domain::consul::node_names::NodeNames;
 use crate::domain::text::one_line;
 use crate::run::purge::Cluster;
 

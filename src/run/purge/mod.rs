@@ -23,7 +23,8 @@ use crate::consul::coordination::lock::Lock;
 use crate::consul::coordination::owner::OwnerKey;
 use crate::consul::http::client::Client;
 use crate::consul::http::config::Config;
-use crate::consul::write::purge::{Left, Mark};
+use crate::consul::read::marks::Mark;
+use crate::consul::write::removal::Left;
 use crate::consul::write::txn::{MAX_OPERATIONS, Operation};
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
@@ -406,7 +407,7 @@ impl Removal {
     }
 }
 
-fn unreadable(error: &crate::consul::read::Unknown) -> Error {
+fn unreadable(error: &crate::consul::read::evidence::Unknown) -> Error {
     Error::Failed(format!("Consul cannot be read, nothing more is removed: {}", chain(error)))
 }
 

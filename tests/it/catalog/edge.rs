@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use http::StatusCode;
 use kube_consul::consul::http::client::Client;
 use kube_consul::consul::http::config::Config;
-use kube_consul::consul::read::Consistency;
-use kube_consul::consul::write::catalog::{CatalogSink, Fence};
-use kube_consul::consul::write::nodes::NodeNames;
+use kube_consul::consul::read::evidence::Consistency;
+use kube_consul::consul::write::catalog::CatalogSink;
+use kube_consul::consul::write::fence::Fence;
+use kube_consul::domain::consul::node_names::NodeNames;
 use kube_consul::domain::consul::record::{
     Answer, CLUSTER_META, Check, NamespaceNodeAnswer, PtrRecord, RecordKey, Registration, Write,
 };
@@ -274,8 +275,8 @@ async fn without_the_lock_nothing_gets_in() {
     let consul = consul().await;
     let client = client(consul.url());
     let names = NodeNames::new(&cluster(), None);
-    client.ensure_base_node(&names, &cluster()).await.unwrap();
-    let session = client.create_session(names.base()).await.unwrap();
+    client.ensure_node(names.base(), &cluster(), None).await.unwrap();
+    let session = client.create_session(names.base()).await.unwrap().id;
     let lock = "kube-consul/c/leader";
     assert!(client.acquire_lock(lock, &session, "me").await.unwrap());
     let fence = Fence { key: lock.into(), session: session.clone() };

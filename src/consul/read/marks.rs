@@ -1,21 +1,20 @@
-//! What `purge` asks of Consul: everything that carries a cluster's mark, and its removal.
+//! Everything that carries the mark of one program (invariant 2), for its removal.
 //!
 //! Kept here: what is not shown by a complete and authoritative reading counts as there
-//! (invariant 1), and no operation names a record without the mark (invariant 2).
+//! (invariant 1).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use crate::consul::http::client::{Client, Request, encode};
+use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;
+use crate::consul::http::request::{Request, encode};
 use crate::consul::http::stream::Layout;
-use crate::consul::http::wire::{ServiceEntry, decode};
-use crate::consul::read::{
-    CATALOG_SERVICES, Consistency, Unknown, certain, cluster_filter, failed, marked,
-};
-use crate::consul::write::nodes::{ADDRESS, NodeEntry};
-use crate::consul::write::txn::{Encoded, MAX_OPERATIONS, Operation};
+use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
+use crate::consul::read::nodes::{ADDRESS, NodeEntry};
+use crate::consul::read::registrations::{CATALOG_SERVICES, cluster_filter, marked};
+use crate::consul::read::wire::{ServiceEntry, decode};
 use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, PtrOwner, SOURCE, SOURCE_META};
 use crate::domain::kube::names::ClusterName;
 
@@ -37,7 +36,7 @@ pub struct MarkedNode {
     pub synthetic: bool,
 }
 
-/// What stands on a node.
+/// What is registered on a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnNode {
     /// What is to be removed.
@@ -75,9 +74,6 @@ pub struct MarkedKey {
     /// Its `ModifyIndex`.
     pub index: u64,
 }
-
-/// What could not be removed: what it is, and why.
-pub type Left = (String, String);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -122,7 +118,7 @@ impl Client {
         Ok(nodes)
     }
 
-    /// What stands on a node of the catalog, as the leader has it now; nothing on one that is
+    /// What is registered on a node of the catalog, as the leader has it now; nothing on one that is
     /// not there.
     pub async fn on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
         let request = node_services(node).listing();
@@ -226,7 +222,8 @@ impl Client {
         name: &str,
         cluster: &ClusterName,
     ) -> Result<BTreeSet<Box<str>>, Unknown> {
-        let request = Request::get(format!("/v1/catalog/service/{}", encode(name)));
+        let path = format!("/v1/catalog/service/{}", encode(name));
+        let request = Consistency::Leader.of_path(path);
         let request = marked(request, "ServiceMeta", cluster).listing();
         let (reply, _) = self.open(&request, CATALOG_SERVICES).await?;
         let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
@@ -253,38 +250,6 @@ impl Client {
         };
         self.ptr_records(Consistency::Consistent, each).await?;
         Ok(keys)
-    }
-
-    /// Makes these operations, at most [`MAX_OPERATIONS`]: all but those that Consul refuses,
-    /// each of which is told by its name.
-    pub async fn remove_all(
-        &self,
-        operations: Vec<(String, Operation)>,
-    ) -> Result<Vec<Left>, Error> {
-        debug_assert!(operations.len() <= MAX_OPERATIONS, "the caller makes the batches");
-        let encoded = operations.into_iter().map(|(name, operation)| (name, operation.encode()));
-        let (mut waiting, mut left): (Vec<(String, Encoded)>, _) = (encoded.collect(), Vec::new());
-        while !waiting.is_empty() {
-            let errors = match self.transaction(waiting.iter().map(|(_, it)| it)).await {
-                Ok(_) => break,
-                Err(Error::RolledBack { errors, .. }) if !errors.is_empty() => errors,
-                Err(error) => return Err(error),
-            };
-            let before = waiting.len();
-            let mut index = 0;
-            waiting.retain(|(name, _)| {
-                let error = errors.iter().find(|error| error.index == index);
-                index += 1;
-                left.extend(error.map(|error| (name.clone(), error.message.clone())));
-                error.is_none()
-            });
-            if waiting.len() == before {
-                // None of them is at fault, by what Consul says: not to be sent for ever.
-                let why = errors.first().map(|error| error.message.clone()).unwrap_or_default();
-                left.extend(waiting.drain(..).map(|(name, _)| (name, why.clone())));
-            }
-        }
-        Ok(left)
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::consul::http::stream::Malformed;
 use crate::domain::consul::names::Holder;
@@ -14,47 +14,17 @@ use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, ObservedPtr, ObservedRegistration, PtrRecord,
     READINESS_CHECK, Registration, SOURCE, SOURCE_META,
 };
+use crate::domain::consul::registration_id::readiness_check_id;
 use crate::domain::kube::names::ClusterName;
 
-/// What the ID of a readiness check has after that of its service.
-const READINESS_SUFFIX: &str = ":readiness";
-
 /// Weight while a check warns: Consul's default. We never have a warning check.
-const WARNING_WEIGHT: u16 = 1;
+pub(in crate::consul) const WARNING_WEIGHT: u16 = 1;
 
-/// A service in the catalog's form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ServiceBody {
-    #[serde(rename = "ID")]
-    id: Box<str>,
-    service: Box<str>,
-    address: Box<str>,
-    port: u16,
-    tags: Vec<String>,
-    meta: BTreeMap<String, String>,
-    weights: Weights<u16>,
-}
-
-/// A readiness check in the catalog's form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct CheckBody {
-    node: Box<str>,
-    #[serde(rename = "CheckID")]
-    check_id: String,
-    name: &'static str,
-    status: &'static str,
-    #[serde(rename = "ServiceID")]
-    service_id: Box<str>,
-    service_name: Box<str>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(in crate::consul) struct Weights<N> {
-    pub passing: N,
-    pub warning: N,
+struct Weights {
+    passing: i64,
+    warning: i64,
 }
 
 /// A service as `/v1/agent/services` and `/v1/catalog/node-services` show it.
@@ -72,7 +42,7 @@ pub(in crate::consul) struct ServiceEntry {
     #[serde(default)]
     pub address: Box<str>,
     tagged_addresses: Option<BTreeMap<String, TaggedAddress>>,
-    weights: Option<Weights<i64>>,
+    weights: Option<Weights>,
     #[serde(default)]
     enable_tag_override: bool,
     #[serde(default)]
@@ -138,11 +108,6 @@ pub(in crate::consul) struct KeyEntry {
     pub modify_index: u64,
 }
 
-/// ID of the readiness check of the registration with this ID.
-pub fn readiness_check_id(service_id: &str) -> String {
-    format!("{service_id}{READINESS_SUFFIX}")
-}
-
 /// Decodes one item of a listing.
 pub(in crate::consul) fn decode<'a, T: Deserialize<'a>>(
     expected: &'static str,
@@ -158,52 +123,6 @@ fn deserialize_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<s
     let bytes =
         STANDARD.decode(encoded.as_deref().unwrap_or_default()).map_err(D::Error::custom)?;
     Ok(String::from_utf8_lossy(&bytes).into())
-}
-
-// === impl ServiceBody ===
-
-impl ServiceBody {
-    /// The service of this registration, without its check.
-    pub fn new(registration: &Registration) -> Self {
-        Self {
-            id: registration.id.clone(),
-            service: registration.service.clone(),
-            address: registration.address.clone(),
-            port: registration.port,
-            tags: registration.tags.clone(),
-            meta: registration.meta.clone(),
-            weights: Weights::of(registration),
-        }
-    }
-}
-
-// === impl CheckBody ===
-
-impl CheckBody {
-    /// The check that this registration has on `node`, if any.
-    pub fn new(node: &str, registration: &Registration) -> Option<Self> {
-        let status = match registration.check {
-            Check::None => return None,
-            Check::Passing => "passing",
-            Check::Critical => "critical",
-        };
-        Some(Self {
-            node: node.into(),
-            check_id: readiness_check_id(&registration.id),
-            name: READINESS_CHECK,
-            status,
-            service_id: registration.id.clone(),
-            service_name: registration.service.clone(),
-        })
-    }
-}
-
-// === impl Weights ===
-
-impl Weights<u16> {
-    pub(in crate::consul) fn of(registration: &Registration) -> Self {
-        Self { passing: registration.weight, warning: WARNING_WEIGHT }
-    }
 }
 
 // === impl ServiceEntry ===
@@ -273,8 +192,8 @@ impl CheckEntry<'_> {
     /// Which check of ours it is; none if it is not one. A status that we never set counts as
     /// passing, so that it differs from critical and from none.
     pub(in crate::consul) fn readiness(&self) -> Option<Check> {
-        let ours = self.name == READINESS_CHECK
-            && self.check_id.strip_suffix(READINESS_SUFFIX) == Some(&self.service_id);
+        let ours =
+            self.name == READINESS_CHECK && *self.check_id == *readiness_check_id(&self.service_id);
         ours.then(|| if self.status == "critical" { Check::Critical } else { Check::Passing })
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::consul::http::request::encode_key;
 
 fn headers(policy: Option<&'static str>, filtered: Option<&'static str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
