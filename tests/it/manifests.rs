@@ -5,10 +5,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use kube_consul_stack::{Kubernetes, Port, Program, ProgramOptions, data_folder, program_path};
+use kube_consul_stack::{
+    KubectlProxy, Kubernetes, Port, Program, ProgramOptions, data_folder, program_path,
+};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, kube_consul, manifest};
+use crate::support::{
+    Bridge, DEADLINE, Fixture, ends_with, kube_consul, manifest, numbered, shipped_kubeconfig,
+};
 
 const NAMESPACE: &str = "kube-consul";
 const SERVER_SIDE: [&str; 2] = ["--server-side", "--force-conflicts"];
@@ -194,4 +198,67 @@ async fn consul_takes_the_agents_configuration() -> Result<()> {
     fs::write(folder.join("wrong.json"), r#"{"leave_on_terminated": true}"#)?;
     let consul = Program::start("consul", validate).await?;
     consul.wait_for_code(1, DEADLINE).await
+}
+
+/// Endpoints as pods of a Deployment have them.
+fn endpoints(service: &str, count: usize) -> Vec<Value> {
+    let endpoint = |number: usize| {
+        json!({
+            "addresses": [format!("10.{}.{}.{}", number / 62_500, number / 250 % 250, number % 250)],
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": format!("ip-10-0-{}-{}.eu-central-1.compute.internal", number % 7, number % 250),
+            "targetRef": {
+                "kind": "Pod",
+                "namespace": "shop",
+                "name": format!("{service}-7d4b9c6f5-{number:05}"),
+                "uid": format!("7d4b9c6f-0000-4000-8000-{number:012}"),
+            },
+            "zone": "eu-central-1a",
+        })
+    };
+    (0..count).map(endpoint).collect()
+}
+
+/// A quantity of memory as manifests write it, in KiB.
+fn kibibytes(quantity: &Value) -> Result<u64> {
+    let text = quantity.as_str().context("no memory")?;
+    let number = text.strip_suffix("Mi").with_context(|| format!("{text} is no number of Mi"))?;
+    Ok(number.parse::<u64>()? * 1024)
+}
+
+/// What a process has of its own at its peak, in KiB: what it maps of its file can be dropped.
+fn peak_memory(program: &Program) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", program.pid()))?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|it| it.trim().strip_suffix(" kB"));
+        anyhow::Ok(value.with_context(|| format!("no {name}"))?.trim().parse::<u64>()?)
+    };
+    println!("{} KiB at its peak, {} of them mapped files", of("VmHWM:")?, of("RssFile:")?);
+    of("VmHWM:")
+}
+
+/// Of the size that the base is for, tenfold: 10,000 endpoints, listed again and again.
+#[tokio::test]
+async fn the_memory_of_the_proxy_is_enough() -> Result<()> {
+    let objects = objects("base").await?;
+    let container = container(of_kind(&objects, "Deployment")?, "kubectl-proxy")?.clone();
+    let limit = kibibytes(&container["resources"]["limits"]["memory"])?;
+    let fixture = Fixture::new("proxy").await?;
+    let objects = fixture.objects()?;
+    for name in numbered("large", 10) {
+        objects.create(&name, &(vec!["10.1.0.1".to_owned()], true), Value::Null).await?;
+        objects.set_endpoints(&name, &endpoints(&name, 1_000)).await?;
+    }
+    let proxy = KubectlProxy::start(shipped_kubeconfig().await?).await?;
+    for _ in 0..10 {
+        let command = kube_consul()
+            .args(["bridge", "--once", "--namespace", &fixture.namespace])
+            .args(["--kube-url", &proxy.url()])
+            .env("CONSUL_HTTP_ADDR", fixture.consul.url());
+        ends_with(0, command).await?;
+    }
+    let peak = peak_memory(proxy.program())?;
+    ensure!(peak * 5 < limit * 4, "at {peak} of {limit} KiB it is near its limit");
+    Ok(())
 }

@@ -194,3 +194,26 @@ async fn consent_is_given_on_the_command_line_and_progress_ends_at_its_end() -> 
     ensure!(counts.last() == Some(&(5, 5)), "{counts:?} in {shown:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn an_instance_that_is_not_there_is_not_deregistered() -> Result<()> {
+    let fixture = Fixture::new("unknown").await?;
+    let hook = |arguments: &[&str]| {
+        kube_consul().args(arguments).env("CONSUL_HTTP_ADDR", fixture.consul.url())
+    };
+    let deregister = || hook(&["deregister", "cli", "--service-id", "10.0.0.1_80"]);
+    let messages = |said: &str| -> Result<Vec<String>> {
+        let line = |line| Ok(serde_json::from_str::<Value>(line)?["message"].to_string());
+        said.lines().map(line).collect()
+    };
+    let said = messages(&ends_with(0, deregister()).await?)?;
+    ensure!(said.iter().any(|it| it.contains("no instance of this ID")), "{said:?}");
+    ensure!(!said.contains(&"\"deregistered\"".to_owned()), "{said:?}");
+
+    let register = ["--service-name=web", "--pod-ip=10.0.0.1", "--container-port=80"];
+    let register = [&["register", "cli"][..], &register, &["--check-path=/"]].concat();
+    ends_with(0, hook(&register)).await?;
+    let said = messages(&ends_with(0, deregister()).await?)?;
+    ensure!(said == ["\"deregistered\""], "{said:?}");
+    Ok(())
+}

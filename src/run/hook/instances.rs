@@ -57,6 +57,15 @@ enum Unseen {
     Hidden(String),
 }
 
+/// What a removal found.
+#[derive(Debug)]
+enum Removed {
+    /// The instance, of this name as far as it is known: it is gone.
+    Gone(Option<String>),
+    /// No instance of the ID.
+    Unknown,
+}
+
 /// The agent's instances and what the catalog shows of them.
 pub(super) struct Instances {
     client: Client,
@@ -117,12 +126,18 @@ impl Instances {
                 None if self.wait_catalog > Duration::ZERO => {
                     self.remove_unnamed(&id, deadline).await
                 }
-                name => self.remove(&id, deadline).await.map(|()| name),
+                name => self.remove(&id, deadline).await.map(|()| Removed::Gone(name)),
             };
             match result {
-                Ok(name) => {
+                Ok(Removed::Gone(name)) => {
                     tracing::info!(service = name, id, "deregistered");
                     removed.push(Instance { id, name });
+                }
+                Ok(Removed::Unknown) => {
+                    tracing::info!(
+                        id,
+                        "nothing to deregister: the agent has no instance of this ID"
+                    );
                 }
                 Err(source) => failures.push((id, source)),
             }
@@ -240,7 +255,7 @@ impl Instances {
         &self,
         id: &str,
         deadline: Instant,
-    ) -> Result<Option<String>, Unsettled<error::Error>> {
+    ) -> Result<Removed, Unsettled<error::Error>> {
         let name = RefCell::new(Err("no answer".to_owned()));
         let attempt = || async {
             // Once it is known the removal may be done, and only its answer be lost.
@@ -255,14 +270,11 @@ impl Instances {
         };
         retry(deadline, attempt, error::Error::is_transient).await?;
         Ok(match name.into_inner() {
-            Ok(Some(name)) => Some(name),
-            Ok(None) => {
-                tracing::info!(id, "the agent has no instance of this ID");
-                None
-            }
+            Ok(Some(name)) => Removed::Gone(Some(name)),
+            Ok(None) => Removed::Unknown,
             Err(error) => {
                 tracing::warn!(id, error, "cannot tell when the catalog no longer has it");
-                None
+                Removed::Gone(None)
             }
         })
     }
