@@ -1,5 +1,5 @@
 //! What the bridge keeps in memory for the cluster that its budget speaks of: 10,000 Services with
-//! ten endpoints each. Everything but the network is the real thing: kube's lists and watches
+//! ten endpoints each. Everything but the network is the real thing: lists and watches
 //! against an API server within the process, the reconciler, an answer to each write, a read-back.
 //!
 //! Each mode runs in a process of its own, so that none sees what another one left. The floor is
@@ -26,8 +26,8 @@ use kube_consul::domain::services::desired::{Neighbours, Permit, desired};
 use kube_consul::domain::services::settings::{AddressMode, Settings};
 use kube_consul::domain::sync::{Action, Moment, Reconciler};
 use kube_consul::kubernetes::client::EndpointSource;
-use kube_consul::kubernetes::slim::{EndpointSlices, Projected, Services, View};
-use kube_consul::kubernetes::watch::{Notice, Relist, endpoints, services};
+use kube_consul::kubernetes::slim::{Content, EndpointSlices, Services, Watched as _};
+use kube_consul::kubernetes::watch::{Notice, Relist, Watcher};
 use serde_json::{Value, json};
 
 mod objects;
@@ -91,10 +91,10 @@ impl Bridge {
     /// Takes both lists, as the bridge does. The watches end here: what they keep is measured
     /// before.
     async fn list(&mut self) -> Result<Memory> {
-        let client = Client::new(tower::service_fn(answer), "default");
+        let watcher = Watcher::new(Client::new(tower::service_fn(answer), "default"));
         let mut notices = select(
-            services(client.clone(), Relist::default()),
-            endpoints(client, EndpointSource::EndpointSlices, Relist::default()),
+            watcher.services(Relist::default()),
+            watcher.endpoints(EndpointSource::EndpointSlices, Relist::default()),
         );
         let mut complete = 0;
         while complete < 2 {
@@ -103,6 +103,7 @@ impl Bridge {
                     complete += usize::from(matches!(event, WatchEvent::ListCompleted(_)));
                     self.state.watch(event, self.now);
                 }
+                Notice::Heard(_) => {}
                 other => anyhow::bail!("expected an event, found {other:?}"),
             }
         }
@@ -177,10 +178,10 @@ async fn answer(request: Request<Body>) -> Result<Response<Body>, Infallible> {
 
 /// The objects of one Service, as the edge projects them.
 fn projected(number: usize) -> Result<(ObjectKey, Service, EndpointSlice)> {
-    let (identity, view) = Services::decode(&service(number).to_string())?;
+    let (identity, found) = Services::decode(&service(number).to_string())?;
     let (_, slice) = EndpointSlices::decode(&slice(number).to_string())?;
-    match (view, slice) {
-        (View::Service(service), View::Slice(Some(slice))) => Ok((identity.key, service, slice)),
+    match (found, slice) {
+        (Content::Object(service), Content::Object(slice)) => Ok((identity.key, service, slice)),
         other => anyhow::bail!("expected a Service and its slice, found {other:?}"),
     }
 }

@@ -5,9 +5,10 @@
 //! can have. The object bears its Service's name.
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind};
+use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, SeenObject};
+use crate::kubernetes::pool::Pool;
 use crate::kubernetes::slim::{
-    Identity, LeftOut, Projected, View, endpoint_ports, hostname, identity, parse_address,
+    Content, Identity, LeftOut, Watched, endpoint_ports, hostname, identity, parse_address,
 };
 use crate::kubernetes::wire;
 
@@ -24,14 +25,16 @@ pub fn subset_key(key: &ObjectKey, index: usize) -> ObjectKey {
     }
 }
 
-impl Projected for Endpoints {
+impl Watched for Endpoints {
+    type Object = EndpointSlice;
+    type Seen = SeenObject;
     const KIND: Kind = Kind::EndpointSlice;
     const GROUP: &'static str = "";
     const NAME: &'static str = "Endpoints";
     const PLURAL: &'static str = "endpoints";
     const GRANTED_BY: &'static str = "manifests/optional/endpoints-rbac.yaml";
 
-    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+    fn decode(json: &str) -> Result<(Identity, Content<EndpointSlice>), serde_json::Error> {
         let object: wire::Endpoints<'_> = serde_json::from_str(json)?;
         let metadata = object.metadata;
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
@@ -44,7 +47,19 @@ impl Projected for Endpoints {
             .enumerate()
             .map(|(index, subset)| slice(service, index, subset, is_truncated && index == 0))
             .collect();
-        Ok((identity, View::Subsets(subsets)))
+        Ok((identity, Content::Parts(subsets)))
+    }
+
+    fn seen(key: ObjectKey, slice: EndpointSlice) -> SeenObject {
+        SeenObject::EndpointSlice(key, slice)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+
+    fn share(slice: &mut EndpointSlice, names: &mut Pool) {
+        names.share(slice);
     }
 }
 
@@ -100,7 +115,7 @@ mod tests {
              "notReadyAddresses":[{"ip":"10.0.0.2"}],
              "ports":[{"name":"http","port":8080},{"name":"bad","port":0}]},
             {"addresses":[{"ip":"nonsense"}],"ports":[{"port":9090,"protocol":"UDP"}]}]}"#;
-        let (identity, View::Subsets(slices)) = Endpoints::decode(json).unwrap() else {
+        let (identity, Content::Parts(slices)) = Endpoints::decode(json).unwrap() else {
             panic!("not subsets")
         };
         assert_eq!(identity.resource_version, "7");
@@ -130,7 +145,7 @@ mod tests {
             {"addresses":[{"ip":"10.0.0.1","hostname":"web-0"}],"ports":[{"port":80}]},
             {"addresses":[{"ip":"10.0.0.2"}],"ports":[{"port":81}]}]}"#;
         let left_out = |json: &str| -> Vec<usize> {
-            let (_, View::Subsets(slices)) = Endpoints::decode(json).unwrap() else {
+            let (_, Content::Parts(slices)) = Endpoints::decode(json).unwrap() else {
                 panic!("not subsets")
             };
             assert_eq!(slices[0].endpoints[0].hostname.as_deref(), Some("web-0"));
@@ -150,6 +165,6 @@ mod tests {
     #[test]
     fn an_object_without_subsets_has_no_slices() {
         let json = r#"{"metadata":{"name":"web","namespace":"shop"},"subsets":null}"#;
-        assert_eq!(Endpoints::decode(json).unwrap().1, View::Subsets(Vec::new()));
+        assert_eq!(Endpoints::decode(json).unwrap().1, Content::Parts(Vec::new()));
     }
 }

@@ -6,13 +6,16 @@ use crate::domain::text::{chain, one_line};
 /// does not.
 const MESSAGE_BYTES: usize = 512;
 
+/// What the API server answered with, as one line.
+pub fn status_line(code: u16, reason: &str, message: &str) -> String {
+    let space = if reason.is_empty() { "" } else { " " };
+    one_line(&format!("HTTP {code}{space}{reason}: {}", message.trim()), MESSAGE_BYTES)
+}
+
 /// What the Kubernetes client failed with, as one line.
 pub fn failure(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => {
-            let text = format!("HTTP {} {}: {}", status.code, status.reason, status.message);
-            one_line(&text, MESSAGE_BYTES)
-        }
+        kube::Error::Api(status) => status_line(status.code, &status.reason, &status.message),
         // The message may quote the body: only where it went wrong is told.
         kube::Error::SerdeError(error) => {
             format!(

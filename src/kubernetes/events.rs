@@ -17,8 +17,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, Resource};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -28,7 +28,7 @@ use crate::domain::kube::object::Kind;
 use crate::domain::problem::Problem;
 use crate::domain::text::one_line;
 use crate::kubernetes::errors::failure;
-use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Slim};
+use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Watched as _};
 
 /// `reportingController` of the Events.
 pub const CONTROLLER: &str = "kube-consul.io/bridge";
@@ -171,17 +171,15 @@ impl Reporter {
 impl Regarding {
     fn reference(&self) -> ObjectReference {
         let (api_version, kind) = match self.kind {
-            Kind::Service => (Slim::<Services>::api_version(&()), Slim::<Services>::kind(&())),
-            Kind::EndpointSlice => {
-                (Slim::<EndpointSlices>::api_version(&()), Slim::<EndpointSlices>::kind(&()))
-            }
-            Kind::Namespace => ("v1".into(), "Namespace".into()),
-            Kind::Node => (Slim::<Nodes>::api_version(&()), Slim::<Nodes>::kind(&())),
+            Kind::Service => (Services::api_version(), Services::NAME),
+            Kind::EndpointSlice => (EndpointSlices::api_version(), EndpointSlices::NAME),
+            Kind::Namespace => ("v1".to_owned(), "Namespace"),
+            Kind::Node => (Nodes::api_version(), Nodes::NAME),
         };
         let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {
-            api_version: Some(api_version.into_owned()),
-            kind: Some(kind.into_owned()),
+            api_version: Some(api_version),
+            kind: Some(kind.to_owned()),
             namespace,
             name: Some(self.key.name.to_string()),
             uid: self.uid.as_deref().map(str::to_owned),

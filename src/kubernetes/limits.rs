@@ -46,12 +46,9 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// each watch at once gets one request a second, not thousands.
 pub const WATCH_SPACING: Duration = Duration::from_secs(1);
 
-/// Largest body of a response that is no watch: 100 objects of 320 KiB each. An EndpointSlice of
-/// 100 endpoints has 25 to 50 kB; the rest is for the single one that may have 1.5 MiB.
-const BODY_BYTES: usize = 100 * 320 * 1024;
-
-/// Largest event of a watch, a line: an object is at most 1.5 MiB in storage, some more as JSON.
-const EVENT_BYTES: usize = 4 * 1024 * 1024;
+/// Largest body of a response that is no watch, whose reader may have a lower bound: an object of
+/// 6 MiB (see [`super::watch`]) and what is around it.
+const BODY_BYTES: usize = 8 << 20;
 
 /// Why a request was given up.
 #[derive(Debug, thiserror::Error)]
@@ -68,13 +65,8 @@ pub enum Error {
     #[error("the watch was silent for {0:?} and was not ended in time: its connection is broken")]
     Silent(Duration),
     /// The body is larger than the bound.
-    #[error("expected at most {limit} bytes in one {what}, found more")]
-    Size {
-        /// What was too large.
-        what: &'static str,
-        /// The bound.
-        limit: usize,
-    },
+    #[error("expected at most {BODY_BYTES} bytes in one response, found more")]
+    Size,
 }
 
 /// When watches of each resource may start again.
@@ -88,7 +80,7 @@ struct GuardedBody {
     /// When the body has to have ended.
     overdue: Pin<Box<Sleep>>,
     last_byte: Instant,
-    /// Of a watch: bytes since the last end of a line. Else: all.
+    /// How many came, unless it is a watch, which may bring any number.
     bytes: usize,
     ended: bool,
 }
@@ -167,21 +159,10 @@ impl GuardedBody {
 
     fn count(&mut self, data: &Bytes) -> Result<(), Error> {
         self.last_byte = Instant::now();
-        let (what, limit) = match self.bounds {
-            Bounds::Whole => {
-                self.bytes += data.len();
-                ("response", BODY_BYTES)
-            }
-            Bounds::Watch => {
-                let line_end = data.iter().rposition(|byte| *byte == b'\n');
-                match line_end {
-                    Some(at) => self.bytes = data.len() - at - 1,
-                    None => self.bytes += data.len(),
-                }
-                ("event of a watch", EVENT_BYTES)
-            }
-        };
-        if self.bytes > limit { Err(Error::Size { what, limit }) } else { Ok(()) }
+        if let Bounds::Whole = self.bounds {
+            self.bytes += data.len();
+        }
+        if self.bytes > BODY_BYTES { Err(Error::Size) } else { Ok(()) }
     }
 
     /// How an overdue body ends. A watch that was alive all the time ends as if by the server.
@@ -278,12 +259,10 @@ mod tests {
             let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
             frame.unwrap().map(|_| ()).map_err(|error| error.to_string())
         }
-        assert!(first(body_of(&[EVENT_BYTES], b'x'), Bounds::Watch).await.is_ok());
-        let error = first(body_of(&[EVENT_BYTES, 1], b'x'), Bounds::Watch).await.unwrap_err();
-        assert_eq!(error, "expected at most 4194304 bytes in one event of a watch, found more");
-        // Many lines may be longer together: only what is after the last one counts.
-        assert!(first(body_of(&[EVENT_BYTES, 1], b'\n'), Bounds::Watch).await.is_ok());
         assert!(first(body_of(&[BODY_BYTES], b'x'), Bounds::Whole).await.is_ok());
-        assert!(first(body_of(&[BODY_BYTES, 1], b'x'), Bounds::Whole).await.is_err());
+        let error = first(body_of(&[BODY_BYTES, 1], b'x'), Bounds::Whole).await.unwrap_err();
+        assert_eq!(error, "expected at most 8388608 bytes in one response, found more");
+        // A watch may bring any number: whoever reads it bounds each event.
+        assert!(first(body_of(&[BODY_BYTES, 1], b'x'), Bounds::Watch).await.is_ok());
     }
 }

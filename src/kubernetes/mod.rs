@@ -18,6 +18,7 @@ pub mod errors;
 pub mod events;
 pub mod limits;
 pub mod pods;
+pub mod pool;
 pub mod slim;
 pub mod watch;
 mod wire;
@@ -27,4 +28,4 @@ mod wire;
 /// again by [`watch::Trouble`], shortened and at a bounded rate.
 ///
 /// The syntax is that of `tracing_subscriber::EnvFilter`.
-pub const LOG_DIRECTIVES: [&str; 2] = ["kube_client::client=off", "kube_runtime::watcher=off"];
+pub const LOG_DIRECTIVES: [&str; 1] = ["kube_client::client=off"];

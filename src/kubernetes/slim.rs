@@ -2,27 +2,24 @@
 //!
 //! An object is decoded once, straight from the response's text; `managedFields` and the rest are
 //! skipped without being stored. One that does not decode keeps its identity and becomes
-//! [`View::Undecodable`]: it never fails its page. One without even a name fails the page, since a
+//! [`Content::Undecodable`]: it never fails its page. One without even a name fails the page, since a
 //! list with an unknown object in it is no evidence that another one is gone.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Resource;
-use kube::core::{DynamicResourceScope, ObjectMeta};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use serde_json::value::RawValue;
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
-    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Protocol, Service,
-    ServicePort, ServiceType,
+    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Protocol, SeenObject,
+    Service, ServicePort, ServiceType,
 };
 use crate::domain::text::one_line;
+use crate::kubernetes::pool::Pool;
 use crate::kubernetes::wire::{self, Text};
 
 /// How many left-out parts of one object are told: the first few show what is wrong, and an
@@ -32,8 +29,12 @@ const LEFT_OUT_TOLD: usize = 8;
 /// Longest quotation of a value that is wrong: more than any address or number needs.
 const QUOTED_BYTES: usize = 64;
 
-/// One kind of object: where it is served and how it is decoded.
-pub trait Projected: fmt::Debug + Clone + Send + Sync + 'static {
+/// One kind of object: where it is served, how it is decoded, and what its watch shows of it.
+pub trait Watched: fmt::Debug + Send + Sync + 'static {
+    /// What is left of an object.
+    type Object: fmt::Debug + Send + 'static;
+    /// An object with its identity, as the watch shows it.
+    type Seen: fmt::Debug + Send + 'static;
     /// The kind that the events speak of.
     const KIND: Kind;
     /// The API group; empty for the core. The version is `v1`.
@@ -47,8 +48,22 @@ pub trait Projected: fmt::Debug + Clone + Send + Sync + 'static {
     /// The file that grants the right to read them.
     const GRANTED_BY: &'static str = "manifests/base/rbac.yaml";
 
+    /// `apiVersion` of the objects.
+    fn api_version() -> String {
+        if Self::GROUP.is_empty() { "v1".to_owned() } else { format!("{}/v1", Self::GROUP) }
+    }
+
     /// Decodes one object.
-    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error>;
+    fn decode(json: &str) -> Result<(Identity, Content<Self::Object>), serde_json::Error>;
+
+    /// What is said of an object as it is now.
+    fn seen(key: ObjectKey, object: Self::Object) -> Self::Seen;
+
+    /// What is said of an object that could not be read.
+    fn undecodable(key: ObjectKey, why: String) -> Self::Seen;
+
+    /// Shares the text of names that many objects have in common.
+    fn share(_object: &mut Self::Object, _names: &mut Pool) {}
 }
 
 /// Who an object is.
@@ -60,31 +75,25 @@ pub struct Identity {
     pub resource_version: String,
 }
 
-/// What is left of an object.
+/// What was found in an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum View {
-    /// A Service.
-    Service(Service),
-    /// An EndpointSlice; `None` without the label that names its Service.
-    Slice(Option<EndpointSlice>),
-    /// The subsets of an Endpoints object, each as a slice.
-    Subsets(Vec<EndpointSlice>),
-    /// A node.
-    Node(Node),
+pub enum Content<T> {
+    /// What is used of it.
+    Object(T),
+    /// It is of no interest, as a slice without the label that names its Service.
+    Nothing,
+    /// It counts as several objects, as the subsets of Endpoints do.
+    Parts(Vec<T>),
     /// Why it could not be decoded.
     Undecodable(String),
 }
 
-/// An object of the kind `P`, as kube's watcher handles it.
-#[derive(Clone, Debug)]
-pub struct Slim<P> {
-    /// Only the resource version is set: it is all that the watcher asks for.
-    meta: ObjectMeta,
-    /// Namespace and name.
-    pub key: ObjectKey,
-    /// Its content.
-    pub view: View,
-    kind: PhantomData<P>,
+/// An object of the kind `P` with its identity.
+pub struct Slim<P: Watched> {
+    /// Who it is.
+    pub identity: Identity,
+    /// What was found in it.
+    pub content: Content<P::Object>,
 }
 
 /// `v1` Services.
@@ -101,40 +110,23 @@ pub struct Nodes;
 
 // === impl Slim ===
 
-impl<P: Projected> Resource for Slim<P> {
-    type DynamicType = ();
-    // Only all namespaces are ever asked for, where this makes no difference.
-    type Scope = DynamicResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        P::NAME.into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        P::GROUP.into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        P::PLURAL.into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.meta
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.meta
+impl<P: Watched> Slim<P> {
+    /// An object that was read.
+    pub fn new(identity: Identity, content: Content<P::Object>) -> Self {
+        Self { identity, content }
     }
 }
 
-impl<'de, P: Projected> Deserialize<'de> for Slim<P> {
+impl<P: Watched> fmt::Debug for Slim<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {:?}", P::NAME, self.identity.key, self.content)
+    }
+}
+
+impl<'de, P: Watched> Deserialize<'de> for Slim<P> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let (identity, view) = match P::decode(raw) {
+        let (identity, content) = match P::decode(raw) {
             Ok(decoded) => decoded,
             Err(why) => {
                 let object: wire::Named<'_> = serde_json::from_str(raw).map_err(|_| {
@@ -147,14 +139,10 @@ impl<'de, P: Projected> Deserialize<'de> for Slim<P> {
                 }
                 let namespace = metadata.namespace.unwrap_or_default();
                 let identity = identity(namespace, metadata.name, metadata.resource_version);
-                (identity, View::Undecodable(undecodable(&why)))
+                (identity, Content::Undecodable(undecodable(&why)))
             }
         };
-        let meta = ObjectMeta {
-            resource_version: Some(identity.resource_version),
-            ..ObjectMeta::default()
-        };
-        Ok(Self { meta, key: identity.key, view, kind: PhantomData })
+        Ok(Self { identity, content })
     }
 }
 
@@ -173,15 +161,17 @@ fn undecodable(why: &serde_json::Error) -> String {
     one_line(&format!("does not decode: {why}"), 256)
 }
 
-// === impl Projected ===
+// === impl Watched ===
 
-impl Projected for Services {
+impl Watched for Services {
+    type Object = Service;
+    type Seen = SeenObject;
     const KIND: Kind = Kind::Service;
     const GROUP: &'static str = "";
     const NAME: &'static str = "Service";
     const PLURAL: &'static str = "services";
 
-    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+    fn decode(json: &str) -> Result<(Identity, Content<Service>), serde_json::Error> {
         let object: wire::Service<'_> = serde_json::from_str(json)?;
         let kind = service_type(object.spec.r#type.as_ref())?;
         let (metadata, spec) = (object.metadata, object.spec);
@@ -209,22 +199,32 @@ impl Projected for Services {
         service.load_balancer.shrink_to_fit();
         service.ports.shrink_to_fit();
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
-        Ok((identity, View::Service(service)))
+        Ok((identity, Content::Object(service)))
+    }
+
+    fn seen(key: ObjectKey, object: Service) -> SeenObject {
+        SeenObject::Service(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
     }
 }
 
-impl Projected for EndpointSlices {
+impl Watched for EndpointSlices {
+    type Object = EndpointSlice;
+    type Seen = SeenObject;
     const KIND: Kind = Kind::EndpointSlice;
     const GROUP: &'static str = "discovery.k8s.io";
     const NAME: &'static str = "EndpointSlice";
     const PLURAL: &'static str = "endpointslices";
 
-    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+    fn decode(json: &str) -> Result<(Identity, Content<EndpointSlice>), serde_json::Error> {
         let object: wire::EndpointSlice<'_> = serde_json::from_str(json)?;
         let metadata = object.metadata;
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
         let Some(service) = metadata.labels.unwrap_or_default().0 else {
-            return Ok((identity, View::Slice(None)));
+            return Ok((identity, Content::Nothing));
         };
         let mut left_out = LeftOut::default();
         let ports = endpoint_ports(object.ports.unwrap_or_default(), "", &mut left_out);
@@ -239,11 +239,25 @@ impl Projected for EndpointSlices {
             endpoints(object.endpoints.unwrap_or_default(), &mut left_out)
         };
         let slice = EndpointSlice { service, ports, endpoints, left_out: left_out.into_box() };
-        Ok((identity, View::Slice(Some(slice))))
+        Ok((identity, Content::Object(slice)))
+    }
+
+    fn seen(key: ObjectKey, object: EndpointSlice) -> SeenObject {
+        SeenObject::EndpointSlice(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+
+    fn share(slice: &mut EndpointSlice, names: &mut Pool) {
+        names.share(slice);
     }
 }
 
-impl Projected for Nodes {
+impl Watched for Nodes {
+    type Object = Node;
+    type Seen = SeenObject;
     const KIND: Kind = Kind::Node;
     const GROUP: &'static str = "";
     const NAME: &'static str = "Node";
@@ -251,7 +265,7 @@ impl Projected for Nodes {
     const NAMESPACED: bool = false;
     const GRANTED_BY: &'static str = "manifests/optional/nodes-rbac.yaml";
 
-    fn decode(json: &str) -> Result<(Identity, View), serde_json::Error> {
+    fn decode(json: &str) -> Result<(Identity, Content<Node>), serde_json::Error> {
         let object: wire::Node<'_> = serde_json::from_str(json)?;
         let (metadata, status) = (object.metadata, object.status.unwrap_or_default());
         let mut left_out = LeftOut::default();
@@ -283,7 +297,15 @@ impl Projected for Nodes {
             left_out: left_out.into_box(),
         };
         let identity = identity(Text::default(), metadata.name, metadata.resource_version);
-        Ok((identity, View::Node(node)))
+        Ok((identity, Content::Object(node)))
+    }
+
+    fn seen(key: ObjectKey, object: Node) -> SeenObject {
+        SeenObject::Node(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
     }
 }
 

@@ -269,7 +269,10 @@ impl Reconciler {
         for (key, known) in self.ledger.services() {
             let unread = self.cache.undecodable(Kind::Service, key).is_some();
             if self.cache.service(key).is_none() && !unread {
-                losses.insert(key.clone(), (Cause::Absence, known.len()));
+                // Of a namespace that is not selected nothing is asked: its objects may still exist.
+                let selected = self.settings.includes_namespace(&key.namespace);
+                let cause = if selected { Cause::Absence } else { Cause::Selection };
+                losses.insert(key.clone(), (cause, known.len()));
             }
         }
         self.collect_orphans();

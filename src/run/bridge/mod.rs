@@ -31,7 +31,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
-use kube::Client as KubeClient;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -54,7 +53,7 @@ use crate::domain::kube::object::Kind;
 use crate::domain::sync::{Moment, Reconciler};
 use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
 use crate::kubernetes::events::{Reporter, reporter};
-use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, endpoints, nodes, services};
+use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::{AdminServer, listen};
 use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
@@ -137,6 +136,7 @@ struct Bridge {
     state: Reconciler,
     jobs: FuturesUnordered<Job>,
     requests: Requests,
+    watcher: Watcher,
     watches: StreamMap<Kind, BoxStream<'static, Notice>>,
     relists: BTreeMap<Kind, Relist>,
     kubernetes: Connected,
@@ -183,6 +183,8 @@ impl Bridge {
         let resync = options.resync;
         let (sink, marker) = (options.sync.sink(&consul), options.sync.marker(&consul));
         let election = options.sync.election(&consul, &instance());
+        let settings = &options.sync.settings;
+        let scopes = Scope::of(&settings.namespaces, &settings.deny_namespaces);
         Self {
             state: Reconciler::new(options.sync.settings.clone())
                 .with_target(options.sync.sink.target()),
@@ -190,6 +192,7 @@ impl Bridge {
             began: Instant::now(),
             jobs: FuturesUnordered::new(),
             requests: Requests::new(sink.requests()),
+            watcher: Watcher::within(kubernetes.client.clone(), scopes),
             watches: StreamMap::new(),
             relists: BTreeMap::new(),
             kubernetes,
@@ -312,17 +315,17 @@ impl Bridge {
     }
 
     fn start_watches(&mut self, source: EndpointSource) {
-        self.start_watch(Kind::Service, services);
-        self.start_watch(Kind::EndpointSlice, |client, relist| endpoints(client, source, relist));
+        self.start_watch(Kind::Service, Watcher::services);
+        self.start_watch(Kind::EndpointSlice, |watcher, relist| watcher.endpoints(source, relist));
     }
 
     fn start_watch(
         &mut self,
         kind: Kind,
-        watch: impl FnOnce(KubeClient, Relist) -> BoxStream<'static, Notice>,
+        watch: impl FnOnce(&Watcher, Relist) -> BoxStream<'static, Notice>,
     ) {
         let relist = Relist::default();
-        self.watches.insert(kind, watch(self.kubernetes.client.clone(), relist.clone()));
+        self.watches.insert(kind, watch(&self.watcher, relist.clone()));
         self.relists.insert(kind, relist);
     }
 
@@ -331,7 +334,7 @@ impl Bridge {
         let (wanted, watched) = (self.state.wants_nodes(), self.relists.contains_key(&Kind::Node));
         if wanted && !watched {
             tracing::info!("a Service uses node ports: watching nodes");
-            self.start_watch(Kind::Node, nodes);
+            self.start_watch(Kind::Node, Watcher::nodes);
         } else if watched && !wanted {
             tracing::info!("no Service uses node ports any more: nodes are watched no longer");
             self.watches.remove(&Kind::Node);
@@ -368,6 +371,7 @@ impl Bridge {
                 }
             }
             Notice::Recovered(kind) => self.tally.watch_recovered(kind),
+            Notice::Heard(_) => {}
         }
     }
 

@@ -34,9 +34,7 @@ use crate::domain::report::forecast::{Forecast, Reading, Verb};
 use crate::domain::sync::{Action, Cause, Moment, Reconciler};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
-use crate::kubernetes::watch::{
-    Error as WatchError, Notice, Relist, endpoints, nodes, services as watch_services,
-};
+use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
@@ -211,9 +209,11 @@ impl<'a> Planner<'a> {
         let source = endpoint_source(&kubernetes.client).await;
         let source = source.map_err(|error| Error::Failed(error.to_string()))?;
         let mut watches: StreamMap<Kind, BoxStream<'static, Notice>> = StreamMap::new();
-        let client = || kubernetes.client.clone();
-        watches.insert(Kind::Service, watch_services(client(), Relist::default()));
-        watches.insert(Kind::EndpointSlice, endpoints(client(), source, Relist::default()));
+        let settings = &self.options.settings;
+        let scopes = Scope::of(&settings.namespaces, &settings.deny_namespaces);
+        let kinds = Watcher::within(kubernetes.client.clone(), scopes);
+        watches.insert(Kind::Service, kinds.services(Relist::default()));
+        watches.insert(Kind::EndpointSlice, kinds.endpoints(source, Relist::default()));
         let mut watches_nodes = false;
 
         let (seen, mut observations) = mpsc::unbounded_channel();
@@ -224,7 +224,7 @@ impl<'a> Planner<'a> {
         while !named || !self.state.is_listed() {
             if self.state.wants_nodes() && !watches_nodes {
                 watches_nodes = true;
-                watches.insert(Kind::Node, nodes(client(), Relist::default()));
+                watches.insert(Kind::Node, kinds.nodes(Relist::default()));
             }
             tokio::select! {
                 Some((_, notice)) = watches.next() => {
@@ -304,6 +304,7 @@ impl<'a> Planner<'a> {
                 self.trouble = Some(trouble.error.to_string());
             }
             Notice::Recovered(_) => self.trouble = None,
+            Notice::Heard(_) => {}
         }
     }
 

@@ -62,6 +62,24 @@ fn headless_services_without_their_slices_keep_their_instances() {
 }
 
 #[test]
+fn l10_what_is_absent_since_its_namespace_is_not_selected_is_never_confirmed() {
+    let mut elsewhere = settings();
+    elsewhere.namespaces.insert("typo".into());
+    let mut simulation = in_sync(30).restarted(elsewhere);
+    simulation.read_back();
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 30);
+    assert!(simulation.bridge.is_holding());
+    assert_eq!(
+        simulation.bridge.confirmation_due(),
+        None,
+        "only --allow-removals says it is meant"
+    );
+}
+
+#[test]
 fn a_second_list_that_agrees_releases_what_is_held() {
     let mut simulation = in_sync(30);
     simulation.list(Kind::Service, []);
