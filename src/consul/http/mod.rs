@@ -19,3 +19,5 @@ pub mod setup;
 pub mod stream;
 pub mod token;
 pub mod transport;
+mod verifier;
+pub mod wire;

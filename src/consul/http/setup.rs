@@ -10,9 +10,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{HOST, HeaderMap, HeaderValue};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::ExposeSecret;
 
 use crate::consul::http::config::{Config, HttpAuth};
+use crate::consul::http::verifier::GivenCertificates;
 
 /// Largest file of certificates: the Mozilla bundle is 230 kB.
 const MAX_PEM_FILE: u64 = 4 << 20;
@@ -46,7 +49,7 @@ pub enum BuildError {
         /// The key's file.
         key: PathBuf,
         /// Why not.
-        source: reqwest::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The TLS server name is no DNS name.
     #[error("expected a DNS name as TLS server name (CONSUL_TLS_SERVER_NAME), found {0:?}")]
@@ -66,38 +69,76 @@ pub enum BuildError {
 
 /// The certificates that are trusted and the one that is shown.
 pub(in crate::consul) fn trust(
-    mut builder: reqwest::ClientBuilder,
+    builder: reqwest::ClientBuilder,
     config: &Config,
 ) -> Result<reqwest::ClientBuilder, BuildError> {
-    if !config.tls_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
+    let verifier = GivenCertificates::new(given_certificates(config)?);
+    let identity = identity(config)?;
+    let unusable = |source| BuildError::Identity {
+        certificate: config.client_certificate.clone().unwrap_or_default(),
+        key: config.client_key.clone().unwrap_or_default(),
+        source,
+    };
+    if let Some(verifier) = verifier
+        && config.tls_verify
+    {
+        let tls = rustls::ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let tls = match identity {
+            Some(pem) => with_identity(tls, &pem).map_err(unusable)?,
+            None => tls.with_no_client_auth(),
+        };
+        return Ok(builder.tls_backend_preconfigured(tls));
     }
+    let builder = builder.tls_danger_accept_invalid_certs(!config.tls_verify);
+    Ok(match identity {
+        Some(pem) => {
+            let identity = reqwest::Identity::from_pem(&pem);
+            builder.identity(identity.map_err(|error| unusable(error.into()))?)
+        }
+        None => builder,
+    })
+}
+
+/// The CA certificates that are to be trusted instead of the machine's.
+fn given_certificates(config: &Config) -> Result<Vec<CertificateDer<'static>>, BuildError> {
     let files = match (&config.ca_file, &config.ca_directory) {
         (Some(file), _) => vec![file.clone()],
         (None, Some(directory)) => files_in(directory)?,
         (None, None) => Vec::new(),
     };
-    if !files.is_empty() {
-        let mut certificates = Vec::new();
-        for path in files {
-            let pem = read_pem("CA certificates", &path)?;
-            match reqwest::Certificate::from_pem_bundle(&pem) {
-                Ok(found) if !found.is_empty() => certificates.extend(found),
-                _ => return Err(BuildError::Pem { purpose: "CA certificates", path }),
-            }
+    let mut given = Vec::new();
+    for path in files {
+        let purpose = "CA certificates";
+        let pem = read_pem(purpose, &path)?;
+        match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
+            // Each file has to hold one that can be trusted.
+            Ok(found) if GivenCertificates::new(found.clone()).is_some() => given.extend(found),
+            _ => return Err(BuildError::Pem { purpose, path }),
         }
-        builder = builder.tls_certs_only(certificates);
     }
-    if let (Some(certificate), Some(key)) = (&config.client_certificate, &config.client_key) {
-        let mut pem = read_pem("the client's certificate", certificate)?;
-        pem.push(b'\n');
-        pem.extend(read_pem("the client's private key", key)?);
-        let identity = reqwest::Identity::from_pem(&pem).map_err(|source| {
-            BuildError::Identity { certificate: certificate.clone(), key: key.clone(), source }
-        })?;
-        builder = builder.identity(identity);
-    }
-    Ok(builder)
+    Ok(given)
+}
+
+/// The client's certificate and its key, as one PEM text.
+fn identity(config: &Config) -> Result<Option<Vec<u8>>, BuildError> {
+    let (Some(certificate), Some(key)) = (&config.client_certificate, &config.client_key) else {
+        return Ok(None);
+    };
+    let mut pem = read_pem("the client's certificate", certificate)?;
+    pem.push(b'\n');
+    pem.extend(read_pem("the client's private key", key)?);
+    Ok(Some(pem))
+}
+
+/// Shows the certificate, with its chain, and the key of a PEM text.
+fn with_identity(
+    tls: rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>,
+    pem: &[u8],
+) -> Result<rustls::ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    Ok(tls.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(pem)?)?)
 }
 
 /// Makes the URL's host the name that the certificate has to carry, so that TLS checks and

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use http::{Method, StatusCode};
 use kube_consul_stack::{
-    Consul, ConsulOptions, Data, Fault, HttpRecorder, Program, Recorded, eventually,
+    Certificate, Consul, ConsulOptions, Data, Fault, HttpRecorder, Port, Program, Recorded,
+    eventually,
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -295,6 +296,43 @@ async fn h13_the_shipped_policy_is_what_the_hook_works_with() -> Result<()> {
         consul.api().put(&path, &policy).await?;
         let told = ended(register(), code).await?.stderr();
         ensure!(told.contains(expected), "without {lacking}: {told}");
+    }
+    Ok(())
+}
+
+/// As Go has it: a server may show a certificate that is itself among the given ones.
+#[tokio::test]
+async fn h10_a_self_signed_certificate_may_be_its_own_ca() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let arguments = "register cli --service-name web --pod-ip 10.0.0.1 --container-port 80";
+    for is_ca in [true, false] {
+        let own = Certificate::self_signed(&["127.0.0.1", "localhost"], is_ca)?;
+        // Of the same names and another key.
+        let other = Certificate::self_signed(&["127.0.0.1", "localhost"], is_ca)?;
+        let [own_file, other_file] =
+            [file("own.pem", &own.certificate)?, file("other.pem", &other.certificate)?];
+        let https = Port::pick()?;
+        let files = json!({"cert_file": own_file, "key_file": file("own.key", &own.key)?});
+        let configuration = json!({"tls": {"https": files}, "ports": {"https": https.number()}});
+        let consul =
+            Consul::start(ConsulOptions::dev().configuration(configuration.to_string())).await?;
+        let address = format!("https://127.0.0.1:{}", https.number());
+        let register = |ca: &str| hook(&address, arguments).env("CONSUL_CACERT", ca);
+        let told = ended(register(&own_file), 0).await?.stderr();
+        ensure!(services(&consul).await?.len() == 1, "{told}");
+        let refused = [
+            register(&other_file),
+            register(&own_file).env("CONSUL_TLS_SERVER_NAME", "server.dc1.consul"),
+        ];
+        for options in refused {
+            let told = ended(options.args(["--timeout", "1s"]), 1).await?.stderr();
+            ensure!(told.contains("certificate"), "{told}");
+        }
     }
     Ok(())
 }

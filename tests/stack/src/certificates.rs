@@ -55,6 +55,20 @@ impl Authority {
     }
 }
 
+impl Certificate {
+    /// A certificate for those DNS names and IP addresses that its own key signed: a CA's, as
+    /// `openssl req -x509` makes them, or none.
+    pub fn self_signed(names: &[&str], is_ca: bool) -> anyhow::Result<Self> {
+        let key = KeyPair::generate()?;
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names)?;
+        if is_ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        Ok(Self { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+    }
+}
+
 /// Makes ring the provider of TLS in this process. Without it kube and reqwest
 /// panic when they make a client; an earlier choice of the test's own stays.
 pub fn install_provider() {
