@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
-use kube_consul_stack::{Consul, ConsulApi, ConsulOptions, Data, HttpRecorder, eventually};
+use kube_consul_stack::{
+    Consul, ConsulApi, ConsulOptions, Data, HttpRecorder, Program, eventually,
+};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, Fixture, manifest};
+use crate::support::{Bridge, DEADLINE, Fixture, kube_consul, manifest, says};
 
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 const AGENT: &str = "22222222-2222-2222-2222-222222222222";
@@ -259,4 +261,73 @@ async fn what_the_servers_refuse_from_the_agent_is_a_problem() -> Result<()> {
     ensure!(fixture.instances("web").await?.is_empty(), "it is in the catalog");
     // It is known, and nothing else keeps the bridge from working.
     bridge.wait_ready().await
+}
+
+/// Rules of the policy of `purge`, and what it says without each.
+const NEEDED_TO_PURGE: [(&str, i32, &str); 7] = [
+    (r#"service_prefix "" { policy = "write" }"#, 1, ""),
+    (r#"node_prefix "" { policy = "read" }"#, 1, "rights hide a part"),
+    (r#"node "k8s-kubernetes" { policy = "write" }"#, 1, "node k8s-kubernetes"),
+    (r#"node_prefix "k8s-kubernetes." { policy = "write" }"#, 1, "node k8s-kubernetes."),
+    (r#"agent_prefix "" { policy = "read" }"#, 2, "Other nodes"),
+    (r#"key_prefix "0." { policy = "write" }"#, 1, ""),
+    (r#"key_prefix "kube-consul/kubernetes/" { policy = "write" }"#, 1, "owner"),
+];
+
+#[tokio::test]
+async fn the_policy_of_purge_suffices_and_each_of_its_rules_is_needed() -> Result<()> {
+    let fixture = fixture("purge").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let shipped = policy("purge.hcl")?;
+    ensure!(rules_of(&shipped) == NEEDED_TO_PURGE.map(|(rule, ..)| rule).into(), "{shipped}");
+    let consul = fixture.consul.api();
+    // Both sinks, and the lock of a leader that has ended.
+    for flags in [&["--sink=agent"][..], &["--sink=catalog", "--leader-elect"]] {
+        let command = fixture.command().await?.args(flags);
+        let bridge = Bridge::start(command.env("CONSUL_HTTP_TOKEN", MANAGEMENT)).await?;
+        bridge.wait_ready().await?;
+        bridge.stop().await?;
+    }
+    let purge = |secret: &str, flags: &[&str]| {
+        let command = kube_consul()
+            .args(["purge", "--cluster=kubernetes"])
+            .args(flags)
+            .env("CONSUL_HTTP_TOKEN", secret);
+        command.env("CONSUL_HTTP_ADDR", fixture.consul.url())
+    };
+    // What must not be overlooked: with it the owner key stays.
+    let elsewhere = json!({"Node": "elsewhere", "Address": "192.0.2.1", "Service":
+        {"Service": "web", "ID": "web", "Meta": {"kube-consul-cluster": "kubernetes"}}});
+    consul.put("/v1/catalog/register", &elsewhere).await?;
+    let nodes = consul.get("/v1/catalog/nodes").await?;
+    for (number, (rule, code, told)) in NEEDED_TO_PURGE.into_iter().enumerate() {
+        // Those before may have removed them.
+        for node in nodes.as_array().into_iter().flatten() {
+            let name = node["Node"].as_str().unwrap_or_default();
+            if name.starts_with("k8s-") {
+                let body =
+                    json!({"Node": name, "Address": node["Address"], "NodeMeta": node["Meta"]});
+                consul.put("/v1/catalog/register", &body).await?;
+            }
+        }
+        let secret = format!("55555555-5555-5555-5555-{number:012}");
+        token(consul, &secret, &without(&shipped, rule)?).await?;
+        // Without --yes it only shows, and ends with 2.
+        let flags: &[&str] = if code == 2 { &[] } else { &["--yes"] };
+        let program = Program::start("kube-consul", purge(&secret, flags)).await?;
+        program.wait_for_code(code, DEADLINE).await.with_context(|| format!("without {rule}"))?;
+        let said = program.stdout() + &program.stderr();
+        ensure!(said.contains(told), "without {rule}: {said}");
+    }
+    consul.put("/v1/catalog/deregister", &json!({"Node": "elsewhere"})).await?;
+    token(consul, AGENT, &shipped).await?;
+    let said = says(0, purge(AGENT, &["--yes"])).await?;
+    ensure!(!said.contains("Left:") && !said.contains("stay"), "{said}");
+    for path in ["/v1/kv/?keys", "/v1/catalog/service/web"] {
+        let left = consul.get(path).await.unwrap_or(Value::Null);
+        ensure!(left.as_array().is_none_or(Vec::is_empty), "{path}: {left}");
+    }
+    let nodes = consul.get("/v1/catalog/nodes").await?;
+    ensure!(nodes.as_array().is_some_and(|nodes| nodes.len() == 1), "{nodes}");
+    Ok(())
 }
