@@ -114,7 +114,8 @@ impl Agent {
     pub fn new(AgentUrl(url): &AgentUrl) -> Result<Self, Error> {
         let mut http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
+            // Nothing secret is sent; the original follows as many.
+            .redirect(reqwest::redirect::Policy::limited(10))
             .no_proxy();
         if url.starts_with("http:") {
             // A host without CA certificates must do for plain HTTP.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | where Consul is and who to be there: every variable of Consul's own command |
 //! | [`setup`] | certificates, server name, HTTP authentication |
+//! | [`verifier`] | trust in CA certificates that were given |
 //! | [`request`] | one request |
 //! | [`error`] | what can go wrong, sorted by what it means for a write |
 //! | [`transport`] | connections, bounded bodies, the headers that say how complete an answer is |
@@ -20,4 +21,3 @@ pub mod stream;
 pub mod token;
 pub mod transport;
 mod verifier;
-pub mod wire;
