@@ -16,13 +16,13 @@ use crate::support::{
 const MODE: &str = "kube-consul.io/address";
 
 /// A node whose kubelet is the test, which no pod is scheduled to.
-struct OwnNode {
+pub struct OwnNode {
     api: Api<Node>,
     name: String,
 }
 
 impl OwnNode {
-    async fn create(fixture: &Fixture, name: &str, addresses: &[(&str, &str)]) -> Result<Self> {
+    pub async fn create(fixture: &Fixture, name: &str, addresses: &[(&str, &str)]) -> Result<Self> {
         let name = format!("{}-{name}", fixture.namespace);
         let addresses: Vec<Value> = addresses
             .iter()
@@ -45,7 +45,14 @@ impl OwnNode {
         Ok(())
     }
 
-    async fn delete(&self) -> Result<()> {
+    /// Sets a label; null removes it.
+    pub async fn label(&self, label: &str, value: impl Into<Value>) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"labels": {label: value.into()}}}));
+        self.api.patch(&self.name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    pub async fn delete(&self) -> Result<()> {
         self.api.delete(&self.name, &DeleteParams::default()).await?;
         Ok(())
     }

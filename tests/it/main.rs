@@ -13,6 +13,7 @@ mod image;
 mod kubernetes_edge;
 mod login;
 mod manifests;
+mod objects;
 mod plan;
 mod problems;
 mod ptr;

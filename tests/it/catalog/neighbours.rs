@@ -57,6 +57,8 @@ async fn two_clusters_with_equal_names_each_keep_their_own() -> Result<()> {
         objects.create_all(&names).await?;
         let recorder = HttpRecorder::start(servers.consul.servers[0].url()).await?;
         let command = catalog_bridge(&recorder.url(), cluster, &objects.namespace).await?;
+        // They share names on purpose.
+        let command = command.args(["--join-existing", "kubernetes"]);
         sites.push((objects, recorder, command));
     }
     let [(ours, our_recorder, our_command), (theirs, their_recorder, their_command)] = &sites[..]

@@ -14,6 +14,7 @@ use kube_consul_stack::eventually;
 use super::DEADLINE;
 
 /// What a resolver library finds in Consul's DNS.
+#[derive(Clone)]
 pub struct Dns(TokioResolver);
 
 impl Dns {

@@ -1,0 +1,187 @@
+//! Who holds a name, and what a tenant may do.
+
+use anyhow::{Result, ensure};
+use hickory_resolver::proto::rr::RecordType::A;
+use kube_consul_stack::{
+    Consul, ConsulOptions, Endpoint, Kubernetes, KubernetesOptions, ServiceKind, eventually,
+};
+use serde_json::{Value, json};
+
+use crate::support::{Bridge, DEADLINE, Dns, Fixture, kube_consul};
+
+const NAME: &str = "kube-consul.io/service-name";
+const TAGS: &str = "kube-consul.io/service-tags";
+const JOIN: &str = "kube-consul.io/join";
+
+/// Somebody's machine under a name.
+async fn machine(fixture: &Fixture, name: &str, address: &str) -> Result<()> {
+    let service = json!({"Name": name, "ID": format!("machine-{name}"), "Address": address});
+    fixture.consul.api().put("/v1/agent/service/register", &service).await?;
+    fixture.wait_for_instances(name, 1).await
+}
+
+/// The spec of a Service with one port.
+fn http_80() -> Value {
+    json!({"ports": [{"name": "http", "port": 80}]})
+}
+
+/// A cluster with an API server of its own, and its bridge's command.
+struct Cluster {
+    kubernetes: Kubernetes,
+    name: &'static str,
+}
+
+impl Cluster {
+    async fn start(name: &'static str) -> Result<Self> {
+        let kubernetes = Kubernetes::start(KubernetesOptions::default()).await?;
+        Ok(Self { kubernetes, name })
+    }
+
+    /// A Service `web` in the namespace `shop`; gives its address.
+    async fn web(&self) -> Result<String> {
+        let ports = [("http", 80)];
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "shop"}});
+        self.kubernetes.apply_yaml(&namespace.to_string()).await?;
+        let ready = [Endpoint::ready("10.1.0.1")];
+        self.kubernetes.endpoint_slice("shop", "web", "web-1", &ready, &ports).await?;
+        let kind = ServiceKind::Selectorless;
+        let made = self.kubernetes.service("shop", "web", kind, &ports).await?;
+        Ok(made.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default())
+    }
+
+    async fn bridge(&self, consul: &Consul, flags: &[&str]) -> Result<Bridge> {
+        let command = kube_consul()
+            .args(["bridge", "--sink", "catalog", "--cluster", self.name, "--namespace", "shop"])
+            .arg("--kubeconfig")
+            .arg(self.kubernetes.kubeconfig())
+            .env("CONSUL_HTTP_ADDR", consul.url());
+        let bridge = Bridge::start(command.args(flags)).await?;
+        bridge.wait_ready().await?;
+        Ok(bridge)
+    }
+}
+
+#[tokio::test]
+async fn n1_two_clusters_do_not_share_a_name_unasked() -> Result<()> {
+    let (eu, us, consul) = tokio::try_join!(
+        Cluster::start("eu"),
+        Cluster::start("us"),
+        Consul::start(ConsulOptions::dev())
+    )?;
+    let (in_eu, in_us) = tokio::try_join!(eu.web(), us.web())?;
+    // The same range of addresses: so that they differ, which DNS answers once.
+    ensure!(in_eu != in_us, "{in_eu}");
+    let dns = Dns::new(consul.dns_address())?;
+    let name = "web.service.consul";
+    let first = eu.bridge(&consul, &["--resync", "1s"]).await?;
+    dns.wait_for(name, A, &[&in_eu]).await?;
+    let second = us.bridge(&consul, &[]).await?;
+    let told = second.wait_for_problem("shop", "web", "ForeignName").await?;
+    ensure!(told.contains("another cluster's bridge") || told.contains("\"eu\""), "{told}");
+    ensure!(dns.ask(name, A).await? == [in_eu.as_str()]);
+    // The one that has it is told nothing.
+    first.wait_for_no_problem("shop", "web").await?;
+    second.stop().await?;
+
+    // Clusters that share names on purpose.
+    let second = us.bridge(&consul, &["--join-existing", "kubernetes"]).await?;
+    let mut both = [in_eu.as_str(), &in_us];
+    both.sort_unstable();
+    dns.wait_for(name, A, &both).await?;
+    second.wait_for_no_problem("shop", "web").await?;
+    // To the first the other one has come later: its own stays.
+    let told = first.wait_for_problem("shop", "web", "ForeignName").await?;
+    ensure!(told.contains("stays"), "{told}");
+    dns.wait_for(name, A, &both).await?;
+    second.stop().await?;
+    first.stop().await?;
+    eu.kubernetes.stop().await?;
+    us.kubernetes.stop().await
+}
+
+/// N4, N5, N10 and N13, beside machines.
+#[tokio::test]
+async fn beside_machines_a_tenant_gets_what_is_not_theirs() -> Result<()> {
+    let fixture = Fixture::new("tenants").await?;
+    machine(&fixture, "postgres", "192.0.2.7").await?;
+    machine(&fixture, "billing", "192.0.2.8").await?;
+    let namespace = fixture.namespace.as_str();
+    let dns = fixture.dns()?;
+    fixture.web("db", &[("sql", 5432)]).await?;
+    let joined = json!({NAME: "postgres", JOIN: "true", TAGS: "primary"});
+    fixture.annotate("db", joined).await?;
+    let bridge = fixture.bridge_with(&["--on-conflict", "merge"]).await?;
+    let address = fixture.cluster_ip("db").await?;
+    let own = format!("{namespace}.postgres.service.consul");
+    dns.wait_for(&own, A, &[&address]).await?;
+    // N10: neither the annotation's tag nor the port's name leads there.
+    for tag in ["primary", "sql"] {
+        ensure!(dns.ask(&format!("{tag}.postgres.service.consul"), A).await?.is_empty(), "{tag}");
+    }
+    let told = bridge.wait_for_problem(namespace, "db", "Incomplete").await?;
+    ensure!(told.contains("primary"), "{told}");
+
+    // N4: that `db` has joined it gives `postgres` no right to.
+    fixture.web("postgres", &[("sql", 5432)]).await?;
+    bridge.wait_for_problem(namespace, "postgres", "ForeignName").await?;
+    let mut two = ["192.0.2.7", address.as_str()];
+    two.sort_unstable();
+    dns.wait_for("postgres.service.consul", A, &two).await?;
+
+    // N5: `bİlling` is `billing` to Consul.
+    fixture.service("other", json!({NAME: "b\u{130}lling"}), http_80()).await?;
+    eventually(DEADLINE, || async {
+        let problems = bridge.problems_of(namespace, "other").await?;
+        let is_foreign = |it: &Value| it["reason"] == "ForeignName";
+        ensure!(problems.iter().any(is_foreign), "{problems:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(dns.ask("billing.service.consul", A).await? == ["192.0.2.8"]);
+    bridge.stop().await?;
+
+    // N13: no tenant joins where the operator does not let them. What is registered stays.
+    let flags = ["--on-conflict", "merge", "--annotations", "service-name"];
+    let bridge = fixture.bridge_with(&flags).await?;
+    dns.wait_for("postgres.service.consul", A, &two).await?;
+    fixture.service("late", json!({NAME: "billing", JOIN: "true"}), http_80()).await?;
+    eventually(DEADLINE, || async {
+        let problems = bridge.problems_of(namespace, "db").await?;
+        let ignored = problems.iter().filter(|it| it["reason"] == "IgnoredAnnotation").count();
+        ensure!(ignored == 2, "{problems:?}");
+        let problems = bridge.problems_of(namespace, "late").await?;
+        let reasons: Vec<_> = problems.iter().filter_map(|it| it["reason"].as_str()).collect();
+        ensure!(reasons == ["IgnoredAnnotation", "ForeignName"], "{problems:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(dns.ask("billing.service.consul", A).await? == ["192.0.2.8"]);
+    bridge.stop().await
+}
+
+/// N9: an external IP that somebody writes takes no address's record away.
+#[tokio::test]
+async fn n9_a_cluster_ip_keeps_its_ptr_record() -> Result<()> {
+    let fixture = Fixture::new("rank").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let address = fixture.cluster_ip("web").await?;
+    let parts: Vec<&str> = address.rsplit('.').skip(1).collect();
+    let key = format!("0.{}.IN-ADDR.ARPA/{address}", parts.join("."));
+    let bridge = fixture.bridge().await?;
+    let record = async || fixture.consul.api().key(&key).await;
+    ensure!(record().await?.as_deref() == Some("web.service.dc1.consul"));
+    fixture.web("a", &[("http", 80)]).await?;
+    fixture.patch("a", &json!({"spec": {"externalIPs": [address]}})).await?;
+    fixture.annotate("a", json!({"kube-consul.io/address": "external-ip"})).await?;
+    fixture.dns()?.wait_for("a.service.consul", A, &[&address]).await?;
+    ensure!(record().await?.as_deref() == Some("web.service.dc1.consul"));
+    fixture.delete("web").await?;
+    eventually(DEADLINE, || async {
+        let found = record().await?;
+        ensure!(found.as_deref() == Some("a.service.dc1.consul"), "{found:?}");
+        Ok(())
+    })
+    .await?;
+    bridge.stop().await
+}
