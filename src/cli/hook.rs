@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cli::{
-    COMMON, EXIT_DONE, EXIT_USAGE, KubernetesArgs, LONGEST, LogArgs, duration, usage,
-};
+use crate::cli::{COMMON, EXIT_DONE, KubernetesArgs, LONGEST, LogArgs, duration, failed, usage};
 use crate::consul::http::config::{Config, ConfigError};
 use crate::domain::hook::cli::{Flags, registration, service_id};
 use crate::domain::hook::duration::parse as parse_go_duration;
@@ -19,7 +17,7 @@ use crate::domain::hook::mesos::Place;
 use crate::domain::hook::ports::PORT_DEFINITIONS;
 use crate::domain::hook::{Invalid, required, together};
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::text::{chain, parse_bool};
+use crate::domain::text::parse_bool;
 use crate::kubernetes::client::Environment;
 use crate::mesos;
 use crate::run::hook::{self, ConsulOptions, HealthOptions, Job, Options, PodOptions, TaskOptions};
@@ -483,14 +481,11 @@ fn environment(variable: &str) -> Option<String> {
 
 fn finish(options: Result<Options, Error>) -> u8 {
     match options {
-        Err(error) => {
-            eprintln!("error: {}", chain(&error));
-            EXIT_USAGE
-        }
+        Err(error) => usage(&error),
         Ok(options) => match hook::main(options) {
             Ok(()) => EXIT_DONE,
             Err(error) => {
-                eprintln!("error: {}", chain(&error));
+                failed(&error);
                 error.exit_code()
             }
         },

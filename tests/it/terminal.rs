@@ -135,16 +135,21 @@ async fn the_final_error_looks_like_the_log() -> Result<()> {
             kube_consul().args(["bridge", "--once", "--timeout=1s", "--kube-url", &nobody]);
         command.args(flags).env("CONSUL_HTTP_ADDR", &nobody)
     };
-    // Not on a terminal, and whatever the filter is.
-    for flags in [&["--log-format=auto"][..], &["--log-format=json", "--log-level=off"]] {
-        let said = ends_with(1, command(flags)).await?;
+    // Not on a terminal, whatever the filter is, and of the hook, too.
+    let missing = || kube_consul().args(["register", "cli"]);
+    for (code, expected, command) in [
+        (1, "--timeout", command(&["--log-format=auto"])),
+        (1, "--timeout", command(&["--log-format=json", "--log-level=off"])),
+        (2, "--service-name", missing()),
+    ] {
+        let said = ends_with(code, command).await?;
         for line in said.lines() {
             let line: Value = serde_json::from_str(line).with_context(|| said.clone())?;
             ensure!(line["message"].is_string() && line["timestamp"].is_string(), "{line}");
         }
         let last: Value = serde_json::from_str(said.lines().last().context("nothing is said")?)?;
         let message = last["message"].as_str().unwrap_or_default();
-        ensure!(last["level"] == "ERROR" && message.contains("--timeout"), "{last}");
+        ensure!(last["level"] == "ERROR" && message.contains(expected), "{last}");
     }
     let said = ends_with(1, command(&["--log-format=text"])).await?;
     ensure!(said.lines().last().is_some_and(|it| it.starts_with("error: ")), "{said}");
