@@ -1,6 +1,6 @@
 //! What the bridge keeps in memory for the cluster that its budget speaks of: 10,000 Services with
 //! ten endpoints each. Everything but the network is the real thing: lists and watches
-//! against an API server within the process, the reconciler, an answer to each write, a read-back.
+//! against an API server within the process, the core, an answer to each write, a read-back.
 //!
 //! Each mode runs in a process of its own, so that none sees what another one left. The floor is
 //! that process before the first object.
@@ -18,13 +18,13 @@ use kube::client::Body;
 use kube_consul::domain::consul::names::ForeignNames;
 use kube_consul::domain::consul::ptr::ConsulDomain;
 use kube_consul::domain::consul::record::{
-    Answer, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
+    Answer, Observation, ObservedPtr, ObservedRegistration, PtrOwner, PtrRecord,
 };
 use kube_consul::domain::kube::names::ObjectKey;
 use kube_consul::domain::kube::object::{EndpointSlice, Node, Service, WatchEvent};
 use kube_consul::domain::services::desired::{Neighbours, Permit, desired};
 use kube_consul::domain::services::settings::{AddressMode, Settings};
-use kube_consul::domain::sync::{Action, Moment, Reconciler};
+use kube_consul::domain::sync::{Action, Config, Core, Moment, Peer, Target};
 use kube_consul::kubernetes::client::EndpointSource;
 use kube_consul::kubernetes::slim::{Content, EndpointSlices, Services, Watched as _};
 use kube_consul::kubernetes::watch::{Notice, Relist, Watcher};
@@ -33,9 +33,6 @@ use serde_json::{Value, json};
 mod objects;
 
 use objects::{ENDPOINTS, Memory, SERVICES, TARGET_MIB};
-
-/// As many as the bridge has in flight.
-const SLOTS: usize = 16;
 
 fn main() -> Result<ExitCode> {
     // Cargo passes `--bench`.
@@ -59,33 +56,35 @@ async fn measure(mode: AddressMode) -> Result<()> {
     let mut bridge = Bridge::new(settings);
     let listed = bridge.list().await?;
     println!("{mode}: floor {floor}, listed {listed}");
-    bridge.read_back(false)?;
+    bridge.resync(false)?;
     let written = bridge.write()?;
     println!("{mode}: {written} writes answered {}", Memory::of("self")?);
-    bridge.read_back(true)?;
+    bridge.resync(true)?;
     println!("{mode}: read back {}", Memory::of("self")?);
     let expected = if mode == AddressMode::Endpoints { SERVICES * ENDPOINTS } else { SERVICES };
-    let known = bridge.state.ledger().registration_count();
+    let known = bridge.core.counts().registrations;
     ensure!(known == expected, "expected {expected} registrations, found {known}");
     ensure!(bridge.write()? == 0, "what is as it should be was written again");
-    ensure!(bridge.state.problems().count() == 0, "expected no problems");
+    ensure!(bridge.core.counts().problems == 0, "expected no problems");
     Ok(())
 }
 
 struct Bridge {
     settings: Settings,
-    zone: ConsulDomain,
-    state: Reconciler,
+    domain: ConsulDomain,
+    core: Core,
     now: Moment,
 }
 
 impl Bridge {
     fn new(settings: Settings) -> Self {
-        let mut state = Reconciler::new(settings.clone());
-        let zone = ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() };
-        state.set_ptr_zone(Some(zone.clone()));
-        state.set_foreign_names(ForeignNames::new());
-        Self { settings, zone, state, now: Duration::from_secs(1) }
+        let now = Duration::from_secs(1);
+        let mut core = Core::new(Config::new(settings.clone(), Target::Agent));
+        let domain = ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() };
+        let peer = Peer { domain: Some(domain.clone()), shows_catalog: false };
+        core.handle_connected(peer, now);
+        core.handle_acquired(now);
+        Self { settings, domain, core, now }
     }
 
     /// Takes both lists, as the bridge does. The watches end here: what they keep is measured
@@ -101,7 +100,7 @@ impl Bridge {
             match notices.next().await.context("the watches ended")? {
                 Notice::Event(event) => {
                     complete += usize::from(matches!(event, WatchEvent::ListCompleted(_)));
-                    self.state.watch(event, self.now);
+                    self.core.handle_watch(event, self.now);
                 }
                 Notice::Heard(_) => {}
                 other => anyhow::bail!("expected an event, found {other:?}"),
@@ -113,27 +112,31 @@ impl Bridge {
     /// Answers every write that is due; returns how many there were.
     fn write(&mut self) -> Result<usize> {
         let mut written = 0;
-        loop {
-            let actions = self.state.next_actions(self.now, SLOTS);
-            if actions.is_empty() {
-                ensure!(self.state.is_settled(), "something is left to do");
-                self.state.take_reports();
-                return Ok(written);
-            }
-            for action in actions {
-                let Action::Write(writes) = action else { anyhow::bail!("a reading: {action:?}") };
-                for write in writes {
-                    written += 1;
-                    self.state.answered(&write.key(), Answer::Applied { index: 7 }, self.now);
+        while let Some(action) = self.core.poll_action(self.now) {
+            let (flight, groups) = match action {
+                Action::Write { flight, groups } => (flight, groups),
+                Action::ReadNames => {
+                    self.core.handle_names(Ok(ForeignNames::new()), self.now);
+                    continue;
                 }
-            }
-            self.state.take_reports();
+                other => anyhow::bail!("expected a write, found {other:?}"),
+            };
+            let writes = groups.into_iter().flat_map(|group| group.writes);
+            let answers: Vec<_> =
+                writes.map(|write| (write.key(), Answer::Applied { index: 7 })).collect();
+            written += answers.len();
+            self.core.handle_answers(flight, answers, self.now);
+            self.core.take_reports();
         }
+        ensure!(self.core.is_settled(), "something is left to do");
+        Ok(written)
     }
 
-    /// Shows the reconciler what Consul has: nothing, or all that ought to be there.
-    fn read_back(&mut self, full: bool) -> Result<()> {
-        self.state.begin_read_back(self.now);
+    /// Shows the core what Consul has: nothing, or all that ought to be there.
+    fn resync(&mut self, full: bool) -> Result<()> {
+        // The next one is due by then.
+        self.now += Duration::from_mins(2);
+        while !matches!(self.core.poll_action(self.now), Some(Action::Resync { .. })) {}
         for number in (0..SERVICES).filter(|_| full) {
             let (key, service, slice) = projected(number)?;
             let permit = |_: &str, _| Permit::Granted(Neighbours::default());
@@ -141,16 +144,21 @@ impl Bridge {
             let nodes = None::<std::iter::Empty<(&str, &Node)>>;
             let wanted = desired(&self.settings, &key, &service, slices, nodes, &permit);
             for registration in wanted.registrations.into_values() {
-                self.state.observed_registration(&ObservedRegistration { registration, index: 7 });
+                let observed = ObservedRegistration { registration, index: 7 };
+                self.core.handle_observation(Observation::Registration(observed));
             }
             for (key, ptr) in wanted.reverse {
-                let value = self.zone.name_of(&ptr.service).into();
+                let value = self.domain.name_of(&ptr.service).into();
                 let record = PtrRecord { key, value };
                 let flags = PtrOwner::flags(&self.settings.cluster);
-                self.state.observed_ptr(&ObservedPtr { record, flags, index: 7 });
+                self.core.handle_observation(Observation::Ptr(ObservedPtr {
+                    record,
+                    flags,
+                    index: 7,
+                }));
             }
         }
-        self.state.finish_read_back(self.now);
+        self.core.handle_resync(Ok(()), self.now);
         Ok(())
     }
 }

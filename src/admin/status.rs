@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::Kind;
+use crate::domain::kube::object::Subject;
 use crate::domain::problem::Problem;
 
 /// Most Services and most problems on one page: bounds what one request costs the loop.
@@ -97,7 +97,7 @@ pub struct ObjectProblem {
 
 impl ObjectProblem {
     /// This problem of this object.
-    pub fn new((kind, key, problem): (Kind, &ObjectKey, &Problem)) -> Self {
+    pub fn new((kind, key, problem): (Subject, &ObjectKey, &Problem)) -> Self {
         Self {
             kind: kind.as_str(),
             namespace: key.namespace.to_string(),

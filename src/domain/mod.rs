@@ -6,6 +6,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`backoff`] | how long to wait before another try |
+//! | [`retries`] | records whose writes failed, and when each is tried again |
+//! | [`flights`] | writes under way |
 //! | [`kube`] | what Kubernetes shows: objects, slices packed into little room, the cluster cache |
 //! | [`consul`] | what is registered in Consul: records, their IDs and ownership marks, names |
 //! | [`services`] | from a Service to its registrations: annotations, settings, names, instances, claims |
@@ -43,12 +45,17 @@
 
 pub mod backoff;
 pub mod consul;
+pub mod flights;
 pub mod hook;
 pub mod kube;
 pub mod problem;
 pub mod report;
+pub mod retries;
 pub mod services;
 pub mod sync;
 #[cfg(test)]
 mod testing;
 pub mod text;
+
+/// A point in time: how long the process has been running.
+pub type Moment = std::time::Duration;

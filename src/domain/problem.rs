@@ -1,4 +1,4 @@
-//! What is wrong with one object, told to the people who can mend it.
+//! What is wrong with one object, told to the people who can fix it.
 
 use std::fmt;
 

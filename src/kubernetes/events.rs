@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::Kind;
+use crate::domain::kube::object::Subject;
 use crate::domain::problem::Problem;
 use crate::domain::text::one_line;
 use crate::kubernetes::errors::failure;
@@ -68,7 +68,7 @@ const NAME_CHARS: usize = 230;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Regarding {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: Subject,
     /// Its namespace and name.
     pub key: ObjectKey,
     /// Its uid; without it `kubectl describe` does not show the Event, `kubectl get events` does.
@@ -171,10 +171,10 @@ impl Reporter {
 impl Regarding {
     fn reference(&self) -> ObjectReference {
         let (api_version, kind) = match self.kind {
-            Kind::Service => (Services::api_version(), Services::NAME),
-            Kind::EndpointSlice => (EndpointSlices::api_version(), EndpointSlices::NAME),
-            Kind::Namespace => ("v1".to_owned(), "Namespace"),
-            Kind::Node => (Nodes::api_version(), Nodes::NAME),
+            Subject::Service => (Services::api_version(), Services::NAME),
+            Subject::EndpointSlice => (EndpointSlices::api_version(), EndpointSlices::NAME),
+            Subject::Namespace => ("v1".to_owned(), "Namespace"),
+            Subject::Node => (Nodes::api_version(), Nodes::NAME),
         };
         let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {

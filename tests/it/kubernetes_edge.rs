@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_consul::domain::kube::names::ObjectKey;
-use kube_consul::domain::kube::object::{Kind, SeenObject, WatchEvent};
+use kube_consul::domain::kube::object::{Kind, SeenObject, Subject, WatchEvent};
 use kube_consul::domain::problem::{Problem, Reason};
 use kube_consul::kubernetes::client::{
     Access, ClusterUid, Connected, EndpointSource, Environment, connect, endpoint_source,
@@ -243,7 +243,7 @@ async fn regarding(cluster: &Kubernetes, prefix: &str) -> Result<Regarding> {
     let kind = ServiceKind::Selectorless;
     let service = cluster.service(&namespace, "web", kind, &[("http", 80)]).await?;
     let uid = service.metadata.uid.map(Into::into);
-    Ok(Regarding { kind: Kind::Service, key: ObjectKey::new(namespace, "web"), uid })
+    Ok(Regarding { kind: Subject::Service, key: ObjectKey::new(namespace, "web"), uid })
 }
 
 async fn counted(count: &AtomicU64, wanted: u64) -> Result<()> {
@@ -306,7 +306,6 @@ async fn each_right_of_the_shipped_role_is_needed_to_watch() -> Result<()> {
                 Kind::Service => Watcher::new(client).services(Relist::default()),
                 Kind::EndpointSlice => Watcher::new(client)
                     .endpoints(EndpointSource::EndpointSlices, Relist::default()),
-                Kind::Namespace => anyhow::bail!("namespaces are not watched"),
                 Kind::Node => Watcher::new(client).nodes(Relist::default()),
             };
             if verb == "watch" {

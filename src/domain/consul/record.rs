@@ -71,13 +71,16 @@ pub struct PtrRecord {
     pub value: Box<str>,
 }
 
-/// What identifies a record: the service ID of a registration, or the KV key of a PTR record.
+/// What identifies a record: the service ID of a registration, the KV key of a PTR record, or the
+/// namespace of a node that the catalog sink keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordKey {
     /// A registration, by its service ID.
     Registration(Box<str>),
     /// A PTR record, by its KV key.
     Ptr(Box<str>),
+    /// The catalog's node for a namespace, by the namespace.
+    NamespaceNode(Box<str>),
 }
 
 /// Hash of all fields that we set: equal records have equal fingerprints.
@@ -245,6 +248,7 @@ impl fmt::Display for RecordKey {
         match self {
             RecordKey::Registration(id) => write!(f, "service ID {id}"),
             RecordKey::Ptr(key) => write!(f, "KV key {key}"),
+            RecordKey::NamespaceNode(namespace) => write!(f, "node of namespace {namespace}"),
         }
     }
 }
@@ -262,6 +266,18 @@ impl Write {
             Write::PutPtr { record, .. } => RecordKey::Ptr(record.key.clone()),
             Write::DeletePtr { key, .. } => RecordKey::Ptr(key.clone()),
         }
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Whether it says that Consul takes writes, this one or others.
+    pub fn shows_that_consul_writes(&self) -> bool {
+        !matches!(
+            self,
+            Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent | Answer::Fenced
+        )
     }
 }
 

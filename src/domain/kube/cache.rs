@@ -47,7 +47,7 @@ impl ClusterCache {
 
     /// Whether this kind has been listed completely.
     pub fn is_listed(&self, kind: Kind) -> bool {
-        self.listing(kind).is_some_and(Listing::is_complete)
+        self.listing(kind).is_complete()
     }
 
     /// The kinds of which a complete list is evidence of absence: those that are always watched,
@@ -62,7 +62,6 @@ impl ClusterCache {
             Kind::Service => self.services.list_started(),
             Kind::EndpointSlice => self.slices.listing.start(),
             Kind::Node => self.nodes.list_started(),
-            Kind::Namespace => {}
         }
     }
 
@@ -72,7 +71,6 @@ impl ClusterCache {
             Kind::Service => self.services.list_completed(),
             Kind::EndpointSlice => self.slices.list_completed(),
             Kind::Node => self.nodes.list_completed(),
-            Kind::Namespace => Vec::new(),
         }
     }
 
@@ -101,7 +99,6 @@ impl ClusterCache {
                     Kind::Service => self.services.undecodable(key, reason),
                     Kind::EndpointSlice => self.slices.undecodable(key, reason),
                     Kind::Node => self.nodes.undecodable(key, reason),
-                    Kind::Namespace => {}
                 }
                 services
             }
@@ -115,7 +112,6 @@ impl ClusterCache {
             Kind::Service => drop(self.services.remove(key)),
             Kind::EndpointSlice => self.slices.remove(key),
             Kind::Node => drop(self.nodes.remove(key)),
-            Kind::Namespace => {}
         }
         services
     }
@@ -126,7 +122,6 @@ impl ClusterCache {
             Kind::Service => [key.clone()].into(),
             Kind::EndpointSlice => self.slices.service_of.get(key).cloned().into_iter().collect(),
             Kind::Node => self.node_users.clone(),
-            Kind::Namespace => BTreeSet::new(),
         }
     }
 
@@ -186,7 +181,7 @@ impl ClusterCache {
 
     /// Why the object could not be read, if it could not: what is known of it may be outdated.
     pub fn undecodable(&self, kind: Kind, key: &ObjectKey) -> Option<&str> {
-        self.listing(kind)?.reason(key)
+        self.listing(kind).reason(key)
     }
 
     /// Whether there are Services of which nothing could ever be read.
@@ -231,12 +226,11 @@ impl ClusterCache {
         self.kept_key(&service).unwrap_or(service)
     }
 
-    fn listing(&self, kind: Kind) -> Option<&Listing> {
+    fn listing(&self, kind: Kind) -> &Listing {
         match kind {
-            Kind::Service => Some(self.services.listing()),
-            Kind::EndpointSlice => Some(&self.slices.listing),
-            Kind::Node => Some(self.nodes.listing()),
-            Kind::Namespace => None,
+            Kind::Service => self.services.listing(),
+            Kind::EndpointSlice => &self.slices.listing,
+            Kind::Node => self.nodes.listing(),
         }
     }
 }

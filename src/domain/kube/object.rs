@@ -146,16 +146,27 @@ pub enum NodeAddressType {
     Internal,
 }
 
-/// The kinds that are watched, and those of which problems are told.
+/// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `v1` Service.
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice, or `v1` Endpoints on an API server without them.
     EndpointSlice,
-    /// `v1` Namespace: not watched, but problems of its node in the catalog are told of it.
-    Namespace,
     /// `v1` Node: watched only while a Service uses node ports. Its key has no namespace.
+    Node,
+}
+
+/// The kind of the object that a problem is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// A Service.
+    Service,
+    /// An EndpointSlice.
+    EndpointSlice,
+    /// A Namespace, for its node in the catalog.
+    Namespace,
+    /// A Node.
     Node,
 }
 
@@ -232,8 +243,29 @@ impl Kind {
         match self {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
-            Kind::Namespace => "Namespace",
             Kind::Node => "Node",
+        }
+    }
+}
+
+impl Subject {
+    /// Its name, as Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Subject::Service => "Service",
+            Subject::EndpointSlice => "EndpointSlice",
+            Subject::Namespace => "Namespace",
+            Subject::Node => "Node",
+        }
+    }
+}
+
+impl From<Kind> for Subject {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Service => Subject::Service,
+            Kind::EndpointSlice => Subject::EndpointSlice,
+            Kind::Node => Subject::Node,
         }
     }
 }

@@ -142,6 +142,8 @@ impl Reading {
                 };
                 (old.is_some(), ptr_difference(old, new), None)
             }
+            // No write changes one.
+            (RecordKey::NamespaceNode(_), _) => return None,
         };
         let verb = match (existed, outcome.is_some()) {
             (false, _) => Verb::Add,

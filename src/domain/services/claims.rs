@@ -90,25 +90,15 @@ impl<C: Clone + Ord> Claims<C> {
     /// holder, and what gained or lost a claimant of another namespace than those before: its
     /// holder's tags may follow from that.
     pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Arc<str>, C>) -> Vec<Handover> {
-        let same = match self.of.get(owner) {
-            Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
-            None => claims.is_empty(),
-        };
-        if same {
+        if self.claims_are(owner, &claims) {
             return Vec::new();
         }
+        let handovers = self.handovers(owner, &claims);
         let before: BTreeMap<Arc<str>, C> =
             self.of.remove(owner).unwrap_or_default().into_iter().collect();
         let touched: BTreeSet<Arc<str>> = before.keys().chain(claims.keys()).cloned().collect();
-        let mut handovers = Vec::new();
         for thing in touched {
-            let from = self.holder(&thing).cloned();
-            let claimed = (before.contains_key(&thing), claims.contains_key(&thing));
             let claimants = self.claimants.entry(thing.clone()).or_default();
-            let is_of_namespace =
-                |(_, other): &(C, ObjectKey)| other != owner && other.namespace == owner.namespace;
-            let neighbours_change =
-                claimed.0 != claimed.1 && !claimants.iter().any(is_of_namespace);
             if let Some(claim) = before.get(&thing)
                 && let Ok(place) = claimants.binary_search(&(claim.clone(), owner.clone()))
             {
@@ -126,15 +116,56 @@ impl<C: Clone + Ord> Claims<C> {
             if claimants.is_empty() {
                 self.claimants.remove(&thing);
             }
-            let to = self.holder(&thing).cloned();
-            if from != to || neighbours_change {
-                handovers.push(Handover { thing, from, to });
-            }
         }
         if !claims.is_empty() {
             self.of.insert(owner.clone(), claims.into_iter().collect());
         }
         handovers
+    }
+
+    /// What [`Claims::set`] would return.
+    pub fn handovers(&self, owner: &ObjectKey, claims: &BTreeMap<Arc<str>, C>) -> Vec<Handover> {
+        if self.claims_are(owner, claims) {
+            return Vec::new();
+        }
+        let before: BTreeSet<&Arc<str>> =
+            self.of.get(owner).into_iter().flatten().map(|(thing, _)| thing).collect();
+        let touched: BTreeSet<&Arc<str>> = before.iter().copied().chain(claims.keys()).collect();
+        let handover = |thing: &Arc<str>| {
+            let (from, to) = (self.holder(thing), self.holder_if(thing, owner, claims.get(thing)));
+            let is_of_namespace =
+                |(_, other): &(C, ObjectKey)| other != owner && other.namespace == owner.namespace;
+            let mut claimants = self.claimants.get(thing).into_iter().flatten();
+            let neighbours_change = before.contains(thing) != claims.contains_key(thing)
+                && !claimants.any(is_of_namespace);
+            let handover =
+                || Handover { thing: thing.clone(), from: from.cloned(), to: to.cloned() };
+            (from != to || neighbours_change).then(handover)
+        };
+        touched.into_iter().filter_map(handover).collect()
+    }
+
+    /// Who would have it if this were the claim of `owner` to it.
+    pub fn holder_if<'c>(
+        &'c self,
+        thing: &str,
+        owner: &'c ObjectKey,
+        claim: Option<&C>,
+    ) -> Option<&'c ObjectKey> {
+        let mut others = self.claimants.get(thing).into_iter().flatten();
+        let other = others.find(|(_, other)| other != owner);
+        match (claim, other) {
+            (Some(claim), Some((first, other))) if (first, other) < (claim, owner) => Some(other),
+            (Some(_), _) => Some(owner),
+            (None, other) => other.map(|(_, other)| other),
+        }
+    }
+
+    fn claims_are(&self, owner: &ObjectKey, claims: &BTreeMap<Arc<str>, C>) -> bool {
+        match self.of.get(owner) {
+            Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
+            None => claims.is_empty(),
+        }
     }
 
     /// Who has it.
@@ -239,6 +270,14 @@ mod tests {
             let mut backwards = NameClaims::default();
             for (owner, rank) in &shuffled { backwards.set(owner, claim("web", *rank)); }
             prop_assert_eq!(forwards.holder("web"), backwards.holder("web"));
+            for (owner, _) in &owners {
+                for claims in [BTreeMap::new(), claim("web", rank(Class::Annotated, 1))] {
+                    let foretold = forwards.handovers(owner, &claims);
+                    let holder = forwards.holder_if("web", owner, claims.get("web")).cloned();
+                    prop_assert_eq!(foretold, forwards.set(owner, claims));
+                    prop_assert_eq!(forwards.holder("web"), holder.as_ref());
+                }
+            }
         }
     }
 }

@@ -1,258 +1,245 @@
 //! What Consul's answers mean for the records that were written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::ledger::PtrState;
+use super::target::Target;
+use super::term::{Content, Sent, Term};
+use super::{Moment, Report};
 use crate::domain::consul::record::{Answer, ObservedPtr, PtrOwner, RecordKey};
-use crate::domain::kube::names::ObjectKey;
-use crate::domain::sync::ledger::PtrState;
-use crate::domain::sync::outage::{LONELY_FAILURES, denied_delay, retry_delay};
-use crate::domain::sync::track::{Sent, Track, Trouble};
-use crate::domain::sync::{Moment, Reconciler};
+use crate::domain::flights::{FlightId, InFlight, Landed};
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::problem::{Problem, Reason};
 
 /// A write that got no answer may still be applied this much later: measured on Consul 1.8.7, the
 /// longest that a server holds on to a request.
-pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
+const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
 
-// === impl Reconciler ===
+type Write = InFlight<RecordKey, ObjectKey, Sent>;
 
-impl Reconciler {
-    /// Takes the answer to one write.
-    pub fn answered(&mut self, record: &RecordKey, answer: Answer, now: Moment) {
-        let Some((mut track, sent)) = self.take_track(record) else { return };
-        if self.stands_by() {
-            if matches!(answer, Answer::Unanswered(_)) {
-                self.uncertain_until = Some(now + MAY_STILL_APPLY);
-            }
-            return self.forget_answered(&track.service, record);
-        }
-        if track.is_former {
-            return self.put_track(record, track.anew());
-        }
-        let is_consuls = !matches!(
-            answer,
-            Answer::Failed(_) | Answer::Unanswered(_) | Answer::NotSent | Answer::Fenced
-        );
-        if is_consuls {
-            self.consul_answered(now);
-        }
-        let attempt = match &answer {
-            Answer::Applied { .. } => 0,
-            // The write that it belongs to failed; the Service is planned again because of that.
-            Answer::NotSent => track.attempt,
-            _ => track.attempt.saturating_add(1),
-        };
-        let until = now + denied_delay(track.attempt, record);
-        match answer {
-            Answer::Applied { index } => {
-                self.applied(&track, record, sent, index);
-                track.trouble = None;
-                track.lonely = 0;
-            }
-            Answer::Conflict => {
-                self.doubt_ptr(record);
-                // The first conflict is settled by reading; whoever goes on writing is not
-                // outpaced by writing faster.
-                track.trouble = (track.attempt > 0).then(|| Self::later(&track, record, now));
-            }
-            Answer::Refused(why) => {
-                track.trouble = Some(match sent {
-                    Sent::Register { fingerprint, .. } | Sent::PutPtr(fingerprint) => {
-                        Trouble::refused(fingerprint, record, &why)
-                    }
-                    _ => Trouble::denied(until, record, &why),
-                });
-            }
-            Answer::Denied(why) => track.trouble = Some(Trouble::denied(until, record, &why)),
-            Answer::Failed(why) => self.failed(&mut track, record, &why, now),
-            Answer::Unanswered(why) => {
-                self.doubt(&track, record, sent);
-                self.uncertain_until = Some(now + MAY_STILL_APPLY);
-                self.failed(&mut track, record, &why, now);
-            }
-            Answer::Foreign(why) => track.trouble = Some(Trouble::contested(until, record, &why)),
-            Answer::NotSent => {}
-            Answer::Fenced => track.trouble = Some(Self::later(&track, record, now)),
-        }
-        track.attempt = attempt;
-        self.put_track(record, track);
-    }
+// === impl Term ===
 
-    /// Takes the answer to [`super::Action::ReadPtr`]: the entry, or why it could not be
-    /// read.
-    pub fn ptr_read(&mut self, key: &str, found: Result<Option<ObservedPtr>, String>, now: Moment) {
-        let record = RecordKey::Ptr(key.into());
-        let Some((mut track, _)) = self.take_track(&record) else { return };
-        if self.stands_by() {
-            return self.forget_answered(&track.service, &record);
-        }
-        if track.is_former {
-            return self.put_track(&record, track.anew());
-        }
-        if let Ok(found) = found {
-            self.note_ptr(key, found.as_ref());
-            // A track that only waited for this reading is done with.
-            if !matches!(track.trouble, Some(Trouble::Refused { .. })) {
-                track.trouble = None;
-            }
-        } else {
-            track.trouble = Some(Self::later(&track, &record, now));
-            track.attempt = track.attempt.saturating_add(1);
-        }
-        self.put_track(&record, track);
-    }
-
-    /// When a read-back has to look at the writes that got no answer; `None`: there are none.
-    pub fn uncertain_until(&self) -> Option<Moment> {
-        self.uncertain_until
-    }
-
-    /// Notes what a PTR key holds.
-    pub(super) fn note_ptr(&mut self, key: &str, found: Option<&ObservedPtr>) {
-        let Some(found) = found else { return self.ledger.forget_ptr(key) };
-        let state = match PtrOwner::of(found.flags, &self.settings.cluster) {
-            PtrOwner::Ours => PtrState::Ours(found.record.fingerprint()),
-            PtrOwner::OtherCluster => PtrState::OtherCluster,
-            PtrOwner::Foreign => PtrState::Foreign(found.record.value.clone()),
-        };
-        self.ledger.put_ptr(key, state, found.index);
-    }
-
-    /// A write failed for a reason that passes, or that is the record's own.
-    fn failed(&mut self, track: &mut Track, record: &RecordKey, why: &str, now: Moment) {
-        if track.answers != self.outage.answers() {
-            track.answers = self.outage.answers();
-            track.lonely = track.lonely.saturating_add(1);
-        }
-        track.trouble = Some(if let Some(attempt) = track.lonely.checked_sub(LONELY_FAILURES) {
-            Trouble::failing(now + denied_delay(attempt, record), record, why)
-        } else {
-            self.outage.failed(record, now);
-            Self::later(track, record, now)
+impl Term {
+    /// Takes the answers to the writes of a flight. One that is missing counts as none.
+    pub(super) fn answers(
+        &mut self,
+        target: Target,
+        flight: FlightId,
+        answers: Vec<(RecordKey, Answer)>,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        let mut answers: HashMap<RecordKey, Answer> = answers.into_iter().collect();
+        let no_answer = || Answer::Unanswered("the request ended without an answer".to_owned());
+        self.land(flight, reports, |term, write| {
+            let answer = answers.remove(&write.record).unwrap_or_else(no_answer);
+            term.write_answered(target, write, answer, now);
         });
     }
 
-    fn later(track: &Track, record: &RecordKey, now: Moment) -> Trouble {
-        Trouble::Transient { until: now + retry_delay(track.attempt, record) }
+    /// Takes what a PTR key holds, or why it could not be read.
+    pub(super) fn ptr_read(
+        &mut self,
+        cluster: &ClusterName,
+        flight: FlightId,
+        found: &Result<Option<ObservedPtr>, String>,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        self.land(flight, reports, |term, write| match (found, &write.record) {
+            (Ok(found), RecordKey::Ptr(key)) => {
+                term.note_ptr(cluster, key, found.as_ref());
+                term.retries.lift(&write.record);
+            }
+            _ => term.retries.retry(&write.record, &write.owner, now),
+        });
     }
 
-    /// Takes the track of a record whose write was answered.
-    fn take_track(&mut self, record: &RecordKey) -> Option<(Track, Sent)> {
-        let mut track = self.tracks.remove(record)?;
-        let Some(sent) = track.sent.take() else {
-            self.tracks.insert(record.clone(), track);
-            return None;
+    /// The flight is over: `each` of its writes is answered, then their Services are done with or
+    /// planned again.
+    pub(super) fn land(
+        &mut self,
+        flight: FlightId,
+        reports: &mut Vec<Report>,
+        mut each: impl FnMut(&mut Self, &Write),
+    ) {
+        let mut services = BTreeSet::new();
+        for Landed { write, waiting } in self.flights.land(flight).into_iter().flatten() {
+            each(self, &write);
+            self.mark_each(waiting);
+            if let RecordKey::Ptr(key) = &write.record
+                && let Some(holder) = self.ptr.claims.holder(key)
+                && *holder != write.owner
+            {
+                self.mark(holder.clone());
+            }
+            services.insert(write.owner);
+        }
+        for service in services {
+            self.answered(&service, reports);
+        }
+    }
+
+    fn write_answered(&mut self, target: Target, write: &Write, answer: Answer, now: Moment) {
+        let Write { record, owner, .. } = write;
+        if answer.shows_that_consul_writes() {
+            let waiting = self.retries.answered(now);
+            self.mark_each(waiting);
+        }
+        if !matches!(answer, Answer::Applied { .. }) {
+            self.work.services.entry(owner.clone()).or_default().follow_up = true;
+        }
+        match answer {
+            Answer::Applied { index } => {
+                self.retries.clear(record);
+                self.applied(target, write, index);
+            }
+            Answer::Conflict => {
+                self.doubt_ptr(record);
+                // The first conflict is settled by reading; whoever goes on writing is not outpaced
+                // by writing faster.
+                if self.retries.attempts(record) == 0 {
+                    self.retries.failed_once(record, owner);
+                } else {
+                    self.retries.retry(record, owner, now);
+                }
+            }
+            Answer::Refused(why) => self.refused(write, &why, now),
+            Answer::Denied(why) => self.denied(write, &why, now),
+            Answer::Failed(why) => self.failed(write, &why, now),
+            Answer::Unanswered(why) => {
+                self.doubt(write);
+                self.uncertain(now);
+                self.failed(write, &why, now);
+            }
+            Answer::Foreign(why) => {
+                let problem = Problem::new(Reason::Contested, format!("{record}: {why}"));
+                self.retries.denied(record, owner, problem, now);
+            }
+            // The write that it belongs to failed; the Service is planned again because of that.
+            Answer::NotSent => {}
+            Answer::Fenced => self.retries.retry(record, owner, now),
+        }
+    }
+
+    fn refused(&mut self, Write { record, owner, sent }: &Write, why: &str, now: Moment) {
+        let content = match sent.content {
+            Content::Registration { fingerprint, .. } | Content::Ptr(fingerprint) => fingerprint,
+            Content::Nothing | Content::Read => return self.denied_as(record, owner, why, now),
         };
-        self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(unit) = self.units.get_mut(&track.service) {
-            unit.in_flight = unit.in_flight.saturating_sub(1);
-            unit.troubled.remove(record);
-            if unit.troubled.is_empty() {
-                // An emptied set keeps a node of 280 bytes, and in a burst all Services have one.
-                unit.troubled = BTreeSet::new();
-            }
-        }
-        Some((track, sent))
+        let problem = Problem::new(Reason::Refused, format!("Consul refused {record}: {why}"));
+        self.retries.refused(record, owner, content, problem);
     }
 
-    /// Keeps the track while it says something, and has its Service planned again when the
-    /// last of its writes is answered.
-    fn put_track(&mut self, record: &RecordKey, mut track: Track) {
-        let again = std::mem::take(&mut track.again);
-        let service = track.service.clone();
-        if track.trouble.is_some() || track.attempt > 0 {
-            match &track.trouble {
-                Some(Trouble::Transient { until }) => {
-                    self.retry_soon.insert((*until, service.clone()));
-                }
-                Some(Trouble::Lasting { until, .. }) => {
-                    self.retry_late.insert((*until, service.clone()));
-                }
-                Some(Trouble::Refused { .. }) | None => {}
-            }
-            let unit = self.units.entry(service.clone()).or_default();
-            unit.troubled.insert(record.clone());
-            self.tracks.insert(record.clone(), track);
-        }
-        let more_to_come = self.planned.as_ref().is_some_and(|(planned, _)| *planned == service);
-        let all_answered = self.units.get(&service).is_none_or(|unit| unit.in_flight == 0);
-        if all_answered && !more_to_come {
-            self.mark_dirty(service.clone());
-        }
-        for waiting in again {
-            self.mark_dirty(waiting);
-        }
-        if let RecordKey::Ptr(key) = record
-            && let Some(holder) = self.reverse.holder(key)
-            && *holder != service
-        {
-            self.mark_dirty(holder.clone());
-        }
+    fn denied(&mut self, Write { record, owner, .. }: &Write, why: &str, now: Moment) {
+        self.denied_as(record, owner, why, now);
     }
 
-    fn applied(&mut self, track: &Track, record: &RecordKey, sent: Sent, index: u64) {
-        let unit = self.units.entry(track.service.clone()).or_default();
-        match sent {
-            Sent::Register { .. } | Sent::PutPtr(_) => unit.written += 1,
-            Sent::Deregister | Sent::DeletePtr => unit.removed += 1,
-            Sent::Read => {}
-        }
-        match (record, sent) {
-            (RecordKey::Registration(id), Sent::Register { name, fingerprint, critical }) => {
-                self.ledger.put(&track.service, id, &name, Some(fingerprint), critical);
-                if track.old_token {
-                    self.ledger.resend(&track.service, id);
-                }
-            }
-            (RecordKey::Registration(id), _) => self.registration_gone(&track.service, id),
-            (RecordKey::Ptr(key), Sent::PutPtr(fingerprint)) => {
-                self.ledger.put_ptr(key, PtrState::Ours(fingerprint), index);
-            }
-            (RecordKey::Ptr(key), _) => self.ledger.forget_ptr(key),
-        }
+    fn denied_as(&mut self, record: &RecordKey, owner: &ObjectKey, why: &str, now: Moment) {
+        let message = format!(
+            "Consul denied the write of {record}: {why}. Give the token the missing permission"
+        );
+        let problem = Problem::new(Reason::Denied, message);
+        self.retries.denied(record, owner, problem, now);
     }
 
-    fn registration_gone(&mut self, service: &ObjectKey, id: &str) {
-        self.ledger.deregistered(service, id);
-        if self.target.has_namespace_nodes() && self.ledger.count_in(&service.namespace) == 0 {
-            self.namespace_nodes.emptied(&service.namespace);
+    /// A write failed for a reason that passes, or that is the record's own.
+    fn failed(&mut self, Write { record, owner, sent }: &Write, why: &str, now: Moment) {
+        let problem = || {
+            let message = format!(
+                "Consul answers, and fails the write of {record} again and again: {why}. It is \
+                 tried again every minute",
+            );
+            Problem::new(Reason::Failing, message)
+        };
+        self.retries.failed(record, owner, sent.answers, problem, now);
+    }
+
+    fn applied(&mut self, target: Target, Write { record, owner, sent }: &Write, index: u64) {
+        let state = self.work.services.entry(owner.clone()).or_default();
+        match sent.content {
+            Content::Registration { .. } | Content::Ptr(_) => state.written += 1,
+            Content::Nothing => state.removed += 1,
+            Content::Read => {}
+        }
+        match (record, &sent.content) {
+            (
+                RecordKey::Registration(id),
+                Content::Registration { name, fingerprint, critical },
+            ) => {
+                self.known.put(owner, id, name, Some(*fingerprint), *critical);
+                if sent.old_token {
+                    self.known.resend(owner, id);
+                }
+            }
+            (RecordKey::Registration(id), _) => {
+                self.known.deregistered(owner, id);
+                if target.has_namespace_nodes() && self.known.count_in(&owner.namespace) == 0 {
+                    self.namespace_nodes.emptied(&owner.namespace);
+                }
+            }
+            (RecordKey::Ptr(key), Content::Ptr(fingerprint)) => {
+                self.known.put_ptr(key, PtrState::Ours(*fingerprint), index);
+            }
+            (RecordKey::Ptr(key), _) => {
+                self.known.forget_ptr(key);
+                if let Some(released) = self.ptr.released.get_mut(owner) {
+                    released.remove(key);
+                    if released.is_empty() {
+                        self.ptr.released.remove(owner);
+                    }
+                }
+            }
+            (RecordKey::NamespaceNode(_), _) => {}
         }
     }
 
     /// A write that got no answer may have been applied or not.
-    pub(super) fn doubt(&mut self, track: &Track, record: &RecordKey, sent: Sent) {
-        match (record, sent) {
-            (RecordKey::Registration(id), Sent::Register { name, critical, .. }) => {
-                let known = self.ledger.registration(&track.service, id);
-                let resend = track.old_token || known.is_some_and(|known| known.resend);
-                self.ledger.put(&track.service, id, &name, None, critical);
+    fn doubt(&mut self, Write { record, owner, sent }: &Write) {
+        match (record, &sent.content) {
+            (RecordKey::Registration(id), Content::Registration { name, critical, .. }) => {
+                let known = self.known.registration(owner, id);
+                let resend = sent.old_token || known.is_some_and(|known| known.resend);
+                self.known.put(owner, id, name, None, *critical);
                 if resend {
-                    self.ledger.resend(&track.service, id);
+                    self.known.resend(owner, id);
                 }
             }
             (RecordKey::Registration(id), _) => {
-                if let Some(known) = self.ledger.registration(&track.service, id).cloned() {
-                    self.ledger.put(&track.service, id, &known.service, None, known.critical);
+                if let Some(known) = self.known.registration(owner, id).cloned() {
+                    self.known.put(owner, id, &known.service, None, known.critical);
                 }
             }
             (RecordKey::Ptr(_), _) => self.doubt_ptr(record),
+            (RecordKey::NamespaceNode(_), _) => {}
         }
     }
 
     fn doubt_ptr(&mut self, record: &RecordKey) {
         if let RecordKey::Ptr(key) = record {
-            self.ledger.put_ptr(key, PtrState::Unknown, 0);
+            self.known.put_ptr(key, PtrState::Unknown, 0);
         }
     }
 
-    /// Consul takes writes again: what waited for that waits no longer.
-    pub(super) fn consul_answered(&mut self, now: Moment) {
-        if !self.outage.answered() {
-            return;
-        }
-        for (_, service) in std::mem::take(&mut self.retry_soon) {
-            self.forgive(&service, now);
-            self.mark_dirty(service);
-        }
+    /// A write that got no answer may still be applied: a resync looks for what became of it.
+    pub(super) fn uncertain(&mut self, now: Moment) {
+        self.schedule.uncertain(now + MAY_STILL_APPLY);
+    }
+
+    /// Notes what a PTR key holds.
+    pub(super) fn note_ptr(
+        &mut self,
+        cluster: &ClusterName,
+        key: &str,
+        found: Option<&ObservedPtr>,
+    ) {
+        let Some(found) = found else { return self.known.forget_ptr(key) };
+        let state = match PtrOwner::of(found.flags, cluster) {
+            PtrOwner::Ours => PtrState::Ours(found.record.fingerprint()),
+            PtrOwner::OtherCluster => PtrState::OtherCluster,
+            PtrOwner::Foreign => PtrState::Foreign(found.record.value.clone()),
+        };
+        self.known.put_ptr(key, state, found.index);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::domain::consul::names::lookup_form;
-use crate::domain::consul::record::{Fingerprint, RecordKey};
+use crate::domain::consul::record::Fingerprint;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 
@@ -18,7 +18,7 @@ pub struct Ledger {
     /// The registrations of each Service, sorted by ID.
     registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
     /// PTR keys that are ours, or that we want and others have.
-    reverse: HashMap<Box<str>, KnownPtr>,
+    ptr: HashMap<Box<str>, KnownPtr>,
     /// Registrations under each Consul name, in the form in which Consul looks it up.
     names: HashMap<Arc<str>, usize>,
     registration_count: usize,
@@ -26,8 +26,8 @@ pub struct Ledger {
     namespaces: HashMap<Box<str>, usize>,
     /// How many of the PTR keys are ours.
     ptr_count: usize,
-    /// Number of the read-back that is under way or was the last.
-    pub(super) read_back: u32,
+    /// Number of the resync that is under way or was the last.
+    pub(super) resync: u32,
 }
 
 /// A registration that Consul has.
@@ -43,8 +43,8 @@ pub struct KnownRegistration {
     pub critical: bool,
     /// Whether it has to be written once more whatever it says: with a new token.
     pub resend: bool,
-    /// The read-back that showed it last, or during which it was written.
-    pub(super) read_back: u32,
+    /// The resync that showed it last, or during which it was written.
+    pub(super) resync: u32,
 }
 
 /// What is known of a PTR key.
@@ -54,8 +54,8 @@ pub struct KnownPtr {
     pub state: PtrState,
     /// ModifyIndex, for the next check-and-set; 0 when it does not exist.
     pub index: u64,
-    /// The read-back that showed it last, or during which it was written.
-    pub(super) read_back: u32,
+    /// The resync that showed it last, or during which it was written.
+    pub(super) resync: u32,
 }
 
 /// Whose a PTR key is and what it says.
@@ -99,12 +99,12 @@ impl Ledger {
         Self {
             cluster,
             registrations: HashMap::new(),
-            reverse: HashMap::new(),
+            ptr: HashMap::new(),
             names: HashMap::new(),
             registration_count: 0,
             namespaces: HashMap::new(),
             ptr_count: 0,
-            read_back: 0,
+            resync: 0,
         }
     }
 
@@ -130,14 +130,14 @@ impl Ledger {
         critical: bool,
     ) {
         let name = self.count_name(name);
-        let read_back = self.read_back;
+        let resync = self.resync;
         let known = KnownRegistration {
             local_id: self.local_id(service, id).into(),
             service: name,
             fingerprint,
             critical,
             resend: false,
-            read_back,
+            resync,
         };
         let all = self.registrations.entry(service.clone()).or_default();
         match place(all, &known.local_id) {
@@ -173,21 +173,21 @@ impl Ledger {
     }
 
     /// The PTR key's state.
-    pub fn reverse(&self, key: &str) -> Option<&KnownPtr> {
-        self.reverse.get(key)
+    pub fn ptr(&self, key: &str) -> Option<&KnownPtr> {
+        self.ptr.get(key)
     }
 
     /// Notes the PTR key's state.
     pub fn put_ptr(&mut self, key: &str, state: PtrState, index: u64) {
-        let known = KnownPtr { state, index, read_back: self.read_back };
+        let known = KnownPtr { state, index, resync: self.resync };
         self.ptr_count += usize::from(known.is_ours());
-        let before = self.reverse.insert(key.into(), known);
+        let before = self.ptr.insert(key.into(), known);
         self.ptr_count -= usize::from(before.is_some_and(|before| before.is_ours()));
     }
 
     /// Notes that the PTR key does not exist, or is nothing to us.
     pub fn forget_ptr(&mut self, key: &str) {
-        let before = self.reverse.remove(key);
+        let before = self.ptr.remove(key);
         self.ptr_count -= usize::from(before.is_some_and(|before| before.is_ours()));
     }
 
@@ -203,35 +203,9 @@ impl Ledger {
         self.registrations = own.map(|(key, known)| (shared(&key).unwrap_or(key), known)).collect();
     }
 
-    /// Forgets all records but these of these Services.
-    pub fn forget_all_but<'r>(
-        &mut self,
-        kept: impl Iterator<Item = (&'r ObjectKey, &'r RecordKey)>,
-    ) {
-        let empty = Self { read_back: self.read_back, ..Self::new(self.cluster.clone()) };
-        let before = std::mem::replace(self, empty);
-        for (service, record) in kept {
-            match record {
-                RecordKey::Registration(id) => {
-                    if let Some(known) = before.registration(service, id) {
-                        self.put(service, id, &known.service, known.fingerprint, known.critical);
-                        if known.resend {
-                            self.resend(service, id);
-                        }
-                    }
-                }
-                RecordKey::Ptr(key) => {
-                    if let Some(known) = before.reverse(key) {
-                        self.put_ptr(key, known.state.clone(), known.index);
-                    }
-                }
-            }
-        }
-    }
-
     /// All PTR keys.
     pub fn ptr_keys(&self) -> impl Iterator<Item = (&Box<str>, &KnownPtr)> {
-        self.reverse.iter()
+        self.ptr.iter()
     }
 
     /// How many registrations there are.

@@ -1,28 +1,78 @@
-//! From a Service that may have changed to the writes that bring Consul in sync.
+//! From a Service that may have changed to what is written of it now, and why the rest waits.
+//!
+//! Planning looks and changes nothing; `apply` takes the plan. Writes are the difference between
+//! what is desired and what is known (equal means silent); a record with a write in flight is left
+//! alone until its answer (newer wins).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use crate::domain::consul::ptr::ptr_key;
+use super::Moment;
+use super::cluster::Cluster;
+use super::target::Target;
+use super::term::Term;
+use super::wait::{Outlook, Wait};
+use crate::domain::consul::names::{Holder, Holders, lookup_form};
+use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
 use crate::domain::consul::record::{Check, Fingerprint, RecordKey, Registration, Write};
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::Kind;
+use crate::domain::kube::object::{EndpointSlice, Kind};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::desired::Desired;
-use crate::domain::sync::outage::LONELY_FAILURES;
-use crate::domain::sync::track::{Sent, Track, Trouble};
-use crate::domain::sync::{Action, Moment, Phase, Reconciler, Report};
+use crate::domain::services::claims::PtrRank;
+use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
+use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
 
-/// Whether a record may be written now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gate {
-    Open,
-    /// Not yet: a write is in flight, or failed for a reason that passes.
-    Later,
-    /// Consul refuses it or a right is missing.
-    Shut,
+/// What planning looks at.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) target: Target,
+    /// What PTR records end with, if that is known.
+    pub(super) domain: Option<&'a ConsulDomain>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) term: &'a Term,
 }
 
-/// The writes for one Service, in the order in which they are sent.
+/// What is done for one Service now.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What is sent, in order.
+    pub actions: Vec<Planned>,
+    /// What is not as it ought to be and not written now, and why.
+    pub waits: BTreeMap<RecordKey, Wait>,
+    /// What else follows; `None`: everything stays as it is until the waits are over.
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// One thing to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// These writes belong together: if one fails, those after it are not sent.
+    Write(Vec<Write>),
+    /// This PTR key has to be read before it can be written.
+    ReadPtr(Box<str>),
+}
+
+/// What follows from a plan beside its actions.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) problems: BTreeSet<Problem>,
+    /// The PTR keys that the Service claims.
+    pub(super) ptr_claims: BTreeMap<Arc<str>, PtrRank>,
+    /// The PTR keys that it has yet to remove.
+    pub(super) released: BTreeSet<Box<str>>,
+    /// PTR keys that are nothing to us any more.
+    pub(super) forgotten: Vec<Box<str>>,
+    /// Records that are as they ought to be, or not to be written: their failures are past.
+    pub(super) cleared: Vec<RecordKey>,
+    pub(super) keeps_former_name: bool,
+    /// Nothing is held any longer for the Service.
+    pub(super) releases_hold: bool,
+    /// Whether the answers may leave something to do or to tell.
+    pub(super) follow_up: bool,
+}
+
+/// A plan in the making.
 #[derive(Default)]
 pub(super) struct Draft {
     pub(super) groups: Vec<Vec<Write>>,
@@ -33,332 +83,228 @@ pub(super) struct Draft {
     pub(super) puts: BTreeMap<Box<str>, Write>,
     /// Whether an instance is still to come: removals wait for it.
     pub(super) adding: bool,
-    pub(super) problems: Vec<Problem>,
+    pub(super) waits: BTreeMap<RecordKey, Wait>,
+    pub(super) outcome: Outcome,
 }
 
-// === impl Reconciler ===
+// === impl View ===
 
-impl Reconciler {
-    /// The next things to do, at most `slots` of them.
-    pub fn next_actions(&mut self, now: Moment, slots: usize) -> Vec<Action> {
-        let mut actions = Vec::new();
-        while self.phase == Phase::Running && actions.len() < slots {
-            if self.outage.is_on() && (self.in_flight > 0 || now < self.outage.next_probe()) {
-                break;
-            }
-            if let Some((service, action)) = self.next_planned() {
-                self.note_sent(&service, &action);
-                actions.push(action);
-            } else if let Some(service) = self.dirty.pop() {
-                if self.namespace_nodes.makes_wait(&service) {
-                    continue;
-                }
-                let plan = self.plan(&service, now);
-                if plan.is_empty() {
-                    self.settle(&service);
-                } else {
-                    self.planned = Some((service, plan));
-                }
-            } else if let Some(action) = self.next_empty_namespace_node(now) {
-                actions.push(action);
-            } else {
-                break;
+impl View<'_> {
+    /// What is done for the Service now.
+    pub(super) fn plan(&self, key: &ObjectKey, now: Moment) -> Plan {
+        if self.target.has_namespace_nodes() {
+            let node = RecordKey::NamespaceNode(key.namespace.clone());
+            if self.term.flights.carries(&node) {
+                return Plan { waits: [(node, Wait::NodeGoing)].into(), ..Plan::default() };
             }
         }
-        actions
-    }
-
-    /// When [`Reconciler::wake`] or [`Reconciler::next_actions`] has something to do.
-    pub fn next_timer(&self) -> Option<Moment> {
-        let first = |waiting: &BTreeSet<(Moment, ObjectKey)>| waiting.first().map(|(due, _)| *due);
-        let (soon, late) = (first(&self.retry_soon), first(&self.retry_late));
-        let soon = if self.outage.is_on() {
-            let has_work = soon.is_some() || !self.dirty.is_empty() || self.planned.is_some();
-            let may_probe = self.phase == Phase::Running && self.in_flight == 0;
-            (has_work && may_probe).then_some(self.outage.next_probe())
-        } else {
-            soon
-        };
-        [soon, late, self.next_namespace_node_timer()].into_iter().flatten().min()
-    }
-
-    /// Takes up what has waited long enough.
-    pub fn wake(&mut self, now: Moment) {
-        let idle = self.dirty.is_empty() && self.planned.is_none();
-        if self.outage.is_on() && now >= self.outage.next_probe() && idle {
-            // Any write will do as a probe, however long it would have waited.
-            if let Some((_, service)) = self.retry_soon.pop_first() {
-                self.forgive(&service, now);
-                self.mark_dirty(service);
-            }
-        }
-        let mut due = Vec::new();
-        for waiting in [&mut self.retry_soon, &mut self.retry_late] {
-            // Nobody's key is the first of all.
-            let after = (now + Moment::from_nanos(1), ObjectKey::orphaned());
-            let later = waiting.split_off(&after);
-            due.extend(std::mem::replace(waiting, later).into_iter().map(|(_, service)| service));
-        }
-        for service in due {
-            self.mark_dirty(service);
-        }
-    }
-
-    /// Lets the failed writes of `service` be tried at once.
-    pub(super) fn forgive(&mut self, service: &ObjectKey, now: Moment) {
-        let Some(unit) = self.units.get(service) else { return };
-        for record in &unit.troubled {
-            if let Some(Trouble::Transient { until }) =
-                self.tracks.get_mut(record).and_then(|track| track.trouble.as_mut())
-            {
-                *until = now;
-            }
-        }
-    }
-
-    fn next_planned(&mut self) -> Option<(ObjectKey, Action)> {
-        let (service, actions) = self.planned.as_mut()?;
-        let next = actions.pop_front().map(|action| (service.clone(), action));
-        if actions.is_empty() {
-            self.planned = None;
-        }
-        next
-    }
-
-    fn note_sent(&mut self, service: &ObjectKey, action: &Action) {
-        match action {
-            Action::ReadPtr(key) => {
-                self.note_in_flight(service, RecordKey::Ptr(key.clone()), Sent::Read);
-            }
-            // Noted where it is chosen: it is no Service's.
-            Action::RemoveNamespaceNode(_) => {}
-            Action::Write(writes) => {
-                for write in writes {
-                    let sent = match write {
-                        Write::Register(registration) | Write::Replace(registration) => {
-                            Sent::Register {
-                                name: registration.service.clone(),
-                                fingerprint: registration.fingerprint(),
-                                critical: registration.check == Check::Critical,
-                            }
-                        }
-                        Write::Deregister { .. } => Sent::Deregister,
-                        Write::PutPtr { record, .. } => Sent::PutPtr(record.fingerprint()),
-                        Write::DeletePtr { .. } => Sent::DeletePtr,
-                    };
-                    self.note_in_flight(service, write.key(), sent);
-                }
-            }
-        }
-    }
-
-    fn note_in_flight(&mut self, service: &ObjectKey, record: RecordKey, sent: Sent) {
-        let track = self.tracks.entry(record.clone()).or_insert_with(|| Track::new(service));
-        track.service = service.clone();
-        if track.attempt == 0 {
-            track.answers = self.outage.answers();
-        }
-        track.sent = Some(sent);
-        track.old_token = false;
-        track.is_former = false;
-        if let Some(touched) = &mut self.touched {
-            touched.insert(record.clone());
-        }
-        let unit = self.units.entry(service.clone()).or_default();
-        unit.troubled.insert(record);
-        unit.in_flight += 1;
-        self.in_flight += 1;
-    }
-
-    /// A Service whose plan is empty: it is in sync, unless something waits.
-    fn settle(&mut self, service: &ObjectKey) {
-        let Some(unit) = self.units.get_mut(service) else { return };
-        if unit.in_flight > 0 {
-            return;
-        }
-        let tracks = &mut self.tracks;
-        unit.troubled.retain(|record| {
-            // One that another Service has taken over is that one's to end.
-            let Some(track) = tracks.get(record).filter(|track| track.service == *service) else {
-                return false;
-            };
-            let in_trouble = track.trouble.is_some();
-            if !in_trouble {
-                tracks.remove(record);
-            }
-            in_trouble
-        });
-        let (written, removed) =
-            (std::mem::take(&mut unit.written), std::mem::take(&mut unit.removed));
-        if unit.troubled.is_empty() {
-            self.units.remove(service);
-            if self.units.is_empty() {
-                // A burst must not leave its memory behind.
-                self.units.shrink_to(0);
-            }
-        }
-        if written + removed > 0 {
-            let instances = self.ledger.of(service).len();
-            self.reports.push(Report::InSync {
-                service: service.clone(),
-                written,
-                removed,
-                instances,
-            });
-        }
-    }
-
-    /// What has to be sent so that Consul has of this Service what it ought to have.
-    fn plan(&mut self, key: &ObjectKey, now: Moment) -> VecDeque<Action> {
-        if self.cache.service(key).is_none() && self.cache.undecodable(Kind::Service, key).is_some()
-        {
+        let cache = &self.cluster.cache;
+        if cache.service(key).is_none() && cache.undecodable(Kind::Service, key).is_some() {
             // It exists, and nobody knows how: what is registered stays.
-            return VecDeque::new();
+            let ids = self.known_ids(key);
+            let waits = ids.map(|id| (RecordKey::Registration(id), Wait::Unread)).collect();
+            return Plan { waits, ..Plan::default() };
         }
-        let desired = self.desired_of(key, &|_, _| false);
-        if desired.keeps_former_name {
-            self.keeping.insert(key.clone());
-        } else {
-            self.keeping.remove(key);
-        }
-        self.claim_ptr(key, &desired);
-        self.let_go(key, &desired);
-        let mut draft = Draft::default();
+        let desired = self.desired(key, &|_, _| false);
+        let mut draft = self.draft(key, &desired);
         self.draft_ptr(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
-        // What nobody claims may be a Service's that could not be read, or that waits for nodes.
-        let is_clear = !self.cache.has_unread_service() && self.needed_nodes_are_listed();
-        let may_belong_to_others = key.is_orphaned() && !is_clear;
-        let may_lose = !desired.awaits_nodes && !self.may_not_lose(key) && !may_belong_to_others;
-        if !draft.adding && may_lose {
-            self.draft_removals(key, &desired, now, &mut draft);
-        }
-        self.forget_old_tracks(key, &desired);
-        draft.problems.extend(self.nodes_denied(&desired));
-        let mut problems: BTreeSet<Problem> = desired.problems.into_iter().collect();
-        problems.append(&mut draft.problems.into_iter().collect());
-        problems.extend(self.troubles(key));
-        problems.extend(self.missing_in_catalog(key));
-        if let Some(why) = self.cache.undecodable(Kind::Service, key) {
-            problems.insert(Problem::new(Reason::Undecodable, why));
-        }
-        self.set_problems(Kind::Service, key, problems);
-        let reads = draft.reads.into_iter().map(Action::ReadPtr);
-        reads.chain(draft.groups.into_iter().map(Action::Write)).collect()
+        self.draft_removals(key, &desired, now, &mut draft);
+        self.clear_old_failures(key, &desired, &mut draft);
+        self.gather_problems(key, desired, &mut draft);
+        draft.finish()
     }
 
-    /// Whether no record of the Service may be removed or turn critical: that is held back, or
-    /// not all of its endpoints and nodes could be read.
-    fn may_not_lose(&self, key: &ObjectKey) -> bool {
-        let unread = || self.cache.has_unread_slice(key) || self.cache.may_miss_node(key);
-        self.guard.holds(key) || (self.cache.service(key).is_some() && unread())
-    }
-
-    /// Forgets the troubles of records that are neither wanted nor there.
-    fn forget_old_tracks(&mut self, key: &ObjectKey, desired: &Desired) {
-        let Some(unit) = self.units.get_mut(key) else { return };
-        let (tracks, ledger, reverse) = (&mut self.tracks, &self.ledger, &self.reverse);
-        let released = self.released.get(key);
-        unit.troubled.retain(|record| {
-            let concerns_us = match record {
-                RecordKey::Registration(id) => {
-                    desired.registrations.contains_key(id) || ledger.registration(key, id).is_some()
-                }
-                RecordKey::Ptr(k) => {
-                    reverse.holder(k) == Some(key) || released.is_some_and(|keys| keys.contains(k))
-                }
-            };
-            match tracks.get(record) {
-                None => false,
-                Some(track) if track.service != *key => false,
-                Some(track) if track.sent.is_some() => true,
-                Some(_) if concerns_us => true,
-                Some(_) => {
-                    tracks.remove(record);
-                    false
-                }
-            }
+    /// What ought to be registered for the Service; slices and nodes of which `absent` is true
+    /// are left out.
+    pub(super) fn desired(
+        &self,
+        key: &ObjectKey,
+        absent: &impl Fn(Kind, &ObjectKey) -> bool,
+    ) -> Desired {
+        let cache = &self.cluster.cache;
+        let Some(service) = cache.service(key) else { return Desired::default() };
+        let slices = cache.slices(key);
+        let slices = slices.filter(|(slice, _)| !absent(Kind::EndpointSlice, slice));
+        let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
+        let nodes = cache.nodes().map(|nodes| {
+            nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
         });
+        let permit = |name: &str, join| self.permit(key, name, join);
+        let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
+        self.keep_former_names(key, &mut desired);
+        desired
+    }
+
+    /// Instances of a Service whose new name others hold stay under the name that they have,
+    /// while no other Service wants that: nothing is removed for a move that cannot be made.
+    fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
+        desired.blocked.retain_mut(|Blocked { registration, reverse }| {
+            let Some(known) = self.term.known.registration(key, &registration.id) else {
+                return true;
+            };
+            let form = lookup_form(&known.service);
+            let is_free = self.cluster.name_claims.holder(&form).is_none_or(|holder| holder == key);
+            if !is_free && self.settings.on_conflict != OnConflict::Merge {
+                return true;
+            }
+            let registration =
+                Registration { service: (&*known.service).into(), ..registration.clone() };
+            if let Some((reverse, rank)) = reverse.take() {
+                let service = registration.service.clone();
+                desired.reverse.entry(reverse).or_insert(WantedPtr { service, rank });
+            }
+            desired.registrations.insert(registration.id.clone(), registration);
+            desired.keeps_former_name = true;
+            false
+        });
+    }
+
+    fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
+        let name = &*lookup_form(name);
+        let claims = &self.cluster.name_claims;
+        if self.settings.on_conflict != OnConflict::Merge
+            && let Some(holder) = claims.holder(name)
+            && holder != service
+        {
+            return Permit::Taken(holder.clone());
+        }
+        // By this Service: another one's right to the name is no reason to join it.
+        let mut known = self.term.known.of(service).iter();
+        let held = known.any(|known| *lookup_form(&known.service) == *name);
+        let neighbours = |joined| {
+            let others = claims.claimants(name).filter(|other| other != service);
+            Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
+        };
+        let Some(foreign) = &self.term.names_of_others else {
+            // Which tags one that is joined may have depends on who the others are.
+            let stays = held && join != JoinExisting::Always;
+            return if stays { Permit::Granted(neighbours(false)) } else { Permit::Unknown };
+        };
+        match foreign.get(name) {
+            None => Permit::Granted(neighbours(false)),
+            Some(Holders { others, .. }) if join.joins(others) => {
+                Permit::Granted(neighbours(*others == Holder::Other))
+            }
+            // What is ours and of no Service here is another replica's.
+            Some(Holders { others, ours })
+                if held || (*ours && !self.term.known.holds_name(name)) =>
+            {
+                Permit::ForeignToo(others.clone(), neighbours(false))
+            }
+            Some(Holders { others, .. }) => Permit::Foreign(others.clone()),
+        }
+    }
+
+    /// What the Service claims, and what of it is waited for whatever Consul has.
+    fn draft(&self, key: &ObjectKey, desired: &Desired) -> Draft {
+        let ptr_claims = View::ptr_claims(desired);
+        let mut released = self.term.ptr.released.get(key).cloned().unwrap_or_default();
+        let handovers = self.term.ptr.claims.handovers(key, &ptr_claims).into_iter();
+        let left = handovers.filter(|it| it.to.is_none() && it.from.as_ref() == Some(key));
+        released.extend(left.map(|handover| (&*handover.thing).into()));
+        let outcome = Outcome {
+            ptr_claims,
+            released,
+            keeps_former_name: desired.keeps_former_name,
+            releases_hold: self.term.holds.of(key).is_some()
+                && self.cluster.cache.service(key).is_some()
+                && self.lost(key, desired).next().is_none(),
+            ..Outcome::default()
+        };
+        let mut waits = BTreeMap::new();
+        let unknown = desired.undecided.iter().map(|id| (id.clone(), Wait::NameUnknown));
+        let blocked = desired.blocked.iter();
+        let foreign = blocked.map(|it| (it.registration.id.clone(), Wait::NameForeign));
+        waits.extend(unknown.chain(foreign).map(|(id, wait)| (RecordKey::Registration(id), wait)));
+        Draft { waits, outcome, ..Draft::default() }
     }
 
     fn draft_registrations(
-        &mut self,
+        &self,
         key: &ObjectKey,
         desired: &Desired,
         now: Moment,
         draft: &mut Draft,
     ) {
-        let held = self.may_not_lose(key);
+        let keeps_health = self.keeps(key, draft);
         let writes_whole = self.target.writes_groups_whole();
         for registration in desired.registrations.values() {
-            let known = self.ledger.registration(key, &registration.id);
+            let known = self.term.known.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
-            let reverse = ptr_key_of(&registration.address);
-            let is_known = known.is_some();
+            let ptr = ptr_key_of(&registration.address);
+            let record = RecordKey::Registration(registration.id.clone());
             if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
-                self.forget_trouble(&RecordKey::Registration(registration.id.clone()));
-                if let Some(put) = reverse.and_then(|reverse| draft.puts.remove(&*reverse)) {
+                draft.outcome.cleared.push(record);
+                if let Some(put) = ptr.and_then(|ptr| draft.puts.remove(&*ptr)) {
                     draft.groups.push(vec![put]);
                 }
                 continue;
             }
-            let turns_critical =
-                registration.check == Check::Critical && known.is_some_and(|known| !known.critical);
-            if held && turns_critical {
+            if let Some(wait) = &keeps_health
+                && registration.check == Check::Critical
+                && known.is_some_and(|known| !known.critical)
+            {
+                draft.wait(record, wait.clone());
                 continue;
             }
-            match self.gate(
-                key,
-                &RecordKey::Registration(registration.id.clone()),
-                Some(fingerprint),
-                now,
-            ) {
-                Gate::Open if writes_whole && draft.awaits(reverse.as_deref()) => {
-                    draft.adding = true;
-                }
-                Gate::Open => {
-                    draft.adding = true;
-                    let put = reverse.and_then(|reverse| draft.puts.remove(&*reverse));
-                    let registration = Registration::clone(registration);
-                    let register = if is_known {
-                        Write::Replace(registration)
-                    } else {
-                        Write::Register(registration)
-                    };
-                    draft.groups.push(std::iter::once(register).chain(put).collect());
-                }
-                Gate::Later => draft.adding = true,
-                Gate::Shut => {}
+            let mut wait = self.gate(&record, Some(fingerprint), now);
+            if wait.is_none() && writes_whole && draft.awaits(ptr.as_deref()) {
+                wait = Some(Wait::WithPtr);
             }
+            let Some(wait) = wait else {
+                draft.adding = true;
+                let put = ptr.and_then(|ptr| draft.puts.remove(&*ptr));
+                let registration = registration.clone();
+                let register = if known.is_some() {
+                    Write::Replace(registration)
+                } else {
+                    Write::Register(registration)
+                };
+                draft.groups.push(std::iter::once(register).chain(put).collect());
+                continue;
+            };
+            draft.adding |= wait == Wait::WithPtr || wait.outlook() == Outlook::Soon;
+            draft.wait(record, wait);
         }
-        self.forget_ptr_troubles(draft.puts.keys());
+        for ptr in std::mem::take(&mut draft.puts).into_keys() {
+            draft.outcome.cleared.push(RecordKey::Ptr(ptr.clone()));
+            draft.wait(RecordKey::Ptr(ptr), Wait::WithInstance);
+        }
     }
 
-    fn draft_removals(
-        &mut self,
-        key: &ObjectKey,
-        desired: &Desired,
-        now: Moment,
-        draft: &mut Draft,
-    ) {
+    fn draft_removals(&self, key: &ObjectKey, desired: &Desired, now: Moment, draft: &mut Draft) {
+        let keeps = self.keeps_all(key, desired, draft);
+        if let Some(wait) = keeps.or(draft.adding.then_some(Wait::AfterReplacement)) {
+            draft.outcome.follow_up |= wait == Wait::AfterReplacement && {
+                let gone = self.gone(key, desired).next().is_some();
+                gone || !draft.outcome.released.is_empty()
+            };
+            let gone = self.gone(key, desired).map(|(id, _)| id);
+            let kept = desired.awaits_nodes.then(|| self.known_ids(key));
+            let ids = gone.chain(kept.into_iter().flatten()).map(RecordKey::Registration);
+            let ptr: Vec<Box<str>> = draft.outcome.released.iter().cloned().collect();
+            for record in ids.chain(ptr.into_iter().map(RecordKey::Ptr)) {
+                draft.wait(record, wait.clone());
+            }
+            return;
+        }
         let writes_whole = self.target.writes_groups_whole();
         let mut deletes = self.ptr_deletes(key, now, draft);
-        let gone: Vec<(Box<str>, Box<str>)> = self
-            .ledger
-            .of(key)
-            .iter()
-            .map(|known| (known.id(&self.settings.cluster, key), (&*known.service).into()))
-            .filter(|(id, _)| !desired.keeps(id))
-            .collect();
-        for (id, service) in gone {
-            let gate = self.gate(key, &RecordKey::Registration(id.clone()), None, now);
-            let reverse = ptr_key_of_id(&id);
-            if gate == Gate::Open && writes_whole && draft.awaits(reverse.as_deref()) {
-                continue;
+        for (id, service) in self.gone(key, desired) {
+            let ptr = ptr_key_of_id(&id);
+            let record = RecordKey::Registration(id.clone());
+            let mut wait = self.gate(&record, None, now);
+            if wait.is_none() && writes_whole && draft.awaits(ptr.as_deref()) {
+                wait = Some(Wait::WithPtr);
             }
             // It goes with its instance, and stays as long as that.
-            let delete = reverse.and_then(|reverse| deletes.remove(&*reverse));
-            if gate != Gate::Open {
+            let delete = ptr.and_then(|ptr| deletes.remove(&*ptr));
+            if let Some(wait) = wait {
+                draft.wait(record, wait);
+                if let Some(delete) = delete {
+                    draft.wait(delete.key(), Wait::WithInstance);
+                }
                 continue;
             }
             let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
@@ -367,59 +313,107 @@ impl Reconciler {
         draft.groups.extend(deletes.into_values().map(|delete| vec![delete]));
     }
 
-    /// Whether a record that has to wait is worth waiting for: in the catalog an instance and its
-    /// PTR record are written together, but a key that keeps failing must not hold it up.
-    pub(super) fn comes_soon(&self, record: &RecordKey) -> bool {
-        self.tracks.get(record).is_some_and(|track| track.attempt < LONELY_FAILURES)
+    /// The known registrations that are not wanted, by ID and Consul name.
+    fn gone<'v>(
+        &'v self,
+        key: &'v ObjectKey,
+        desired: &'v Desired,
+    ) -> impl Iterator<Item = (Box<str>, Box<str>)> + 'v {
+        let known = self.term.known.of(key).iter();
+        let known =
+            known.map(|known| (known.id(&self.settings.cluster, key), (&*known.service).into()));
+        known.filter(|(id, _)| !desired.keeps(id))
     }
 
-    /// Whether a record may be written now; notes what has to be planned again when it may not.
+    fn known_ids(&self, key: &ObjectKey) -> impl Iterator<Item = Box<str>> {
+        self.term.known.of(key).iter().map(|known| known.id(&self.settings.cluster, key))
+    }
+
+    /// Why no record of the Service may be removed or turn critical, if so: that is held back, or
+    /// not all of its endpoints and nodes could be read.
+    fn keeps(&self, key: &ObjectKey, draft: &Draft) -> Option<Wait> {
+        let held = self.term.holds.of(key).filter(|_| !draft.outcome.releases_hold);
+        let cache = &self.cluster.cache;
+        let unread = || cache.has_unread_slice(key) || cache.may_miss_node(key);
+        let unread = || cache.service(key).is_some() && unread();
+        held.map(Wait::Held).or_else(|| unread().then_some(Wait::Unread))
+    }
+
+    /// Why nothing of the Service may be removed, if so.
+    fn keeps_all(&self, key: &ObjectKey, desired: &Desired, draft: &Draft) -> Option<Wait> {
+        if desired.awaits_nodes {
+            return Some(Wait::NodesUnknown);
+        }
+        let keeps = self.keeps(key, draft);
+        if keeps.is_some() || !key.is_orphaned() {
+            return keeps;
+        }
+        // What nobody claims may be a Service's that could not be read, or that waits for nodes.
+        let unread = self.cluster.cache.has_unread_service().then_some(Wait::Unread);
+        let nodes = (!self.cluster.needed_nodes_are_listed()).then_some(Wait::NodesUnknown);
+        unread.or(nodes)
+    }
+
+    /// Why this content of a record may not be written now; `None` as content: its removal.
     pub(super) fn gate(
-        &mut self,
-        service: &ObjectKey,
+        &self,
         record: &RecordKey,
         content: Option<Fingerprint>,
         now: Moment,
-    ) -> Gate {
-        let Some(track) = self.tracks.get_mut(record) else { return Gate::Open };
-        if track.sent.is_some() {
-            track.again.insert(service.clone());
-            return Gate::Later;
+    ) -> Option<Wait> {
+        if self.term.flights.carries(record) {
+            return Some(Wait::InFlight);
         }
-        match &track.trouble {
-            Some(Trouble::Transient { until }) if *until > now => {
-                self.retry_soon.insert((*until, service.clone()));
-                Gate::Later
-            }
-            Some(Trouble::Lasting { until, .. }) if *until > now => {
-                self.retry_late.insert((*until, service.clone()));
-                Gate::Shut
-            }
-            Some(Trouble::Refused { content: refused, .. }) if content == Some(*refused) => {
-                Gate::Shut
-            }
-            _ => Gate::Open,
-        }
+        self.term.retries.failure(record, content.as_ref(), now).map(Wait::of_failure)
     }
 
-    /// The record is as it ought to be: whatever a write ran into matters no more.
-    pub(super) fn forget_trouble(&mut self, record: &RecordKey) {
-        if let Some(track) = self.tracks.get_mut(record) {
-            track.trouble = None;
-        }
+    /// The failures of records that are neither wanted nor there are past.
+    fn clear_old_failures(&self, key: &ObjectKey, desired: &Desired, draft: &mut Draft) {
+        let concerns_us = |record: &RecordKey| match record {
+            RecordKey::Registration(id) => {
+                desired.registrations.contains_key(id)
+                    || self.term.known.registration(key, id).is_some()
+            }
+            RecordKey::Ptr(ptr) => {
+                self.holds_ptr(key, ptr, draft) || draft.outcome.released.contains(ptr)
+            }
+            RecordKey::NamespaceNode(_) => true,
+        };
+        let failed = self.term.retries.of(key);
+        let old = failed.filter(|it| !self.term.flights.carries(it) && !concerns_us(it));
+        let old: Vec<RecordKey> = old.cloned().collect();
+        draft.outcome.cleared.extend(old);
     }
 
-    /// These PTR records are not to be written now, so that what a write ran into is past.
-    pub(super) fn forget_ptr_troubles<'k>(&mut self, keys: impl Iterator<Item = &'k Box<str>>) {
-        for key in keys {
-            self.forget_trouble(&RecordKey::Ptr(key.clone()));
+    /// What is wrong with the Service.
+    fn gather_problems(&self, key: &ObjectKey, desired: Desired, draft: &mut Draft) {
+        let outcome = &mut draft.outcome;
+        if desired.awaits_nodes
+            && let Some(why) = self.cluster.node_watch.denied()
+        {
+            outcome.problems.insert(Problem::new(
+                Reason::Denied,
+                format!("node ports cannot be registered: {why}; what is registered stays"),
+            ));
         }
+        outcome.problems.extend(desired.problems);
+        let past: BTreeSet<&RecordKey> = outcome.cleared.iter().collect();
+        let failed = self.term.retries.problems(key);
+        let failed = failed.filter(|(record, _)| !past.contains(record));
+        let failed: Vec<Problem> = failed.map(|(_, problem)| problem.clone()).collect();
+        let missing = self.missing_in_catalog(key);
+        // Both end with an answer.
+        outcome.follow_up |= !failed.is_empty() || !missing.is_empty();
+        outcome.problems.extend(failed.into_iter().chain(missing));
     }
 
     /// Records that the agent could not pass on.
-    fn missing_in_catalog(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
-        let ids = self.ledger.of(key).iter().map(|known| known.id(&self.settings.cluster, key));
-        ids.filter(|id| self.missing_in_catalog.contains(id)).map(|id| {
+    fn missing_in_catalog(&self, key: &ObjectKey) -> Vec<Problem> {
+        if self.term.missing_in_catalog.is_empty() {
+            return Vec::new();
+        }
+        let missing = self.known_ids(key).filter(|id| self.term.missing_in_catalog.contains(id));
+        let problem = |id: Box<str>| {
             Problem::new(
                 Reason::NotInCatalog,
                 format!(
@@ -427,13 +421,8 @@ impl Reconciler {
                      it; look at the agent's log, most often its token lacks service write",
                 ),
             )
-        })
-    }
-
-    /// What Consul said against records of the Service.
-    fn troubles(&self, key: &ObjectKey) -> impl Iterator<Item = Problem> {
-        let troubled = self.units.get(key).into_iter().flat_map(|unit| &unit.troubled);
-        troubled.filter_map(|record| self.tracks.get(record)?.trouble.as_ref()?.problem().cloned())
+        };
+        missing.map(problem).collect()
     }
 }
 
@@ -441,13 +430,25 @@ impl Reconciler {
 
 impl Draft {
     /// Has a PTR key read first, and what goes with it wait for that.
-    pub(super) fn read(&mut self, reverse: Box<str>) {
-        self.awaited.insert(reverse.clone());
-        self.reads.push(reverse);
+    pub(super) fn read(&mut self, ptr: Box<str>) {
+        self.awaited.insert(ptr.clone());
+        self.reads.push(ptr);
     }
 
-    pub(super) fn awaits(&self, reverse: Option<&str>) -> bool {
-        reverse.is_some_and(|reverse| self.awaited.contains(reverse))
+    /// Notes why a record waits; the first reason counts.
+    pub(super) fn wait(&mut self, record: RecordKey, wait: Wait) {
+        self.waits.entry(record).or_insert(wait);
+    }
+
+    fn awaits(&self, ptr: Option<&str>) -> bool {
+        ptr.is_some_and(|ptr| self.awaited.contains(ptr))
+    }
+
+    fn finish(mut self) -> Plan {
+        self.outcome.follow_up |= !self.reads.is_empty();
+        let reads = self.reads.into_iter().map(Planned::ReadPtr);
+        let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
+        Plan { actions, waits: self.waits, outcome: Some(self.outcome) }
     }
 }
 

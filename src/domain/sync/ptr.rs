@@ -1,138 +1,144 @@
 //! The PTR records of a Service: which it claims, and the writes that follow.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::Moment;
+use super::ledger::PtrState;
+use super::plan::{Draft, View};
+use super::wait::{Outlook, Wait};
 use crate::domain::consul::record::{PtrRecord, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
+use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::{Desired, WantedPtr};
-use crate::domain::sync::ledger::PtrState;
-use crate::domain::sync::plan::{Draft, Gate};
-use crate::domain::sync::{Moment, Reconciler};
 use crate::domain::text::excerpt;
 
-// === impl Reconciler ===
+// === impl View ===
 
-impl Reconciler {
-    /// Notes which PTR keys the Service claims, and who is concerned by the difference.
-    pub(super) fn claim_ptr(&mut self, key: &ObjectKey, desired: &Desired) {
-        let claims = desired.reverse.iter();
-        let claims = claims.map(|(key, wanted)| ((&**key).into(), wanted.rank)).collect();
-        for handover in self.reverse.set(key, claims) {
-            if handover.to.is_none() {
-                self.released.entry(key.clone()).or_default().insert((&*handover.thing).into());
-            }
-            for other in [handover.from, handover.to].into_iter().flatten() {
-                if other != *key {
-                    self.mark_dirty(other);
-                }
-            }
-        }
+impl View<'_> {
+    /// The PTR keys that the Service claims.
+    pub(super) fn ptr_claims(desired: &Desired) -> BTreeMap<Arc<str>, PtrRank> {
+        desired.reverse.iter().map(|(key, wanted)| ((&**key).into(), wanted.rank)).collect()
     }
 
-    /// PTR records are collected first: each goes with the first instance of its address,
-    /// and none goes without an instance.
+    /// Whether the Service has this PTR key once its plan is applied.
+    pub(super) fn holds_ptr(&self, key: &ObjectKey, ptr: &str, draft: &Draft) -> bool {
+        let claim = draft.outcome.ptr_claims.get(ptr);
+        self.term.ptr.claims.holder_if(ptr, key, claim) == Some(key)
+    }
+
+    /// PTR records are collected first: each goes with the first instance of its address, and none
+    /// goes without an instance.
     pub(super) fn draft_ptr(
-        &mut self,
+        &self,
         key: &ObjectKey,
         desired: &Desired,
         now: Moment,
         draft: &mut Draft,
     ) {
-        let Some(zone) = self.zone.clone() else {
-            if !desired.reverse.is_empty() {
-                draft.problems.push(no_ptr_zone());
-            }
-            return self.forget_ptr_troubles(desired.reverse.keys());
-        };
-        if !desired.undecided.is_empty() {
-            // A record must not lead to a name that is not registered yet.
-            return self.forget_ptr_troubles(desired.reverse.keys());
+        if self.domain.is_none() && !desired.reverse.is_empty() {
+            draft.outcome.problems.insert(no_dns_domain());
         }
-        for (reverse, WantedPtr { service, .. }) in &desired.reverse {
-            if self.reverse.holder(reverse) != Some(key) {
+        for (ptr, WantedPtr { service, .. }) in &desired.reverse {
+            if !self.holds_ptr(key, ptr, draft) {
                 continue;
             }
-            let record = PtrRecord { key: reverse.clone(), value: zone.name_of(service).into() };
-            let fingerprint = record.fingerprint();
-            let known = self.ledger.reverse(reverse);
-            let cas = match known.map(|known| &known.state) {
-                Some(PtrState::Ours(there)) if *there == fingerprint => {
-                    self.forget_trouble(&RecordKey::Ptr(reverse.clone()));
-                    continue;
+            let wait = match self.domain {
+                None => Some(Wait::DomainUnknown),
+                // A record must not lead to a name that is not registered yet.
+                Some(_) if !desired.undecided.is_empty() => Some(Wait::NameUnknown),
+                Some(domain) => {
+                    let value = domain.name_of(service).into();
+                    self.draft_put(PtrRecord { key: ptr.clone(), value }, now, draft)
                 }
-                Some(PtrState::OtherCluster) => {
-                    self.forget_trouble(&RecordKey::Ptr(reverse.clone()));
-                    continue;
-                }
-                Some(PtrState::Foreign(value)) => {
-                    if *value != record.value {
-                        draft.problems.push(foreign_ptr(&record, value));
-                    }
-                    self.forget_trouble(&RecordKey::Ptr(reverse.clone()));
-                    continue;
-                }
-                Some(PtrState::Unknown) => None,
-                Some(PtrState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
             };
-            let track = RecordKey::Ptr(reverse.clone());
-            match (self.gate(key, &track, Some(fingerprint), now), cas) {
-                (Gate::Open, Some(cas)) => {
-                    draft.puts.insert(reverse.clone(), Write::PutPtr { record, cas });
-                }
-                (Gate::Open, None) => draft.read(reverse.clone()),
-                (Gate::Later, _) if self.comes_soon(&track) => {
-                    draft.awaited.insert(reverse.clone());
-                }
-                (Gate::Later | Gate::Shut, _) => {}
+            if let Some(wait) = wait {
+                draft.outcome.cleared.push(RecordKey::Ptr(ptr.clone()));
+                draft.wait(RecordKey::Ptr(ptr.clone()), wait);
             }
         }
     }
 
-    /// The PTR records of the Service that nobody claims any more.
+    /// Drafts the write of a PTR record that the Service holds. Gives why it is not to be written at
+    /// all, if so.
+    fn draft_put(&self, record: PtrRecord, now: Moment, draft: &mut Draft) -> Option<Wait> {
+        let fingerprint = record.fingerprint();
+        let ptr = record.key.clone();
+        let known = self.term.known.ptr(&ptr);
+        let cas = match known.map(|known| &known.state) {
+            Some(PtrState::Ours(there)) if *there == fingerprint => {
+                draft.outcome.cleared.push(RecordKey::Ptr(ptr));
+                return None;
+            }
+            Some(PtrState::Foreign(value)) if *value == record.value => {
+                draft.outcome.cleared.push(RecordKey::Ptr(ptr));
+                return None;
+            }
+            Some(PtrState::Foreign(value)) => {
+                draft.outcome.problems.insert(foreign_ptr(&record, value));
+                return Some(Wait::PtrForeign);
+            }
+            Some(PtrState::OtherCluster) => return Some(Wait::PtrForeign),
+            Some(PtrState::Unknown) => None,
+            Some(PtrState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
+        };
+        match (self.gate(&RecordKey::Ptr(ptr.clone()), Some(fingerprint), now), cas) {
+            (None, Some(cas)) => {
+                draft.puts.insert(ptr, Write::PutPtr { record, cas });
+            }
+            (None, None) => draft.read(ptr),
+            (Some(wait), _) => self.wait_for_ptr(&ptr, wait, draft),
+        }
+        None
+    }
+
+    /// The removals of the PTR records of the Service that nobody claims any more.
     pub(super) fn ptr_deletes(
-        &mut self,
+        &self,
         key: &ObjectKey,
         now: Moment,
         draft: &mut Draft,
     ) -> BTreeMap<Box<str>, Write> {
         let mut deletes = BTreeMap::new();
-        let Some(mut released) = self.released.remove(key) else { return deletes };
-        released.retain(|reverse| {
-            if self.reverse.holder(reverse).is_some() {
+        let mut released = std::mem::take(&mut draft.outcome.released);
+        released.retain(|ptr| {
+            let claim = draft.outcome.ptr_claims.get(&**ptr);
+            if self.term.ptr.claims.holder_if(ptr, key, claim).is_some() {
                 return false;
             }
-            let (cas, unknown) = match self.ledger.reverse(reverse) {
-                Some(known) if matches!(known.state, PtrState::Ours(_)) => (known.index, false),
-                Some(known) if known.state == PtrState::Unknown => (0, true),
-                Some(_) => {
-                    self.ledger.forget_ptr(reverse);
+            let record = RecordKey::Ptr(ptr.clone());
+            let wait = self.gate(&record, None, now);
+            let known = self.term.known.ptr(ptr);
+            match (known.map(|known| &known.state), wait) {
+                // One that is being written may exist in a moment.
+                (None, Some(wait)) if wait.outlook() == Outlook::Soon => draft.wait(record, wait),
+                (None, _) => return false,
+                (Some(PtrState::OtherCluster | PtrState::Foreign(_)), _) => {
+                    draft.outcome.forgotten.push(ptr.clone());
                     return false;
                 }
-                None => {
-                    // One that is being written may exist in a moment.
-                    let record = RecordKey::Ptr(reverse.clone());
-                    return self.gate(key, &record, None, now) == Gate::Later;
+                (_, Some(wait)) => self.wait_for_ptr(ptr, wait, draft),
+                (Some(PtrState::Unknown), None) => draft.read(ptr.clone()),
+                (Some(PtrState::Ours(_)), None) => {
+                    let cas = known.map_or(0, |known| known.index);
+                    deletes.insert(ptr.clone(), Write::DeletePtr { key: ptr.clone(), cas });
                 }
-            };
-            let track = RecordKey::Ptr(reverse.clone());
-            match self.gate(key, &track, None, now) {
-                Gate::Open if unknown => draft.read(reverse.clone()),
-                Gate::Open => {
-                    let delete = Write::DeletePtr { key: reverse.clone(), cas };
-                    deletes.insert(reverse.clone(), delete);
-                }
-                Gate::Later if self.comes_soon(&track) => {
-                    draft.awaited.insert(reverse.clone());
-                }
-                Gate::Later | Gate::Shut => {}
             }
             true
         });
-        if !released.is_empty() {
-            self.released.insert(key.clone(), released);
-        }
+        draft.outcome.released = released;
         deletes
+    }
+
+    /// A PTR record waits, and what goes with it too if it comes soon: in the catalog an instance
+    /// and its PTR record are written together, but a key that keeps failing must not hold it up.
+    fn wait_for_ptr(&self, ptr: &str, wait: Wait, draft: &mut Draft) {
+        let record = RecordKey::Ptr(ptr.into());
+        if wait.outlook() == Outlook::Soon && self.term.retries.comes_soon(&record) {
+            draft.awaited.insert(ptr.into());
+        }
+        draft.wait(record, wait);
     }
 }
 
@@ -149,7 +155,7 @@ fn foreign_ptr(wanted: &PtrRecord, found: &str) -> Problem {
     )
 }
 
-fn no_ptr_zone() -> Problem {
+fn no_dns_domain() -> Problem {
     Problem::new(
         Reason::NoDnsDomain,
         "no PTR record is written: expected the Consul datacenter and the DNS domain, found \

@@ -10,6 +10,15 @@ pub enum Target {
     Catalog,
 }
 
+/// How much may be sent at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Requests under way.
+    pub flights: usize,
+    /// Groups of writes that one request carries.
+    pub groups: usize,
+}
+
 // === impl Target ===
 
 impl Target {
@@ -21,5 +30,10 @@ impl Target {
     /// Whether an instance and its PTR record are applied together or not at all.
     pub(super) fn writes_groups_whole(self) -> bool {
         self == Target::Catalog
+    }
+
+    /// Whether it keeps the token of each registration, and is marked by a registration of its own.
+    pub(super) fn keeps_tokens(self) -> bool {
+        self == Target::Agent
     }
 }

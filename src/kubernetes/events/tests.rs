@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep};
 
 use super::*;
+use crate::domain::kube::object::Subject;
 use crate::domain::problem::Reason;
 
 /// Method, path and body of a request.
@@ -54,7 +55,7 @@ impl Server {
 
     fn report(&self, name: &str, message: &str) {
         let key = ObjectKey::new("shop", name);
-        let regarding = Regarding { kind: Kind::Service, key, uid: Some("u-1".into()) };
+        let regarding = Regarding { kind: Subject::Service, key, uid: Some("u-1".into()) };
         self.reporter.report(regarding, Problem::new(Reason::InvalidAnnotation, message));
     }
 

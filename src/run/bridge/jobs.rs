@@ -16,12 +16,13 @@ use crate::consul::read::evidence::Consistency;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::names::{ForeignNames, lookup_form};
 use crate::domain::consul::record::{
-    Answer, NamespaceNodeAnswer, ObservedPtr, ObservedRegistration, RecordKey, Write,
+    Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, RecordKey, Write,
 };
+use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
+use crate::kubernetes::client::{ClusterUid, kube_system_uid};
 use crate::run::Error;
-use crate::run::bridge::leadership::Term;
 use crate::run::bridge::seen_ids::SeenIds;
 use crate::run::daemon::handshake::PeerInfo;
 
@@ -35,30 +36,34 @@ pub(super) type Job = BoxFuture<'static, Done>;
 /// What a job found out.
 pub(super) enum Done {
     /// The handshake is over.
-    PeerInfo(Result<PeerInfo, Error>),
-    /// Writes of this term were answered, within this time.
-    Wrote(Term, Vec<(RecordKey, Answer)>, Duration),
-    /// The removal of a namespace's node in this term was answered.
-    NamespaceNodeRemoved(Term, Box<str>, NamespaceNodeAnswer),
-    /// This process leads.
-    Elected(Lease),
-    /// It does no longer, and why.
-    Deposed(String),
+    Connected(Result<PeerInfo, Error>),
+    /// Leadership is acquired.
+    Acquired(Lease),
+    /// It is lost, and why.
+    Lost(String),
+    /// Another holder of the lock is waited for.
+    HolderChanged,
+    /// The writes of a flight were answered, within this time.
+    Wrote(FlightId, Vec<(RecordKey, Answer)>, Duration),
     /// A PTR key was read.
-    PtrRead(Box<str>, Result<Option<ObservedPtr>, String>),
-    /// Consul was read back.
-    ReadBack(Result<Owner, String>),
+    PtrRead(FlightId, Result<Option<ObservedPtr>, String>),
+    /// The removal of a namespace's node was answered.
+    NamespaceNodeRemoved(FlightId, NamespaceNodeAnswer),
+    /// The resync under way has shown this.
+    Observed(Vec<Observation>),
+    /// It is over, within this time: whose the records are, or why that is not known.
+    Resynced(Result<Owner, String>, Duration),
     /// The names that others hold were read.
-    ForeignNames(Result<ForeignNames, String>),
+    Names(Result<ForeignNames, String>),
     /// The IDs that the catalog shows on the agent's node were read.
     Catalog(Result<SeenIds, String>),
     /// The agent lost the sentinel, or somebody changed it.
     SentinelLost(Lost),
-    /// The sentinel was written again.
-    SentinelBack(Result<ContentHash, String>),
+    /// The sentinel was written.
+    SentinelWritten(Result<ContentHash, String>),
     /// Consul was asked for a sign of life.
     Heartbeat(Result<(), String>),
-    /// The cluster's identity was read again.
+    /// The cluster's identity was read again; `None`: it may not be read.
     Identity(Result<Option<String>, String>),
 }
 
@@ -71,38 +76,42 @@ pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
 }
 
 /// Sends groups of writes that belong together.
-pub(super) async fn write(term: Term, sink: Sink, groups: Vec<Vec<Write>>) -> Done {
+pub(super) async fn write(flight: FlightId, sink: Sink, groups: Vec<Vec<Write>>) -> Done {
     let began = Instant::now();
     let answers = sink.write(groups).await;
-    Done::Wrote(term, answers, began.elapsed())
+    Done::Wrote(flight, answers, began.elapsed())
 }
 
-/// Removes the node of a namespace on which nothing stands any more.
-pub(super) async fn remove_namespace_node(term: Term, sink: Sink, namespace: Box<str>) -> Done {
-    let answer = sink.remove_namespace_node(&namespace).await;
-    Done::NamespaceNodeRemoved(term, namespace, answer)
+/// Removes the node of a namespace on which nothing is registered any more.
+pub(super) async fn remove_namespace_node(
+    flight: FlightId,
+    sink: Sink,
+    namespace: Box<str>,
+) -> Done {
+    Done::NamespaceNodeRemoved(flight, sink.remove_namespace_node(&namespace).await)
 }
 
 /// Reads one PTR key.
-pub(super) async fn read_ptr(client: Client, key: Box<str>) -> Done {
+pub(super) async fn read_ptr(flight: FlightId, client: Client, key: Box<str>) -> Done {
     let found = client.ptr_record(&key).await.map_err(|error| chain(&error));
-    Done::PtrRead(key, found)
+    if let Err(why) = &found {
+        tracing::debug!(key, why, "a PTR record cannot be read");
+    }
+    Done::PtrRead(flight, found)
 }
 
 /// Reads all that is ours, for the cluster of this uid.
-pub(super) async fn read_back(reader: Reader, owner: OwnerKey, uid: String) -> Done {
-    Done::ReadBack(reader.read(&owner, &uid).await.map_err(|error| chain(&error)))
+pub(super) async fn resync(reader: Reader, owner: OwnerKey, uid: String) -> Done {
+    let began = Instant::now();
+    let owner = reader.read(&owner, &uid).await.map_err(|error| chain(&error));
+    Done::Resynced(owner, began.elapsed())
 }
 
 /// Reads the names under which others hold instances; `held` need no answer.
-pub(super) async fn foreign_names(
-    client: Client,
-    cluster: ClusterName,
-    held: HashSet<Arc<str>>,
-) -> Done {
+pub(super) async fn names(client: Client, cluster: ClusterName, held: HashSet<Arc<str>>) -> Done {
     let is_held = |name: &str| held.contains(&*lookup_form(name));
     let found = client.foreign_names(&cluster, is_held).await;
-    Done::ForeignNames(found.map_err(|error| chain(&error)))
+    Done::Names(found.map_err(|error| chain(&error)))
 }
 
 /// Reads which of our service IDs the catalog shows on the agent's node.
@@ -126,26 +135,22 @@ pub(super) async fn watch_sentinel(sentinel: Sentinel, hash: ContentHash) -> Don
     }
 }
 
-/// Writes the sentinel again, with the token in use now.
-pub(super) async fn restore_sentinel(sentinel: Sentinel) -> Done {
-    Done::SentinelBack(sentinel.register().await.map_err(|error| error.chain()))
+/// Writes the sentinel, with the token in use now.
+pub(super) async fn write_sentinel(sentinel: Sentinel) -> Done {
+    Done::SentinelWritten(sentinel.register().await.map_err(|error| error.chain()))
 }
 
-/// Asks Consul for a sign of life after `delay`.
-pub(super) async fn heartbeat(client: Client, delay: Duration) -> Done {
-    sleep(delay).await;
-    let alive = match client.leader().await {
+/// Asks Consul for a sign of life.
+pub(super) async fn heartbeat(client: Client) -> Done {
+    Done::Heartbeat(match client.leader().await {
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err("Consul has no leader".to_owned()),
         Err(error) => Err(error.chain()),
-    };
-    Done::Heartbeat(alive)
+    })
 }
 
-/// Reads the cluster's identity after `delay`; `None`: it may not be read.
-pub(super) async fn identity(client: kube::Client, delay: Duration) -> Done {
-    use crate::kubernetes::client::{ClusterUid, kube_system_uid};
-    sleep(delay).await;
+/// Reads the cluster's identity.
+pub(super) async fn identity(client: kube::Client) -> Done {
     Done::Identity(match kube_system_uid(&client).await {
         Ok(ClusterUid::Known(uid)) => Ok(Some(uid)),
         Ok(ClusterUid::Denied(_)) => Ok(None),

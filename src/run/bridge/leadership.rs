@@ -3,151 +3,146 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::consul::coordination::election::{Election, Holder, Lease};
-use crate::run::bridge::Bridge;
-use crate::run::bridge::jobs::{Done, Job};
+use crate::consul::write::sink::Sink;
+use crate::run::bridge::jobs::Done;
+use crate::run::bridge::work::{Records, Work};
 
-/// How long giving the lock back may take at the end: after that its session runs out.
-const RESIGN: Duration = Duration::from_secs(1);
-/// Which of its times as a leader a write is of: how often it has been elected.
-pub(super) type Term = u32;
+/// How long releasing the lock may take at the end: after that its session runs out.
+const RELEASE: Duration = Duration::from_secs(1);
 
-/// Whether this process leads.
+/// Whether this process leads. Only one that does has anything to write with: a deposed leader
+/// cannot write.
 pub(super) enum Leadership {
+    /// The handshake is not over.
+    Connecting(Option<Election>),
     /// There is no election.
-    Alone,
+    Alone(Work),
     /// Another one leads, or nobody yet.
-    Standby(Election),
+    Standby {
+        election: Election,
+        /// Ends once leadership is acquired.
+        campaign: BoxFuture<'static, Lease>,
+        /// Who holds the lock.
+        holder: watch::Receiver<Holder>,
+    },
     /// This one leads.
-    Leading(Election, Lease),
+    Leading {
+        election: Election,
+        lease: Lease,
+        /// Keeps the lock, and ends once it is lost.
+        keeping: BoxFuture<'static, String>,
+        work: Work,
+    },
 }
 
 // === impl Leadership ===
 
 impl Leadership {
-    pub(super) fn new(election: Option<Election>) -> Self {
-        election.map_or(Leadership::Alone, Leadership::Standby)
-    }
-
-    /// Whether writes may be sent.
-    pub(super) fn may_write(&self) -> bool {
+    /// The handshake is over: takes part in the election, if there is one.
+    pub(super) fn connected(self, records: Records, sink: Sink) -> Self {
         match self {
-            Leadership::Alone => true,
-            Leadership::Standby(_) => false,
-            Leadership::Leading(_, lease) => lease.is_valid(),
+            Leadership::Connecting(None) => Leadership::Alone(Work::new(records, sink)),
+            Leadership::Connecting(Some(election)) => Leadership::campaign(election),
+            other => other,
         }
     }
 
-    /// Whether Consul is this one's to read back: one that cannot write need not know.
-    pub(super) fn may_read(&self) -> bool {
-        !matches!(self, Leadership::Standby(_))
+    /// Leadership is acquired: what is written from now on asks for the lock.
+    pub(super) fn acquired(self, lease: Lease, records: Records, mut sink: Sink) -> Self {
+        let Leadership::Standby { election, .. } = self else { return self };
+        sink.set_fence(Some(lease.fence()));
+        let keeping = election.clone().keep(lease.clone()).boxed();
+        Leadership::Leading { election, lease, keeping, work: Work::new(records, sink) }
     }
 
-    /// Whom this one waits for.
-    pub(super) fn holder(&self) -> Option<Holder> {
-        self.holders().map(|holder| holder.borrow().clone())
-    }
-
-    /// Wakes up whenever somebody else is waited for.
-    pub(super) fn holders(&self) -> Option<watch::Receiver<Holder>> {
+    /// Leadership is lost. The session is ended before the next campaign, whoever holds the lock.
+    pub(super) fn lost(self) -> Self {
         match self {
-            Leadership::Standby(election) => Some(election.holder()),
-            Leadership::Alone | Leadership::Leading(..) => None,
+            Leadership::Leading { election, .. } => Leadership::campaign(election),
+            other => other,
         }
+    }
+
+    fn campaign(election: Election) -> Self {
+        let (campaign, holder) = (election.clone().campaign().boxed(), election.holder());
+        Leadership::Standby { election, campaign, holder }
+    }
+
+    /// What this one may write with.
+    pub(super) fn work(&mut self) -> Option<&mut Work> {
+        match self {
+            Leadership::Alone(work) | Leadership::Leading { work, .. } => Some(work),
+            Leadership::Connecting(_) | Leadership::Standby { .. } => None,
+        }
+    }
+
+    /// Whether this one still takes itself for the leader although its time is over.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(self, Leadership::Leading { lease, .. } if !lease.is_valid())
+    }
+
+    /// Whether another one is known to lead.
+    pub(super) fn other_leads(&self) -> bool {
+        let Leadership::Standby { holder, .. } = self else { return false };
+        matches!(*holder.borrow(), Holder::Other(_))
     }
 
     /// For `/status`.
     pub(super) fn describe(&self) -> Option<String> {
-        match self {
-            Leadership::Alone => None,
-            Leadership::Leading(..) => Some("leader".to_owned()),
-            Leadership::Standby(election) => Some(match &*election.holder().borrow() {
-                Holder::Unknown => "standby".to_owned(),
-                Holder::Other(holder) => format!("standby, {holder} leads"),
-                Holder::Unreachable(why) => format!("standby, the lock cannot be asked for: {why}"),
-            }),
-        }
-    }
-
-    /// Gives the lock back, one too whose try is not yet known to have succeeded.
-    pub(super) async fn resign(&self) {
-        let (Leadership::Leading(election, _) | Leadership::Standby(election)) = self else {
-            return;
+        let holder = match self {
+            Leadership::Connecting(None) | Leadership::Alone(_) => return None,
+            Leadership::Leading { .. } => return Some("leader".to_owned()),
+            Leadership::Connecting(Some(election)) => election.holder(),
+            Leadership::Standby { holder, .. } => holder.clone(),
         };
-        match timeout(RESIGN, election.release()).await {
-            Ok(Ok(false)) => {}
-            Ok(Ok(true)) => tracing::info!("gave the lock back"),
-            Ok(Err(error)) => {
-                tracing::warn!(error = error.chain(), "cannot give the lock back: it runs out");
+        let holder = holder.borrow();
+        Some(match &*holder {
+            Holder::Unknown => "standby".to_owned(),
+            Holder::Other(holder) => format!("standby, {holder} leads"),
+            Holder::Unreachable(why) => format!("standby, the lock cannot be asked for: {why}"),
+        })
+    }
+
+    /// The next thing that happened or was found out.
+    pub(super) async fn next(&mut self) -> Done {
+        match self {
+            Leadership::Connecting(_) => std::future::pending().await,
+            Leadership::Alone(work) => work.next().await,
+            Leadership::Standby { campaign, holder, .. } => tokio::select! {
+                lease = campaign => Done::Acquired(lease),
+                Ok(()) = holder.changed() => Done::HolderChanged,
+            },
+            Leadership::Leading { keeping, work, .. } => tokio::select! {
+                why = keeping => Done::Lost(why),
+                done = work.next() => done,
+            },
+        }
+    }
+
+    /// Gives up all that is under way and releases the lock, also one whose campaign is not yet
+    /// known to have succeeded.
+    pub(super) async fn resign(self) {
+        // No further campaign goes out after the lock is released.
+        let election = match self {
+            Leadership::Connecting(election) => election,
+            Leadership::Alone(_) => None,
+            Leadership::Standby { election, .. } | Leadership::Leading { election, .. } => {
+                Some(election)
             }
-            Err(_) => tracing::warn!("no answer to giving the lock back: it runs out"),
+        };
+        let Some(election) = election else { return };
+        match timeout(RELEASE, election.release()).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => tracing::info!("released the lock"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = error.chain(), "cannot release the lock: it runs out");
+            }
+            Err(_) => tracing::warn!("no answer to releasing the lock: it runs out"),
         }
     }
-}
-
-// === impl Bridge ===
-
-impl Bridge {
-    /// Takes part in the election, if there is one.
-    pub(super) fn stand(&mut self) {
-        if let Leadership::Standby(election) = &self.leadership {
-            self.election_job = Some(win(election.clone()));
-        }
-    }
-
-    pub(super) fn elected(&mut self, lease: Lease) {
-        let Leadership::Standby(election) = &self.leadership else { return };
-        tracing::info!("this one leads now");
-        let keep = election.clone().keep(lease.clone()).map(Done::Deposed);
-        self.election_job = Some(keep.boxed());
-        self.sink.set_fence(Some(lease.fence()));
-        self.term += 1;
-        self.leadership = Leadership::Leading(election.clone(), lease);
-        self.told.metrics.leader.set(1);
-        self.begin_read_back();
-    }
-
-    /// A write of this term found the lock in other hands. One of an earlier term says nothing of
-    /// the lock that is held now.
-    pub(super) fn fenced(&mut self, term: Term) {
-        if term == self.term {
-            self.deposed("the lock is lost");
-        }
-    }
-
-    /// Another one may lead from now on: nothing more is written.
-    pub(super) fn deposed(&mut self, why: &str) {
-        let Leadership::Leading(election, _) = &self.leadership else { return };
-        tracing::warn!(why, "this one no longer leads");
-        let election = election.clone();
-        // The session that is lost is ended first, whoever holds the lock.
-        self.election_job = Some(win(election.clone()));
-        self.leadership = Leadership::Standby(election);
-        self.sink.set_fence(None);
-        self.told.metrics.leader.set(0);
-        // With the reading that is under way goes what it has shown so far.
-        self.reading_job = None;
-        while self.observations.try_recv().is_ok() {}
-        self.drift.reading_ends(Duration::ZERO);
-        self.state.step_down();
-    }
-
-    /// Whether a standby could take over at once, while somebody else does the work.
-    pub(super) fn is_warm(&self, holder: &Holder) -> bool {
-        matches!(holder, Holder::Other(_))
-            && self.peers.is_some()
-            && self.state.cache().is_complete()
-    }
-}
-
-/// Waits until somebody else is waited for; never ends where there is no election.
-pub(super) async fn changed(holders: &mut Option<watch::Receiver<Holder>>) -> Option<()> {
-    holders.as_mut()?.changed().await.ok()
-}
-
-fn win(election: Election) -> Job {
-    election.campaign().map(Done::Elected).boxed()
 }

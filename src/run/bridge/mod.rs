@@ -1,70 +1,74 @@
 //! `bridge`: keeps Consul in sync with the Services of the cluster.
 //!
-//! One task owns the whole state and runs one loop over what the watches say, what Consul
-//! answers, timers and the admin server's questions. Writes and readings are futures that the
-//! same loop polls: there is no lock around the state and no queue of work.
+//! One task owns the whole state and runs one loop over what the watches say, what Consul answers,
+//! one timer and the admin server's questions. What is done and when is decided by the core
+//! ([`Core`]); the loop hands events in and starts the actions that come out. Requests are futures
+//! that the same loop polls: there is no lock around the state and no queue of work.
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `leadership` | which of several bridges writes (invariant 9) |
-//! | `writing` | sends writes and takes their answers |
-//! | `drift` | when Consul was heard, and when it is looked at again |
-//! | `reading` | looks whether Consul is as it was left |
-//! | `signs` | the token, the sentinel, Consul's leader, the cluster's identity |
-//! | `jobs` | what is under way beside the loop: requests to both sides |
+//! | `leadership` | which of several bridges writes |
+//! | `work` | what is asked of Consul by the one that writes |
+//! | `watches` | the watches of the Kubernetes API |
+//! | `jobs` | what is under way beside the loop, and what it finds out |
 //! | `seen_ids` | which service IDs a listing has shown |
-//! | `telling` | logs, Events, metrics, readiness, `/status` |
+//! | `reporting` | logs, Events, metrics, readiness |
+//! | `status` | the pages of `/status` |
 
-mod drift;
 mod jobs;
 mod leadership;
-mod reading;
+mod reporting;
 mod seen_ids;
-mod signs;
-mod telling;
-mod writing;
+mod status;
+mod watches;
+mod work;
 
-use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
+use futures::FutureExt as _;
+use futures::future::OptionFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_stream::StreamMap;
 
-use self::drift::{Drift, Progress};
 use self::jobs::{Done, Job};
-use self::leadership::{Leadership, Term};
-use self::writing::Requests;
+use self::leadership::Leadership;
+use self::reporting::{Reporting, reason};
+use self::status::{Surroundings, page};
+use self::watches::Watches;
+use self::work::Records;
 use crate::admin::metrics::Metrics;
-use crate::admin::status::Readiness;
+use crate::admin::status::{Peer as PeerStatus, Readiness};
 use crate::admin::{Admin, QUESTIONS, Question};
+use crate::consul::coordination::election::Lease;
 use crate::consul::coordination::marker::Marker;
-use crate::consul::coordination::owner::OwnerKey;
+use crate::consul::coordination::owner::{Owner, OwnerKey};
+use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::agent::AgentInfo;
 use crate::consul::write::sink::Sink;
-use crate::domain::consul::record::Observation;
+use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, RecordKey};
+use crate::domain::flights::FlightId;
 use crate::domain::kube::object::Kind;
-use crate::domain::sync::{Moment, Reconciler};
+use crate::domain::sync::{
+    Action, Capacity, Config, Core, Moment, NotReady, Once, Peer, Readiness as CoreReadiness,
+    Target,
+};
 use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
-use crate::kubernetes::events::{Reporter, reporter};
-use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
+use crate::kubernetes::events::reporter;
+use crate::kubernetes::watch::{Error as WatchError, Notice, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::{AdminServer, listen};
+use crate::run::daemon::checks::other_owner;
 use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
 use crate::run::daemon::options::{Common, SyncOptions};
 use crate::run::daemon::retry::{PendingDependencies, retry_forever};
 use crate::run::daemon::signals::{Stop, signals};
 
-/// Watch events taken in one turn before writes are looked at again: a long list must not keep
-/// writes waiting, nor each event cost a turn.
-const EVENTS_A_TURN: usize = 256;
 /// How long the last Events may take to be written at the end.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
@@ -75,7 +79,7 @@ pub struct Options {
     pub common: Common,
     /// What is registered, and where.
     pub sync: SyncOptions,
-    /// Least time between two readings of Consul.
+    /// Least time between two resyncs.
     pub resync: Duration,
     /// Synchronize once, and reach each side within this time.
     pub once: Option<Duration>,
@@ -108,7 +112,8 @@ async fn run(
     let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
     let events = tokio::spawn(events);
 
-    let bridge = Bridge::new(options, kubernetes, consul, Told { metrics, readiness, reporter });
+    let reporting = Reporting::new(metrics, readiness, reporter);
+    let bridge = Bridge::new(options, kubernetes, consul, reporting);
     let result = bridge.run(asked, stop).await;
 
     if let Some(server) = server {
@@ -122,98 +127,81 @@ async fn run(
     result
 }
 
-/// Where the bridge tells what it does.
-struct Told {
-    metrics: Arc<Metrics>,
-    readiness: watch::Sender<Readiness>,
-    reporter: Reporter,
-}
-
 /// The owner of the state.
 struct Bridge {
     options: Options,
+    /// The beginning of the core's time.
     began: Instant,
-    state: Reconciler,
-    jobs: FuturesUnordered<Job>,
-    requests: Requests,
-    watcher: Watcher,
-    watches: StreamMap<Kind, BoxStream<'static, Notice>>,
-    relists: BTreeMap<Kind, Relist>,
+    core: Core,
+    leadership: Leadership,
+    watches: Watches,
+    jobs: Jobs,
     kubernetes: Connected,
     consul: ConsulClient,
-    sink: Sink,
-    marker: Marker,
-    /// What is under way for the sentinel: watching it or writing it. One at a time.
-    sentinel_job: Option<Job>,
-    /// The reading of all that is ours, while it is under way.
-    reading_job: Option<Job>,
-    /// The reading of the cluster's identity for a confirmation.
-    identity_job: Option<Job>,
-    leadership: Leadership,
-    term: Term,
-    /// Standing for election, or keeping the lock.
-    election_job: Option<Job>,
-    owner: OwnerKey,
-    peers: Option<Met>,
+    /// Number of the token in use.
+    token: u64,
+    peers: Option<PeerInfo>,
     waits: PendingDependencies,
-    observations: mpsc::UnboundedReceiver<Observation>,
-    observe: mpsc::UnboundedSender<Observation>,
-    /// When a write was applied last, or Consul was read for the first time.
-    last_step: Instant,
-    drift: Drift,
-    told: Told,
-    tally: telling::Tally,
+    reporting: Reporting,
 }
 
-/// What is known of both sides since the handshake.
-struct Met {
-    uid: String,
-    kubernetes_version: String,
-    agent: Option<AgentInfo>,
+/// What is asked whoever leads, each once at a time.
+#[derive(Default)]
+struct Jobs {
+    handshake: Option<Job>,
+    /// Watching the sentinel, or writing it.
+    sentinel: Option<Job>,
+    heartbeat: Option<Job>,
+    identity: Option<Job>,
+}
+
+// === impl Jobs ===
+
+impl Jobs {
+    async fn next(&mut self) -> Done {
+        tokio::select! {
+            done = jobs::end_of(&mut self.handshake) => done,
+            done = jobs::end_of(&mut self.sentinel) => done,
+            done = jobs::end_of(&mut self.heartbeat) => done,
+            done = jobs::end_of(&mut self.identity) => done,
+        }
+    }
 }
 
 // === impl Bridge ===
 
 impl Bridge {
-    fn new(options: Options, kubernetes: Connected, consul: ConsulClient, told: Told) -> Self {
-        let cluster = options.sync.settings.cluster.clone();
-        // Observations are taken in the turn after the poll that produced them, by the task that
-        // polls the reading: what waits is at most what one poll can parse.
-        let (observe, observations) = mpsc::unbounded_channel();
-        let resync = options.resync;
-        let (sink, marker) = (options.sync.sink(&consul), options.sync.marker(&consul));
+    fn new(
+        options: Options,
+        kubernetes: Connected,
+        consul: ConsulClient,
+        reporting: Reporting,
+    ) -> Self {
+        let sink = options.sync.sink(&consul);
+        let config = Config {
+            settings: options.sync.settings.clone(),
+            target: options.sync.sink.target(),
+            capacity: Capacity { flights: sink.requests(), groups: sink.groups() },
+            resync: options.resync,
+            seed: RandomState::new().hash_one(()),
+            once: options.once,
+        };
         let election = options.sync.election(&consul, &instance());
         let settings = &options.sync.settings;
         let scopes = Scope::of(&settings.namespaces, &settings.deny_namespaces);
         Self {
-            state: Reconciler::new(options.sync.settings.clone())
-                .with_target(options.sync.sink.target()),
             options,
             began: Instant::now(),
-            jobs: FuturesUnordered::new(),
-            requests: Requests::new(sink.requests()),
-            watcher: Watcher::within(kubernetes.client.clone(), scopes),
-            watches: StreamMap::new(),
-            relists: BTreeMap::new(),
+            core: Core::new(config),
+            leadership: Leadership::Connecting(election),
+            watches: Watches::new(Watcher::within(kubernetes.client.clone(), scopes)),
+            jobs: Jobs::default(),
             kubernetes,
-            sink,
-            marker,
-            sentinel_job: None,
-            reading_job: None,
-            identity_job: None,
-            leadership: Leadership::new(election),
-            term: 0,
-            election_job: None,
-            owner: OwnerKey::new(consul.clone(), &cluster),
-            drift: Drift::new(resync, consul.token_generation()),
+            token: consul.token_generation(),
             consul,
             peers: None,
             waits: PendingDependencies::default(),
-            observations,
-            observe,
-            last_step: Instant::now(),
-            told,
-            tally: telling::Tally::default(),
+            reporting,
         }
     }
 
@@ -221,7 +209,7 @@ impl Bridge {
         self.began.elapsed()
     }
 
-    /// Runs until it is over. Whatever ends it, the lock is given back, and then the login is
+    /// Runs until it is over. Whatever ends it, the lock is released, and then the login is
     /// ended: but for that of the agent sink, because an agent goes on using the token of each
     /// registration, to keep the catalog in sync with it.
     async fn run(
@@ -229,80 +217,56 @@ impl Bridge {
         asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
-        let result = self.turns(asked, stop).await;
-        // No further try to lead goes out after the lock is given back, and nothing that is under
-        // way keeps the token to itself or asks for another one.
-        let (leadership, sink, consul) = self.without_jobs();
+        let result = self.run_loop(asked, stop).await;
+        // Nothing that is under way keeps the token to itself or asks for another one.
+        let Self { leadership, consul, options, .. } = self;
         leadership.resign().await;
-        if let Sink::Catalog(_) = sink {
+        if options.sync.sink.target() == Target::Catalog {
             log_out(&consul).await;
         }
         result
     }
 
-    /// What is needed at the end. All that is under way is given up with the rest.
-    fn without_jobs(self) -> (Leadership, Sink, ConsulClient) {
-        let Self { leadership, sink, consul, .. } = self;
-        (leadership, sink, consul)
-    }
-
-    async fn turns(
+    async fn run_loop(
         &mut self,
         mut asked: mpsc::Receiver<Question>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let mut stop = pin!(stop);
-        self.introduce();
-        let source = self.find_endpoints();
-        let mut source = pin!(source);
-        let mut finding = true;
+        self.start_handshake();
+        let mut source = pin!(OptionFuture::from(Some(self.find_endpoints())).fuse());
         let mut waits = self.waits.subscribe();
-        let mut holder = self.leadership.holders();
-        let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
-            self.dispatch();
-            self.tell();
-            if let Some(ended) = self.ended_once(deadline) {
+            self.start_due_work();
+            self.report();
+            if let Some(ended) = self.ended_once() {
                 self.finish().await;
                 return ended;
             }
-            let wake = self.next_turn(deadline);
+            let timer = self.core.next_timeout().map(|due| sleep_until(self.began + due));
             tokio::select! {
                 stopped = &mut stop => {
                     tracing::info!("stopping; what is registered stays");
                     self.finish().await;
                     return stopped.outcome();
                 }
-                source = &mut source, if finding => {
-                    finding = false;
-                    self.start_watches(source);
-                }
-                Some((_, notice)) = self.watches.next(), if !self.watches.is_empty() => self.take_notices(notice),
-                Some(seen) = self.observations.recv() => self.observe(seen),
-                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.take(done)?,
-                Some(done) = self.requests.answered() => self.take(done)?,
-                done = jobs::end_of(&mut self.sentinel_job) => self.take(done)?,
-                done = jobs::end_of(&mut self.reading_job) => self.take(done)?,
-                done = jobs::end_of(&mut self.identity_job) => self.take(done)?,
-                done = jobs::end_of(&mut self.election_job) => self.take(done)?,
-                // Only to tell it: the sender is this bridge's.
+                Some(source) = &mut source => self.watches.start(source),
+                notices = self.watches.next() => self.handle_notices(notices),
+                done = self.leadership.next() => self.handle(done)?,
+                done = self.jobs.next() => self.handle(done)?,
+                // Only to report it: the sender is this bridge's.
                 Ok(()) = waits.changed() => {}
-                Some(()) = leadership::changed(&mut holder) => {}
                 Some(question) = asked.recv() => self.answer(question),
-                () = sleep_until(wake) => {}
+                Some(()) = OptionFuture::from(timer) => self.core.handle_timeout(self.began.elapsed()),
             }
-            self.observe_waiting();
-            self.watch_nodes_if_wanted();
-            let now = self.now();
-            self.state.wake(now);
-            self.keep_up(now);
+            self.notice_token();
         }
     }
 
-    fn introduce(&mut self) {
+    fn start_handshake(&mut self) {
         let Options { common, sync, .. } = &self.options;
         let handshake = Handshake::new(common, sync, &self.kubernetes, &self.consul, &self.waits);
-        self.jobs.push(handshake.run().map(Done::PeerInfo).boxed());
+        self.jobs.handshake = Some(handshake.run().map(Done::Connected).boxed());
     }
 
     /// Finds out which kind tells the endpoints.
@@ -314,158 +278,348 @@ impl Bridge {
         }
     }
 
-    fn start_watches(&mut self, source: EndpointSource) {
-        self.start_watch(Kind::Service, Watcher::services);
-        self.start_watch(Kind::EndpointSlice, |watcher, relist| watcher.endpoints(source, relist));
-    }
-
-    fn start_watch(
-        &mut self,
-        kind: Kind,
-        watch: impl FnOnce(&Watcher, Relist) -> BoxStream<'static, Notice>,
-    ) {
-        let relist = Relist::default();
-        self.watches.insert(kind, watch(&self.watcher, relist.clone()));
-        self.relists.insert(kind, relist);
-    }
-
-    /// Watches nodes while a Service uses node ports, and only then.
-    fn watch_nodes_if_wanted(&mut self) {
-        let (wanted, watched) = (self.state.wants_nodes(), self.relists.contains_key(&Kind::Node));
-        if wanted && !watched {
-            tracing::info!("a Service uses node ports: watching nodes");
-            self.start_watch(Kind::Node, Watcher::nodes);
-        } else if watched && !wanted {
-            tracing::info!("no Service uses node ports any more: nodes are watched no longer");
-            self.watches.remove(&Kind::Node);
-            self.relists.remove(&Kind::Node);
-            self.tally.watch_ended(Kind::Node);
-            self.state.forget_nodes(self.began.elapsed());
+    /// Starts what the core wants done.
+    fn start_due_work(&mut self) {
+        if self.leadership.is_expired() {
+            self.lose("its time is over");
+        }
+        while let Some(action) = self.core.poll_action(self.now()) {
+            self.start(action);
         }
     }
 
-    /// Takes a notice, and the others that are there already.
-    fn take_notices(&mut self, first: Notice) {
-        self.take_notice(first);
-        for _ in 1..EVENTS_A_TURN {
-            match self.watches.next().now_or_never() {
-                Some(Some((_, notice))) => self.take_notice(notice),
-                _ => return,
+    fn start(&mut self, action: Action) {
+        match action {
+            Action::Relist => {
+                tracing::info!("relist: looking a second time at what is missing");
+                self.watches.relist();
             }
+            Action::ReadIdentity => {
+                self.jobs.identity = Some(jobs::identity(self.kubernetes.client.clone()).boxed());
+            }
+            Action::WatchNodes => {
+                tracing::info!("a Service uses node ports: watching nodes");
+                self.watches.watch_nodes();
+            }
+            Action::StopWatchingNodes => {
+                tracing::info!("no Service uses node ports any more: nodes are watched no longer");
+                self.watches.stop_watching_nodes();
+                self.reporting.watch_ended(Kind::Node);
+            }
+            Action::WriteMarker => {
+                let sentinel = self.sentinel();
+                let write = sentinel.map(|sentinel| jobs::write_sentinel(sentinel).boxed());
+                self.jobs.sentinel = write;
+            }
+            Action::Heartbeat => {
+                self.jobs.heartbeat = Some(jobs::heartbeat(self.consul.clone()).boxed());
+            }
+            of_consul => self.start_work(of_consul),
         }
     }
 
-    fn take_notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::Event(event) => {
-                self.tally.watched(&self.told.metrics, &event);
-                let now = self.now();
-                self.state.watch(event, now);
+    /// Starts what only the one that leads may do.
+    fn start_work(&mut self, action: Action) {
+        let Some(work) = self.leadership.work() else { return };
+        match action {
+            Action::Write { flight, groups } => {
+                work.write(flight, groups.into_iter().map(|group| group.writes).collect());
             }
-            Notice::Trouble(trouble) => {
-                self.tally.watch_failed(&self.told.metrics, &trouble);
-                if trouble.kind == Kind::Node {
-                    let denied = matches!(trouble.error, WatchError::Denied { .. });
-                    let now = self.now();
-                    self.state.nodes_failed(denied.then(|| trouble.error.to_string()), now);
+            Action::ReadPtr { flight, key } => work.read_ptr(flight, key),
+            Action::RemoveNamespaceNode { flight, namespace } => {
+                work.remove_namespace_node(flight, namespace);
+            }
+            Action::Resync { consistent } => work.resync(consistent),
+            Action::ReadNames => work.read_names(self.core.held_names()),
+            Action::ReadCatalog => work.read_catalog(),
+            Action::Relist
+            | Action::ReadIdentity
+            | Action::WatchNodes
+            | Action::StopWatchingNodes
+            | Action::WriteMarker
+            | Action::Heartbeat => {}
+        }
+    }
+
+    fn handle_notices(&mut self, notices: Vec<Notice>) {
+        let now = self.now();
+        for notice in notices {
+            match notice {
+                Notice::Event(event) => {
+                    self.reporting.watched(&event);
+                    self.core.handle_watch(event, now);
                 }
+                Notice::Trouble(trouble) => {
+                    self.reporting.watch_failed(&trouble);
+                    let denied = matches!(trouble.error, WatchError::Denied { .. });
+                    let denied = denied.then(|| trouble.error.to_string());
+                    self.core.handle_watch_failure(trouble.kind, denied, now);
+                }
+                Notice::Recovered(kind) => self.reporting.watch_recovered(kind),
+                Notice::Heard(_) => {}
             }
-            Notice::Recovered(kind) => self.tally.watch_recovered(kind),
-            Notice::Heard(_) => {}
-        }
-    }
-
-    fn observe(&mut self, seen: Observation) {
-        match seen {
-            Observation::Registration(observed) => self.state.observed_registration(&observed),
-            Observation::Ptr(observed) => self.state.observed_ptr(&observed),
-            Observation::NamespaceNode(namespace) => self.state.observed_namespace_node(&namespace),
-            Observation::Stray(what) => self.tally.stray(what),
-        }
-    }
-
-    /// Takes what a reading has shown so far, before it is polled again: so no more than one
-    /// poll's worth ever waits, and a long reading costs few turns.
-    fn observe_waiting(&mut self) {
-        while let Ok(seen) = self.observations.try_recv() {
-            self.observe(seen);
         }
     }
 
     /// Takes what a job found out. An error ends the process.
-    fn take(&mut self, done: Done) -> Result<(), Error> {
+    fn handle(&mut self, done: Done) -> Result<(), Error> {
+        let now = self.now();
         match done {
-            Done::PeerInfo(peers) => self.met(peers?),
-            Done::Wrote(term, answers, took) => self.wrote(term, answers, took),
-            Done::NamespaceNodeRemoved(term, namespace, answer) => {
-                self.namespace_node_removed(term, &namespace, answer);
+            Done::Connected(peers) => self.connected(peers?),
+            Done::Acquired(lease) => self.acquired(lease),
+            Done::Lost(why) => self.lose(&why),
+            Done::HolderChanged => self.core.handle_candidacy(self.leadership.other_leads()),
+            Done::Wrote(flight, answers, took) => self.wrote(flight, answers, took),
+            Done::PtrRead(flight, found) => self.core.handle_ptr_read(flight, &found, now),
+            Done::NamespaceNodeRemoved(_, NamespaceNodeAnswer::Fenced) => self.fenced(),
+            Done::NamespaceNodeRemoved(flight, answer) => {
+                self.core.handle_namespace_node(flight, answer, now);
             }
-            Done::Elected(lease) => self.elected(lease),
-            Done::Deposed(why) => self.deposed(&why),
-            Done::PtrRead(key, found) => {
-                if let Err(why) = &found {
-                    tracing::debug!(key, why, "a PTR record cannot be read");
+            Done::Observed(seen) => {
+                for seen in seen {
+                    self.core.handle_observation(seen);
                 }
-                let now = self.now();
-                self.state.ptr_read(&key, found, now);
             }
-            Done::ReadBack(result) => return self.was_read_back(result),
-            Done::ForeignNames(result) => self.foreign_names(result),
-            Done::Catalog(result) => self.catalog_shows(result),
+            Done::Resynced(owner, took) => return self.resynced(owner, took),
+            Done::Names(names) => self.core.handle_names(names, now),
+            Done::Catalog(Ok(shown)) => {
+                self.core.handle_catalog(Ok(&|id: &str| shown.contains(id)), now);
+            }
+            Done::Catalog(Err(why)) => self.core.handle_catalog(Err(why), now),
             Done::SentinelLost(lost) => self.sentinel_lost(lost),
-            Done::SentinelBack(result) => self.sentinel_back(result),
-            Done::Heartbeat(alive) => self.heard(alive),
-            Done::Identity(result) => return self.identified(result),
+            Done::SentinelWritten(Ok(hash)) => {
+                self.watch_sentinel(hash);
+                self.core.handle_marker_written(Ok(()), now);
+            }
+            Done::SentinelWritten(Err(why)) => self.core.handle_marker_written(Err(why), now),
+            Done::Heartbeat(alive) => self.core.handle_heartbeat(alive, now),
+            Done::Identity(identity) => return self.identified(identity),
         }
         Ok(())
     }
 
-    fn met(&mut self, peers: PeerInfo) {
-        let PeerInfo { uid, kubernetes_version, agent, sentinel } = peers;
-        let domain = self.options.sync.consul_domain(agent.as_ref());
+    fn connected(&mut self, peers: PeerInfo) {
+        let domain = self.options.sync.consul_domain(peers.agent.as_ref());
         if domain.is_none() {
             tracing::warn!(
                 "no PTR record can be written: the datacenter or the DNS domain is not known; \
                  set --datacenter and --dns-domain"
             );
         }
-        self.state.set_ptr_zone(domain);
-        self.peers = Some(Met { uid, kubernetes_version, agent });
-        self.watch_sentinel(sentinel);
-        self.drift.heard();
-        self.jobs.push(jobs::heartbeat(self.consul.clone(), drift::HEARTBEAT).boxed());
-        self.stand();
-        if self.leadership.may_read() {
-            self.begin_read_back();
+        if let Some(hash) = peers.sentinel.clone() {
+            self.watch_sentinel(hash);
+        }
+        let peer = Peer { domain, shows_catalog: peers.agent.is_some() };
+        self.peers = Some(peers);
+        let now = self.now();
+        self.core.handle_connected(peer, now);
+        self.change_leadership(Leadership::connected);
+        if self.leadership.work().is_some() {
+            self.core.handle_acquired(now);
+        }
+    }
+
+    fn acquired(&mut self, lease: Lease) {
+        tracing::info!("acquired leadership");
+        self.change_leadership(|leadership, records, sink| {
+            leadership.acquired(lease, records, sink)
+        });
+        self.reporting.leads(true);
+        self.core.handle_acquired(self.began.elapsed());
+    }
+
+    /// Another one may lead from now on: all that is under way is given up.
+    fn lose(&mut self, why: &str) {
+        tracing::warn!(why, "lost leadership");
+        self.change_leadership(|leadership, _, _| leadership.lost());
+        self.reporting.leads(false);
+        self.core.handle_lost(self.began.elapsed());
+        self.core.handle_candidacy(self.leadership.other_leads());
+    }
+
+    /// A write found the lock in other hands.
+    fn fenced(&mut self) {
+        self.lose("the lock is no longer its session's");
+    }
+
+    fn change_leadership(&mut self, change: impl FnOnce(Leadership, Records, Sink) -> Leadership) {
+        let Some(records) = self.records() else { return };
+        let sink = self.options.sync.sink(&self.consul);
+        let before = std::mem::replace(&mut self.leadership, Leadership::Connecting(None));
+        self.leadership = change(before, records, sink);
+    }
+
+    /// Whom and what Consul is asked for, once both sides are known.
+    fn records(&self) -> Option<Records> {
+        let peers = self.peers.as_ref()?;
+        let cluster = self.options.sync.settings.cluster.clone();
+        Some(Records {
+            client: self.consul.clone(),
+            owner: OwnerKey::new(self.consul.clone(), &cluster),
+            cluster,
+            marker: self.options.sync.marker(&self.consul),
+            uid: peers.uid.clone(),
+            agent_node: peers.agent.as_ref().map(|agent| agent.node.clone()),
+        })
+    }
+
+    fn wrote(&mut self, flight: FlightId, answers: Vec<(RecordKey, Answer)>, took: Duration) {
+        for (record, answer) in &answers {
+            self.reporting.wrote(record, answer, took);
+        }
+        if answers.iter().any(|(_, answer)| *answer == Answer::Fenced) {
+            return self.fenced();
+        }
+        self.core.handle_answers(flight, answers, self.began.elapsed());
+    }
+
+    fn resynced(&mut self, owner: Result<Owner, String>, took: Duration) -> Result<(), Error> {
+        self.reporting.resynced(owner.is_ok(), took);
+        let now = self.now();
+        match owner {
+            Ok(Owner::Ours) => self.core.handle_resync(Ok(()), now),
+            Err(why) => self.core.handle_resync(Err(why), now),
+            Ok(Owner::Other(other)) => {
+                let cluster = &self.options.sync.settings.cluster;
+                let key = OwnerKey::new(self.consul.clone(), cluster);
+                return Err(other_owner(&key, cluster, self.uid(), &other));
+            }
+        }
+        Ok(())
+    }
+
+    fn identified(&mut self, found: Result<Option<String>, String>) -> Result<(), Error> {
+        let now = self.now();
+        match found {
+            // Where it may not be read, the operator vouches for it (`--cluster-uid`).
+            Ok(None) => self.core.handle_identity(Ok(()), now),
+            Ok(Some(uid)) if uid == self.uid() => self.core.handle_identity(Ok(()), now),
+            Ok(Some(uid)) => {
+                return Err(Error::Refused(format!(
+                    "expected the cluster with uid {}, found one with uid {uid}: the Kubernetes API's \
+                     address leads to another cluster; nothing was removed",
+                    self.uid()
+                )));
+            }
+            Err(why) => self.core.handle_identity(Err(why), now),
+        }
+        Ok(())
+    }
+
+    fn uid(&self) -> &str {
+        self.peers.as_ref().map_or("", |peers| &peers.uid)
+    }
+
+    fn sentinel(&self) -> Option<Sentinel> {
+        match self.options.sync.marker(&self.consul) {
+            Marker::Sentinel(sentinel) => Some(sentinel),
+            Marker::BaseNode(_) => None,
+        }
+    }
+
+    fn watch_sentinel(&mut self, hash: ContentHash) {
+        let sentinel = self.sentinel();
+        self.jobs.sentinel = sentinel.map(|sentinel| jobs::watch_sentinel(sentinel, hash).boxed());
+    }
+
+    fn sentinel_lost(&mut self, lost: Lost) {
+        match lost {
+            Lost::Vanished => {
+                tracing::warn!("the agent lost what was registered: filling it again");
+            }
+            Lost::Changed => {
+                tracing::warn!("somebody changed the sentinel: looking at everything again");
+            }
+        }
+        self.core.handle_marker_lost(self.began.elapsed());
+    }
+
+    /// An agent keeps the token of each registration; the catalog does not.
+    fn notice_token(&mut self) {
+        let token = self.consul.token_generation();
+        if self.peers.is_none() || std::mem::replace(&mut self.token, token) == token {
+            return;
+        }
+        if self.sentinel().is_some() {
+            tracing::info!("another token is in use: registrations are sent once more");
+        }
+        self.core.handle_token_changed(self.began.elapsed());
+    }
+
+    /// Tells what happened since the last turn.
+    fn report(&mut self) {
+        let reports = self.core.take_reports();
+        self.reporting.update(&self.core, reports, self.options.sync.sink.target());
+        let readiness = match self.core.readiness(self.now()) {
+            CoreReadiness::Ready => Readiness::Ready,
+            CoreReadiness::NotReady(why) => Readiness::NotReady(self.reason(why)),
+        };
+        self.reporting.set_readiness(readiness, &self.core);
+    }
+
+    fn reason(&self, why: NotReady) -> String {
+        let (pending, leadership) = (self.waits.reason(), self.leadership.describe());
+        reason(why, &self.core, pending, self.reporting.watch_failure(), leadership)
+    }
+
+    /// Answers; whoever asked may have gone.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Alive(reply) => drop(reply.send(())),
+            Question::Page(after, reply) => {
+                let settings = &self.options.sync.settings;
+                let page = page(&self.core, settings, after.as_ref(), self.surroundings());
+                drop(reply.send(page));
+            }
+        }
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let peers = self.peers.as_ref();
+        let agent: Option<&AgentInfo> = peers.and_then(|peers| peers.agent.as_ref());
+        Surroundings {
+            cluster_uid: peers.map(|peers| peers.uid.clone()),
+            leadership: self.leadership.describe(),
+            readiness: self.reporting.readiness(),
+            kubernetes: PeerStatus {
+                url: self.kubernetes.url.clone(),
+                version: peers.map(|peers| peers.kubernetes_version.clone()),
+                datacenter: None,
+                trouble: self.reporting.watch_failure(),
+            },
+            consul: PeerStatus {
+                url: self.consul.url().to_owned(),
+                version: agent.map(|agent| agent.version.clone()),
+                datacenter: agent.map(|agent| agent.datacenter.clone()),
+                trouble: self.core.consul_failure().map(ToOwned::to_owned),
+            },
         }
     }
 
     /// Whether `--once` is over, and how.
-    fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
-        let deadline = deadline?;
-        if self.in_sync() {
-            let problems = self.state.problems().count();
-            return Some(if problems == 0 && !self.state.is_holding() {
-                Ok(())
-            } else {
-                Err(Error::Failed(format!(
-                    "in sync but for {problems} problems{}",
-                    if self.state.is_holding() { " and removals that are held back" } else { "" }
-                )))
-            });
-        }
-        let reached = self.is_connected()
-            && self.drift.progress() >= Progress::NamesKnown
-            && self.drift.is_heard();
-        // That the catalog lacks a record for good takes its time to be known.
-        let catalog = if self.state.is_settled() { drift::CATALOG_DELAY } else { Duration::ZERO };
-        let stuck = self.last_step.elapsed() >= self.options.once? + catalog;
-        let why = match (reached, stuck) {
-            (false, _) => "not reached within --timeout",
-            (true, true) => "no progress within --timeout",
-            (true, false) => return None,
+    fn ended_once(&self) -> Option<Result<(), Error>> {
+        let (what, why) = match self.core.once(self.options.once?, self.now()) {
+            Once::Pending => return None,
+            Once::InSync => {
+                let (problems, holds) = (self.core.counts().problems, self.core.is_holding());
+                if problems == 0 && !holds {
+                    return Some(Ok(()));
+                }
+                let held = if holds { " and removals that are held back" } else { "" };
+                let why = format!("in sync but for {problems} problems{held}");
+                return Some(Err(Error::Failed(why)));
+            }
+            Once::NotReached(why) => ("not reached", why),
+            Once::Stuck(why) => ("no progress", why),
         };
-        (Instant::now() >= deadline)
-            .then(|| Err(Error::Failed(format!("{why}: {}", self.not_ready_reason()))))
+        let why = self.reason(why);
+        Some(Err(Error::Failed(format!("{what} within --timeout: {why}"))))
+    }
+
+    /// Lets the writes in flight finish.
+    async fn finish(&mut self) {
+        if let Some(work) = self.leadership.work() {
+            work.finish().await;
+        }
     }
 }

@@ -154,6 +154,7 @@ fn record(change: Change) -> RecordChange {
     let (record, key) = match change.record {
         RecordKey::Registration(id) => ("registration", id),
         RecordKey::Ptr(key) => ("reverse", key),
+        RecordKey::NamespaceNode(namespace) => ("node", namespace),
     };
     RecordChange {
         action: change.verb,

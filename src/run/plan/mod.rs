@@ -1,16 +1,17 @@
 //! `plan`: what `bridge` would change now. It asks both sides what a bridge asks, has the same
-//! reconciler decide, and sends nothing: no record, no owner key, no marker.
+//! core decide, and sends nothing: no record, no owner key, no marker.
 
 mod document;
 mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write as _};
 use std::pin::pin;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::{BoxStream, StreamExt as _};
-use futures::{FutureExt as _, future::BoxFuture};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -28,10 +29,11 @@ use crate::consul::read::marks::Mark;
 use crate::domain::consul::names::{ForeignNames, lookup_form};
 use crate::domain::consul::node_names::NodeNames;
 use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, Observation, Write};
+use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::report::forecast::{Forecast, Reading, Verb};
-use crate::domain::sync::{Action, Cause, Moment, Reconciler};
+use crate::domain::sync::{Action, Cause, Config, Core, Group, Moment, Peer};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
@@ -44,8 +46,6 @@ use crate::run::daemon::signals::signals;
 
 /// A plan is of one moment.
 const NOW: Moment = Moment::ZERO;
-/// Actions taken in one go: any number will do, as none is sent.
-const ACTIONS: usize = 256;
 /// Between two looks of the spinner: often enough to be seen turning.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -116,8 +116,11 @@ struct Planner<'a> {
     consul: ConsulClient,
     marker: Marker,
     owner: OwnerKey,
-    state: Reconciler,
+    core: Core,
     reading: Reading,
+    forecast: Forecast,
+    /// The catalog's nodes that come or go, by namespace.
+    nodes: BTreeMap<Box<str>, OwnChange>,
     notes: BTreeSet<String>,
     progress: ProgressBar,
     /// Newest failure of a watch.
@@ -136,8 +139,7 @@ enum Asked {
 
 impl<'a> Planner<'a> {
     fn new(options: &'a SyncOptions, consul: ConsulClient, peers: &PeerInfo) -> Self {
-        let mut state =
-            Reconciler::new(options.settings.clone()).with_target(options.sink.target());
+        let mut core = Core::new(Config::new(options.settings.clone(), options.sink.target()));
         let domain = options.consul_domain(peers.agent.as_ref());
         let mut notes = BTreeSet::new();
         if domain.is_none() {
@@ -147,7 +149,9 @@ impl<'a> Planner<'a> {
                     .to_owned(),
             );
         }
-        state.set_ptr_zone(domain);
+        // Whether the catalog shows what an agent has is nothing to a plan.
+        core.handle_connected(Peer { domain, shows_catalog: false }, NOW);
+        core.handle_acquired(NOW);
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         progress.enable_steady_tick(TICK);
@@ -156,8 +160,10 @@ impl<'a> Planner<'a> {
             marker: options.marker(&consul),
             owner: OwnerKey::new(consul.clone(), &options.settings.cluster),
             consul,
-            state,
+            core,
             reading: Reading::default(),
+            forecast: Forecast::new(options.settings.cluster.clone()),
+            nodes: BTreeMap::new(),
             notes,
             progress,
             trouble: None,
@@ -173,17 +179,15 @@ impl<'a> Planner<'a> {
     ) -> Result<Plan, Error> {
         let marked = self.read(kubernetes, limit).await?;
         self.progress.finish_and_clear();
-        let mut forecast = Forecast::new(self.options.settings.cluster.clone());
-        let mut nodes = BTreeMap::new();
-        self.drain(None, &mut forecast, &mut nodes).await?;
-        let causes = self.state.let_all_go();
-        if !causes.is_empty() {
-            self.drain(Some(&causes), &mut forecast, &mut nodes).await?;
+        self.drain(&BTreeMap::new()).await?;
+        let held = self.core.release_holds();
+        if !held.is_empty() {
+            self.drain(&held).await?;
         }
-        let services = services(forecast.changes(&self.reading));
         let mut own = self.marks(marked, holder.as_ref(), &peers.uid);
-        own.extend(nodes.into_values());
-        let problems = self.state.problems().iter().map(ObjectProblem::new);
+        own.extend(self.nodes.into_values());
+        let services = services(self.forecast.changes(&self.reading));
+        let problems = self.core.problems().into_iter().map(ObjectProblem::new);
         Ok(Plan {
             cluster: self.options.settings.cluster.to_string(),
             cluster_uid: peers.uid,
@@ -214,17 +218,25 @@ impl<'a> Planner<'a> {
         let kinds = Watcher::within(kubernetes.client.clone(), scopes);
         watches.insert(Kind::Service, kinds.services(Relist::default()));
         watches.insert(Kind::EndpointSlice, kinds.endpoints(source, Relist::default()));
-        let mut watches_nodes = false;
-
         let (seen, mut observations) = mpsc::unbounded_channel();
-        self.state.begin_read_back(NOW);
-        let mut asked = self.read_records(seen);
-        let (mut marked, mut named) = (None, false);
+        let mut asked: Option<BoxFuture<'static, Asked>> = None;
+        let (mut marked, mut has_names) = (None, false);
         let (mut heard, mut objects) = (Instant::now(), 0_usize);
-        while !named || !self.state.is_listed() {
-            if self.state.wants_nodes() && !watches_nodes {
-                watches_nodes = true;
-                watches.insert(Kind::Node, kinds.nodes(Relist::default()));
+        loop {
+            while let Some(action) = self.core.poll_look(NOW) {
+                match action {
+                    Action::Resync { .. } => asked = Some(self.read_records(seen.clone())),
+                    Action::ReadNames => asked = Some(self.read_names()),
+                    Action::WatchNodes => {
+                        drop(watches.insert(Kind::Node, kinds.nodes(Relist::default())));
+                    }
+                    Action::StopWatchingNodes => drop(watches.remove(&Kind::Node)),
+                    // What a bridge asks later, and again and again, is nothing to a plan.
+                    _ => {}
+                }
+            }
+            if has_names && self.core.is_listed() {
+                return Ok(marked.unwrap_or(false));
             }
             tokio::select! {
                 Some((_, notice)) = watches.next() => {
@@ -237,28 +249,27 @@ impl<'a> Planner<'a> {
                     (heard, objects) = (Instant::now(), objects + 1);
                     self.observe(observation);
                 }
-                answer = &mut asked, if !named => {
-                    heard = Instant::now();
+                Some(answer) = OptionFuture::from(asked.as_mut()) => {
+                    (heard, asked) = (Instant::now(), None);
                     match answer {
                         Asked::Records(result) => {
                             while let Ok(observation) = observations.try_recv() {
                                 self.observe(observation);
                             }
                             marked = Some(result.map_err(|why| unreadable(&why))?);
-                            self.state.finish_read_back(NOW);
-                            asked = self.read_names();
+                            self.core.handle_resync(Ok(()), NOW);
                         }
                         Asked::Names(result) => {
-                            self.state.set_foreign_names(result.map_err(|why| unreadable(&why))?);
-                            named = true;
+                            let names = result.map_err(|why| unreadable(&why))?;
+                            self.core.handle_names(Ok(names), NOW);
+                            has_names = true;
                         }
                     }
                 }
-                () = sleep_until(heard + limit) => return Err(self.silent(named)),
+                () = sleep_until(heard + limit) => return Err(self.silent(has_names)),
             }
             self.progress.set_message(format!("{objects} objects and records"));
         }
-        Ok(marked.unwrap_or(false))
     }
 
     fn read_records(&self, seen: mpsc::UnboundedSender<Observation>) -> BoxFuture<'static, Asked> {
@@ -274,7 +285,7 @@ impl<'a> Planner<'a> {
     }
 
     fn read_names(&self) -> BoxFuture<'static, Asked> {
-        let held: HashSet<_> = self.state.ledger().names().collect();
+        let held = self.core.held_names();
         let cluster = self.options.settings.cluster.clone();
         let client = self.consul.clone();
         let read = async move {
@@ -295,12 +306,11 @@ impl<'a> Planner<'a> {
 
     fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Event(event) => self.state.watch(event, NOW),
+            Notice::Event(event) => self.core.handle_watch(event, NOW),
             Notice::Trouble(trouble) => {
-                if trouble.kind == Kind::Node {
-                    let denied = matches!(trouble.error, WatchError::Denied { .. });
-                    self.state.nodes_failed(denied.then(|| trouble.error.to_string()), NOW);
-                }
+                let denied = matches!(trouble.error, WatchError::Denied { .. });
+                let denied = denied.then(|| trouble.error.to_string());
+                self.core.handle_watch_failure(trouble.kind, denied, NOW);
                 self.trouble = Some(trouble.error.to_string());
             }
             Notice::Recovered(_) => self.trouble = None,
@@ -309,19 +319,17 @@ impl<'a> Planner<'a> {
     }
 
     fn observe(&mut self, seen: Observation) {
+        self.core.handle_observation(seen.clone());
         match seen {
             Observation::Registration(observed) => {
-                self.state.observed_registration(&observed);
                 let registration = observed.registration;
                 self.reading.registrations.insert(registration.id.clone(), registration);
             }
             Observation::Ptr(observed) => {
-                self.state.observed_ptr(&observed);
                 let record = observed.record;
                 self.reading.reverse.insert(record.key, record.value);
             }
             Observation::NamespaceNode(namespace) => {
-                self.state.observed_namespace_node(&namespace);
                 self.reading.nodes.insert(namespace);
             }
             Observation::Stray(what) => {
@@ -330,69 +338,54 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Takes all that the reconciler would do, as if each write had been applied.
-    async fn drain(
-        &mut self,
-        causes: Option<&BTreeMap<ObjectKey, Cause>>,
-        forecast: &mut Forecast,
-        nodes: &mut BTreeMap<Box<str>, OwnChange>,
-    ) -> Result<(), Error> {
+    /// Takes all that the core would do, as if each write had been applied. `held`: what of it is
+    /// held back.
+    async fn drain(&mut self, held: &BTreeMap<ObjectKey, Cause>) -> Result<(), Error> {
         // What follows from a removal that is held back is held back by the gravest cause.
-        let gravest = causes.and_then(|causes| causes.values().max().copied());
-        let why = |service: &ObjectKey| {
-            causes.and_then(|causes| causes.get(service).copied().or(gravest))
-        };
-        loop {
-            let actions = self.state.next_actions(NOW, ACTIONS);
-            if actions.is_empty() {
-                return Ok(());
-            }
-            for action in actions {
-                match action {
-                    Action::Write(writes) => {
+        let gravest = held.values().max().copied();
+        while let Some(action) = self.core.poll_action(NOW) {
+            match action {
+                Action::Write { flight, groups } => {
+                    let mut answers = Vec::new();
+                    for Group { service, writes } in groups {
+                        let held_by = held.get(&service).copied().or(gravest);
                         for write in writes {
-                            self.write(write, &why, forecast, nodes);
+                            // Any index will do for the next write, which is not sent either.
+                            answers.push((write.key(), Answer::Applied { index: 1 }));
+                            self.write(&service, write, held_by);
                         }
                     }
-                    // Only after a write whose fate is not known, and each of these is.
-                    Action::ReadPtr(key) => {
-                        self.state.ptr_read(&key, Ok(None), NOW);
-                    }
-                    Action::RemoveNamespaceNode(namespace) => {
-                        self.remove_namespace_node(&namespace, gravest, nodes).await?;
-                    }
+                    self.core.handle_answers(flight, answers, NOW);
                 }
+                // Only after a write whose fate is not known, and each of these is.
+                Action::ReadPtr { flight, .. } => {
+                    self.core.handle_ptr_read(flight, &Ok(None), NOW);
+                }
+                Action::RemoveNamespaceNode { flight, namespace } => {
+                    self.remove_namespace_node(flight, &namespace, gravest).await?;
+                }
+                _ => {}
             }
         }
+        Ok(())
     }
 
-    fn write(
-        &mut self,
-        write: Write,
-        why: &impl Fn(&ObjectKey) -> Option<Cause>,
-        forecast: &mut Forecast,
-        nodes: &mut BTreeMap<Box<str>, OwnChange>,
-    ) {
-        let key = write.key();
-        let service = self.state.in_flight_for(&key).cloned().unwrap_or_else(ObjectKey::orphaned);
-        let held_by = why(&service);
+    fn write(&mut self, service: &ObjectKey, write: Write, held_by: Option<Cause>) {
         if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
             && !self.reading.nodes.contains(&registration.namespace)
         {
             let change = node(names, Verb::Add, &registration.namespace, held_by);
-            nodes.entry(registration.namespace.clone()).or_insert(change);
+            self.nodes.entry(registration.namespace.clone()).or_insert(change);
         }
-        forecast.applied(service, write, held_by);
-        // Any index will do for the next write, which is not sent either.
-        self.state.answered(&key, Answer::Applied { index: 1 }, NOW);
+        self.forecast.applied(service.clone(), write, held_by);
     }
 
     /// A node goes with the last record on it, unless others have something there.
     async fn remove_namespace_node(
         &mut self,
+        flight: FlightId,
         namespace: &str,
         held_by: Option<Cause>,
-        nodes: &mut BTreeMap<Box<str>, OwnChange>,
     ) -> Result<(), Error> {
         let Marker::BaseNode(names) = &self.marker else { return Ok(()) };
         let name = names.of_namespace(namespace);
@@ -400,12 +393,12 @@ impl<'a> Planner<'a> {
         let on = self.consul.left_on_node(&name, &mark).await;
         let others = on.map_err(|error| unreadable(&chain(&error)))?.others;
         let answer = if others.is_empty() {
-            nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
+            self.nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
             NamespaceNodeAnswer::Removed
         } else {
             NamespaceNodeAnswer::Foreign { node: name, ids: others }
         };
-        self.state.namespace_node_answered(namespace, answer, NOW);
+        self.core.handle_namespace_node(flight, answer, NOW);
         Ok(())
     }
 

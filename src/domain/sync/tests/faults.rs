@@ -13,18 +13,18 @@ fn what_others_changed_or_removed_is_repaired_and_counted() {
         ..simulation.registrations["kubernetes_ns_s4_http_10.0.0.4"].clone()
     };
     simulation.registrations.insert(orphan.id.clone(), orphan);
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert_eq!(simulation.take_sent(), 4);
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (5, 5));
-    assert!(simulation.bridge.take_reports().contains(&Report::Repaired(4)));
+    assert!(simulation.bridge.take_reports().contains(&Report::Fixed(4)));
 }
 
 #[test]
 fn an_agent_that_lost_its_state_is_filled_again() {
     let mut simulation = in_sync(30);
     simulation.registrations.clear();
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 30);
     assert_eq!(simulation.take_sent(), 30);
@@ -33,31 +33,31 @@ fn an_agent_that_lost_its_state_is_filled_again() {
 #[test]
 fn a_reading_that_broke_off_removes_nothing() {
     let mut simulation = in_sync(30);
-    simulation.bridge.begin_read_back(simulation.now);
-    simulation.bridge.abort_read_back();
+    simulation.begin_resync();
+    simulation.bridge.handle_resync(Err("it broke off".to_owned()), simulation.now);
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
-    assert_eq!(simulation.bridge.ledger().registration_count(), 30);
+    assert_eq!(simulation.bridge.counts().registrations, 30);
 }
 
 #[test]
 fn a_refused_record_is_a_problem_and_is_not_sent_again() {
     let mut simulation = in_sync(1);
     simulation.seen(service_seen(2));
-    let writes = simulation.next_writes();
-    simulation.bridge.answered(&writes[0].key(), Answer::Refused("bad".to_owned()), simulation.now);
-    simulation.bridge.answered(&writes[1].key(), Answer::NotSent, simulation.now);
+    let (flight, writes) = simulation.next_writes();
+    simulation.answer_all(flight, &writes, &[Answer::Refused("bad".to_owned()), Answer::NotSent]);
     simulation.settle();
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "neither the instance nor its PTR record");
-    let reasons: Vec<_> = simulation.bridge.problems().iter().map(|(_, _, p)| p.reason).collect();
+    let reasons: Vec<_> =
+        simulation.bridge.problems().into_iter().map(|(_, _, p)| p.reason).collect();
     assert_eq!(reasons, [Reason::Refused]);
     // Another content is worth a try.
     simulation.seen(slice_seen(2, true));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2);
-    assert_eq!(simulation.bridge.problems().count(), 0);
+    assert_eq!(simulation.bridge.counts().problems, 0);
 }
 
 #[test]
@@ -66,12 +66,13 @@ fn a_missing_right_is_a_problem_and_heals() {
     simulation.deleted(Kind::Service, "s1");
     simulation.step(&mut |_| Fate::Denied);
     assert_eq!(simulation.registrations.len(), 2);
-    let reasons: Vec<_> = simulation.bridge.problems().iter().map(|(_, _, p)| p.reason).collect();
+    let reasons: Vec<_> =
+        simulation.bridge.problems().into_iter().map(|(_, _, p)| p.reason).collect();
     assert_eq!(reasons, [Reason::Denied], "its PTR record stays as long as the instance");
     assert_eq!(simulation.kv.len(), 2);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 1);
-    assert_eq!(simulation.bridge.problems().count(), 0);
+    assert_eq!(simulation.bridge.counts().problems, 0);
 }
 
 #[test]
@@ -83,18 +84,17 @@ fn while_consul_is_down_one_write_at_a_time_probes_it() {
     let down_until = simulation.now + Duration::from_mins(1);
     let mut tries = 0;
     while simulation.now < down_until {
-        simulation.bridge.wake(simulation.now);
         simulation.step(&mut |_| {
             tries += 1;
             Fate::Failed
         });
-        simulation.now = simulation.bridge.next_timer().unwrap().max(simulation.now);
+        simulation.now = simulation.bridge.next_timeout().unwrap().max(simulation.now);
     }
     assert!((10..60).contains(&tries), "{tries} tries in a minute");
     let up = simulation.now;
-    simulation.settle();
+    let last = simulation.settle();
     assert_eq!(simulation.registrations.len(), 100);
-    assert!(simulation.now < up + Duration::from_secs(6), "{:?} since {up:?}", simulation.now);
+    assert!(last < up + Duration::from_secs(6), "{last:?} since {up:?}");
 }
 
 /// Consul fails every write of `s1` and takes all others.
@@ -117,24 +117,22 @@ fn one_record_that_always_fails_does_not_keep_the_others_waiting() {
 
     for n in 21..=40 {
         simulation.now += Duration::from_secs(6);
-        simulation.bridge.wake(simulation.now);
         simulation.seen(service_seen(n));
         simulation.step(&mut only_s1_fails);
     }
     let problems: Vec<Reason> =
-        simulation.bridge.problems().iter().map(|(_, _, problem)| problem.reason).collect();
+        simulation.bridge.problems().into_iter().map(|(_, _, problem)| problem.reason).collect();
     assert_eq!(problems, [Reason::Failing]);
     assert!(simulation.bridge.is_settled(), "nobody waits for it any more");
     simulation.take_sent();
     for _ in 0..10 {
         simulation.now += Duration::from_secs(30);
-        simulation.bridge.wake(simulation.now);
         simulation.step(&mut only_s1_fails);
     }
     let tries = simulation.take_sent();
     assert!((4..=8).contains(&tries), "{tries} tries in five minutes");
     simulation.settle();
-    assert_eq!(simulation.bridge.problems().count(), 0);
+    assert_eq!(simulation.bridge.counts().problems, 0);
 }
 
 #[test]
@@ -142,18 +140,16 @@ fn a_lone_record_that_fails_is_a_problem_once_consul_is_known_to_read() {
     let mut simulation = in_sync(1);
     simulation.seen(slice_seen(1, false));
     for _ in 0..100 {
-        simulation.bridge.wake(simulation.now);
         simulation.step(&mut |_| Fate::Failed);
-        simulation.now = simulation.bridge.next_timer().unwrap().max(simulation.now);
+        simulation.now = simulation.bridge.next_timeout().unwrap().max(simulation.now);
     }
-    assert_eq!(simulation.bridge.problems().count(), 0, "nothing shows that Consul is there");
+    assert_eq!(simulation.bridge.counts().problems, 0, "nothing shows that Consul is there");
     for _ in 0..6 {
-        simulation.read_back();
-        simulation.bridge.wake(simulation.now);
+        simulation.resync();
         simulation.step(&mut |_| Fate::Failed);
         simulation.now += Duration::from_mins(1);
     }
-    assert_eq!(simulation.bridge.problems().count(), 1);
+    assert_eq!(simulation.bridge.counts().problems, 1);
     assert!(simulation.bridge.is_settled());
 }
 
@@ -167,7 +163,7 @@ fn a_denied_ptr_record_that_is_not_to_be_written_is_no_problem() {
     simulation.seen(service_seen(2));
     simulation.step(&mut |write| denied(write));
     assert_eq!(messages(&simulation, 2).len(), 1);
-    simulation.bridge.set_ptr_zone(None);
+    simulation.set_domain(None);
     simulation.step(&mut |write| denied(write));
     assert_eq!(messages(&simulation, 2).len(), 1, "{:?}", messages(&simulation, 2));
     assert!(messages(&simulation, 2)[0].contains("datacenter"));
@@ -177,17 +173,13 @@ fn a_denied_ptr_record_that_is_not_to_be_written_is_no_problem() {
 fn a_record_in_flight_is_left_alone_until_its_answer() {
     let mut simulation = in_sync(1);
     simulation.seen(slice_seen(1, false));
-    let first = simulation.bridge.next_actions(simulation.now, 8);
+    let first = simulation.next_actions();
     assert_eq!(first.len(), 1);
     simulation.seen(slice_seen(1, true));
-    assert_eq!(
-        simulation.bridge.next_actions(simulation.now, 8),
-        [],
-        "the older write is under way"
-    );
-    let Action::Write(writes) = &first[0] else { panic!("{first:?}") };
-    simulation.apply(writes[0].clone());
-    simulation.bridge.answered(&writes[0].key(), Answer::Applied { index: 1 }, simulation.now);
+    assert_eq!(simulation.next_actions(), [], "the older write is under way");
+    for action in first {
+        simulation.deliver(action, &mut |_| Fate::Applied);
+    }
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
 }
@@ -195,29 +187,25 @@ fn a_record_in_flight_is_left_alone_until_its_answer() {
 #[test]
 fn a_changed_token_sends_each_registration_once_more() {
     let mut simulation = in_sync(5);
-    simulation.bridge.token_changed();
+    simulation.bridge.handle_token_changed(simulation.now);
     simulation.settle();
     assert_eq!(simulation.take_sent(), 5);
     simulation.bridge.take_reports();
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
 }
 
 #[test]
-fn a_reading_does_not_spare_a_registration_the_new_token() {
+fn a_resync_does_not_spare_a_registration_the_new_token() {
     let mut simulation = in_sync(5);
-    simulation.bridge.token_changed();
-    let first = simulation.bridge.next_actions(simulation.now, 1);
-    assert_eq!(first.len(), 1);
-    simulation.read_back();
-    for action in first {
-        let Action::Write(writes) = action else { panic!("{action:?}") };
-        simulation.send(writes, &mut |_| Fate::Applied);
-    }
+    simulation.bridge.handle_token_changed(simulation.now);
+    let first = simulation.next_action().unwrap();
+    simulation.resync();
+    simulation.deliver(first, &mut |_| Fate::Applied);
     simulation.settle();
     assert_eq!(simulation.take_sent(), 5);
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
 }
@@ -226,11 +214,10 @@ fn a_reading_does_not_spare_a_registration_the_new_token() {
 fn a_registration_in_flight_while_the_token_changes_is_sent_once_more() {
     let mut simulation = in_sync(1);
     simulation.seen(slice_seen(1, false));
-    let first = simulation.bridge.next_actions(simulation.now, 1);
-    simulation.bridge.token_changed();
+    let first = simulation.next_actions();
+    simulation.bridge.handle_token_changed(simulation.now);
     for action in first {
-        let Action::Write(writes) = action else { panic!("{action:?}") };
-        simulation.send(writes, &mut |_| Fate::Applied);
+        simulation.deliver(action, &mut |_| Fate::Applied);
     }
     simulation.settle();
     assert_eq!(simulation.take_sent(), 2);
@@ -250,10 +237,10 @@ fn it_settles_when_another_takes_the_ptr_key_that_could_not_be_written() {
     };
     let entry = ObservedPtr { record, flags: 0, index: 7 };
     simulation.kv.insert(entry.record.key.clone(), entry);
-    simulation.read_back();
+    simulation.resync();
     simulation.settle();
     assert!(simulation.bridge.is_settled());
-    assert!(simulation.bridge.tracks.is_empty());
+    assert_eq!(simulation.bridge.counts().backlog, 0);
 }
 
 #[test]
@@ -266,18 +253,10 @@ fn it_settles_when_the_instance_is_refused_whose_ptr_record_failed() {
     });
     simulation.seen(slice_seen(2, true));
     simulation.now += Duration::from_secs(1);
-    simulation.bridge.wake(simulation.now);
-    for action in simulation.bridge.next_actions(simulation.now, 1) {
-        let Action::Write(writes) = action else { panic!("{action:?}") };
-        simulation.bridge.answered(
-            &writes[0].key(),
-            Answer::Refused("bad".to_owned()),
-            simulation.now,
-        );
-        for write in &writes[1..] {
-            simulation.bridge.answered(&write.key(), Answer::NotSent, simulation.now);
-        }
-    }
+    let (flight, writes) = simulation.next_writes();
+    let mut answers = vec![Answer::Refused("bad".to_owned())];
+    answers.resize(writes.len(), Answer::NotSent);
+    simulation.answer_all(flight, &writes, &answers);
     simulation.settle();
     assert!(simulation.bridge.is_settled());
 }

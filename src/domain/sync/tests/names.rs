@@ -17,7 +17,7 @@ fn sharing(uid: &str, created: i64) -> SeenObject {
 #[test]
 fn the_runner_up_takes_over_a_name_and_an_address() {
     let mut simulation = Simulation::new(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, [sharing("young", 2), sharing("old", 1)]);
     simulation.list(
         Kind::EndpointSlice,
@@ -29,14 +29,18 @@ fn the_runner_up_takes_over_a_name_and_an_address() {
     simulation.settle();
     assert!(simulation.registrations.contains_key("kubernetes_ns_old_http_10.0.0.1"));
     assert_eq!(simulation.registrations.len(), 1);
-    let reasons: Vec<_> =
-        simulation.bridge.problems().iter().map(|(_, key, p)| (key.clone(), p.reason)).collect();
+    let reasons: Vec<_> = simulation
+        .bridge
+        .problems()
+        .into_iter()
+        .map(|(_, key, p)| (key.clone(), p.reason))
+        .collect();
     assert_eq!(reasons, [(key("young"), Reason::NameConflict)]);
     simulation.deleted(Kind::Service, "old");
     simulation.settle();
     assert_eq!(simulation.registered(), ["shared 10.0.0.1 None"]);
     assert_eq!(simulation.kv.len(), 1);
-    assert_eq!(simulation.bridge.problems().count(), 0);
+    assert_eq!(simulation.bridge.counts().problems, 0);
 }
 
 fn named(n: u8, name: &str) -> SeenObject {
@@ -48,7 +52,7 @@ fn named(n: u8, name: &str) -> SeenObject {
 #[test]
 fn names_that_differ_in_case_only_are_one() {
     let mut simulation = in_sync(2);
-    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.others_hold(foreign(&["postgres"]));
     simulation.seen(named(3, "S1"));
     simulation.seen(named(4, "Postgres"));
     simulation.settle();
@@ -57,10 +61,10 @@ fn names_that_differ_in_case_only_are_one() {
     assert_eq!(messages(&simulation, 4).len(), 1);
 
     // One that is held already stays.
-    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.others_hold(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
-    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.others_hold(foreign(&["postgres"]));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
     assert!(messages(&simulation, 4)[0].contains("stays"));
@@ -69,14 +73,14 @@ fn names_that_differ_in_case_only_are_one() {
 #[test]
 fn a_name_that_another_replica_holds_is_taken_although_others_joined_it() {
     let mut simulation = in_sync(1);
-    simulation.bridge.set_foreign_names(foreign(&["s2", "s3"]));
+    simulation.others_hold(foreign(&["s2", "s3"]));
     simulation.seen(service_seen(2));
     simulation.seen(service_seen(3));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 1);
     let mut names = foreign(&["s2", "s3"]);
     names.insert("s2".into(), Holders { others: Holder::Other, ours: true });
-    simulation.bridge.set_foreign_names(names);
+    simulation.others_hold(names);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2);
     assert!(messages(&simulation, 2)[0].contains("stays"));
@@ -86,7 +90,7 @@ fn a_name_that_another_replica_holds_is_taken_although_others_joined_it() {
 #[test]
 fn a_service_renamed_to_a_name_of_others_keeps_the_one_it_has() {
     let mut simulation = in_sync(2);
-    simulation.bridge.set_foreign_names(foreign(&["postgres"]));
+    simulation.others_hold(foreign(&["postgres"]));
     simulation.seen(named(1, "postgres"));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
@@ -100,7 +104,7 @@ fn a_service_renamed_to_a_name_of_others_keeps_the_one_it_has() {
     simulation.settle();
     assert_eq!(simulation.registered(), ["s2 10.0.0.2 None", "s1 10.0.0.3 Critical"]);
     simulation.deleted(Kind::Service, "s3");
-    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.others_hold(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.registered(), ["postgres 10.0.0.1 Critical", "s2 10.0.0.2 None"]);
 }
@@ -126,34 +130,34 @@ fn a_conflict_names_the_holder_of_today() {
 #[test]
 fn new_names_wait_for_the_listing_of_foreign_ones() {
     let mut simulation = in_sync(2).restarted(settings());
-    simulation.bridge.foreign = None;
-    simulation.read_back();
+    simulation.names = None;
+    simulation.resync();
     simulation.list(Kind::Service, (1..=3).map(service_seen));
     simulation.list(Kind::EndpointSlice, [slice_seen(1, true), slice_seen(2, false)]);
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None", "s2 10.0.0.2 Critical"]);
-    simulation.bridge.set_foreign_names(foreign(&["s1", "s3"]));
+    simulation.others_hold(foreign(&["s1", "s3"]));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2, "s3 is others', s1 stays");
     let problems: Vec<_> =
-        simulation.bridge.problems().iter().map(|(_, k, p)| (k.clone(), p.reason)).collect();
+        simulation.bridge.problems().into_iter().map(|(_, k, p)| (k.clone(), p.reason)).collect();
     assert_eq!(problems, [(key("s1"), Reason::ForeignName), (key("s3"), Reason::ForeignName)]);
-    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.others_hold(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
-    assert_eq!(simulation.bridge.problems().count(), 0);
+    assert_eq!(simulation.bridge.counts().problems, 0);
 }
 
 /// As when a process starts: the names that others hold are read after all else.
 fn not_yet_read(simulation: &mut Simulation) {
-    simulation.bridge.foreign = None;
+    simulation.names = None;
 }
 
 #[test]
 fn a_new_name_waits_for_the_listing_and_keeps_what_is_registered() {
     let mut simulation = in_sync(3).restarted(settings());
     not_yet_read(&mut simulation);
-    simulation.read_back();
+    simulation.resync();
     let renamed = numbered(2);
     let mut renamed = SeenObject::Service(key("s2"), renamed);
     if let SeenObject::Service(_, service) = &mut renamed {
@@ -164,7 +168,7 @@ fn a_new_name_waits_for_the_listing_and_keeps_what_is_registered() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "whether the name is free is not known");
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (3, 3));
-    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.others_hold(ForeignNames::new());
     let mut removed = 0;
     simulation.settle_with(|write| {
         removed += usize::from(matches!(write, Write::Deregister { .. } | Write::DeletePtr { .. }));
@@ -180,13 +184,13 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
     changed.name_template = "{service}-{namespace}".parse().unwrap();
     let mut simulation = in_sync(30).restarted(changed);
     not_yet_read(&mut simulation);
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(service_seen));
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
     assert!(!simulation.bridge.is_holding());
-    simulation.bridge.set_foreign_names(ForeignNames::new());
+    simulation.others_hold(ForeignNames::new());
     simulation.settle();
     assert_eq!(simulation.take_sent(), 60, "each instance and its PTR record once");
     assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));
@@ -195,7 +199,7 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
 #[test]
 fn a_name_that_changes_hands_is_taken_before_it_is_left() {
     let mut simulation = Simulation::new(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, [sharing("young", 2)]);
     simulation.list(Kind::EndpointSlice, []);
     simulation.settle();

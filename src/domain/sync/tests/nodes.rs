@@ -49,7 +49,7 @@ fn relisted(
     services: impl IntoIterator<Item = SeenObject>,
     nodes: Option<Vec<SeenObject>>,
 ) -> Simulation {
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, services);
     simulation.list(Kind::EndpointSlice, slices(30));
     if let Some(nodes) = nodes {
@@ -60,25 +60,37 @@ fn relisted(
 }
 
 fn remove_node(simulation: &mut Simulation, name: &str) {
-    simulation.bridge.watch(WatchEvent::Deleted(Kind::Node, node_key(name)), simulation.now);
+    simulation.bridge.handle_watch(WatchEvent::Deleted(Kind::Node, node_key(name)), simulation.now);
     simulation.settle();
 }
 
-fn problems(simulation: &Simulation) -> Vec<(Kind, Reason)> {
-    simulation.bridge.problems().iter().map(|(kind, _, problem)| (kind, problem.reason)).collect()
+fn problems(simulation: &Simulation) -> Vec<(Subject, Reason)> {
+    simulation
+        .bridge
+        .problems()
+        .into_iter()
+        .map(|(kind, _, problem)| (kind, problem.reason))
+        .collect()
 }
 
 #[test]
 fn nodes_are_asked_for_only_while_a_service_uses_them() {
     let mut simulation = listed(settings(), (1..=3).map(service_seen), None);
-    assert!(!simulation.bridge.wants_nodes() && simulation.bridge.is_listed());
+    let asked = |simulation: &mut Simulation| {
+        simulation.next_actions();
+        let asked = std::mem::take(&mut simulation.asked);
+        (asked, simulation.bridge.is_listed())
+    };
+    assert_eq!(asked(&mut simulation), (vec![], true));
     simulation.seen(annotated(2));
-    assert!(simulation.bridge.wants_nodes() && !simulation.bridge.is_listed());
+    assert_eq!(asked(&mut simulation), (vec![Action::WatchNodes], false));
+    assert_eq!(asked(&mut simulation), (vec![], false), "once");
     simulation.seen(with_node_port(2));
-    assert!(!simulation.bridge.wants_nodes() && simulation.bridge.is_listed());
+    assert_eq!(asked(&mut simulation), (vec![Action::StopWatchingNodes], true));
     simulation.seen(annotated(2));
+    assert_eq!(asked(&mut simulation), (vec![Action::WatchNodes], false));
     simulation.deleted(Kind::Service, "s2");
-    assert!(!simulation.bridge.wants_nodes());
+    assert_eq!(asked(&mut simulation), (vec![Action::StopWatchingNodes], true));
 }
 
 #[test]
@@ -107,7 +119,7 @@ fn a_node_that_changes_costs_only_the_services_that_use_nodes() {
     let services = (1..=20).map(service_seen).chain([annotated(21)]);
     let mut simulation = listed(settings(), services, Some(vec![node_seen(1, true)]));
     simulation.seen(node_seen(1, false));
-    assert_eq!(simulation.bridge.backlog(), 1);
+    assert_eq!(simulation.bridge.counts().backlog, 1);
 }
 
 #[test]
@@ -116,13 +128,13 @@ fn nothing_is_decided_before_the_nodes_are_known() {
     assert_eq!(before.registrations.len(), 3);
     // The first reconciliation waits for the list.
     let mut simulation = before.restarted(by_node_port());
-    simulation.bridge.watch(WatchEvent::ListStarted(Kind::Node), Moment::ZERO);
+    simulation.bridge.handle_watch(WatchEvent::ListStarted(Kind::Node), Moment::ZERO);
     let mut simulation = relisted(simulation, (1..=3).map(with_node_port), None);
     assert!(!simulation.bridge.is_listed());
     simulation.seen(node_seen(1, true));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
-    simulation.bridge.watch(WatchEvent::ListCompleted(Kind::Node), simulation.now);
+    simulation.bridge.handle_watch(WatchEvent::ListCompleted(Kind::Node), simulation.now);
     simulation.settle();
     assert_eq!(
         simulation.registered(),
@@ -148,27 +160,27 @@ fn an_annotation_at_run_time_waits_for_nodes_alone() {
 #[test]
 fn where_nodes_may_not_be_listed_only_their_services_are_a_problem() {
     let mut simulation = Simulation::new(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, [service_seen(1), annotated(2), service_seen(3)]);
     simulation.list(Kind::EndpointSlice, slices(3));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "the nodes may come any moment");
-    simulation.bridge.nodes_failed(None, simulation.now);
+    simulation.bridge.handle_watch_failure(Kind::Node, None, simulation.now);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 2);
     assert_eq!(problems(&simulation), [], "it may pass");
     assert!(!simulation.bridge.is_listed());
-    simulation.bridge.nodes_failed(Some("no right".to_owned()), simulation.now);
-    simulation.bridge.nodes_failed(None, simulation.now);
+    simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), simulation.now);
+    simulation.bridge.handle_watch_failure(Kind::Node, None, simulation.now);
     simulation.settle();
-    assert_eq!(problems(&simulation), [(Kind::Service, Reason::Denied)]);
+    assert_eq!(problems(&simulation), [(Subject::Service, Reason::Denied)]);
     assert!(simulation.bridge.is_listed(), "they do not come");
     simulation.list(Kind::Node, [node_seen(1, true)]);
     simulation.settle();
     assert_eq!(problems(&simulation), []);
     assert_eq!(simulation.registrations.len(), 3);
     // What is known by then stays known.
-    simulation.bridge.nodes_failed(Some("no right".to_owned()), simulation.now);
+    simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), simulation.now);
     simulation.settle();
     assert_eq!(problems(&simulation), []);
 }
@@ -179,7 +191,7 @@ fn services_that_wait_for_nodes_keep_what_they_have() {
     let before = listed(by_node_port(), services(), Some(vec![node_seen(1, true)]));
     assert_eq!(before.registrations.len(), 30);
     let mut simulation = before.restarted(by_node_port());
-    simulation.bridge.nodes_failed(Some("no right".to_owned()), Moment::ZERO);
+    simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), Moment::ZERO);
     let mut simulation = relisted(simulation, services(), None);
     assert_eq!(simulation.take_sent(), 0);
     assert!(!simulation.bridge.is_holding(), "nothing is to be removed");
@@ -199,9 +211,8 @@ fn services_that_wait_for_nodes_keep_what_they_have() {
 
 /// A second look at everything.
 fn look_again(simulation: &mut Simulation, services: Vec<SeenObject>, nodes: Vec<SeenObject>) {
-    simulation.now += Duration::from_secs(11);
-    assert!(simulation.bridge.begin_confirmation(simulation.now));
-    simulation.bridge.cluster_confirmed();
+    begin_confirmation(simulation);
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
     simulation.list(Kind::Service, services);
     simulation.list(Kind::EndpointSlice, slices(30));
     assert!(simulation.bridge.is_holding(), "the nodes are not listed again yet");
@@ -250,7 +261,7 @@ fn a_node_that_cannot_be_read_exists() {
     let simulation = before.restarted(by_node_port());
     let mut simulation = relisted(simulation, [with_node_port(1)], Some(nodes));
     assert_eq!(simulation.take_sent(), 0);
-    assert_eq!(problems(&simulation), [(Kind::Node, Reason::Undecodable)]);
+    assert_eq!(problems(&simulation), [(Subject::Node, Reason::Undecodable)]);
     remove_node(&mut simulation, "n2");
     assert_eq!(simulation.registered(), ["s1 192.0.2.1 None"]);
     assert_eq!(problems(&simulation), []);
@@ -262,11 +273,10 @@ fn what_is_wrong_with_a_node_is_told_until_nobody_asks() {
     wrong.left_out = ["status.addresses[1].address: x".into()].into();
     let nodes = vec![SeenObject::Node(node_key("n1"), wrong)];
     let mut simulation = listed(settings(), [annotated(1)], Some(nodes));
-    assert_eq!(problems(&simulation), [(Kind::Node, Reason::Incomplete)]);
+    assert_eq!(problems(&simulation), [(Subject::Node, Reason::Incomplete)]);
     simulation.seen(with_node_port(1));
-    assert!(!simulation.bridge.wants_nodes());
-    simulation.bridge.forget_nodes(simulation.now);
     simulation.settle();
+    assert_eq!(simulation.asked.last(), Some(&Action::StopWatchingNodes));
     assert_eq!(problems(&simulation), []);
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
     simulation.seen(annotated(1));
@@ -279,7 +289,7 @@ fn without_the_nodes_a_former_ptr_record_stays_as_its_instance_does() {
     let before = in_sync(1);
     let settings = Settings { allow_removals: true, ..by_node_port() };
     let mut simulation = relisted(before.restarted(settings), [with_node_port(1)], None);
-    simulation.bridge.nodes_failed(Some("no right".to_owned()), simulation.now);
+    simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), simulation.now);
     simulation.settle();
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (1, 1));
     simulation.list(Kind::Node, [node_seen(1, true)]);

@@ -407,8 +407,8 @@ impl<'a> Row<'a> {
     fn found(&self, order: &[usize], is_list: bool) -> Vec<String> {
         let objects: Vec<&SeenObject> = order.iter().map(|place| &self.objects[*place]).collect();
         let mut simulation = Simulation::new(self.settings.clone());
-        simulation.bridge.set_foreign_names(self.foreign.clone());
-        simulation.read_back();
+        simulation.others_hold(self.foreign.clone());
+        simulation.resync();
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             if kind != Kind::Node || self.has_nodes {
                 let of_kind = objects.iter().filter(|it| is_list && it.kind() == kind);
@@ -423,7 +423,7 @@ impl<'a> Row<'a> {
         let (bridge, cluster) = (&simulation.bridge, &self.settings.cluster);
         let mut found: Vec<String> =
             simulation.registrations.values().map(|it| self.shown(it)).collect();
-        found.extend(bridge.problems().iter().map(|(_, _, it)| self.problem_shown(it)));
+        found.extend(bridge.problems().into_iter().map(|(_, _, it)| self.problem_shown(it)));
         if self.result.iter().any(|it| it.starts_with("ptr ")) {
             found.extend(simulation.kv.values().map(|entry| ptr_shown(&entry.record)));
         } else if self.result.contains(&"noptr") && simulation.kv.is_empty() {

@@ -20,7 +20,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
         assert!(simulation.bridge.is_holding());
 
         let mut simulation = simulation.restarted(settings());
-        simulation.read_back();
+        simulation.resync();
         for other in WATCHED {
             match other {
                 _ if other == kind => simulation.list(other, []),
@@ -28,7 +28,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
                 Kind::EndpointSlice => {
                     simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
                 }
-                Kind::Node | Kind::Namespace => unreachable!("nobody asks for them"),
+                Kind::Node => unreachable!("nobody asks for them"),
             }
         }
         simulation.settle();
@@ -46,13 +46,13 @@ fn headless_services_without_their_slices_keep_their_instances() {
         )
     };
     let mut simulation = Simulation::new(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(headless));
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 30);
     let mut simulation = simulation.restarted(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(headless));
     simulation.list(Kind::EndpointSlice, []);
     simulation.settle();
@@ -66,17 +66,14 @@ fn l10_what_is_absent_since_its_namespace_is_not_selected_is_never_confirmed() {
     let mut elsewhere = settings();
     elsewhere.namespaces.insert("typo".into());
     let mut simulation = in_sync(30).restarted(elsewhere);
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, []);
     simulation.list(Kind::EndpointSlice, []);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 30);
     assert!(simulation.bridge.is_holding());
-    assert_eq!(
-        simulation.bridge.confirmation_due(),
-        None,
-        "only --allow-removals says it is meant"
-    );
+    let relist = simulation.is_asked(&Action::Relist);
+    assert!(!relist, "only --allow-removals says it is meant");
 }
 
 #[test]
@@ -104,7 +101,7 @@ fn a_second_list_that_disagrees_removes_nothing() {
 
     // At the start, too.
     let mut simulation = simulation.restarted(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(service_seen));
     simulation.list(Kind::EndpointSlice, []);
     simulation.settle();
@@ -121,7 +118,7 @@ fn a_second_list_that_lacks_still_more_wants_a_third() {
         let mut simulation = in_sync(total);
         if is_start {
             simulation = simulation.restarted(settings());
-            simulation.read_back();
+            simulation.resync();
         }
         let slices = || (1..=total).map(|n| slice_seen(n, true)).collect::<Vec<_>>();
         simulation.list(Kind::Service, (total - left + 1..=total).map(service_seen));
@@ -139,13 +136,12 @@ fn a_second_list_that_lacks_still_more_wants_a_third() {
 fn without_the_clusters_identity_nothing_is_confirmed() {
     let mut simulation = in_sync(30);
     simulation.list(Kind::Service, []);
-    simulation.now += Duration::from_secs(11);
-    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    begin_confirmation(&mut simulation);
     simulation.list(Kind::Service, []);
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
-    simulation.bridge.cluster_confirmed();
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 0);
 }
@@ -182,7 +178,7 @@ fn changed_options_remove_many_only_when_that_is_allowed() {
             choose(&mut changed);
             changed.allow_removals = allowed;
             let mut simulation = in_sync(30).restarted(changed);
-            simulation.read_back();
+            simulation.resync();
             simulation.list(Kind::Service, (1..=30).map(service_seen));
             simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
             simulation.settle();
@@ -207,18 +203,18 @@ fn a_plan_sees_all_that_is_held_and_why() {
         [(changed, 30, Cause::Selection), (settings(), 0, Cause::Absence)]
     {
         let mut simulation = in_sync(30).restarted(settings);
-        simulation.read_back();
+        simulation.resync();
         simulation.list(Kind::Service, (1..=services).map(service_seen));
         simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
         simulation.step(&mut |_| Fate::Applied);
         assert_eq!(simulation.registrations.len(), 30);
-        let held = simulation.bridge.let_all_go();
+        let held = simulation.bridge.release_holds();
         // The Services, and the one that stands for orphaned PTR records.
         assert_eq!(held.len(), 31, "{cause:?}");
         assert!(held.values().all(|it| *it == cause), "{cause:?}: {held:?}");
         simulation.step(&mut |_| Fate::Applied);
         assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{cause:?}");
-        assert!(simulation.bridge.let_all_go().is_empty());
+        assert!(simulation.bridge.release_holds().is_empty());
     }
 }
 
@@ -227,7 +223,7 @@ fn a_changed_template_is_a_move_and_not_held() {
     let mut changed = settings();
     changed.name_template = "{service}-{namespace}".parse().unwrap();
     let mut simulation = in_sync(30).restarted(changed);
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(service_seen));
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
@@ -238,7 +234,7 @@ fn a_changed_template_is_a_move_and_not_held() {
 #[test]
 fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
     let mut simulation = in_sync(3).restarted(settings());
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=3).map(service_seen));
     let unread = SeenObject::Undecodable(Kind::EndpointSlice, key("s2-x"), "no".to_owned());
     simulation.list(Kind::EndpointSlice, [slice_seen(1, true), unread, slice_seen(3, false)]);
@@ -256,7 +252,7 @@ fn a_held_service_that_a_later_list_lacks_is_removed() {
     let mut changed = settings();
     changed.default_sync = false;
     let mut simulation = in_sync(30).restarted(changed);
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(service_seen));
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
@@ -271,7 +267,7 @@ fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
     let mut changed = settings();
     changed.default_sync = false;
     let mut simulation = in_sync(30).restarted(changed);
-    simulation.read_back();
+    simulation.resync();
     simulation.list(Kind::Service, (1..=30).map(service_seen));
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();
@@ -289,9 +285,8 @@ fn a_held_service_that_loses_nothing_any_more_is_as_any_other() {
 fn an_identity_read_before_the_second_look_confirms_nothing() {
     let mut simulation = in_sync(30);
     simulation.list(Kind::Service, []);
-    simulation.bridge.cluster_confirmed();
-    simulation.now += Duration::from_secs(11);
-    assert!(simulation.bridge.begin_confirmation(simulation.now));
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
+    begin_confirmation(&mut simulation);
     simulation.list(Kind::Service, []);
     simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
     simulation.settle();

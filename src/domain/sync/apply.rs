@@ -1,0 +1,203 @@
+//! Applies plans, and gives what is sent next.
+
+use std::collections::BTreeSet;
+
+use super::cluster::Cluster;
+use super::plan::{Outcome, Plan, Planned};
+use super::term::{Content, Term};
+use super::wait::Wait;
+use super::{Action, Config, Group, Moment, Report};
+use crate::domain::consul::ptr::ConsulDomain;
+use crate::domain::consul::record::{Check, RecordKey, Write};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Subject;
+
+// === impl Term ===
+
+impl Term {
+    /// What is sent next: a write takes as many groups as one request may carry and as there are.
+    pub(super) fn next_write(
+        &mut self,
+        config: &Config,
+        domain: Option<&ConsulDomain>,
+        cluster: &Cluster,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) -> Option<Action> {
+        if !self.is_running() || self.flights.len() >= config.capacity.flights {
+            return None;
+        }
+        let is_probe = self.retries.is_outage();
+        if is_probe && (!self.flights.is_empty() || now < self.retries.next_probe()) {
+            return None;
+        }
+        let most = if is_probe { 1 } else { config.capacity.groups };
+        let mut flight = None;
+        let mut groups = Vec::new();
+        while groups.len() < most {
+            match self.next_planned(groups.is_empty()) {
+                Some((service, Planned::Write(writes))) => {
+                    let flight = *flight.get_or_insert_with(|| self.flights.begin());
+                    for write in &writes {
+                        self.send(flight, service.clone(), write.key(), content(write));
+                    }
+                    groups.push(Group { service, writes });
+                }
+                Some((service, Planned::ReadPtr(key))) => {
+                    let flight = self.flights.begin();
+                    self.send(flight, service, RecordKey::Ptr(key.clone()), Content::Read);
+                    return Some(Action::ReadPtr { flight, key });
+                }
+                // The reading of a key that is planned next is a request of its own.
+                None if self.work.planned.is_some() => break,
+                None => {
+                    let Some(service) = self.next_to_plan(is_probe, now) else { break };
+                    let plan = config.view(cluster, self, domain).plan(&service, now);
+                    self.apply(service, plan, reports);
+                }
+            }
+        }
+        if let Some(flight) = flight {
+            return Some(Action::Write { flight, groups });
+        }
+        let (flight, namespace) = self.remove_namespace_node(now)?;
+        Some(Action::RemoveNamespaceNode { flight, namespace })
+    }
+
+    /// The next thing to send of the Service that was planned last; a reading only if `may_read`.
+    fn next_planned(&mut self, may_read: bool) -> Option<(ObjectKey, Planned)> {
+        let (service, actions) = self.work.planned.as_mut()?;
+        if !may_read && matches!(actions.front(), Some(Planned::ReadPtr(_))) {
+            return None;
+        }
+        let next = actions.pop_front()?;
+        let service = service.clone();
+        if actions.is_empty() {
+            self.work.planned = None;
+        }
+        Some((service, next))
+    }
+
+    /// The next Service to plan. While Consul is out, any write will do as a probe, however long it
+    /// would have waited.
+    fn next_to_plan(&mut self, is_probe: bool, now: Moment) -> Option<ObjectKey> {
+        let next = self.work.queue.pop();
+        next.or_else(|| if is_probe { self.retries.probe(now) } else { None })
+    }
+
+    /// Takes a plan: what it sends is sent by [`Term::next_write`].
+    fn apply(&mut self, service: ObjectKey, plan: Plan, reports: &mut Vec<Report>) {
+        for (record, wait) in &plan.waits {
+            self.wait(&service, record, wait);
+        }
+        let Some(outcome) = plan.outcome else { return };
+        let follow_up = outcome.follow_up || self.flights.has(&service);
+        self.apply_outcome(&service, outcome, reports);
+        if plan.actions.is_empty() {
+            if let Some(state) = self.work.services.get_mut(&service) {
+                state.follow_up = follow_up;
+            }
+            return self.settle(&service, reports);
+        }
+        self.work.services.entry(service.clone()).or_default().follow_up = follow_up;
+        self.work.planned = Some((service, plan.actions.into()));
+    }
+
+    /// Has the Service planned again when the wait is over, where something ends it that is no event
+    /// of its own.
+    fn wait(&mut self, service: &ObjectKey, record: &RecordKey, wait: &Wait) {
+        match wait {
+            Wait::InFlight | Wait::NodeGoing => self.flights.wait_for(record, service.clone()),
+            Wait::Backoff { .. }
+            | Wait::Denied { .. }
+            | Wait::Failing { .. }
+            | Wait::Contested { .. } => self.retries.wait_for(record, service.clone()),
+            Wait::Held(_)
+            | Wait::Refused
+            | Wait::NameUnknown
+            | Wait::NameForeign
+            | Wait::NodesUnknown
+            | Wait::Unread
+            | Wait::AfterReplacement
+            | Wait::WithPtr
+            | Wait::WithInstance
+            | Wait::DomainUnknown
+            | Wait::PtrForeign => {}
+        }
+    }
+
+    fn apply_outcome(&mut self, service: &ObjectKey, outcome: Outcome, reports: &mut Vec<Report>) {
+        if outcome.keeps_former_name {
+            self.work.keeping.insert(service.clone());
+        } else {
+            self.work.keeping.remove(service);
+        }
+        if outcome.releases_hold {
+            // What its watch says from now on is as true as what it says of any other.
+            self.holds.release(service);
+        }
+        for handover in self.ptr.claims.set(service, outcome.ptr_claims) {
+            let concerned: BTreeSet<ObjectKey> =
+                [handover.from, handover.to].into_iter().flatten().collect();
+            self.mark_each(concerned.into_iter().filter(|other| other != service));
+        }
+        if outcome.released.is_empty() {
+            self.ptr.released.remove(service);
+        } else {
+            self.ptr.released.insert(service.clone(), outcome.released);
+        }
+        for key in &outcome.forgotten {
+            self.known.forget_ptr(key);
+        }
+        for record in &outcome.cleared {
+            self.retries.clear(record);
+        }
+        self.problems.set(Subject::Service, service, outcome.problems, reports);
+    }
+
+    /// All of a Service's writes are answered: it is in sync, unless something is left to do.
+    pub(super) fn answered(&mut self, service: &ObjectKey, reports: &mut Vec<Report>) {
+        let more_to_come = self.work.planned.as_ref().is_some_and(|(other, _)| other == service);
+        if self.flights.has(service) || more_to_come {
+            return;
+        }
+        if self.work.services.get(service).is_some_and(|state| !state.follow_up) {
+            self.settle(service, reports);
+        } else {
+            self.mark(service.clone());
+        }
+    }
+
+    /// A Service whose plan is empty: it is in sync, unless something waits.
+    fn settle(&mut self, service: &ObjectKey, reports: &mut Vec<Report>) {
+        if self.flights.has(service) {
+            return;
+        }
+        self.retries.settled(service);
+        let Some(state) = self.work.services.remove(service) else { return };
+        if self.work.services.is_empty() {
+            // A burst must not leave its memory behind.
+            self.work.services.shrink_to(0);
+        }
+        if state.written + state.removed > 0 {
+            reports.push(Report::InSync {
+                service: service.clone(),
+                written: state.written,
+                removed: state.removed,
+                instances: self.known.of(service).len(),
+            });
+        }
+    }
+}
+
+fn content(write: &Write) -> Content {
+    match write {
+        Write::Register(registration) | Write::Replace(registration) => Content::Registration {
+            name: registration.service.clone(),
+            fingerprint: registration.fingerprint(),
+            critical: registration.check == Check::Critical,
+        },
+        Write::PutPtr { record, .. } => Content::Ptr(record.fingerprint()),
+        Write::Deregister { .. } | Write::DeletePtr { .. } => Content::Nothing,
+    }
+}

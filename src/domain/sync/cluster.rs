@@ -1,0 +1,168 @@
+//! What is known of the Kubernetes cluster, whoever leads.
+
+use std::collections::BTreeSet;
+
+use super::confirm::Suspects;
+use super::node_watch::NodeWatch;
+use super::problems::Problems;
+use super::{Moment, Report};
+use crate::domain::kube::cache::ClusterCache;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Kind, SeenObject};
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::services::claims::NameClaims;
+use crate::domain::services::desired::{is_read_label, left_out, wanted};
+use crate::domain::services::settings::Settings;
+
+/// What is known of Kubernetes: it survives a lost lead.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    pub(super) cache: ClusterCache,
+    pub(super) name_claims: NameClaims,
+    pub(super) suspects: Suspects,
+    pub(super) node_watch: NodeWatch,
+    /// What is wrong with objects that could not be read, wholly or in part.
+    pub(super) problems: Problems,
+}
+
+/// Who has to be planned again, in this order.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Services that want names which changed hands, the new holder of each first: the name must
+    /// not stand empty in between. The others are told who has it.
+    pub(super) claimants: Vec<ObjectKey>,
+    /// Services that the objects are, belong to or serve.
+    pub(super) services: Vec<ObjectKey>,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Takes an object as it is now.
+    pub(super) fn seen(
+        &mut self,
+        settings: &Settings,
+        mut seen: SeenObject,
+        reports: &mut Vec<Report>,
+    ) -> Changes {
+        if let SeenObject::Service(_, service) = &mut seen {
+            // The others would be most of what is kept of a Service, and changes of theirs would
+            // have it planned. Collected anew: a map that was emptied keeps a node of 368 bytes.
+            let labels = std::mem::take(&mut service.labels).into_iter();
+            service.labels = labels.filter(|(key, _)| is_read_label(settings, key)).collect();
+        }
+        let kind = seen.kind();
+        let (key, problems) = match &seen {
+            SeenObject::Service(key, _) | SeenObject::EndpointSlice(key, _) => {
+                (key.clone(), BTreeSet::new())
+            }
+            SeenObject::Node(key, node) => {
+                (key.clone(), left_out(&node.left_out).collect::<BTreeSet<_>>())
+            }
+            SeenObject::Undecodable(_, key, why) => {
+                (key.clone(), [Problem::new(Reason::Undecodable, why.clone())].into())
+            }
+        };
+        self.suspects.remove(kind, &key);
+        self.problems.set(kind.into(), &key, problems, reports);
+        let concerned = self.concerned_by_unread(kind, &key);
+        let changed = self.cache.seen(seen);
+        let claimants = match changed.get(&key) {
+            Some(key) if kind == Kind::Service => self.claim_names(settings, key),
+            _ => Vec::new(),
+        };
+        // The object's own Service first: it claims what would pass for orphaned.
+        Changes { claimants, services: changed.into_iter().chain(concerned).collect() }
+    }
+
+    /// Forgets an object of which it is known that it no longer exists.
+    pub(super) fn remove(
+        &mut self,
+        settings: &Settings,
+        kind: Kind,
+        key: &ObjectKey,
+        reports: &mut Vec<Report>,
+    ) -> Changes {
+        self.suspects.remove(kind, key);
+        let concerned = self.concerned_by_unread(kind, key);
+        let services = self.cache.remove(kind, key);
+        let claimants =
+            if kind == Kind::Service { self.claim_names(settings, key) } else { Vec::new() };
+        self.problems.set(kind.into(), key, BTreeSet::new(), reports);
+        Changes { claimants, services: services.into_iter().chain(concerned).collect() }
+    }
+
+    /// Nodes are watched no longer.
+    pub(super) fn forget_nodes(&mut self, reports: &mut Vec<Report>) {
+        self.cache.forget_nodes();
+        self.suspects.forget_nodes();
+        let subject = Kind::Node.into();
+        let wrong: Vec<ObjectKey> = self.problems.subjects(subject).cloned().collect();
+        for key in wrong {
+            self.problems.set(subject, &key, BTreeSet::new(), reports);
+        }
+        self.node_watch.stopped();
+    }
+
+    /// Takes what a watch could not do; only the first list of nodes matters. Whether that changes
+    /// anything for the Services that use nodes.
+    pub(super) fn watch_failed(&mut self, kind: Kind, denied: Option<String>) -> bool {
+        kind == Kind::Node && !self.cache.is_listed(Kind::Node) && self.node_watch.failed(denied)
+    }
+
+    /// Whether a Service uses node ports: nodes have to be watched, and only then.
+    pub(super) fn wants_nodes(&self) -> bool {
+        !self.cache.node_users().is_empty()
+    }
+
+    pub(super) fn needed_nodes_are_listed(&self) -> bool {
+        !self.wants_nodes() || self.cache.is_listed(Kind::Node)
+    }
+
+    /// Whether all that can be listed is: everything, but for nodes that may not be.
+    pub(super) fn is_listed(&self) -> bool {
+        self.cache.is_complete()
+            && (self.needed_nodes_are_listed() || self.node_watch.denied().is_some())
+    }
+
+    /// Whether the first reconciliation may be made. It waits for nodes, so that what they take
+    /// away is weighed together with all else, unless it turns out that they do not come.
+    pub(super) fn may_start(&self) -> bool {
+        self.cache.is_complete()
+            && (self.needed_nodes_are_listed() || !self.node_watch.may_still_come())
+    }
+
+    /// When a confirmation has something to ask.
+    pub(super) fn next_timeout(&self) -> Option<Moment> {
+        self.suspects.next()
+    }
+
+    /// Who else is concerned when an object is read, or goes, that could not be read before: PTR
+    /// records that nobody claims may belong to such a Service, and endpoints that no slice has to
+    /// such a slice.
+    fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
+        match kind {
+            _ if self.cache.undecodable(kind, key).is_none() => Vec::new(),
+            Kind::Service => vec![ObjectKey::orphaned()],
+            Kind::EndpointSlice => self.cache.concerned_by_unread(key),
+            // Whoever uses nodes is concerned by any change of one.
+            Kind::Node => Vec::new(),
+        }
+    }
+
+    /// Notes which names the Service wants; gives who is concerned by the difference.
+    fn claim_names(&mut self, settings: &Settings, key: &ObjectKey) -> Vec<ObjectKey> {
+        let (claims, uses_nodes) =
+            self.cache.service(key).map_or_else(Default::default, |service| {
+                let wanted = wanted(settings, key, service);
+                (wanted.claims(service), wanted.uses_nodes())
+            });
+        self.cache.set_node_user(key, uses_nodes);
+        let handovers = self.name_claims.set(key, claims);
+        let concerned = handovers.into_iter().flat_map(|handover| {
+            let claimants: Vec<ObjectKey> = self.name_claims.claimants(&handover.thing).collect();
+            claimants.into_iter().chain(handover.from)
+        });
+        concerned.collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! A resync: all that is ours in Consul is read and compared with what is known.
+//!
+//! It is one value from its beginning to its end: nothing can be observed without it, finishing
+//! consumes it, and dropping it gives it up. Only one that was complete and authoritative may be
+//! finished (nothing is removed out of ignorance); the edge that reads decides that. A record
+//! written since it began is passed over: newer wins.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::cluster::Cluster;
+use super::contention::as_found;
+use super::ledger::PtrState;
+use super::term::{Stage, Term};
+use super::{Config, Moment, Report};
+use crate::domain::consul::record::{
+    Check, Observation, ObservedPtr, ObservedRegistration, PtrOwner, RecordKey,
+};
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+
+/// A resync under way.
+#[derive(Debug)]
+pub(super) struct Resync {
+    began: Moment,
+    /// Records written since it began, or in flight then.
+    touched: HashSet<RecordKey>,
+    /// Namespaces whose node it has shown.
+    pub(super) namespace_nodes: BTreeSet<Box<str>>,
+    /// Records that it found changed.
+    fixed: usize,
+}
+
+// === impl Resync ===
+
+impl Resync {
+    pub(super) fn touch(&mut self, record: RecordKey) {
+        self.touched.insert(record);
+    }
+}
+
+// === impl Term ===
+
+impl Term {
+    /// A resync begins: before its request is sent.
+    pub(super) fn begin_resync(&mut self, now: Moment) {
+        self.known.resync += 1;
+        self.contention.forget_old(now);
+        self.schedule.resync_begins(now);
+        self.resync = Some(Resync {
+            began: now,
+            touched: self.flights.records().cloned().collect(),
+            namespace_nodes: BTreeSet::new(),
+            fixed: 0,
+        });
+    }
+
+    /// Takes what the resync under way shows; nothing without one.
+    pub(super) fn observe(&mut self, cluster: &ClusterName, seen: &Observation) {
+        let Some(mut resync) = self.resync.take() else { return };
+        match seen {
+            Observation::Registration(observed) => {
+                self.observe_registration(&mut resync, cluster, observed);
+            }
+            Observation::Ptr(observed) => self.observe_ptr(&mut resync, cluster, observed),
+            Observation::NamespaceNode(namespace) => {
+                resync.namespace_nodes.insert(namespace.clone());
+            }
+            Observation::Stray(_) => {}
+        }
+        self.resync = Some(resync);
+    }
+
+    /// The resync was complete and true: what it did not show is not there.
+    pub(super) fn finish_resync(
+        &mut self,
+        config: &Config,
+        cluster: &mut Cluster,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        let Some(mut resync) = self.resync.take() else { return };
+        // A Consul that reads and does not write is no reason to stop trying others.
+        let waiting = self.retries.answered(now);
+        self.mark_each(waiting);
+        self.forget_unseen_registrations(&mut resync, &config.settings.cluster);
+        self.forget_unseen_ptr(&mut resync);
+        self.collect_empty_namespace_nodes(&resync, reports);
+        self.schedule.certain_since(resync.began);
+        self.schedule.resync_succeeded(now);
+        match &mut self.stage {
+            Stage::Starting { resynced } => *resynced = true,
+            Stage::Running if resync.fixed > 0 => reports.push(Report::Fixed(resync.fixed)),
+            Stage::Running => {}
+        }
+        self.start_if_loaded(config, cluster, now, reports);
+    }
+
+    /// The resync under way broke off or cannot be trusted: what it did not show is unknown.
+    pub(super) fn give_up_resync(&mut self, now: Moment) {
+        self.resync = None;
+        self.schedule.resync_failed(now);
+    }
+
+    fn observe_registration(
+        &mut self,
+        resync: &mut Resync,
+        cluster: &ClusterName,
+        observed: &ObservedRegistration,
+    ) {
+        let registration = &observed.registration;
+        let record = RecordKey::Registration(registration.id.clone());
+        if resync.touched.contains(&record) {
+            return;
+        }
+        let service = service_of_id(cluster, &registration.id).unwrap_or_else(ObjectKey::orphaned);
+        let fingerprint = registration.fingerprint();
+        let known = self.known.registration(&service, &registration.id);
+        let (same, certain, resend) = known.map_or((false, true, false), |known| {
+            (known.fingerprint == Some(fingerprint), known.fingerprint.is_some(), known.resend)
+        });
+        let critical = registration.check == Check::Critical;
+        self.known.put(
+            &service,
+            &registration.id,
+            &registration.service,
+            Some(fingerprint),
+            critical,
+        );
+        if resend {
+            // What it says does not tell with which token it was written.
+            self.known.resend(&service, &registration.id);
+        }
+        if !same {
+            self.drifted(resync, service, &record, certain, || as_found(observed));
+        }
+    }
+
+    fn observe_ptr(&mut self, resync: &mut Resync, cluster: &ClusterName, observed: &ObservedPtr) {
+        let key = &observed.record.key;
+        if resync.touched.contains(&RecordKey::Ptr(key.clone())) {
+            return;
+        }
+        let holder = self.ptr.claims.holder(key).cloned();
+        let ours = PtrOwner::of(observed.flags, cluster) == PtrOwner::Ours;
+        // Before the first reconciliation nobody has claimed anything.
+        if !ours && holder.is_none() && self.is_running() {
+            return self.known.forget_ptr(key);
+        }
+        let before = self.known.ptr(key).map(|known| known.state.clone());
+        self.note_ptr(cluster, key, Some(observed));
+        let after = self.known.ptr(key).map(|known| known.state.clone());
+        if before == after || !self.is_running() {
+            return;
+        }
+        let certain = before != Some(PtrState::Unknown);
+        let Some(holder) = holder else {
+            resync.fixed += usize::from(certain);
+            return self.orphan_ptr(key.clone());
+        };
+        let writer = || format!("its value is now {:?}", observed.record.value);
+        self.drifted(resync, holder, &RecordKey::Ptr(key.clone()), certain, writer);
+    }
+
+    fn forget_unseen_registrations(&mut self, resync: &mut Resync, cluster: &ClusterName) {
+        let current = self.known.resync;
+        let unseen: Vec<(ObjectKey, Box<str>, bool)> = self
+            .known
+            .services()
+            .flat_map(|(service, known)| known.iter().map(move |known| (service, known)))
+            .filter(|(_, known)| known.resync != current)
+            .map(|(service, known)| {
+                (service.clone(), known.id(cluster, service), known.fingerprint.is_some())
+            })
+            .filter(|(_, id, _)| !resync.touched.contains(&RecordKey::Registration(id.clone())))
+            .collect();
+        for (service, id, certain) in unseen {
+            self.known.deregistered(&service, &id);
+            self.drifted(resync, service, &RecordKey::Registration(id), certain, removed);
+        }
+    }
+
+    fn forget_unseen_ptr(&mut self, resync: &mut Resync) {
+        let current = self.known.resync;
+        let unseen: Vec<(Box<str>, bool)> = self
+            .known
+            .ptr_keys()
+            .filter(|(_, known)| known.resync != current)
+            .filter(|(key, _)| !resync.touched.contains(&RecordKey::Ptr((*key).clone())))
+            .map(|(key, known)| (key.clone(), matches!(known.state, PtrState::Ours(_))))
+            .collect();
+        for (key, ours) in unseen {
+            self.known.forget_ptr(&key);
+            if let Some(holder) = self.ptr.claims.holder(&key).cloned() {
+                self.drifted(resync, holder, &RecordKey::Ptr(key), ours, removed);
+            }
+        }
+    }
+
+    /// A record is not as it was left, unless it was not `certain` how it was left.
+    fn drifted(
+        &mut self,
+        resync: &mut Resync,
+        service: ObjectKey,
+        record: &RecordKey,
+        certain: bool,
+        writer: impl FnOnce() -> String,
+    ) {
+        resync.fixed += usize::from(certain);
+        // Before the first reconciliation it is a former self that left it so.
+        if certain && self.is_running() {
+            self.changed_by_others(&service, record, resync.began, writer);
+        }
+        self.mark(service);
+    }
+
+    /// A PTR record of ours that no Service claims.
+    pub(super) fn orphan_ptr(&mut self, key: Box<str>) {
+        self.ptr.released.entry(ObjectKey::orphaned()).or_default().insert(key);
+        self.mark(ObjectKey::orphaned());
+    }
+}
+
+fn removed() -> String {
+    "it was removed".to_owned()
+}

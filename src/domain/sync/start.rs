@@ -1,0 +1,123 @@
+//! The first reconciliation of a term, and what it holds back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::cluster::Cluster;
+use super::hold::{Cause, is_most};
+use super::ledger::PtrState;
+use super::plan::View;
+use super::term::{Stage, Term};
+use super::{Config, Moment, Report};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::domain::services::settings::{PtrScope, Settings};
+
+/// What each Service would lose, and why.
+type Losses = HashMap<ObjectKey, (Cause, usize)>;
+
+// === impl Term ===
+
+impl Term {
+    /// Makes the first reconciliation once everything is listed and Consul is read.
+    pub(super) fn start_if_loaded(
+        &mut self,
+        config: &Config,
+        cluster: &mut Cluster,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        if self.stage != (Stage::Starting { resynced: true }) || !cluster.may_start() {
+            return;
+        }
+        self.stage = Stage::Running;
+        // Those that the resync made from IDs: it most often comes before the lists.
+        self.known.share_keys(|key| cluster.cache.kept_key(key));
+        let losses = self.claim_and_weigh(config, cluster);
+        self.collect_orphans();
+        if self.hold_first_losses(&config.settings, losses, reports) {
+            cluster.suspects.confirm_later(now);
+        }
+        self.mark_all(cluster);
+        self.mark(ObjectKey::orphaned());
+    }
+
+    /// Notes what each Service claims; gives what each would lose.
+    fn claim_and_weigh(&mut self, config: &Config, cluster: &Cluster) -> Losses {
+        let mut losses = Losses::new();
+        for (key, _) in cluster.cache.services_after(None) {
+            let view = config.view(cluster, self, None);
+            let desired = view.desired(key, &|_, _| false);
+            if let Some(loss) = view.first_loss(key, &desired) {
+                losses.insert(key.clone(), loss);
+            }
+            // Nobody has claimed anything before: nothing is released.
+            self.ptr.claims.set(key, View::ptr_claims(&desired));
+        }
+        for (key, known) in self.known.services() {
+            let unread = cluster.cache.undecodable(Kind::Service, key).is_some();
+            if cluster.cache.service(key).is_none() && !unread {
+                // Of a namespace that is not selected nothing is asked: its objects may still exist.
+                let selected = config.settings.includes_namespace(&key.namespace);
+                let cause = if selected { Cause::Absence } else { Cause::Selection };
+                losses.insert(key.clone(), (cause, known.len()));
+            }
+        }
+        losses
+    }
+
+    /// PTR records that no Service claims and that are ours, or may be.
+    fn collect_orphans(&mut self) {
+        let may_be_ours = |state: &PtrState| matches!(state, PtrState::Ours(_) | PtrState::Unknown);
+        let unclaimed: Vec<(Box<str>, bool)> = self
+            .known
+            .ptr_keys()
+            .filter(|(key, _)| self.ptr.claims.holder(key).is_none())
+            .map(|(key, known)| (key.clone(), may_be_ours(&known.state)))
+            .collect();
+        for (key, may_be_ours) in unclaimed {
+            if may_be_ours {
+                self.ptr.released.entry(ObjectKey::orphaned()).or_default().insert(key);
+            } else {
+                self.known.forget_ptr(&key);
+            }
+        }
+    }
+
+    /// Holds back what is too much; gives whether a second list may release something of it.
+    fn hold_first_losses(
+        &mut self,
+        settings: &Settings,
+        mut losses: Losses,
+        reports: &mut Vec<Report>,
+    ) -> bool {
+        let allowed = settings.allow_removals;
+        losses.retain(|_, (cause, _)| !(allowed && *cause == Cause::Selection));
+        let mut lost_by_cause: BTreeMap<Cause, usize> = BTreeMap::new();
+        for (cause, lost) in losses.values() {
+            *lost_by_cause.entry(*cause).or_default() += lost;
+        }
+        let total = self.known.registration_count();
+        if is_most(lost_by_cause.values().sum(), total) {
+            for (key, (cause, _)) in losses {
+                self.holds.hold(key, cause);
+            }
+        }
+        let orphaned = ObjectKey::orphaned();
+        let orphans = self.ptr.released.get(&orphaned).map_or(0, BTreeSet::len);
+        let of_scope = settings.reverse == PtrScope::Off && !allowed;
+        let worst = self.holds.causes().last().copied();
+        if worst.is_some() || is_most(orphans, self.known.ptr_count()) {
+            let cause = if of_scope { Some(Cause::Selection) } else { worst };
+            self.holds.release(&orphaned);
+            self.holds.hold(orphaned, cause.unwrap_or(Cause::Absence));
+        }
+        let causes = self.holds.causes();
+        for &cause in &causes {
+            let lost = lost_by_cause.get(&cause).copied().unwrap_or(0);
+            let (lost, total) =
+                if lost > 0 { (lost, total) } else { (orphans, self.known.ptr_count()) };
+            reports.push(Report::Held { cause, lost, total });
+        }
+        causes.contains(&Cause::Absence)
+    }
+}

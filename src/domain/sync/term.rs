@@ -1,0 +1,285 @@
+//! What is known and under way on Consul's side while this bridge leads.
+//!
+//! It is made anew when leadership is acquired and dropped whole when it is lost: others write from
+//! then on. That is safe because the session of the lead that was lost is ended before the next
+//! campaign, every transaction checks its session, and the first resync of a term is consistent: a
+//! write of a former term was applied before that resync or can never be.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use super::cluster::{Changes, Cluster};
+use super::contention::Contention;
+use super::hold::Holds;
+use super::ledger::Ledger;
+use super::namespace_nodes::NamespaceNodes;
+use super::plan::Planned;
+use super::problems::Problems;
+use super::queue::Queue;
+use super::resync::Resync;
+use super::schedule::Schedule;
+use super::{Config, Moment};
+use crate::domain::consul::names::ForeignNames;
+use crate::domain::consul::record::{Fingerprint, RecordKey};
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::flights::{FlightId, Flights, InFlight};
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::retries::Retries;
+use crate::domain::services::claims::PtrClaims;
+
+/// Everything that is dropped with the lead.
+#[derive(Debug)]
+pub(super) struct Term {
+    pub(super) stage: Stage,
+    pub(super) known: Ledger,
+    pub(super) ptr: PtrKeys,
+    /// Consul names that others than a bridge hold; `None` while that is not known.
+    pub(super) names_of_others: Option<ForeignNames>,
+    pub(super) work: Work,
+    pub(super) flights: Flights<RecordKey, ObjectKey, Sent>,
+    pub(super) retries: Retries<RecordKey, ObjectKey, Fingerprint>,
+    pub(super) holds: Holds,
+    pub(super) namespace_nodes: NamespaceNodes,
+    /// The resync under way.
+    pub(super) resync: Option<Resync>,
+    pub(super) schedule: Schedule,
+    pub(super) contention: Contention,
+    /// Service IDs that the agent has and the catalog lacks, for longer than the agent needs to pass
+    /// them on.
+    pub(super) missing_in_catalog: HashSet<Box<str>>,
+    /// What is found by planning and writing.
+    pub(super) problems: Problems,
+}
+
+/// Whether writes may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// No: not everything is listed, or Consul was not read.
+    Starting {
+        /// Whether Consul was read.
+        resynced: bool,
+    },
+    /// Yes.
+    Running,
+}
+
+/// Who has which PTR key.
+#[derive(Debug, Default)]
+pub(super) struct PtrKeys {
+    pub(super) claims: PtrClaims,
+    /// Keys that a Service no longer claims and no other does.
+    pub(super) released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+}
+
+/// The Services that have something to be done.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// Those that have to be planned.
+    pub(super) queue: Queue<ObjectKey>,
+    /// What is left to send of the Service that was planned last.
+    pub(super) planned: Option<(ObjectKey, VecDeque<Planned>)>,
+    /// Those with something planned or in flight.
+    pub(super) services: HashMap<ObjectKey, ServiceState>,
+    /// Those that keep a name which they no longer claim, because others hold the new one.
+    pub(super) keeping: BTreeSet<ObjectKey>,
+}
+
+/// What is under way for one Service.
+#[derive(Debug, Default)]
+pub(super) struct ServiceState {
+    pub(super) written: usize,
+    pub(super) removed: usize,
+    /// Whether it has to be planned again once all that is in flight is answered.
+    pub(super) follow_up: bool,
+}
+
+/// What has to be remembered of a write in flight.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) content: Content,
+    /// Whether the token changed since it was sent.
+    pub(super) old_token: bool,
+    /// [`Retries::answers`] when it was sent.
+    pub(super) answers: u64,
+}
+
+/// What a write in flight makes of its record.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Registration {
+        name: Box<str>,
+        fingerprint: Fingerprint,
+        critical: bool,
+    },
+    Ptr(Fingerprint),
+    /// It is removed.
+    Nothing,
+    /// It is only read.
+    Read,
+}
+
+// === impl Term ===
+
+impl Term {
+    /// Nothing is known of Consul yet.
+    pub(super) fn new(config: &Config, next_flight: FlightId, now: Moment) -> Self {
+        Self {
+            stage: Stage::Starting { resynced: false },
+            known: Ledger::new(config.settings.cluster.clone()),
+            ptr: PtrKeys::default(),
+            names_of_others: None,
+            work: Work::default(),
+            flights: Flights::starting_at(next_flight),
+            retries: Retries::default(),
+            holds: Holds::default(),
+            namespace_nodes: NamespaceNodes::default(),
+            resync: None,
+            schedule: Schedule::new(config.resync, config.seed, now),
+            contention: Contention::default(),
+            missing_in_catalog: HashSet::new(),
+            problems: Problems::default(),
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    /// Has the Service planned. The first reconciliation takes all there is: what comes and goes
+    /// before it does not heap up.
+    pub(super) fn mark(&mut self, service: ObjectKey) {
+        if !self.is_running() {
+            return;
+        }
+        if self.work.planned.as_ref().is_some_and(|(planned, _)| *planned == service) {
+            self.work.planned = None;
+        }
+        self.work.queue.push(service);
+    }
+
+    pub(super) fn mark_each(&mut self, services: impl IntoIterator<Item = ObjectKey>) {
+        for service in services {
+            self.mark(service);
+        }
+    }
+
+    pub(super) fn mark_changes(&mut self, changes: Changes) {
+        if !changes.claimants.is_empty() {
+            self.mark_each(changes.claimants);
+            self.mark_each(self.work.keeping.clone());
+        }
+        self.mark_each(changes.services);
+    }
+
+    /// Has everything planned.
+    pub(super) fn mark_all(&mut self, cluster: &Cluster) {
+        if !self.is_running() {
+            return;
+        }
+        if let Some((service, _)) = self.work.planned.take() {
+            self.work.queue.push(service);
+        }
+        for (key, _) in cluster.cache.services_after(None) {
+            self.work.queue.push(key.clone());
+        }
+        for (key, _) in self.known.services() {
+            self.work.queue.push(key.clone());
+        }
+        // Of those that are neither here nor there something may be left to be ended.
+        let left = self.work.services.keys().chain(self.retries.owners());
+        for key in left.chain(self.ptr.released.keys()).chain(self.ptr.claims.owners()) {
+            self.work.queue.push(key.clone());
+        }
+    }
+
+    /// Whether all is read, planned and answered.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_running()
+            && self.work.queue.is_empty()
+            && self.work.planned.is_none()
+            && self.flights.is_empty()
+            && !self.retries.has_retries()
+    }
+
+    /// How many Services have to be planned or have something under way.
+    pub(super) fn backlog(&self) -> usize {
+        self.work.queue.len() + self.work.services.len()
+    }
+
+    /// A write of this record goes with that flight.
+    pub(super) fn send(
+        &mut self,
+        flight: FlightId,
+        owner: ObjectKey,
+        record: RecordKey,
+        content: Content,
+    ) {
+        if let Some(resync) = &mut self.resync {
+            resync.touch(record.clone());
+        }
+        let sent = Sent { content, old_token: false, answers: self.retries.answers() };
+        self.flights.add(flight, InFlight { record, owner, sent });
+    }
+
+    /// Sets the Consul names under which others than bridges hold instances.
+    pub(super) fn set_names(&mut self, names: ForeignNames, cluster: &Cluster) {
+        let Some(before) = self.names_of_others.take() else {
+            self.names_of_others = Some(names);
+            return self.mark_all(cluster);
+        };
+        let all = before.keys().chain(names.keys());
+        let changed = all.filter(|name| before.get(*name) != names.get(*name));
+        let concerned: Vec<ObjectKey> =
+            changed.flat_map(|name| cluster.name_claims.claimants(name)).collect();
+        self.names_of_others = Some(names);
+        self.mark_each(concerned);
+    }
+
+    /// The token changed: an agent keeps that of each registration, so each is sent once more.
+    pub(super) fn resend_registrations(&mut self, cluster: &Cluster) {
+        self.known.resend_registrations();
+        for sent in self.flights.sent_mut() {
+            sent.old_token = true;
+        }
+        self.mark_all(cluster);
+    }
+
+    /// Takes which service IDs the catalog shows.
+    pub(super) fn catalog_shows(
+        &mut self,
+        cluster: &ClusterName,
+        shown: &dyn Fn(&str) -> bool,
+        now: Moment,
+    ) {
+        let known = self.known.services();
+        let ids =
+            known.flat_map(|(service, all)| all.iter().map(move |it| it.id(cluster, service)));
+        let (refused, no_others) = self.schedule.catalog_lacks(ids.filter(|id| !shown(id)), now);
+        let before = std::mem::replace(&mut self.missing_in_catalog, refused);
+        let changed: Vec<ObjectKey> = before
+            .symmetric_difference(&self.missing_in_catalog)
+            .filter_map(|id| service_of_id(cluster, id))
+            .collect();
+        self.mark_each(changed);
+        if no_others {
+            // What it lacks for good was just made a problem: once that is told, all is settled.
+            self.schedule.catalog_shows_all(self.is_settled(), now);
+        }
+    }
+
+    /// When something is due that is no event; `asks_catalog`: whether the catalog may be asked now.
+    pub(super) fn next_timeouts(&self, asks_catalog: bool) -> impl Iterator<Item = Moment> {
+        let (soon, late) = self.retries.next();
+        let soon = if self.retries.is_outage() {
+            let queue = &self.work.queue;
+            let has_work = soon.is_some() || !queue.is_empty() || self.work.planned.is_some();
+            let may_probe = self.is_running() && self.flights.is_empty();
+            (has_work && may_probe).then_some(self.retries.next_probe())
+        } else {
+            soon
+        };
+        let look = [self.schedule.next_resync(), self.schedule.next_names()];
+        let catalog = self.schedule.next_catalog().filter(|_| asks_catalog);
+        let work = [soon, late, catalog, self.next_namespace_node()];
+        look.into_iter().chain(work).flatten()
+    }
+}
