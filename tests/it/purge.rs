@@ -146,7 +146,7 @@ async fn an_interrupted_purge_is_completed_by_the_next() -> Result<()> {
 async fn one_of_two_clusters_goes_from_the_catalog() -> Result<()> {
     let fixture = Fixture::new("purge").await?;
     fixture.web("web", &[("http", 80)]).await?;
-    let of = |cluster| ["--sink", "catalog", "--cluster", cluster];
+    let of = |cluster| ["--sink", "catalog", "--join-existing", "kubernetes", "--cluster", cluster];
     // The other first, so that the PTR record is its.
     sync(&fixture, &of("stays")).await?;
     sync(&fixture, &of("goes")).await?;

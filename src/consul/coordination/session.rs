@@ -86,10 +86,7 @@ impl Client {
 /// The least TTL that Consul names when it refuses a shorter one (seen on 1.20.1: `Invalid Session TTL
 /// '10000000000', must be between [30s=24h0m0s]`).
 fn least_ttl(error: &Error) -> Option<Duration> {
-    let (Error::Refused { message, .. } | Error::NoQuorum { message, .. }) = error else {
-        return None;
-    };
-    let (_, range) = message.split_once("Invalid Session TTL")?;
+    let (_, range) = error.message()?.split_once("Invalid Session TTL")?;
     let (_, range) = range.split_once('[')?;
     let least: jiff::SignedDuration = range.split_once('=')?.0.parse().ok()?;
     let least = Duration::try_from(least).ok()?;
@@ -100,8 +97,7 @@ fn least_ttl(error: &Error) -> Option<Duration> {
 /// Whether there is no such session. With ACLs older servers (up to 1.7 at least, not 1.20) answer
 /// so with a 500, which comes through another server as one of its own.
 fn is_gone(error: &Error) -> bool {
-    matches!(error, Error::Refused { message, .. } | Error::NoQuorum { message, .. }
-        if message.contains("Unknown session"))
+    error.message().is_some_and(|message| message.contains("Unknown session"))
 }
 
 #[cfg(test)]

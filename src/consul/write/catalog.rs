@@ -30,6 +30,8 @@ const BODY_MARGIN: usize = 1 << 10;
 
 /// HTTP status of a rollback.
 const CONFLICT: u16 = 409;
+/// HTTP status of a body that cannot be read, or of a proxy that takes none.
+const BAD_REQUEST: u16 = 400;
 
 /// Writes records to the catalog. A clone shares the client.
 #[derive(Clone, Debug)]
@@ -270,10 +272,11 @@ impl CatalogSink {
             Err(error) => error,
         };
         let answer = error.answer(Reach::Servers);
-        // A rollback that is longer than what is read of it does not tell either.
-        let is_unread = matches!(error, Error::Unexpected { status: CONFLICT, .. });
+        // A rollback that is longer than what is read of it does not tell which of them is at fault, nor
+        // does a 400 in words that are not known: that may still be one record's fault alone.
+        let is_unclear = matches!(error, Error::Unexpected { status: CONFLICT | BAD_REQUEST, .. });
         let is_refused = matches!(answer, Answer::Refused(_));
-        if (is_refused || is_unread) && batch.groups.len() > 1 {
+        if (is_refused || is_unclear) && batch.groups.len() > 1 {
             let mut first = batch.groups;
             let second = first.split_off(first.len() / 2);
             return [second, first].into_iter().flat_map(|half| self.batches(half)).collect();
@@ -452,10 +455,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_is_refused_as_a_whole_harms_only_the_record_at_fault() {
-        for status in [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::BAD_REQUEST] {
+        let broken = "Failed to parse body: json: cannot unmarshal";
+        for (status, words) in
+            [(StatusCode::PAYLOAD_TOO_LARGE, "no"), (StatusCode::BAD_REQUEST, broken)]
+        {
             let client = consul(move |body| {
                 let bad = body.contains("c_ns_svc_80_5\"");
-                if bad { (status, "no".to_owned()) } else { (StatusCode::OK, "{}".to_owned()) }
+                if bad { (status, words.to_owned()) } else { (StatusCode::OK, "{}".to_owned()) }
             });
             let answers = written(client.await, 20).await;
             for (number, answer) in answers.iter().enumerate() {
@@ -464,6 +470,16 @@ mod tests {
                 assert!(refused || *answer == Answer::Applied { index: 0 }, "{answer:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn l5_a_proxy_that_takes_nothing_refuses_no_record() {
+        let client = consul(|_| {
+            let words = "Client sent an HTTP request to an HTTPS server.";
+            (StatusCode::BAD_REQUEST, words.to_owned())
+        });
+        let answers = written(client.await, 20).await;
+        assert!(answers.iter().all(|it| matches!(it, Answer::Failed(_))), "{answers:?}");
     }
 
     #[tokio::test]
