@@ -769,3 +769,70 @@ async fn l12_no_reading_is_stale() {
         }
     }
 }
+
+/// One registration whose JSON is over the bound, ours or not, hides nothing else: it is read by its
+/// ID, differs from whatever was written, and can be removed.
+#[tokio::test]
+async fn l3_a_registration_over_the_bound_is_read_by_its_id() {
+    let consul = consul().await;
+    let client = client(consul.url());
+    // Each is six bytes in an answer.
+    let tags = vec!["<".repeat(180_000)];
+    let service = |id: &str, tags: &[String]| {
+        json!({ "ID": id, "Service": "svc", "Address": "10.0.0.1", "Port": 80, "Tags": tags,
+            "Meta": { CLUSTER_META: "c", "external-k8s-ns": "ns" } })
+    };
+    let (small, large) = ("c_ns_svc_80_10.0.0.1", "c_ns_svc_80_10.0.0.2");
+    let names = NodeNames::new(&cluster(), None);
+    let node = names.of_namespace("ns");
+    client.ensure_node(names.base(), &cluster(), None).await.unwrap();
+    client.ensure_node(&node, &cluster(), None).await.unwrap();
+    for (id, tags) in [(small, &[][..]), (large, &tags[..])] {
+        let mut service = service(id, tags);
+        let set = json!([{ "Service": { "Verb": "set", "Node": node, "Service": service } }]);
+        consul.api().put("/v1/txn", &set).await.unwrap();
+        service["Name"] = service["Service"].take();
+        service.as_object_mut().unwrap().remove("Service");
+        consul.api().put("/v1/agent/service/register", &service).await.unwrap();
+    }
+    // More unique tags under one name than a listing of names may have in one item.
+    let many: Vec<String> =
+        (0..11_000).map(|number| format!("{number:05}{}", "<".repeat(20))).collect();
+    let foreign = json!({ "ID": "f", "Name": "foreign", "Tags": many });
+    consul.api().put("/v1/agent/service/register", &foreign).await.unwrap();
+
+    let mut seen = BTreeMap::new();
+    let mut take = |observed: ObservedRegistration| {
+        let registration = observed.registration;
+        assert_eq!((&*registration.service, &*registration.namespace), ("svc", "ns"));
+        let meta = registration.meta.contains_key("(larger than can be read)");
+        *seen.entry((registration.id.to_string(), meta)).or_default() += 1;
+    };
+    client.agent_registrations(&cluster(), &mut take).await.unwrap();
+    let listing =
+        client.catalog_registrations(&node, &cluster(), Consistency::Leader, &mut take).await;
+    assert_eq!(listing.unwrap().registrations, 2);
+    let expected: BTreeMap<_, i32> =
+        [((small.to_owned(), false), 2), ((large.to_owned(), true), 2)].into();
+    assert_eq!(seen, expected);
+
+    eventually(PATIENCE, || async {
+        let names = client.foreign_names(&cluster(), |_| false).await?;
+        anyhow::ensure!(names.contains_key("foreign"), "{names:?}");
+        let holders = client.holders("foreign", &cluster()).await?;
+        anyhow::ensure!(holders == Some(Holders { others: Holder::Other, ours: false }));
+        anyhow::ensure!(client.holders("svc", &cluster()).await? == None, "ours alone");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    // What `purge` needs to know of it.
+    let mark = Mark::Cluster(cluster());
+    let on = client.on_node(&node, &mark).await.unwrap();
+    let ids: Vec<_> = on.marked.iter().map(|it| (&*it.id, &*it.name, &*it.namespace)).collect();
+    assert_eq!(ids, [(small, "svc", "ns"), (large, "svc", "ns")]);
+    assert!(on.others.is_empty());
+    let nodes = client.other_nodes(&cluster(), &[node].into()).await.unwrap();
+    assert_eq!(nodes, [consul.node().into()].into());
+}

@@ -2,9 +2,14 @@
 
 use std::ops::Range;
 
-/// Largest item that is accepted, in bytes. The largest that Consul can send is a KV entry:
-/// its value is at most 512 KiB (`kv_max_value_size`), 683 KiB as base64.
+/// Largest item that is kept whole, in bytes: a KV entry's value is at most 512 KiB
+/// (`kv_max_value_size`), 683 KiB as base64. Tags have no limit, and each `<` of one comes as six
+/// bytes: of what is larger only the beginning is kept.
 const MAX_ITEM: usize = 1 << 20;
+
+/// How much is kept of a larger item. What identifies a record comes first in Consul's JSON: IDs and
+/// names, together at most some kB.
+const MAX_CUT: usize = 64 << 10;
 
 /// Deepest nesting that is accepted within an item: Consul's own records nest less than 10
 /// deep, and `serde_json` stops at 128.
@@ -27,8 +32,11 @@ pub enum Layout {
 pub struct Item<'a> {
     /// The member's name, as a JSON string; none for an element.
     pub name: Option<&'a [u8]>,
-    /// The value.
+    /// The value. Of an object that is too large only the members before the one that makes it so;
+    /// of anything else that is, `null`.
     pub value: &'a [u8],
+    /// Whether something is missing from the value because it is too large.
+    pub is_cut: bool,
 }
 
 /// A document that is not what it has to be.
@@ -54,7 +62,7 @@ pub enum Malformed {
     },
     /// One item exceeds a bound.
     #[error(
-        "expected items of at most {MAX_ITEM} bytes and {MAX_DEPTH} levels, found a larger one"
+        "expected items of at most {MAX_DEPTH} levels and names of at most {MAX_CUT} bytes, found more"
     )]
     TooLarge,
     /// The member that holds the items is not there.
@@ -81,6 +89,8 @@ pub struct Splitter {
     /// The name and the value that are being read.
     buffer: Vec<u8>,
     name: Option<Range<usize>>,
+    /// Whether the rest of the value that is being read is dropped.
+    is_cut: bool,
     offset: u64,
 }
 
@@ -120,6 +130,7 @@ impl Splitter {
             found_member: false,
             buffer: Vec::new(),
             name: None,
+            is_cut: false,
             offset: 0,
         }
     }
@@ -163,7 +174,7 @@ impl Splitter {
                 return self.value(byte, start, depth, string, escape, each);
             }
             Position::Scalar { start } if !matches!(byte, b',' | b'}' | b']') && !space(byte) => {
-                self.push(byte)?;
+                self.push(byte, start)?;
                 self.position = Position::Scalar { start };
                 return Ok(());
             }
@@ -216,7 +227,7 @@ impl Splitter {
             b'-' | b'0'..=b'9' | b't' | b'f' | b'n' => Position::Scalar { start },
             _ => return Err(self.unexpected(byte)),
         };
-        self.push(byte)?;
+        self.push(byte, start)?;
         Ok(position)
     }
 
@@ -230,7 +241,7 @@ impl Splitter {
         mut escape: bool,
         each: &mut impl FnMut(Item<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
-        self.push(byte)?;
+        self.push(byte, start)?;
         if string {
             match byte {
                 _ if escape => escape = false,
@@ -253,6 +264,9 @@ impl Splitter {
         }
         let in_object = self.layout != Layout::Elements && !self.inner;
         if in_object && self.name.is_none() {
+            if self.is_cut {
+                return Err(Malformed::TooLarge);
+            }
             self.name = Some(0..self.buffer.len());
             self.position = Position::Colon;
             return Ok(());
@@ -266,6 +280,10 @@ impl Splitter {
         start: usize,
         each: &mut impl FnMut(Item<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
+        let is_cut = std::mem::take(&mut self.is_cut);
+        if is_cut {
+            keep_whole_members(&mut self.buffer, start);
+        }
         let value = &self.buffer[start..];
         match self.layout {
             Layout::ElementsOf(member) if !self.inner => {
@@ -281,7 +299,7 @@ impl Splitter {
             }
             _ => {
                 let name = self.name.clone().map(|range| &self.buffer[range]);
-                each(Item { name, value })?;
+                each(Item { name, value, is_cut })?;
             }
         }
         self.buffer.clear();
@@ -298,9 +316,19 @@ impl Splitter {
         !self.inner && self.buffer[range.clone()].get(1..range.len() - 1) == Some(member.as_bytes())
     }
 
-    fn push(&mut self, byte: u8) -> Result<(), Malformed> {
-        if self.buffer.len() >= MAX_ITEM {
+    /// Takes a byte of the value that begins at `start`, as long as there is room for it.
+    fn push(&mut self, byte: u8, start: usize) -> Result<(), Malformed> {
+        if self.is_cut {
+            return Ok(());
+        }
+        if start > MAX_CUT {
             return Err(Malformed::TooLarge);
+        }
+        if self.buffer.len() - start >= MAX_ITEM {
+            self.is_cut = true;
+            self.buffer.truncate(start + MAX_CUT);
+            self.buffer.shrink_to(MAX_CUT);
+            return Ok(());
         }
         self.buffer.push(byte);
         Ok(())
@@ -324,6 +352,32 @@ impl Position {
             Position::CommaOrEnd => "a comma or the end",
             Position::End => "nothing more",
         }
+    }
+}
+
+/// Makes the beginning of a value, from `start`, a value of its own: an object with the members that
+/// are whole, or `null`.
+fn keep_whole_members(buffer: &mut Vec<u8>, start: usize) {
+    let (mut depth, mut string, mut escape) = (0_usize, false, false);
+    let mut end = None;
+    for (index, byte) in buffer.iter().enumerate().skip(start) {
+        match byte {
+            _ if escape => escape = false,
+            b'\\' if string => escape = true,
+            b'"' => string = !string,
+            _ if string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' if depth == 1 => end = Some(index),
+            _ => {}
+        }
+    }
+    if buffer.get(start) == Some(&b'{') {
+        buffer.truncate(end.unwrap_or(start + 1));
+        buffer.push(b'}');
+    } else {
+        buffer.truncate(start);
+        buffer.extend_from_slice(b"null");
     }
 }
 
@@ -449,10 +503,38 @@ mod tests {
         assert_eq!(split(member, "{\"Node\":null,\"Services\":null}", 3), Ok(vec![]));
     }
 
+    /// An item that is too large harms no other, and its beginning tells which one it is.
+    #[test]
+    fn l3_of_an_item_that_is_too_large_the_beginning_is_kept() {
+        let long = "<\\\"}],{".repeat(MAX_ITEM / 4);
+        let tags = serde_json::json!(["a", long]);
+        let large = serde_json::json!({ "ID": "1", "Large": tags, "Service": "web" });
+        // In the order in which it stands there.
+        let large = large.to_string();
+        let small = serde_json::json!({ "ID": "2" });
+        let head = serde_json::json!({ "ID": "1" });
+        let elements = format!("[{large},{small},{tags},{small}]");
+        let item = |value: &Value| (String::new(), value.clone());
+        for (layout, text) in [
+            (Layout::Elements, elements.clone()),
+            (
+                Layout::ElementsOf("Services"),
+                format!(r#"{{"Node":{large},"Services":{elements}}}"#),
+            ),
+        ] {
+            let expected = [item(&head), item(&small), item(&Value::Null), item(&small)];
+            assert_eq!(split(layout, &text, 4_096).unwrap(), expected);
+        }
+        let members = format!(r#"{{"a":{large},"b":{tags},"c":{small}}}"#);
+        let expected = [("a", head), ("b", Value::Null), ("c", small)];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(split(Layout::Members, &members, 4_096).unwrap(), expected);
+    }
+
     #[test]
     fn an_item_is_bounded() {
-        let long = format!("[\"{}\"]", "x".repeat(MAX_ITEM));
-        assert_eq!(split(Layout::Elements, &long, 4_096), Err(Malformed::TooLarge));
+        let long = format!("{{\"{}\":1}}", "x".repeat(MAX_ITEM));
+        assert_eq!(split(Layout::Members, &long, 4_096), Err(Malformed::TooLarge));
         let deep = format!("[{}{}]", "[".repeat(200), "]".repeat(200));
         assert_eq!(split(Layout::Elements, &deep, 4_096), Err(Malformed::TooLarge));
     }

@@ -148,7 +148,10 @@ impl Client {
         let reply = reply.into_found().await.map_err(failed(CATALOG_SERVICES))?;
         let mut found = OnNode::default();
         let entries = reply.items(layout, |item| {
-            let entry: ServiceEntry = decode("a service", item.value)?;
+            let mut entry: ServiceEntry = decode("a service", item.value)?;
+            if let (true, Mark::Cluster(cluster)) = (item.is_cut, mark) {
+                entry.mark_cut(cluster);
+            }
             if mark.is_on(&entry) {
                 let namespace = entry.meta(NAMESPACE_META).unwrap_or_default().into();
                 found.marked.push(MarkedService { id: entry.id, name: entry.service, namespace });
@@ -231,7 +234,8 @@ impl Client {
         let entries = reply.items(Layout::Elements, |item| {
             let InstanceEntry { node, service_meta } = decode("an instance", item.value)?;
             let mark = service_meta.as_ref().and_then(|meta| meta.get(CLUSTER_META));
-            if mark.map(String::as_str) == Some(cluster.as_str()) {
+            // The listing was of marked ones; one too large to be read as far as its mark is one.
+            if item.is_cut || mark.map(String::as_str) == Some(cluster.as_str()) {
                 nodes.insert(node);
             }
             Ok(())

@@ -104,7 +104,11 @@ async fn registrations(
     let marker_id = sentinel_id(cluster);
     let mut listing = Listing { registrations: 0, marker: false };
     let items = reply.items(layout, |item: Item<'_>| {
-        let entry: ServiceEntry = decode("a service", item.value)?;
+        let mut entry: ServiceEntry = decode("a service", item.value)?;
+        if item.is_cut {
+            tracing::warn!(id = entry.id, "a registration in Consul is too large to be read whole");
+            entry.mark_cut(cluster);
+        }
         // Filtered here too: a Consul that does not know the filter ignores it.
         if !entry.is_of(cluster.as_str()) {
             return Ok(());

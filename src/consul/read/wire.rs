@@ -14,7 +14,7 @@ use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, ObservedPtr, ObservedRegistration, PtrRecord,
     READINESS_CHECK, Registration, SOURCE, SOURCE_META,
 };
-use crate::domain::consul::registration_id::readiness_check_id;
+use crate::domain::consul::registration_id::{readiness_check_id, service_of_id};
 use crate::domain::kube::names::ClusterName;
 
 /// Weight while a check warns: Consul's default. We never have a warning check.
@@ -56,6 +56,8 @@ pub(in crate::consul) struct ServiceEntry {
 /// An instance as `/v1/catalog/service` shows it, as far as it tells who made it.
 #[derive(Debug, Deserialize)]
 pub(in crate::consul) struct NamedInstance {
+    #[serde(rename = "ServiceID", default)]
+    id: Box<str>,
     #[serde(rename = "ServiceMeta")]
     meta: Option<BTreeMap<Box<str>, Box<str>>>,
 }
@@ -67,6 +69,8 @@ impl NamedInstance {
         match meta(CLUSTER_META) {
             Some(other) if other == cluster.as_str() => None,
             Some(other) => Some(Holder::Kubernetes { cluster: Some(other.into()) }),
+            // Too large to be read as far as its meta.
+            None if self.meta.is_none() && service_of_id(cluster, &self.id).is_some() => None,
             None if meta(SOURCE_META) == Some(SOURCE) => Some(Holder::Kubernetes { cluster: None }),
             None => Some(Holder::Other),
         }
@@ -105,8 +109,13 @@ pub(in crate::consul) struct KeyEntry {
     flags: u64,
     /// The session that holds it as a lock, if one does.
     session: Option<Box<str>>,
+    /// 0 of an entry that is too large to be read whole.
+    #[serde(default)]
     pub modify_index: u64,
 }
+
+/// Meta key, one that Consul cannot have, of what was too large to be read whole.
+const CUT: &str = "(larger than can be read)";
 
 /// Decodes one item of a listing.
 pub(in crate::consul) fn decode<'a, T: Deserialize<'a>>(
@@ -131,6 +140,21 @@ impl ServiceEntry {
     /// Whether a bridge of this cluster made it.
     pub(in crate::consul) fn is_of(&self, cluster: &str) -> bool {
         self.meta(CLUSTER_META) == Some(cluster)
+    }
+
+    /// Takes for ours what is too large to be read whole, mark included, if its ID says so: the
+    /// listing was of marked ones only. It differs from whatever we wrote, so it is written again or
+    /// removed like any other.
+    pub(in crate::consul) fn mark_cut(&mut self, cluster: &ClusterName) {
+        if let Some(service) = service_of_id(cluster, &self.id) {
+            let meta = [
+                (CLUSTER_META, cluster.as_str()),
+                (NAMESPACE_META, &service.namespace),
+                (CUT, "true"),
+            ];
+            let meta = meta.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            self.meta.get_or_insert_default().extend(meta);
+        }
     }
 
     /// What its meta says under this key.
