@@ -336,8 +336,18 @@ fn cluster_ips(
 }
 
 fn addresses(texts: &[Text<'_>], field: &str, left_out: &mut LeftOut) -> Vec<IpAddr> {
+    if texts.len() > wire::MAX_ADDRESSES {
+        left_out.tell(|| {
+            let (max, found) = (wire::MAX_ADDRESSES, texts.len());
+            format!(
+                "{field}: expected at most {max} addresses, found {found}; those beyond \
+                 are left out"
+            )
+        });
+    }
     texts
         .iter()
+        .take(wire::MAX_ADDRESSES)
         .enumerate()
         .filter_map(|(index, text)| {
             let address = parse_address(&text.0);

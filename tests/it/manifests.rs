@@ -126,8 +126,11 @@ async fn the_base_is_taken_without_a_warning_and_its_pods_run() -> Result<()> {
 #[tokio::test]
 async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
     // The namespace has to be there for a dry run.
-    Kubernetes::shared().await?.apply_file(&manifest("base/namespace.yaml")).await?;
-    for overlay in ["acl", "catalog-ha", "catalog-ha-acl"] {
+    let cluster = Kubernetes::shared().await?;
+    cluster.apply_file(&manifest("base/namespace.yaml")).await?;
+    let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    cluster.apply_yaml(&shop.to_string()).await?;
+    for overlay in ["acl", "catalog-ha", "catalog-ha-acl", "namespaces"] {
         let path = path(overlay);
         let dry = ["apply", "--kustomize", &path, "--dry-run=server"];
         without_warning(&[&dry[..], &SERVER_SIDE].concat()).await?;
@@ -137,7 +140,7 @@ async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
 
 #[tokio::test]
 async fn the_bridge_takes_the_flags_and_variables_of_the_manifests() -> Result<()> {
-    for overlay in ["base", "acl", "catalog-ha", "catalog-ha-acl"] {
+    for overlay in ["base", "acl", "catalog-ha", "catalog-ha-acl", "namespaces"] {
         let objects = objects(overlay).await?;
         let deployment = of_kind(&objects, "Deployment")?;
         let bridge = container(deployment, "bridge")?;

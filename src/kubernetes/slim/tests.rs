@@ -328,6 +328,22 @@ fn an_object_without_a_name_fails_its_page() {
     assert!(!error.is_eof());
 }
 
+#[test]
+fn l6_addresses_beyond_the_bound_are_left_out_and_reported_once() {
+    let addresses: Vec<_> =
+        (0..82_000).map(|n| format!("\"10.1.{}.{}\"", n / 256 % 256, n % 256)).collect();
+    let json = format!(
+        r#"{{"metadata":{{"name":"a","namespace":"b"}},"spec":{{"externalIPs":[{}]}}}}"#,
+        addresses.join(",")
+    );
+    let service = service(&json);
+    assert_eq!((service.external_ips.len(), service.left_out.len()), (wire::MAX_ADDRESSES, 1));
+    assert_eq!(
+        &*service.left_out[0],
+        "spec.externalIPs: expected at most 1000 addresses, found 82000; those beyond are left out"
+    );
+}
+
 /// By hand: `cargo test --release --lib -- --ignored --nocapture decoding_speed`.
 #[test]
 #[ignore = "a measurement"]

@@ -15,16 +15,13 @@ use crate::kubernetes::endpoints::subset_key;
 use crate::kubernetes::pool::Pool;
 use crate::kubernetes::slim::{Content, Slim, Watched};
 use crate::kubernetes::watch::health::Health;
+use crate::kubernetes::watch::notice::{Error, LIST_TIMEOUT, Notice, Target, Trouble};
+use crate::kubernetes::watch::relist::Relist;
 use crate::kubernetes::watch::requests::{Event, Events, Failure, Page, Pending, Requests};
-use crate::kubernetes::watch::{Error, Notice, Relist, Target, Trouble};
 
 /// Objects in one page of a list. An EndpointSlice has up to 100 endpoints, 30 KB of text: 3 MB,
 /// where client-go's 500 would be 15 MB.
 const PAGE_SIZE: u32 = 100;
-
-/// Time that a whole list may wait for the server: etcd compacts every five minutes, after which
-/// a list's later pages cannot be had anyway.
-pub const LIST_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The position in the protocol.
 enum State<P: Watched> {
@@ -249,8 +246,8 @@ impl<P: Watched> Machine<P> {
     fn handle_page(&mut self, mut list: List, page: Result<Page<P>, Failure>) {
         let page = match page {
             Ok(page) => page,
-            Err(Failure::TooLarge) => {
-                self.page_size = (self.page_size / 2).max(1);
+            Err(Failure::TooLarge) if self.page_size > 1 => {
+                self.page_size /= 2;
                 self.state = self.ask_page(list);
                 return;
             }

@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use futures::stream::{self, BoxStream, SelectAll, StreamExt as _};
 
 use crate::domain::kube::object::{Kind, WatchEvent};
-use crate::kubernetes::watch::{Notice, Relist};
+use crate::kubernetes::watch::notice::Notice;
+use crate::kubernetes::watch::relist::Relist;
 
 /// How far the list of one member is in this round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,8 +27,8 @@ use crate::domain::text::{chain, one_line};
 use crate::kubernetes::errors::{failure, status_line};
 use crate::kubernetes::limits::{self, BODY_TIMEOUT, WATCH_SECONDS};
 use crate::kubernetes::slim::{Content, Slim, Watched};
-use crate::kubernetes::watch::Scope;
 use crate::kubernetes::watch::beginning::Beginning;
+use crate::kubernetes::watch::scope::Scope;
 
 /// Largest text of a page, an object or an event that is kept in memory. etcd takes requests of up
 /// to 1.5 MiB; as JSON a slice of 1,000 endpoints with 100 addresses each has 4.5 MB, and

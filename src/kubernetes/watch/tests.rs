@@ -1,10 +1,11 @@
 //! Each fault that kube's client and watcher do not survive by themselves, against a scripted API
 //! server under a paused clock. Every test counts requests and sees the stream recover.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,7 +16,10 @@ use tokio::time::{Instant, Sleep, timeout};
 use super::health::BACKOFF;
 use super::requests::OBJECT_BYTES;
 use super::*;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Kind, SeenObject, WatchEvent};
 use crate::kubernetes::limits::{WATCH_SECONDS, with_limits};
+use crate::kubernetes::slim::{Content, Identity};
 
 /// How the server answers a list.
 #[derive(Clone)]
@@ -777,4 +781,60 @@ async fn the_parts_of_endpoints_come_and_go_together() {
     server.set(Lists::Pages(vec![String::new()]), Watches::Healthy(Vec::new()));
     relist.request();
     assert_eq!(events(&collect(&mut stream, 2).await), ["started", "completed"]);
+}
+
+/// A kind whose objects are no Services.
+#[derive(Debug)]
+struct Names;
+
+impl Watched for Names {
+    type Object = usize;
+    type Seen = (String, Result<usize, String>);
+    const KIND: Kind = Kind::Node;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Pod";
+    const PLURAL: &'static str = "pods";
+
+    fn decode(json: &str) -> Result<(Identity, Content<usize>), serde_json::Error> {
+        let object: serde_json::Value = serde_json::from_str(json)?;
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let identity =
+            Identity { key: ObjectKey::new("shop", name), resource_version: "11".to_owned() };
+        Ok((identity, Content::Object(name.len())))
+    }
+
+    fn seen(key: ObjectKey, length: usize) -> Self::Seen {
+        (key.to_string(), Ok(length))
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> Self::Seen {
+        (key.to_string(), Err(why))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_kind_is_watched_by_selectors_with_objects_of_its_own() {
+    let server = Server::new(one_page(), Watches::Healthy(vec![event("ADDED", &service("a"))]));
+    let queries = Arc::new(Mutex::new(Vec::new()));
+    let (seen, answering) = (Arc::clone(&queries), server.clone());
+    let service = tower::service_fn(move |request: Request<Body>| {
+        seen.lock().unwrap().push(request.uri().to_string());
+        let server = answering.clone();
+        async move { Ok::<_, std::io::Error>(server.answer(request.uri().query()).await) }
+    });
+    let scope = Scope { fields: Some("spec.nodeName=n1".to_owned()), ..Scope::default() };
+    let client = with_limits(Client::new(service, "default"));
+    let mut stream = Watcher::within(client, vec![scope]).watch::<Names>(Relist::default());
+    let mut found = Vec::new();
+    while found.len() < 2 {
+        if let Notice::Event(WatchEvent::Seen(seen)) = stream.next().await.unwrap() {
+            found.push(seen);
+        }
+    }
+    assert_eq!(found, [("shop/web".to_owned(), Ok(3)), ("shop/a".to_owned(), Ok(1))]);
+    let queries = queries.lock().unwrap();
+    let wanted = |uri: &String| {
+        uri.starts_with("/api/v1/pods?") && uri.contains("fieldSelector=spec.nodeName%3Dn1")
+    };
+    assert!(queries.len() == 2 && queries.iter().all(wanted), "{queries:?}");
 }

@@ -5,7 +5,9 @@ mod api_server;
 mod burst;
 mod guard;
 mod outage;
+mod oversized;
 mod restart;
+mod restore;
 mod rights;
 mod signals;
 

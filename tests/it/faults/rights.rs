@@ -1,13 +1,16 @@
 //! The shipped rights are what every test runs with; here, one of them is missing.
 
+use std::fs;
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
-use kube_consul_stack::{ProgramOptions, eventually};
+use kube_consul_stack::{Kubernetes, ProgramOptions, eventually};
 use serde_json::json;
 
 use super::{Shown, look_after, numbered, shown, wait_for_names};
-use crate::support::{Bridge, DEADLINE, Fixture, kubeconfig_without};
+use crate::support::{Bridge, DEADLINE, Fixture, Objects, kubeconfig_without, manifest};
 
 /// The bridge with the shipped rights but for one verb on one resource.
 async fn command_without(fixture: &Fixture, resource: &str, verb: &str) -> Result<ProgramOptions> {
@@ -113,4 +116,59 @@ async fn without_events_everything_else_goes_on() -> Result<()> {
     wait_for_names(&fixture.consul, &names.union(&numbered("new", 0..1)).cloned().collect())
         .await
         .map(drop)
+}
+
+/// A kubeconfig whose only permissions are the shipped Role's in these namespaces.
+async fn kubeconfig_of_roles(cluster: &Kubernetes, namespaces: &[&str]) -> Result<PathBuf> {
+    let home = cluster.namespace("roles").await?;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "limited", "namespace": home}});
+    cluster.apply_yaml(&account.to_string()).await?;
+    let shipped = fs::read_to_string(manifest("namespaces/role.yaml"))?;
+    let subject = "name: kube-consul\n    namespace: kube-consul";
+    ensure!(shipped.contains(subject) && shipped.contains("namespace: shop"), "{shipped}");
+    let shipped = shipped.replace(subject, &format!("name: limited\n    namespace: {home}"));
+    for namespace in namespaces {
+        let role = shipped.replace("namespace: shop", &format!("namespace: {namespace}"));
+        cluster.apply_yaml(&role).await?;
+    }
+    cluster.kubeconfig_for(&cluster.service_account_token(&home, "limited").await?)
+}
+
+#[tokio::test]
+async fn l7_a_role_in_each_namespace_is_enough() -> Result<()> {
+    let first = Fixture::new("role-a").await?;
+    let cluster = first.kubernetes;
+    let second = Objects::new(&cluster.client()?, &cluster.namespace("role-b").await?);
+    let forgotten = cluster.namespace("role-c").await?;
+    let names = ["web-a", "web-b"].map(ToOwned::to_owned);
+    first.create(names[..1].to_vec()).await?;
+    second.create_all(&names[1..]).await?;
+    let kubeconfig = kubeconfig_of_roles(cluster, &[&first.namespace, &second.namespace]).await?;
+    let command = || {
+        first.command_with("bridge", &kubeconfig).args([
+            "--namespace",
+            &second.namespace,
+            "--cluster-uid",
+            "uid-of-the-test",
+        ])
+    };
+    let bridge = Bridge::start(command()).await?;
+    bridge.wait_ready().await?;
+    wait_for_names(&first.consul, &names.iter().cloned().collect()).await?;
+    // Events and deletions of both come, and a problem is shown where only a Role permits it.
+    second.delete("web-b").await?;
+    first.create(numbered("later", 0..1)).await?;
+    let later = ["web-a", "later-000"].map(ToOwned::to_owned).into();
+    wait_for_names(&first.consul, &later).await?;
+    first.annotate("web-a", json!({"kube-consul.io/service-weight": "heavy"})).await?;
+    bridge.wait_for_problem(&first.namespace, "web-a", "InvalidAnnotation").await?;
+    let failures = bridge.metric("kube_consul_watch_failures_total{kind=\"Service\"}").await?;
+    ensure!(failures.is_none(), "{failures:?} watches failed");
+    bridge.stop().await?;
+
+    // One that was forgotten is named, and nothing is decided without its list.
+    let bridge = Bridge::start(command().args(["--namespace", &forgotten])).await?;
+    bridge.wait_unready(&format!("services in namespace {forgotten}")).await?;
+    wait_for_names(&first.consul, &later).await.map(drop)
 }

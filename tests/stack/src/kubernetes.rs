@@ -18,6 +18,7 @@ use crate::port::Port;
 use crate::program::{Program, ProgramOptions};
 use crate::{background, tools};
 
+mod backup;
 mod objects;
 mod proxy;
 
@@ -64,8 +65,10 @@ pub struct Kubernetes {
     token: String,
     folder: PathBuf,
     kubeconfig: PathBuf,
+    /// etcd, the API server, and the controllers.
     programs: Vec<Program>,
     ports: Ports,
+    files: Files,
 }
 
 #[derive(Debug)]
@@ -115,12 +118,15 @@ impl Kubernetes {
             token,
             programs: Vec::new(),
             ports,
+            files,
         };
         cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.url(), &cluster.token)?;
-        cluster.start_etcd().await?;
-        cluster.start_apiserver(&files, &options.apiserver_flags).await?;
+        let etcd = cluster.start_etcd().await?;
+        cluster.programs.push(etcd);
+        let apiserver = cluster.start_apiserver(&options.apiserver_flags).await?;
+        cluster.programs.push(apiserver);
         cluster.wait_ready(&options.unready_checks).await?;
-        cluster.start_controllers(&files).await?;
+        cluster.start_controllers().await?;
         cluster
             .while_running(cluster.wait_controllers())
             .await
@@ -128,22 +134,26 @@ impl Kubernetes {
         Ok(cluster)
     }
 
-    async fn start_etcd(&mut self) -> Result<()> {
+    fn etcd_data(&self) -> PathBuf {
+        self.folder.join("etcd")
+    }
+
+    async fn start_etcd(&self) -> Result<Program> {
         let client = format!("http://127.0.0.1:{}", self.ports.etcd.number());
         let peer = format!("http://127.0.0.1:{}", self.ports.etcd_peer.number());
         let options = ProgramOptions::new(tools::program("etcd")?)
             .args(["--unsafe-no-fsync", "--log-level=warn"])
-            .arg(format!("--data-dir={}", self.folder.join("etcd").display()))
+            .arg(format!("--data-dir={}", self.etcd_data().display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
             .arg(format!("--initial-cluster=default={peer}"));
-        self.programs.push(Program::start("etcd", options).await?);
-        Ok(())
+        Program::start("etcd", options).await
     }
 
-    async fn start_apiserver(&mut self, files: &Files, extra: &[String]) -> Result<()> {
+    async fn start_apiserver(&self, extra: &[String]) -> Result<Program> {
+        let files = &self.files;
         let options = ProgramOptions::new(tools::program("kube-apiserver")?)
             .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd.number()))
             .arg("--bind-address=127.0.0.1")
@@ -158,11 +168,11 @@ impl Kubernetes {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg("--service-cluster-ip-range=10.96.0.0/12")
             .args(extra);
-        self.programs.push(Program::start("kube-apiserver", options).await?);
-        Ok(())
+        Program::start("kube-apiserver", options).await
     }
 
-    async fn start_controllers(&mut self, files: &Files) -> Result<()> {
+    async fn start_controllers(&mut self) -> Result<()> {
+        let files = &self.files;
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
         let manager = ProgramOptions::new(tools::program("kube-controller-manager")?)
             .arg(&kubeconfig)
@@ -380,6 +390,7 @@ fn is_port_taken(error: &anyhow::Error) -> bool {
 }
 
 /// The files that the programs are started with.
+#[derive(Debug)]
 struct Files {
     ca: PathBuf,
     certificate: PathBuf,
