@@ -96,6 +96,13 @@ pub async fn serve<P: Serialize + Send + 'static>(
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
+/// Serves the metrics at every path, until it is dropped: what scrapes an older program's port may
+/// ask for any.
+pub async fn serve_metrics(listener: TcpListener, metrics: Arc<dyn Render>) -> io::Result<()> {
+    let router = Router::new().fallback(move || async move { rendered(&*metrics) });
+    axum::serve(listener, router).await
+}
+
 /// Alive: the loop answers.
 async fn livez<P>(State(admin): State<Admin<P>>) -> Response {
     match ask(&admin, Question::Alive).await {
@@ -115,7 +122,11 @@ async fn readyz<P>(State(admin): State<Admin<P>>) -> Response {
 }
 
 async fn render_metrics<P>(State(admin): State<Admin<P>>) -> Response {
-    match admin.metrics.render() {
+    rendered(&*admin.metrics)
+}
+
+fn rendered(metrics: &dyn Render) -> Response {
+    match metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

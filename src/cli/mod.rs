@@ -9,6 +9,7 @@
 mod bridge;
 mod connections;
 mod hook;
+mod import;
 mod pages;
 mod plan;
 mod purge;
@@ -95,6 +96,9 @@ enum Command {
     /// Remove everything that one cluster owns in Consul, after showing it
     #[command(after_help = purge::EXAMPLES)]
     Purge(Box<PurgeArgs>),
+    /// Keep the endpoints of Services as Consul has the instances
+    #[command(after_help = import::EXAMPLES)]
+    Import(Box<import::ImportArgs>),
     /// Register an instance with Consul's agent, from a lifecycle hook
     Register(RegisterArgs),
     /// Remove an instance from Consul's agent, from a lifecycle hook
@@ -118,6 +122,9 @@ enum Command {
 pub fn main() -> ExitCode {
     if is_invoked_as_hook() {
         return ExitCode::from(HookCli::read().run());
+    }
+    if import::is_invoked_as_consul8s(std::env::args_os().next()) {
+        return ExitCode::from(import::Consul8sCli::parse().run());
     }
     ExitCode::from(match Cli::try_parse() {
         Ok(cli) => cli.run(),
@@ -164,6 +171,10 @@ impl Cli {
             Command::Purge(args) => match args.options() {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::purge::main(options)),
+            },
+            Command::Import(args) => match args.options() {
+                Err(error) => usage(&*error),
+                Ok(options) => finish(run::import::main(options)),
             },
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),

@@ -13,6 +13,7 @@
 //! | [`services`] | from a Service to its registrations: annotations, settings, names, instances, claims |
 //! | [`sync`] | the state of a bridge: from events and answers to the next writes |
 //! | [`hook`] | what the registration hook registers |
+//! | [`import`] | from Consul to Kubernetes: what a Service asks for, and the slices that make it |
 //! | [`report`] | what people are shown: differences between records, the forecast of `plan` |
 //! | [`problem`] | what is wrong with an object, for those who can fix it |
 //! | [`text`] | text that others wrote, made fit to be shown |
@@ -47,6 +48,7 @@ pub mod backoff;
 pub mod consul;
 pub mod flights;
 pub mod hook;
+pub mod import;
 pub mod kube;
 pub mod problem;
 pub mod report;

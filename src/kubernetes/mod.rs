@@ -16,6 +16,7 @@ pub mod client;
 pub mod endpoints;
 pub mod errors;
 pub mod events;
+pub mod import;
 pub mod limits;
 pub mod pods;
 pub mod pool;

@@ -9,6 +9,8 @@ use crate::run::Error;
 
 /// The name under which lifecycle hooks call the registration hook.
 pub const HOOK_NAME: &str = "consul-registration-hook";
+/// The name of the program whose work `import` does.
+pub const CONSUL8S_NAME: &str = "consul8s";
 /// The program's own name.
 const PROGRAM_NAME: &str = "kube-consul";
 /// Everybody may run it: the application's user is not ours.

@@ -6,12 +6,14 @@
 //! | [`plan`] | shows what `bridge` would change now, and changes nothing |
 //! | [`purge`] | removes everything that one cluster owns in Consul |
 //! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
+//! | [`import`] | keeps the endpoints of Services as Consul has the instances |
 //! | [`install`] | copies the program into a volume |
 //! | [`daemon`] | the frame of a daemon: what the long-running commands share |
 
 pub mod bridge;
 pub mod daemon;
 pub mod hook;
+pub mod import;
 pub mod install;
 pub mod plan;
 pub mod purge;

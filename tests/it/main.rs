@@ -10,6 +10,7 @@ mod faults;
 mod health;
 mod hook;
 mod image;
+mod import;
 mod kubernetes_edge;
 mod login;
 mod manifests;

@@ -378,6 +378,12 @@ impl Error {
         }
     }
 
+    /// Whether Consul takes no more at the moment: it says so, or it closed the connection without
+    /// an answer, as it does with those beyond `http_max_conns_per_client`.
+    pub fn is_overload(&self) -> bool {
+        matches!(self, Error::Busy { .. } | Error::Unanswered { .. })
+    }
+
     /// The message with those of its sources, for where only text can go.
     pub fn chain(&self) -> String {
         chain(self)

@@ -13,12 +13,14 @@
 //! | [`keys`] | entries of the KV store |
 //! | [`marks`] | everything with the mark of one program, for its removal |
 //! | [`instances`] | single instances, for the registration hook |
+//! | [`followed`] | a service that an import follows |
 //! | [`agent`] | what the agent and the servers say of themselves |
 //! | `wire` | services, checks and keys as Consul's JSON has them |
 
 pub mod agent;
 pub(in crate::consul) mod blocking;
 pub mod evidence;
+pub mod followed;
 pub mod instances;
 pub mod keys;
 pub mod marks;

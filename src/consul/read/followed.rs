@@ -1,0 +1,145 @@
+//! A Consul service that an import follows.
+//!
+//! A blocking query says when to look, and a plain read says what there is: the blocking one is
+//! answered by the streaming backend, which goes on answering with what it had while a policy is
+//! narrowed or all servers are gone, and proves no absence.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::consul::http::client::Client;
+use crate::consul::http::error::Error;
+use crate::consul::http::request::{Request, encode};
+use crate::consul::http::stream::Layout;
+use crate::consul::read::blocking::BlockingQuery;
+use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
+use crate::consul::read::wire::decode;
+use crate::domain::consul::record::CLUSTER_META;
+use crate::domain::import::instance::{Health, Instance};
+use crate::domain::import::source::Source;
+
+const INSTANCES: &str = "the instances of the service";
+
+/// A source that is asked for again and again.
+#[derive(Debug)]
+pub struct Followed {
+    source: Source,
+    changes: BlockingQuery,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry<'a> {
+    #[serde(borrow)]
+    node: Node<'a>,
+    #[serde(borrow)]
+    service: Service<'a>,
+    checks: Option<Vec<Check<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Node<'a> {
+    #[serde(borrow)]
+    address: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service<'a> {
+    #[serde(borrow)]
+    address: Option<Cow<'a, str>>,
+    port: Option<i64>,
+    #[serde(borrow)]
+    meta: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check<'a> {
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+}
+
+// === impl Followed ===
+
+impl Followed {
+    /// Nothing is asked yet; the first answer comes at once.
+    pub fn new(source: Source) -> Self {
+        let changes = BlockingQuery::by_index(request(&source, None));
+        Self { source, changes }
+    }
+
+    /// Waits until the instances may have changed, a minute at most, and reads them.
+    pub async fn next(&mut self, client: &Client) -> Result<Vec<Instance>, Unknown> {
+        self.changed(client).await.map_err(failed(INSTANCES))?;
+        let read = self.read(client).await;
+        if read.is_err() {
+            // Whatever made it fail may be over without any change of the instances.
+            self.changes.reset();
+        }
+        read
+    }
+
+    /// Reads the instances.
+    pub async fn read(&self, client: &Client) -> Result<Vec<Instance>, Unknown> {
+        let request = request(&self.source, Some(Consistency::Leader)).listing();
+        let (reply, evidence) = client.open(&request, INSTANCES).await?;
+        let mut found = Vec::new();
+        let entries =
+            reply.into_found().await.map_err(failed(INSTANCES))?.items(Layout::Elements, |item| {
+                found.push(decode::<Entry>("an instance", item.value)?.instance());
+                Ok(())
+            });
+        entries.await.map_err(failed(INSTANCES))?;
+        certain(evidence, found.is_empty(), INSTANCES)?;
+        Ok(found)
+    }
+
+    async fn changed(&mut self, client: &Client) -> Result<(), Error> {
+        let reply = self.changes.next(client).await?.into_found().await?;
+        // To its end, so that the connection can be used again.
+        reply.items(Layout::Elements, |_| Ok(())).await
+    }
+}
+
+fn request(source: &Source, consistency: Option<Consistency>) -> Request {
+    let path = format!("/v1/health/service/{}", encode(&source.service));
+    let mut request = match consistency {
+        Some(consistency) => consistency.of_path(path),
+        None => Request::get(path),
+    };
+    if let Some(datacenter) = &source.datacenter {
+        request = request.parameter("dc", datacenter);
+    }
+    for tag in &source.tags {
+        request = request.parameter("tag", tag);
+    }
+    if let Some(filter) = &source.filter {
+        request = request.parameter("filter", filter);
+    }
+    request
+}
+
+// === impl Entry ===
+
+impl Entry<'_> {
+    fn instance(self) -> Instance {
+        let statuses = self.checks.unwrap_or_default();
+        let health = statuses.iter().map(|check| match &*check.status {
+            "passing" => Health::Passing,
+            "warning" => Health::Warning,
+            _ => Health::Critical,
+        });
+        let mut meta = self.service.meta.unwrap_or_default();
+        Instance {
+            address: self.service.address.unwrap_or_default().into(),
+            node_address: self.node.address.into(),
+            port: self.service.port.and_then(|port| port.try_into().ok()).unwrap_or(0),
+            health: health.max().unwrap_or(Health::Passing),
+            cluster: meta.remove(CLUSTER_META).map(Into::into),
+        }
+    }
+}

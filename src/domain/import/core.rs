@@ -1,0 +1,682 @@
+//! The state of an import, as a machine without I/O: Services and slices as Kubernetes shows them
+//! and what Consul answers go in; what to follow in Consul and what to write in Kubernetes come
+//! out.
+//!
+//! Kept here:
+//! - **Nothing is removed out of ignorance.** Endpoints change only by an answer that the edge takes
+//!   for true; until a source has answered, and whatever it fails with later, what is there stays.
+//!   Nothing is written before Services and slices are listed.
+//! - **Only our own slices are touched**: those with our managed-by label that the Service owns, by
+//!   its uid.
+//! - **Equal means silent**, and of what differs only the slices that do are written; what adds
+//!   endpoints is written before what removes them.
+//! - **One bad object harms only itself**: what cannot be imported is a problem on its Service.
+//!
+//! Order of the calls: after any `handle_*` call, [`Importer::poll_action`] until it gives none, and
+//! [`Importer::handle_timeout`] at [`Importer::next_timeout`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::import::instance::{Endpoints, Group, Imported, Instance};
+use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
+use crate::domain::import::object::{OwnedSlice, Service};
+use crate::domain::import::source::{Import, Source};
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::store::Store;
+use crate::domain::problem::{Problem, Reason};
+
+/// The value of label `endpointslice.kubernetes.io/managed-by` on our slices.
+pub const MANAGED_BY: &str = "import.kube-consul.io";
+
+/// A point in time: how long the process has been running.
+pub type Moment = Duration;
+
+/// Between two tries of a Service whose write failed: doubled each time, up to the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+
+/// The state of an import.
+#[derive(Debug)]
+pub struct Importer {
+    /// Whose registrations are not imported, because they come from this cluster.
+    cluster: Option<ClusterName>,
+    services: Store<Service>,
+    slices: Store<OwnedSlice>,
+    /// The slices of each Service, by their names.
+    slices_of: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    sources: BTreeMap<Source, Followed>,
+    /// What is known of each Service that asks for an import, or whose slices have to go.
+    states: BTreeMap<ObjectKey, State>,
+    dirty: BTreeSet<ObjectKey>,
+    problems: BTreeMap<ObjectKey, Vec<Problem>>,
+    actions: Vec<Action>,
+    reports: Vec<Report>,
+}
+
+/// A Consul service that is followed.
+#[derive(Debug, Default)]
+struct Followed {
+    /// The newest true answer.
+    instances: Option<Arc<[Instance]>>,
+    /// Who asks for it.
+    users: BTreeSet<ObjectKey>,
+}
+
+/// What is under way for one Service.
+#[derive(Debug, Default)]
+struct State {
+    sources: Vec<Source>,
+    /// Writes that were not answered.
+    in_flight: usize,
+    /// How often in a row a write failed, and the newest failure.
+    failed: Option<(u32, Problem)>,
+    /// Until when nothing is written after a failure.
+    retry_at: Moment,
+    /// The endpoints that were usable last, and until when they stay although none is any more.
+    last_usable: Option<Endpoints>,
+    keep_until: Option<Moment>,
+    /// When it has to be planned again.
+    timer: Option<Moment>,
+    /// Whether a write of this round was made: told once all are answered.
+    wrote: bool,
+}
+
+/// What the owner of the state has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Follow this source, and tell its answers by [`Importer::handle_instances`].
+    Follow(Source),
+    /// Follow it no longer.
+    Unfollow(Source),
+    /// Send this to the API server; wants [`Importer::handle_written`].
+    Write(Write),
+}
+
+/// A change in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Write this slice of the Service.
+    Put {
+        /// The Service that owns it.
+        service: ObjectKey,
+        /// The uid of the Service.
+        uid: Arc<str>,
+        /// The name of the slice.
+        name: Box<str>,
+        /// What is in it.
+        slice: Slice,
+    },
+    /// Delete this slice of the Service, if it still has this uid.
+    Delete {
+        /// The Service that it is of.
+        service: ObjectKey,
+        /// The name of the slice.
+        name: Box<str>,
+        /// Its uid.
+        uid: Box<str>,
+    },
+}
+
+/// Something that people want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A Service's endpoints are as Consul has them.
+    InSync {
+        /// The Service.
+        service: ObjectKey,
+        /// How many endpoints are ready.
+        ready: usize,
+        /// How many there are.
+        endpoints: usize,
+    },
+    /// A Service has a problem that it did not have before.
+    Problem(ObjectKey, Problem),
+    /// A Service no longer has this problem.
+    Solved(ObjectKey, Problem),
+}
+
+/// What a Service has at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The Consul services that it asks for, in order of preference.
+    pub sources: Vec<Source>,
+    /// How many endpoints its slices have.
+    pub endpoints: usize,
+    /// How many of them are ready.
+    pub ready: usize,
+    /// How many slices there are.
+    pub slices: usize,
+}
+
+// === impl Importer ===
+
+impl Importer {
+    /// An import that has seen nothing yet. What `cluster` registered in Consul is left out.
+    pub fn new(cluster: Option<ClusterName>) -> Self {
+        Self {
+            cluster,
+            services: Store::default(),
+            slices: Store::default(),
+            slices_of: HashMap::new(),
+            sources: BTreeMap::new(),
+            states: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            problems: BTreeMap::new(),
+            actions: Vec::new(),
+            reports: Vec::new(),
+        }
+    }
+
+    /// A list of Services begins.
+    pub fn handle_services_list(&mut self) {
+        self.services.list_started();
+    }
+
+    /// A Service as it is now.
+    pub fn handle_service(&mut self, key: ObjectKey, service: Service) {
+        let replaced = self.services.get(&key).is_some_and(|before| before.uid != service.uid);
+        if replaced {
+            self.forget(&key);
+        }
+        if self.services.seen(key.clone(), service) {
+            self.dirty.insert(key);
+        }
+    }
+
+    /// A Service that cannot be read: what is there of it stays.
+    pub fn handle_undecodable(&mut self, key: &ObjectKey, why: &str) {
+        self.services.undecodable(key.clone(), why.to_owned());
+        let problem = Problem::new(Reason::Undecodable, why);
+        self.set_problems(key, vec![problem]);
+    }
+
+    /// A slice that cannot be read: what was known of it stays.
+    pub fn handle_undecodable_slice(&mut self, key: &ObjectKey) {
+        self.slices.undecodable(key.clone(), String::new());
+    }
+
+    /// A Service that is gone. Its slices go with it: it owns them.
+    pub fn handle_service_gone(&mut self, key: &ObjectKey) {
+        self.services.remove(key);
+        self.forget(key);
+        self.set_problems(key, Vec::new());
+    }
+
+    /// All Services are listed.
+    pub fn handle_services_listed(&mut self) {
+        let first = !self.services.is_complete();
+        for gone in self.services.list_completed() {
+            self.handle_service_gone(&gone);
+        }
+        if first {
+            self.mark_all();
+        }
+    }
+
+    /// A list of slices begins.
+    pub fn handle_slices_list(&mut self) {
+        self.slices.list_started();
+    }
+
+    /// A slice as it is now.
+    pub fn handle_slice(&mut self, key: ObjectKey, slice: OwnedSlice) {
+        let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
+        if let Some(before) = self.slices.get(&key)
+            && before.service != slice.service
+        {
+            self.handle_slice_gone(&key);
+        }
+        self.slices_of.entry(service.clone()).or_default().insert(key.name.clone());
+        if self.slices.seen(key, slice) {
+            self.dirty.insert(service);
+        }
+    }
+
+    /// A slice that is gone.
+    pub fn handle_slice_gone(&mut self, key: &ObjectKey) {
+        let Some(slice) = self.slices.get(key) else { return };
+        let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
+        self.slices.remove(key);
+        if let Some(names) = self.slices_of.get_mut(&service) {
+            names.remove(&key.name);
+            if names.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        self.dirty.insert(service);
+    }
+
+    /// All slices are listed.
+    pub fn handle_slices_listed(&mut self) {
+        let first = !self.slices.is_complete();
+        for gone in self.slices.list_completed() {
+            self.handle_slice_gone(&gone);
+        }
+        if first {
+            self.mark_all();
+        }
+    }
+
+    /// A true answer of Consul's: these are all instances of the source.
+    pub fn handle_instances(&mut self, source: &Source, instances: Vec<Instance>) {
+        let Some(followed) = self.sources.get_mut(source) else { return };
+        if followed.instances.as_deref() == Some(&*instances) {
+            return;
+        }
+        followed.instances = Some(instances.into());
+        self.dirty.extend(followed.users.iter().cloned());
+    }
+
+    /// The answer to an [`Action::Write`]. What was written is in the cache by
+    /// the watch, or is about to be; an error is what the API server said.
+    pub fn handle_written(
+        &mut self,
+        service: &ObjectKey,
+        result: Result<(), Problem>,
+        now: Moment,
+    ) {
+        let Some(state) = self.states.get_mut(service) else { return };
+        state.in_flight = state.in_flight.saturating_sub(1);
+        match result {
+            Ok(()) => state.wrote = true,
+            Err(problem) => {
+                let attempt = state.failed.as_ref().map_or(0, |(attempt, _)| attempt + 1);
+                let delay = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(attempt));
+                state.failed = Some((attempt, problem));
+                state.retry_at = now + delay.min(LONGEST_RETRY);
+            }
+        }
+        self.dirty.insert(service.clone());
+    }
+
+    /// When [`Importer::handle_timeout`] has to be called at the latest.
+    pub fn next_timeout(&self) -> Option<Moment> {
+        self.states.values().filter_map(|state| state.timer).min()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        for (key, state) in &mut self.states {
+            if state.timer.take_if(|at| *at <= now).is_some() {
+                self.dirty.insert(key.clone());
+            }
+        }
+    }
+
+    /// What has to be done next.
+    pub fn poll_action(&mut self, now: Moment) -> Option<Action> {
+        while self.actions.is_empty() && self.is_listed() {
+            let service = self.dirty.pop_first()?;
+            self.plan(&service, now);
+            self.actions.reverse();
+        }
+        self.actions.pop()
+    }
+
+    /// What people want to know next.
+    pub fn poll_report(&mut self) -> Option<Report> {
+        (!self.reports.is_empty()).then(|| self.reports.remove(0))
+    }
+
+    /// Whether Services and slices are listed.
+    pub fn is_listed(&self) -> bool {
+        self.services.is_complete() && self.slices.is_complete()
+    }
+
+    /// Whether every source that is followed has answered, and nothing is left to be written.
+    pub fn is_settled(&self) -> bool {
+        self.is_listed()
+            && self.dirty.is_empty()
+            && self.sources.values().all(|followed| followed.instances.is_some())
+            && self.states.values().all(|state| state.in_flight == 0)
+    }
+
+    /// The sources that have not answered yet.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|(_, it)| it.instances.is_none()).map(|(source, _)| source)
+    }
+
+    /// How many sources are followed.
+    pub fn followed(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// All problems, by Service.
+    pub fn problems(&self) -> impl Iterator<Item = (&ObjectKey, &Problem)> {
+        self.problems.iter().flat_map(|(key, all)| all.iter().map(move |it| (key, it)))
+    }
+
+    /// The problems of one Service.
+    pub fn problems_of(&self, key: &ObjectKey) -> impl Iterator<Item = &Problem> {
+        self.problems.get(key).into_iter().flatten()
+    }
+
+    /// The uid of a Service.
+    pub fn uid(&self, key: &ObjectKey) -> Option<Arc<str>> {
+        self.services.get(key).map(|service| Arc::clone(&service.uid))
+    }
+
+    /// How many Services ask for an import.
+    pub fn imported_count(&self) -> usize {
+        self.states.len()
+    }
+
+    /// The Services that ask for an import, those after `after`, with what they have.
+    pub fn summaries(
+        &self,
+        after: Option<&ObjectKey>,
+    ) -> impl Iterator<Item = (&ObjectKey, Summary)> {
+        let after = after.cloned();
+        self.states
+            .iter()
+            .filter(move |(key, _)| after.as_ref().is_none_or(|after| *key > after))
+            .map(|(key, state)| {
+                let slices = self.own_slices(key);
+                let ready = |slice: &Slice| slice.endpoints.values().filter(|it| **it).count();
+                let summary = Summary {
+                    sources: state.sources.clone(),
+                    endpoints: slices.values().map(|slice| slice.endpoints.len()).sum(),
+                    ready: slices.values().map(ready).sum(),
+                    slices: slices.len(),
+                };
+                (key, summary)
+            })
+    }
+
+    fn mark_all(&mut self) {
+        self.dirty.extend(self.services.iter_after(None).map(|(key, _)| key.clone()));
+    }
+
+    /// Forgets what is under way for a Service that is gone or asks for nothing.
+    fn forget(&mut self, key: &ObjectKey) {
+        if let Some(state) = self.states.remove(key) {
+            self.unfollow(key, state.sources);
+        }
+    }
+
+    fn unfollow(&mut self, key: &ObjectKey, sources: Vec<Source>) {
+        for source in sources {
+            let Some(followed) = self.sources.get_mut(&source) else { continue };
+            followed.users.remove(key);
+            if followed.users.is_empty() {
+                self.sources.remove(&source);
+                self.actions.push(Action::Unfollow(source));
+            }
+        }
+    }
+
+    fn follow(&mut self, key: &ObjectKey, wanted: &[Source]) {
+        let before = self.states.get(key).map(|it| it.sources.clone()).unwrap_or_default();
+        for source in wanted {
+            let followed = self.sources.entry(source.clone()).or_insert_with(|| {
+                self.actions.push(Action::Follow(source.clone()));
+                Followed::default()
+            });
+            followed.users.insert(key.clone());
+        }
+        let gone = before.into_iter().filter(|source| !wanted.contains(source)).collect();
+        self.unfollow(key, gone);
+        self.states.entry(key.clone()).or_default().sources = wanted.to_vec();
+    }
+
+    /// The slices of the Service that are ours.
+    fn own_slices(&self, key: &ObjectKey) -> Slices {
+        self.named_slices(key).map(|(name, it)| (name.clone(), it.slice.clone())).collect()
+    }
+
+    fn named_slices(&self, key: &ObjectKey) -> impl Iterator<Item = (&Box<str>, &OwnedSlice)> {
+        let names = self.slices_of.get(key).into_iter().flatten();
+        names.filter_map(move |name| {
+            let slice = self.slices.get(&ObjectKey::new(key.namespace.clone(), name.clone()))?;
+            (&*slice.managed_by == MANAGED_BY).then_some((name, slice))
+        })
+    }
+
+    fn plan(&mut self, key: &ObjectKey, now: Moment) {
+        let Some(service) = self.services.get(key).cloned() else { return };
+        if self.states.get(key).is_some_and(|state| state.in_flight > 0) {
+            // Planned again once that is answered.
+            return;
+        }
+        let (import, mut problems) = Import::of(&service.labels, &service.annotations);
+        let import = import.filter(|_| match Self::obstacle(&service) {
+            Some(problem) => {
+                problems.push(problem);
+                false
+            }
+            None => true,
+        });
+        match import {
+            Some(_) if service.is_going => {}
+            Some(import) => {
+                self.follow(key, &import.sources);
+                self.plan_import(key, &service, &import, &mut problems, now);
+            }
+            // A mark that cannot be read says nothing about what is there.
+            None if !problems.is_empty() && !service.has_selector => {}
+            None => self.plan_removal(key, &service),
+        }
+        if let Some((_, problem)) = self.states.get(key).and_then(|it| it.failed.as_ref()) {
+            problems.push(problem.clone());
+        }
+        if !problems.is_empty() {
+            // It asks for an import, though it gets none.
+            self.states.entry(key.clone()).or_default();
+        }
+        if let Some(state) = self.states.get_mut(key) {
+            let retry_at = state.failed.as_ref().map(|_| state.retry_at);
+            let due = [retry_at, state.keep_until].into_iter().flatten();
+            state.timer = due.filter(|at| *at > now).min();
+        }
+        self.set_problems(key, problems);
+    }
+
+    /// Why a Service that asks for it cannot have imported endpoints.
+    fn obstacle(service: &Service) -> Option<Problem> {
+        let message = if service.has_selector {
+            "expected a Service without a selector, found one: the endpoints that it selects are \
+             the cluster's; remove spec.selector, or the mark of the import"
+                .to_owned()
+        } else if service.is_external_name {
+            "expected a Service with endpoints, found type ExternalName; give it another type"
+                .to_owned()
+        } else if service.ports.is_empty() {
+            "expected a port, found none: name those that the endpoints are reached by in spec.ports"
+                .to_owned()
+        } else {
+            return None;
+        };
+        Some(Problem::new(Reason::Incomplete, message))
+    }
+
+    /// A Service that exists and asks for nothing (any more): our slices go.
+    fn plan_removal(&mut self, key: &ObjectKey, service: &Service) {
+        if let Some(state) = self.states.get_mut(key) {
+            let sources = std::mem::take(&mut state.sources);
+            self.unfollow(key, sources);
+        }
+        let own: Vec<(Box<str>, Box<str>)> = self
+            .named_slices(key)
+            .filter(|_| !service.is_going)
+            .map(|(name, slice)| (name.clone(), slice.uid.clone()))
+            .collect();
+        if own.is_empty() {
+            self.states.remove(key);
+            return;
+        }
+        self.delete(key, own);
+    }
+
+    fn delete(&mut self, key: &ObjectKey, slices: Vec<(Box<str>, Box<str>)>) {
+        let state = self.states.entry(key.clone()).or_default();
+        state.in_flight += slices.len();
+        for (name, uid) in slices {
+            self.actions.push(Action::Write(Write::Delete { service: key.clone(), name, uid }));
+        }
+    }
+
+    fn plan_import(
+        &mut self,
+        key: &ObjectKey,
+        service: &Service,
+        import: &Import,
+        problems: &mut Vec<Problem>,
+        now: Moment,
+    ) {
+        problems.extend(self.foreign_slices_of(key));
+        let Some(imported) = self.imported(import) else { return };
+        problems.extend(imported.problems.iter().cloned());
+        let Some(state) = self.states.get(key) else { return };
+        if state.failed.is_some() && state.retry_at > now {
+            return;
+        }
+        if state.last_usable.is_none() && !import.keep.is_zero() {
+            // Those of a former process.
+            let usable = self.usable_endpoints(key);
+            self.states.entry(key.clone()).or_default().last_usable = usable;
+        }
+        let Some(state) = self.states.get_mut(key) else { return };
+        let endpoints = state.kept(import, imported, now);
+        let owned = |slice: &OwnedSlice| *slice.owner == *service.uid;
+        let existing: Slices = self
+            .named_slices(key)
+            .filter(|(_, slice)| owned(slice) && slice.is_canonical)
+            .map(|(name, slice)| (name.clone(), slice.slice.clone()))
+            .collect();
+        let wanted = lay_out((&key.name, &service.uid), &service.ports, &endpoints, &existing);
+        let changes = Changes::between(&existing, &wanted);
+        if !changes.write.is_empty() {
+            return self.write(key, service, &changes.write, wanted);
+        }
+        // Those of an earlier Service of this name go too, and those that somebody changed so that
+        // nothing of them can be kept.
+        let strays: Vec<(Box<str>, Box<str>)> = self
+            .named_slices(key)
+            .filter(|(name, _)| !wanted.contains_key(*name))
+            .map(|(name, slice)| (name.clone(), slice.uid.clone()))
+            .collect();
+        if !strays.is_empty() {
+            return self.delete(key, strays);
+        }
+        let Some(state) = self.states.get_mut(key) else { return };
+        state.failed = None;
+        if std::mem::take(&mut state.wrote) {
+            let ready = endpoints.values().flat_map(BTreeMap::values).filter(|it| **it).count();
+            let count = endpoints.values().map(BTreeMap::len).sum();
+            self.reports.push(Report::InSync { service: key.clone(), ready, endpoints: count });
+        }
+    }
+
+    fn write(
+        &mut self,
+        key: &ObjectKey,
+        service: &Service,
+        names: &BTreeSet<Box<str>>,
+        mut wanted: Slices,
+    ) {
+        let state = self.states.entry(key.clone()).or_default();
+        for name in names {
+            let Some(slice) = wanted.remove(name) else { continue };
+            state.in_flight += 1;
+            let (service, uid) = (key.clone(), Arc::clone(&service.uid));
+            self.actions.push(Action::Write(Write::Put {
+                service,
+                uid,
+                name: name.clone(),
+                slice,
+            }));
+        }
+    }
+
+    /// What the first usable source in the order of preference has; none while that is unknown.
+    fn imported(&self, import: &Import) -> Option<Imported> {
+        let mut first = None;
+        for source in &import.sources {
+            // A source that did not answer yet may be the one that is preferred.
+            let instances = self.sources.get(source)?.instances.as_deref()?;
+            let imported = Imported::of(import, self.cluster.as_ref(), instances);
+            if imported.is_usable {
+                return Some(imported);
+            }
+            first = first.or(Some(imported));
+        }
+        first
+    }
+
+    /// The endpoints that its slices have, if one of them is ready.
+    fn usable_endpoints(&self, key: &ObjectKey) -> Option<Endpoints> {
+        let mut found = Endpoints::new();
+        for (_, owned) in self.named_slices(key) {
+            let Slice { is_ipv6, ports, endpoints } = &owned.slice;
+            let Some(port) = ports.first() else { continue };
+            let group = Group { is_ipv6: *is_ipv6, port: port.port };
+            found.entry(group).or_default().extend(endpoints);
+        }
+        found.values().any(|all| all.values().any(|ready| *ready)).then_some(found)
+    }
+
+    /// Slices that others made for the Service serve it beside ours.
+    fn foreign_slices_of(&self, key: &ObjectKey) -> Option<Problem> {
+        let names = self.slices_of.get(key).into_iter().flatten();
+        let foreign: Vec<&Box<str>> = names
+            .filter(|name| {
+                let slice = ObjectKey::new(key.namespace.clone(), (*name).clone());
+                self.slices.get(&slice).is_some_and(|it| &*it.managed_by != MANAGED_BY)
+            })
+            .collect();
+        foreign.first().map(|first| foreign_slices(key, first, foreign.len()))
+    }
+
+    fn set_problems(&mut self, key: &ObjectKey, problems: Vec<Problem>) {
+        let before = self.problems.remove(key).unwrap_or_default();
+        for problem in problems.iter().filter(|it| !before.contains(it)) {
+            self.reports.push(Report::Problem(key.clone(), problem.clone()));
+        }
+        for problem in before.iter().filter(|it| !problems.contains(it)) {
+            self.reports.push(Report::Solved(key.clone(), problem.clone()));
+        }
+        if !problems.is_empty() {
+            self.problems.insert(key.clone(), problems);
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The endpoints to write: where none is usable any more, those that were last stay for as long
+    /// as the Service asks for.
+    fn kept(&mut self, import: &Import, imported: Imported, now: Moment) -> Endpoints {
+        if imported.is_usable {
+            self.keep_until = None;
+            self.last_usable = (!import.keep.is_zero()).then(|| imported.endpoints.clone());
+            return imported.endpoints;
+        }
+        let Some(last) = self.last_usable.clone() else { return imported.endpoints };
+        let until = *self.keep_until.get_or_insert(now + import.keep);
+        if until > now {
+            return last;
+        }
+        self.last_usable = None;
+        self.keep_until = None;
+        imported.endpoints
+    }
+}
+
+fn foreign_slices(key: &ObjectKey, first: &str, count: usize) -> Problem {
+    let others = if count > 1 { format!(" and {} others", count - 1) } else { String::new() };
+    Problem::new(
+        Reason::Contested,
+        format!(
+            "EndpointSlice {first}{others} of this Service is not ours and serves it beside the \
+             imported endpoints; if that is not meant: kubectl delete endpointslice {first} \
+             --namespace {}",
+            key.namespace,
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,382 @@
+use std::collections::VecDeque;
+
+use super::*;
+use crate::domain::import::instance::Health;
+use crate::domain::import::source::{CONSUL8S_NAME, CONSUL8S_SOURCE, DATACENTERS, IMPORT, KEEP};
+
+const DB: &str = "shop/db";
+
+/// An import with an API server that takes what it is sent, and a Consul that answers what it is
+/// told to.
+struct Harness {
+    import: Importer,
+    now: Moment,
+    followed: BTreeSet<Source>,
+    /// What the API server has: the uid of the owner and the slice.
+    slices: BTreeMap<Box<str>, (Box<str>, Slice)>,
+    log: Vec<String>,
+    /// Writes that are refused.
+    refuse: usize,
+    pending: VecDeque<Action>,
+    hold: bool,
+}
+
+fn key(name: &str) -> ObjectKey {
+    let (namespace, name) = name.split_once('/').unwrap();
+    ObjectKey::new(namespace, name)
+}
+
+fn service(uid: &str, annotations: &[(&str, &str)]) -> Service {
+    Service {
+        uid: uid.into(),
+        labels: BTreeMap::new(),
+        annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
+        ports: vec![("pg".into(), "TCP".into())],
+        has_selector: false,
+        is_external_name: false,
+        is_going: false,
+    }
+}
+
+fn instances(addresses: &[&str]) -> Vec<Instance> {
+    let of = |address: &&str| {
+        let (address, health) = match address.strip_prefix('!') {
+            Some(address) => (address, Health::Critical),
+            None => (*address, Health::Passing),
+        };
+        Instance {
+            address: address.into(),
+            node_address: "10.9.9.9".into(),
+            port: 5432,
+            health,
+            cluster: None,
+        }
+    };
+    addresses.iter().map(of).collect()
+}
+
+fn source(service: &str, datacenter: Option<&str>) -> Source {
+    Source {
+        service: service.into(),
+        datacenter: datacenter.map(Into::into),
+        tags: [].into(),
+        filter: None,
+    }
+}
+
+impl Harness {
+    fn new() -> Self {
+        let mut import = Importer::new(None);
+        import.handle_services_list();
+        import.handle_slices_list();
+        import.handle_slices_listed();
+        import.handle_services_listed();
+        Self {
+            import,
+            now: Moment::ZERO,
+            followed: BTreeSet::new(),
+            slices: BTreeMap::new(),
+            log: Vec::new(),
+            refuse: 0,
+            pending: VecDeque::new(),
+            hold: false,
+        }
+    }
+
+    fn service(&mut self, service: Service) -> &mut Self {
+        self.import.handle_service(key(DB), service);
+        self.run()
+    }
+
+    fn answer(&mut self, source: &Source, addresses: &[&str]) -> &mut Self {
+        self.import.handle_instances(source, instances(addresses));
+        self.run()
+    }
+
+    fn run(&mut self) -> &mut Self {
+        loop {
+            while let Some(action) = self.import.poll_action(self.now) {
+                self.pending.push_back(action);
+            }
+            if self.hold {
+                return self;
+            }
+            let Some(action) = self.pending.pop_front() else { return self };
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Follow(source) => assert!(self.followed.insert(source), "followed twice"),
+            Action::Unfollow(source) => assert!(self.followed.remove(&source)),
+            Action::Write(Write::Put { service, uid, name, slice }) => {
+                if self.refuse > 0 {
+                    self.refuse -= 1;
+                    let problem = Problem::new(Reason::Refused, "no");
+                    self.log.push("refused".to_owned());
+                    return self.import.handle_written(&service, Err(problem), self.now);
+                }
+                self.log.push(format!("write {}", slice.endpoints.len()));
+                self.slices.insert(name.clone(), ((*uid).into(), slice.clone()));
+                self.show(&service, &name, &uid, MANAGED_BY, slice);
+                self.import.handle_written(&service, Ok(()), self.now);
+            }
+            Action::Write(Write::Delete { service, name, .. }) => {
+                self.log.push("delete".to_owned());
+                self.slices.remove(&name);
+                self.import.handle_slice_gone(&ObjectKey::new(service.namespace.clone(), name));
+                self.import.handle_written(&service, Ok(()), self.now);
+            }
+        }
+    }
+
+    fn show(&mut self, service: &ObjectKey, name: &str, owner: &str, manager: &str, slice: Slice) {
+        let slice = OwnedSlice {
+            service: service.name.clone(),
+            managed_by: manager.into(),
+            owner: owner.into(),
+            uid: "slice-uid".into(),
+            slice,
+            is_canonical: true,
+        };
+        self.import.handle_slice(ObjectKey::new(service.namespace.clone(), name), slice);
+    }
+
+    fn later(&mut self, seconds: u64) -> &mut Self {
+        self.now += Duration::from_secs(seconds);
+        self.import.handle_timeout(self.now);
+        self.run()
+    }
+
+    /// The addresses in all slices; those that are not ready with a mark.
+    fn endpoints(&self) -> Vec<String> {
+        let all = self.slices.values().flat_map(|(_, slice)| &slice.endpoints);
+        all.map(|(address, ready)| format!("{}{address}", if *ready { "" } else { "!" })).collect()
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+
+    fn problems(&self) -> String {
+        let all = self.import.problems().map(|(_, problem)| problem.message.clone());
+        all.collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[test]
+fn the_slices_follow_the_instances() {
+    let mut harness = Harness::new();
+    harness.service(service("u1", &[(IMPORT, "pg")]));
+    assert_eq!(harness.log(), [""; 0], "nothing is known yet");
+    let pg = source("pg", None);
+    assert_eq!(
+        harness.answer(&pg, &["10.0.0.1", "!10.0.0.2"]).endpoints(),
+        ["10.0.0.1", "!10.0.0.2"]
+    );
+    assert_eq!(harness.log(), ["write 2"]);
+    harness.answer(&pg, &["!10.0.0.2", "10.0.0.1"]);
+    assert_eq!(harness.log(), [""; 0], "the order does not matter");
+    assert_eq!(harness.answer(&pg, &["10.0.0.2"]).endpoints(), ["10.0.0.2"]);
+    assert_eq!(harness.answer(&pg, &[]).endpoints(), [""; 0], "a true empty answer is believed");
+    assert_eq!(harness.log(), ["write 1", "delete"]);
+    assert!(harness.import.is_settled());
+}
+
+#[test]
+fn nothing_is_written_before_both_kinds_are_listed() {
+    let mut import = Importer::new(None);
+    import.handle_services_list();
+    import.handle_service(key(DB), service("u1", &[(IMPORT, "pg")]));
+    import.handle_services_listed();
+    assert_eq!(import.poll_action(Moment::ZERO), None);
+    import.handle_slices_list();
+    import.handle_slices_listed();
+    assert_eq!(import.poll_action(Moment::ZERO), Some(Action::Follow(source("pg", None))));
+}
+
+#[test]
+fn i11_another_service_is_in_place_before_the_old_one_goes() {
+    let mut harness = Harness::new();
+    harness.service(service("u1", &[(IMPORT, "old")])).answer(&source("old", None), &["10.0.0.1"]);
+    harness.log();
+    harness.service(service("u1", &[(IMPORT, "new")]));
+    assert_eq!(harness.endpoints(), ["10.0.0.1"], "nothing is known of the new one yet");
+    assert_eq!(harness.followed.iter().collect::<Vec<_>>(), [&source("new", None)]);
+    assert_eq!(harness.answer(&source("new", None), &["10.0.0.2"]).endpoints(), ["10.0.0.2"]);
+    assert_eq!(harness.log(), ["write 1"]);
+}
+
+#[test]
+fn i11_a_mark_that_goes_takes_the_slices_once() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1"]);
+    harness.log();
+    harness.service(service("u1", &[]));
+    assert_eq!((harness.endpoints(), harness.log()), (vec![], vec!["delete".to_owned()]));
+    assert!(harness.followed.is_empty());
+    harness.answer(&pg, &["10.0.0.2"]);
+    assert_eq!(harness.log(), [""; 0], "and nothing brings them back");
+}
+
+#[test]
+fn i7_a_selector_is_a_problem_and_takes_our_slices() {
+    let mut harness = Harness::new();
+    let mut db = service("u1", &[(IMPORT, "pg")]);
+    harness.service(db.clone()).answer(&source("pg", None), &["10.0.0.1"]);
+    db.has_selector = true;
+    harness.service(db.clone());
+    assert_eq!(harness.endpoints(), [""; 0]);
+    assert!(harness.problems().contains("expected a Service without a selector"));
+    // The slices of the cluster stay, and are told once the selector is gone.
+    let slice = Slice { is_ipv6: false, ports: vec![], endpoints: BTreeMap::new() };
+    harness.show(&key(DB), "db-abcde", "u1", "endpointslice-controller.k8s.io", slice);
+    db.has_selector = false;
+    harness.service(db).answer(&source("pg", None), &["10.0.0.1"]);
+    let problems = harness.problems();
+    assert!(
+        problems.contains("kubectl delete endpointslice db-abcde --namespace shop"),
+        "{problems}"
+    );
+    assert_eq!(harness.endpoints(), ["10.0.0.1"]);
+}
+
+#[test]
+fn i10_a_service_that_was_made_again_starts_anew() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1"]);
+    // Deleted and made again before any watch event of the deletion.
+    harness.service(service("u2", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1"]);
+    assert_eq!(harness.endpoints(), ["10.0.0.1"]);
+    assert!(harness.slices.values().all(|(owner, _)| &**owner == "u2"));
+    assert_eq!(harness.log(), ["write 1", "write 1", "delete"]);
+}
+
+#[test]
+fn i10_nothing_is_made_for_a_service_that_is_going() {
+    let mut harness = Harness::new();
+    let mut going = service("u1", &[(IMPORT, "pg")]);
+    going.is_going = true;
+    harness.service(going).answer(&source("pg", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), [""; 0]);
+}
+
+#[test]
+fn a_service_that_is_gone_is_followed_no_longer_and_leaves_its_slices_to_their_owner() {
+    let mut harness = Harness::new();
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
+    harness.log();
+    harness.import.handle_service_gone(&key(DB));
+    harness.run();
+    assert!(harness.followed.is_empty() && harness.log().is_empty());
+}
+
+#[test]
+fn slices_of_others_are_never_touched() {
+    let mut harness = Harness::new();
+    let slice = || Slice { is_ipv6: false, ports: vec![], endpoints: BTreeMap::new() };
+    harness.show(&key(DB), "db-1", "u1", "somebody", slice());
+    harness.show(&key(DB), "db-2", "u1", "", slice());
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
+    harness.service(service("u1", &[]));
+    assert_eq!(harness.log(), ["write 1", "delete"]);
+}
+
+#[test]
+fn the_first_datacenter_that_is_usable_is_taken() {
+    let mut harness = Harness::new();
+    let (east, west) = (source("pg", Some("east")), source("pg", Some("west")));
+    harness.service(service("u1", &[(IMPORT, "pg"), (DATACENTERS, "east,west")]));
+    assert_eq!(
+        harness.answer(&west, &["10.2.0.1"]).endpoints(),
+        [""; 0],
+        "the first may yet answer"
+    );
+    assert_eq!(harness.answer(&east, &["10.1.0.1"]).endpoints(), ["10.1.0.1"]);
+    assert_eq!(harness.answer(&east, &["!10.1.0.1"]).endpoints(), ["10.2.0.1"]);
+    assert_eq!(harness.answer(&west, &[]).endpoints(), ["!10.1.0.1"], "none is: the preferred one");
+    assert_eq!(harness.answer(&east, &["10.1.0.1"]).endpoints(), ["10.1.0.1"]);
+}
+
+#[test]
+fn the_last_endpoints_stay_for_as_long_as_it_is_asked_for() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg"), (KEEP, "1m")])).answer(&pg, &["10.0.0.1"]);
+    assert_eq!(harness.answer(&pg, &[]).endpoints(), ["10.0.0.1"]);
+    assert_eq!(harness.later(59).endpoints(), ["10.0.0.1"]);
+    assert_eq!(harness.later(1).endpoints(), [""; 0]);
+    harness.answer(&pg, &["10.0.0.2"]).later(100);
+    assert_eq!(harness.answer(&pg, &["!10.0.0.2"]).endpoints(), ["10.0.0.2"], "a new minute");
+    assert_eq!(harness.import.next_timeout(), Some(harness.now + Duration::from_mins(1)));
+}
+
+#[test]
+fn what_is_refused_is_told_and_tried_again_with_a_growing_delay() {
+    let mut harness = Harness::new();
+    harness.refuse = 2;
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
+    assert_eq!((harness.log(), harness.problems()), (vec!["refused".to_owned()], "no".to_owned()));
+    assert_eq!(harness.import.next_timeout(), Some(FIRST_RETRY));
+    harness.later(1);
+    assert_eq!(harness.log(), ["refused"]);
+    harness.later(2);
+    assert_eq!((harness.log(), harness.problems()), (vec!["write 1".to_owned()], String::new()));
+    assert_eq!(harness.import.next_timeout(), None);
+}
+
+#[test]
+fn a_change_while_a_write_is_under_way_waits_for_its_answer() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")]));
+    harness.hold = true;
+    harness.answer(&pg, &["10.0.0.1"]).answer(&pg, &["10.0.0.2"]).answer(&pg, &["10.0.0.3"]);
+    assert_eq!(harness.pending.len(), 1);
+    harness.hold = false;
+    assert_eq!(harness.run().endpoints(), ["10.0.0.3"]);
+    assert_eq!(harness.log(), ["write 1", "write 1"]);
+}
+
+#[test]
+fn two_services_share_a_source() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")]));
+    harness.import.handle_service(key("shop/db-2"), service("u2", &[(IMPORT, "pg")]));
+    harness.run().answer(&pg, &["10.0.0.1"]);
+    assert_eq!(harness.endpoints(), ["10.0.0.1", "10.0.0.1"]);
+    assert_eq!(harness.followed.len(), 1);
+    harness.service(service("u1", &[]));
+    assert_eq!(harness.followed.len(), 1, "the other one still asks for it");
+}
+
+#[test]
+fn a_restart_writes_nothing() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1", "10.0.0.2"]);
+    let there = harness.slices.clone();
+    let mut again = Harness::new();
+    for (name, (owner, slice)) in &there {
+        again.show(&key(DB), name, owner, MANAGED_BY, slice.clone());
+    }
+    again.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.2", "10.0.0.1"]);
+    assert_eq!(again.log(), [""; 0]);
+}
+
+#[test]
+fn a_mark_that_cannot_be_read_changes_nothing() {
+    let mut harness = Harness::new();
+    let mut db = service("u1", &[(CONSUL8S_NAME, "pg")]);
+    db.labels = [(CONSUL8S_SOURCE.into(), "consul".into())].into();
+    harness.service(db.clone()).answer(&source("pg", None), &["10.0.0.1"]);
+    harness.log();
+    db.annotations.clear();
+    harness.service(db);
+    assert_eq!((harness.endpoints(), harness.log()), (vec!["10.0.0.1".to_owned()], vec![]));
+    assert!(harness.problems().contains("consul8s/service.name"));
+}

@@ -1,0 +1,312 @@
+//! Instances of Consul services, and the endpoints that they are.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::domain::import::source::Import;
+use crate::domain::kube::names::ClusterName;
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::text::excerpt;
+
+/// Addresses that a problem names: a line's worth.
+const NAMED: usize = 3;
+
+/// One instance, as `/v1/health/service` answers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The service's own address; empty where it has none.
+    pub address: Box<str>,
+    /// The address of its node, which counts where the service has none.
+    pub node_address: Box<str>,
+    /// Its port; 0 where it has none.
+    pub port: u16,
+    /// The worst of its checks.
+    pub health: Health,
+    /// Which bridge registered it: meta `kube-consul-cluster`.
+    pub cluster: Option<Box<str>>,
+}
+
+/// The worst of an instance's checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// None warns and none is critical.
+    Passing,
+    /// One warns.
+    Warning,
+    /// One is critical; maintenance mode is that too.
+    Critical,
+}
+
+/// Where an endpoint is: the group of slices that it belongs to, by the API's rule that a slice
+/// has one family and one set of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group {
+    /// Whether the addresses are IPv6.
+    pub is_ipv6: bool,
+    /// The port of the instances.
+    pub port: u16,
+}
+
+/// Endpoints by group and address: whether each is ready.
+pub type Endpoints = BTreeMap<Group, BTreeMap<IpAddr, bool>>;
+
+/// What an import makes of the instances of one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// The endpoints.
+    pub endpoints: Endpoints,
+    /// Whether any of them is ready.
+    pub is_usable: bool,
+    /// What could not be taken.
+    pub problems: Vec<Problem>,
+}
+
+// === impl Imported ===
+
+impl Imported {
+    /// The endpoints that `instances` are, but for those which our own cluster registered.
+    pub fn of(import: &Import, ours: Option<&ClusterName>, instances: &[Instance]) -> Self {
+        let mut imported = Self::default();
+        let (mut unusable, mut without_port) = (Vec::new(), 0);
+        let mut critical = Vec::new();
+        for instance in instances {
+            if ours.is_some_and(|ours| instance.cluster.as_deref() == Some(ours.as_str())) {
+                continue;
+            }
+            let Some(address) = instance.usable_address(import.node_address_counts) else {
+                unusable.push(instance.shown_address());
+                continue;
+            };
+            if instance.port == 0 {
+                without_port += 1;
+                continue;
+            }
+            let ready = match instance.health {
+                Health::Passing => true,
+                Health::Warning => import.warning_is_ready,
+                Health::Critical => false,
+            };
+            imported.add(address, instance.port, ready);
+            if instance.health == Health::Critical {
+                critical.push((address, instance.port));
+            }
+        }
+        if import.last_resort && !imported.is_usable {
+            for (address, port) in critical {
+                imported.add(address, port, true);
+            }
+        }
+        imported.problems.extend(unusable_addresses(&unusable));
+        imported.problems.extend(instances_without_port(without_port));
+        imported
+    }
+
+    /// Two instances at one address and port are one endpoint, ready while one of them is.
+    fn add(&mut self, address: IpAddr, port: u16, ready: bool) {
+        let group = Group { is_ipv6: address.is_ipv6(), port };
+        *self.endpoints.entry(group).or_default().entry(address).or_default() |= ready;
+        self.is_usable |= ready;
+    }
+}
+
+// === impl Instance ===
+
+impl Instance {
+    /// The address that an EndpointSlice takes: the service's, else its node's. The API refuses a
+    /// whole slice for one that it does not take.
+    fn usable_address(&self, node_address_counts: bool) -> Option<IpAddr> {
+        let own = self.address.parse::<IpAddr>().ok();
+        let address = match own {
+            Some(address) => address,
+            None if self.address.is_empty() || node_address_counts => {
+                self.node_address.parse().ok()?
+            }
+            None => return None,
+        };
+        Some(address.to_canonical()).filter(is_routable)
+    }
+
+    fn shown_address(&self) -> &str {
+        if self.address.is_empty() { &self.node_address } else { &self.address }
+    }
+}
+
+/// Whether the API takes it as an endpoint's: not unspecified, loopback, link-local or multicast
+/// (`ValidateNonSpecialIP` of the API server's validation).
+fn is_routable(address: &IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(address.is_unspecified() || address.is_loopback() || is_link_local || address.is_multicast())
+}
+
+fn unusable_addresses(found: &[&str]) -> Option<Problem> {
+    let named: Vec<String> =
+        found.iter().take(NAMED).map(|it| format!("{:?}", excerpt(it))).collect();
+    let more = if found.len() > NAMED { ", …" } else { "" };
+    (!found.is_empty()).then(|| {
+        Problem::new(
+            Reason::Incomplete,
+            format!(
+                "{} left out: expected IP addresses that are reached over the network, found {}{more}; \
+                 register the services with such an address",
+                instances(found.len()),
+                named.join(", "),
+            ),
+        )
+    })
+}
+
+fn instances_without_port(count: usize) -> Option<Problem> {
+    (count > 0).then(|| {
+        let message = format!(
+            "{} left out: expected a port, found 0; register the services with their port",
+            instances(count),
+        );
+        Problem::new(Reason::Incomplete, message)
+    })
+}
+
+fn instances(count: usize) -> String {
+    if count == 1 { "1 instance is".to_owned() } else { format!("{count} instances are") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::import::source::{IMPORT, Import};
+
+    fn instance(address: &str, node_address: &str, port: u16, health: Health) -> Instance {
+        let (address, node_address) = (address.into(), node_address.into());
+        Instance { address, node_address, port, health, cluster: None }
+    }
+
+    fn import(options: &[(&str, &str)]) -> Import {
+        let all = [(IMPORT, "db")].iter().chain(options);
+        let annotations = all.map(|&(key, value)| (key.into(), value.into())).collect();
+        Import::of(&BTreeMap::new(), &annotations).0.unwrap()
+    }
+
+    /// The endpoints as `address:port`, with a mark where they are not ready.
+    fn shown(imported: &Imported) -> Vec<String> {
+        let of = |(group, all): (&Group, &BTreeMap<IpAddr, bool>)| {
+            let port = group.port;
+            let one = |(address, ready): (&IpAddr, &bool)| {
+                format!("{address}:{port}{}", if *ready { "" } else { " not ready" })
+            };
+            all.iter().map(one).collect::<Vec<_>>()
+        };
+        imported.endpoints.iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn i6_the_address_is_the_services_else_its_nodes_and_one_that_the_api_takes() {
+        for (address, node, wanted) in [
+            ("10.0.0.1", "10.9.0.1", Some("10.0.0.1")),
+            ("", "10.9.0.1", Some("10.9.0.1")),
+            ("FD00::1", "10.9.0.1", Some("fd00::1")),
+            ("::ffff:10.0.0.9", "", Some("10.0.0.9")),
+            ("db.example", "10.9.0.1", None),
+            ("", "db.example", None),
+            ("169.254.0.2", "10.9.0.1", None),
+            ("fe80::1", "10.9.0.1", None),
+            ("127.0.0.1", "10.9.0.1", None),
+            ("::1", "10.9.0.1", None),
+            ("0.0.0.0", "10.9.0.1", None),
+            ("224.0.0.5", "10.9.0.1", None),
+            ("ff02::1", "10.9.0.1", None),
+        ] {
+            let imported = Imported::of(
+                &import(&[]),
+                None,
+                &[
+                    instance(address, node, 80, Health::Passing),
+                    instance("10.1.1.1", "", 81, Health::Passing),
+                ],
+            );
+            let found: Vec<_> = shown(&imported);
+            let wanted: Vec<_> = wanted.map(|it| format!("{it}:80")).into_iter().collect();
+            assert_eq!(
+                found.iter().filter(|it| !it.contains("10.1.1.1")).cloned().collect::<Vec<_>>(),
+                wanted,
+                "{address:?}"
+            );
+            assert_eq!(
+                imported.problems.is_empty(),
+                !wanted.is_empty(),
+                "{address:?}: {:?}",
+                imported.problems
+            );
+        }
+    }
+
+    #[test]
+    fn consul8s_took_the_address_of_the_node() {
+        let import = Import { node_address_counts: true, ..import(&[]) };
+        let of = |address| {
+            let all = [instance(address, "10.9.0.1", 80, Health::Passing)];
+            shown(&Imported::of(&import, None, &all))
+        };
+        assert_eq!(of("db.example"), ["10.9.0.1:80"]);
+        assert_eq!(of("10.0.0.1"), ["10.0.0.1:80"]);
+        assert_eq!(of("127.0.0.1"), [""; 0], "nobody meant the node by it");
+    }
+
+    #[test]
+    fn a_port_that_is_missing_is_told() {
+        let all = [
+            instance("10.0.0.1", "", 0, Health::Passing),
+            instance("10.0.0.2", "", 0, Health::Passing),
+        ];
+        let imported = Imported::of(&import(&[]), None, &all);
+        assert_eq!(shown(&imported), [""; 0]);
+        assert!(
+            imported.problems[0].message.starts_with("2 instances are left out: expected a port")
+        );
+    }
+
+    #[test]
+    fn what_is_ready() {
+        let all = [
+            instance("10.0.0.1", "", 80, Health::Passing),
+            instance("10.0.0.2", "", 80, Health::Warning),
+            instance("10.0.0.3", "", 80, Health::Critical),
+        ];
+        let of = |options: &[(&str, &str)], all: &[Instance]| {
+            shown(&Imported::of(&import(options), None, all))
+        };
+        let wanted = ["10.0.0.1:80", "10.0.0.2:80 not ready", "10.0.0.3:80 not ready"];
+        assert_eq!(of(&[], &all), wanted);
+        assert_eq!(of(&[("kube-consul.io/import-last-resort", "true")], &all), wanted);
+        let warning = [("kube-consul.io/import-health", "warning")];
+        assert_eq!(of(&warning, &all), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80 not ready"]);
+        let last_resort = [("kube-consul.io/import-last-resort", "true")];
+        assert_eq!(of(&last_resort, &all[1..]), ["10.0.0.2:80 not ready", "10.0.0.3:80"]);
+    }
+
+    #[test]
+    fn two_instances_at_one_address_and_port_are_one_endpoint() {
+        let all = [
+            instance("10.0.0.1", "", 80, Health::Critical),
+            instance("10.0.0.1", "", 80, Health::Passing),
+            instance("10.0.0.1", "", 81, Health::Critical),
+        ];
+        assert_eq!(
+            shown(&Imported::of(&import(&[]), None, &all)),
+            ["10.0.0.1:80", "10.0.0.1:81 not ready"]
+        );
+    }
+
+    #[test]
+    fn i12_what_our_own_cluster_registered_is_left_out() {
+        let ours: ClusterName = "eu".parse().unwrap();
+        let of = |cluster: &str| Instance {
+            cluster: Some(cluster.into()),
+            ..instance("10.0.0.1", "", 80, Health::Passing)
+        };
+        let shown = |all: &[Instance]| shown(&Imported::of(&import(&[]), Some(&ours), all));
+        assert_eq!(shown(&[of("eu")]), [""; 0]);
+        assert_eq!(shown(&[of("us")]), ["10.0.0.1:80"]);
+    }
+}

@@ -1,0 +1,16 @@
+//! From Consul to Kubernetes: which instances a Service asks for, and the EndpointSlices that they
+//! make.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`source`] | what a Service asks for, by its labels and annotations |
+//! | [`instance`] | instances of Consul services, and the endpoints that they are |
+//! | [`core`] | the state: from what both sides show to the next requests |
+//! | [`object`] | the parts of Kubernetes objects that matter |
+//! | [`layout`] | how endpoints are laid out in slices, and in which order these are written |
+
+pub mod core;
+pub mod instance;
+pub mod layout;
+pub mod object;
+pub mod source;

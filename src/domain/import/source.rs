@@ -1,0 +1,327 @@
+//! What a Service asks to have imported: by its labels and annotations.
+//!
+//! The dialect of consul8s is read as its users wrote it (label `consul8s_source: consul` or
+//! `registration: consul` with annotation `consul8s/service.name`); ours is the annotation
+//! `kube-consul.io/import` and those that begin with `kube-consul.io/import-`.
+
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::text::{excerpt, parse_bool};
+
+/// Names the Consul service whose instances become the Service's endpoints.
+pub const IMPORT: &str = "kube-consul.io/import";
+/// Datacenters in order of preference: the first that has a usable instance is taken.
+pub const DATACENTERS: &str = "kube-consul.io/import-datacenters";
+/// Tags each of which an instance has to have.
+pub const TAGS: &str = "kube-consul.io/import-tags";
+/// A filter expression of Consul's, as `/v1/health/service` takes it.
+pub const FILTER: &str = "kube-consul.io/import-filter";
+/// `passing` (the default), or `warning`, which counts as ready too.
+pub const HEALTH: &str = "kube-consul.io/import-health";
+/// `true`: while no instance is usable, critical ones are ready as a last resort.
+pub const LAST_RESORT: &str = "kube-consul.io/import-last-resort";
+/// How long the last endpoints stay once Consul has none any more, for example `5m`.
+pub const KEEP: &str = "kube-consul.io/import-keep";
+/// Consul services that are taken while the first one has no usable instance, in this order.
+pub const FAILOVER: &str = "kube-consul.io/import-failover";
+/// Names the Consul service in the dialect of consul8s.
+pub const CONSUL8S_NAME: &str = "consul8s/service.name";
+/// The label that marks a Service in that dialect.
+pub const CONSUL8S_SOURCE: &str = "consul8s_source";
+/// The label that its README names.
+pub const REGISTRATION: &str = "registration";
+
+/// Consul names that one Service may follow: each costs a connection to Consul, of which all
+/// Services together have 150.
+const MAX_SOURCES: usize = 16;
+/// The longest time that endpoints may outlive their instances: a week. Whoever needs more wants a
+/// Service of its own.
+const MAX_KEEP: Duration = Duration::from_hours(168);
+
+/// Which instances of one Consul service are asked for. Equal ones are asked for once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// The Consul service.
+    pub service: Box<str>,
+    /// Its datacenter, if not the agent's.
+    pub datacenter: Option<Box<str>>,
+    /// Tags that an instance has to have, sorted.
+    pub tags: Box<[Box<str>]>,
+    /// A filter expression.
+    pub filter: Option<Box<str>>,
+}
+
+/// What a Service asks to have imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// In order of preference; at least one.
+    pub sources: Vec<Source>,
+    /// Whether an instance whose checks warn is ready.
+    pub warning_is_ready: bool,
+    /// Whether critical instances are ready while no other is.
+    pub last_resort: bool,
+    /// How long endpoints stay once no instance is left.
+    pub keep: Duration,
+    /// Whether the node's address counts where the service's is no IP address: consul8s took the
+    /// node's always, so that what worked there goes on working.
+    pub node_address_counts: bool,
+}
+
+/// Labels or annotations.
+pub type Pairs = BTreeMap<Box<str>, Box<str>>;
+
+// === impl Import ===
+
+impl Import {
+    /// Reads what a Service asks for. None: it asks for nothing. What cannot be read is a problem
+    /// and is left out.
+    pub fn of(labels: &Pairs, annotations: &Pairs) -> (Option<Self>, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let annotation = |key: &str| annotations.get(key).map(|value| value.trim());
+        let is_consul8s = !annotations.contains_key(IMPORT);
+        let base = match annotation(IMPORT) {
+            Some("") => {
+                problems.push(invalid(IMPORT, "", "the name of a Consul service"));
+                return (None, problems);
+            }
+            Some(name) => plain(name),
+            None => match consul8s(labels, annotations, &mut problems) {
+                Some(source) => source,
+                None => return (None, problems),
+            },
+        };
+        let base = Source {
+            tags: base.tags.into_iter().chain(list(annotation(TAGS))).collect(),
+            filter: annotation(FILTER).filter(|text| !text.is_empty()).map(Into::into),
+            ..base
+        };
+        let names = std::iter::once(base.service.clone()).chain(list(annotation(FAILOVER)));
+        let datacenters: Vec<Option<Box<str>>> = match annotation(DATACENTERS) {
+            Some(text) if !text.is_empty() => list(Some(text)).map(Some).collect(),
+            _ => vec![base.datacenter.clone()],
+        };
+        let mut sources: Vec<Source> = names
+            .flat_map(|service| {
+                let of = |datacenter: &Option<Box<str>>| Source {
+                    service: service.clone(),
+                    datacenter: datacenter.clone(),
+                    ..base.clone()
+                };
+                datacenters.iter().map(of).collect::<Vec<_>>()
+            })
+            .collect();
+        if sources.len() > MAX_SOURCES {
+            problems.push(Problem::new(
+                Reason::InvalidAnnotation,
+                format!(
+                    "expected at most {MAX_SOURCES} pairs of Consul service and datacenter, \
+                     found {}: the rest is left out; shorten {DATACENTERS} or {FAILOVER}",
+                    sources.len(),
+                ),
+            ));
+            sources.truncate(MAX_SOURCES);
+        }
+        let import = Self {
+            sources,
+            warning_is_ready: health(annotation(HEALTH), &mut problems),
+            last_resort: truth(LAST_RESORT, annotation(LAST_RESORT), &mut problems),
+            keep: keep(annotation(KEEP), &mut problems),
+            node_address_counts: is_consul8s,
+        };
+        (Some(import), problems)
+    }
+}
+
+fn plain(name: &str) -> Source {
+    Source { service: name.into(), datacenter: None, tags: [].into(), filter: None }
+}
+
+/// The dialect of consul8s. It put the name into a URL, so that `web?tag=blue&dc=east` was a filter
+/// that worked.
+fn consul8s(labels: &Pairs, annotations: &Pairs, problems: &mut Vec<Problem>) -> Option<Source> {
+    let label = |key: &str| labels.get(key).is_some_and(|value| &**value == "consul");
+    let name = annotations.get(CONSUL8S_NAME).map(|name| name.trim());
+    let marked = label(CONSUL8S_SOURCE) || (label(REGISTRATION) && name.is_some());
+    if !marked {
+        return None;
+    }
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        problems.push(Problem::new(
+            Reason::InvalidAnnotation,
+            format!(
+                "expected annotation {CONSUL8S_NAME} with the name of a Consul service, because \
+                 label {CONSUL8S_SOURCE} is consul; found none",
+            ),
+        ));
+        return None;
+    };
+    let (name, query) = name.split_once('?').unwrap_or((name, ""));
+    let mut source = plain(name);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=').unwrap_or((pair, "")) {
+            ("tag", tag) => {
+                source.tags = source.tags.into_iter().chain([tag.into()]).collect();
+            }
+            ("dc", datacenter) => source.datacenter = Some(datacenter.into()),
+            // What users put at the end, so that the path that followed became its value.
+            (_, "") => {}
+            (other, _) => problems.push(Problem::new(
+                Reason::InvalidAnnotation,
+                format!(
+                    "annotation {CONSUL8S_NAME}: expected tag or dc behind the question mark, \
+                     found {:?}, which is ignored; use {FILTER}",
+                    excerpt(other),
+                ),
+            )),
+        }
+    }
+    Some(source)
+}
+
+/// The items of a comma-separated list, without blanks around them and without empty ones.
+fn list(text: Option<&str>) -> impl Iterator<Item = Box<str>> {
+    text.unwrap_or_default().split(',').map(str::trim).filter(|it| !it.is_empty()).map(Into::into)
+}
+
+fn health(text: Option<&str>, problems: &mut Vec<Problem>) -> bool {
+    match text {
+        None | Some("passing") => false,
+        Some("warning") => true,
+        Some(other) => {
+            problems.push(invalid(HEALTH, other, "passing or warning; passing is taken"));
+            false
+        }
+    }
+}
+
+fn truth(key: &str, text: Option<&str>, problems: &mut Vec<Problem>) -> bool {
+    let Some(text) = text else { return false };
+    parse_bool(text).unwrap_or_else(|| {
+        problems.push(invalid(key, text, "true or false; false is taken"));
+        false
+    })
+}
+
+fn keep(text: Option<&str>, problems: &mut Vec<Problem>) -> Duration {
+    let Some(text) = text else { return Duration::ZERO };
+    let parsed = jiff::SignedDuration::from_str(text).ok().and_then(|it| it.try_into().ok());
+    match parsed {
+        Some(keep) if keep <= MAX_KEEP => keep,
+        _ => {
+            problems.push(invalid(
+                KEEP,
+                text,
+                "a duration of at most 168h, such as 5m; 0s is taken",
+            ));
+            Duration::ZERO
+        }
+    }
+}
+
+fn invalid(key: &str, found: &str, expected: &str) -> Problem {
+    let found = excerpt(found);
+    Problem::new(
+        Reason::InvalidAnnotation,
+        format!("invalid value {found:?} for annotation {key}: expected {expected}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(all: &[(&str, &str)]) -> Pairs {
+        all.iter().map(|&(key, value)| (key.into(), value.into())).collect()
+    }
+
+    fn of(labels: &[(&str, &str)], annotations: &[(&str, &str)]) -> (Option<Import>, String) {
+        let (import, problems) = Import::of(&pairs(labels), &pairs(annotations));
+        let messages: Vec<_> = problems.into_iter().map(|it| it.message).collect();
+        (import, messages.join("\n"))
+    }
+
+    /// The sources as `service@datacenter+tag`.
+    fn sources(import: Option<&Import>) -> Vec<String> {
+        let shown = |it: &Source| {
+            let datacenter = it.datacenter.as_ref().map_or(String::new(), |dc| format!("@{dc}"));
+            let tags = it.tags.iter().fold(String::new(), |all, tag| all + "+" + tag);
+            format!("{}{datacenter}{tags}", it.service)
+        };
+        import.map_or(Vec::new(), |it| it.sources.iter().map(shown).collect())
+    }
+
+    #[test]
+    fn marks_of_both_dialects() {
+        let name = (CONSUL8S_NAME, "db");
+        for (labels, annotations, wanted) in [
+            (&[][..], &[][..], &[][..]),
+            (&[], &[(IMPORT, " db ")], &["db"]),
+            (&[(CONSUL8S_SOURCE, "consul")], &[name], &["db"]),
+            (&[(REGISTRATION, "consul")], &[name], &["db"]),
+            (&[(CONSUL8S_SOURCE, "consul"), (REGISTRATION, "consul")], &[name], &["db"]),
+            (&[(CONSUL8S_SOURCE, "kubernetes")], &[name], &[]),
+            (&[(REGISTRATION, "consul")], &[], &[]),
+            (&[], &[name], &[]),
+            (&[(CONSUL8S_SOURCE, "consul")], &[name, (IMPORT, "api")], &["api"]),
+            (&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, "db?tag=a&x=")], &["db+a"]),
+            (&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, "db?dc=dc2&x=")], &["db@dc2"]),
+            (&[], &[(IMPORT, "db?x")], &["db?x"]),
+        ] {
+            let (import, problems) = of(labels, annotations);
+            assert_eq!(sources(import.as_ref()), wanted, "{labels:?} {annotations:?}");
+            assert_eq!(problems, "", "{labels:?} {annotations:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_without_a_name_is_a_problem() {
+        let (import, problems) = of(&[(CONSUL8S_SOURCE, "consul")], &[]);
+        assert_eq!(import, None);
+        assert!(problems.contains("expected annotation consul8s/service.name"), "{problems}");
+        let (import, problems) = of(&[], &[(IMPORT, " ")]);
+        assert!(import.is_none() && problems.contains("kube-consul.io/import"), "{problems}");
+        let (_, problems) = of(&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, "db?near=x")]);
+        assert!(problems.contains("\"near\""), "{problems}");
+    }
+
+    #[test]
+    fn services_and_datacenters_come_in_their_order_of_preference() {
+        let (import, problems) = of(
+            &[],
+            &[(IMPORT, "db"), (FAILOVER, "db-old"), (DATACENTERS, "east, west"), (TAGS, "b,a")],
+        );
+        let wanted = ["db@east+b+a", "db@west+b+a", "db-old@east+b+a", "db-old@west+b+a"];
+        assert_eq!(
+            (sources(import.as_ref()), problems),
+            (wanted.map(String::from).into(), String::new())
+        );
+        let many = vec!["x"; 40].join(",");
+        let (import, problems) = of(&[], &[(IMPORT, "db"), (FAILOVER, &many)]);
+        assert_eq!(sources(import.as_ref()).len(), MAX_SOURCES);
+        assert!(problems.contains("at most 16"), "{problems}");
+    }
+
+    #[test]
+    fn options_that_cannot_be_read_are_told_and_the_default_is_taken() {
+        let (import, problems) =
+            of(&[], &[(IMPORT, "db"), (HEALTH, "warning"), (LAST_RESORT, "true"), (KEEP, "1h30m")]);
+        let import = import.unwrap();
+        assert!(import.warning_is_ready && import.last_resort && problems.is_empty());
+        assert_eq!(import.keep, Duration::from_mins(90));
+        for (key, value) in [
+            (HEALTH, "critical"),
+            (LAST_RESORT, "maybe"),
+            (KEEP, "5"),
+            (KEEP, "200h"),
+            (KEEP, "-1s"),
+        ] {
+            let (import, problems) = of(&[], &[(IMPORT, "db"), (key, value)]);
+            let import = import.unwrap();
+            assert!(!import.warning_is_ready && !import.last_resort && import.keep.is_zero());
+            assert!(problems.contains(key) && problems.contains(value), "{problems}");
+        }
+    }
+}

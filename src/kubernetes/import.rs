@@ -1,0 +1,371 @@
+//! What `import` reads and writes: Services that ask for it, and their EndpointSlices.
+//!
+//! Slices are written by server-side apply under our own field manager and without force: a field
+//! that somebody else owns is a conflict, which is told, and never overwritten.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Endpoints, Service as ServiceObject};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Client, Error as KubeError};
+use serde_json::{Value, json};
+
+use crate::domain::import::core::MANAGED_BY;
+use crate::domain::import::layout::{Slice, SlicePort};
+use crate::domain::import::object::{OwnedSlice, Seen, Service};
+use crate::domain::import::source::{CONSUL8S_SOURCE, Pairs, REGISTRATION};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::kubernetes::errors::failure;
+use crate::kubernetes::slim::{Content, Identity, Watched};
+
+/// Owner of the fields that we set.
+const FIELD_MANAGER: &str = "kube-consul-import";
+/// Label of an EndpointSlice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label of an EndpointSlice that names who manages it.
+const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+/// Beginnings of the annotations that are read.
+const ANNOTATIONS: [&str; 2] = ["kube-consul.io/import", "consul8s/"];
+/// Labels that are read.
+const LABELS: [&str; 2] = [CONSUL8S_SOURCE, REGISTRATION];
+/// The file that grants the rights.
+const GRANTED_BY: &str = "manifests/import/rbac.yaml";
+
+/// Services, as far as an import reads them.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportServices;
+
+/// EndpointSlices of all Services: ours, and others of which only the manager matters.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportSlices;
+
+/// Why a slice was not written or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// A right is missing.
+    #[error(
+        "expected the right to {verb} endpointslices, found none ({cause}); {GRANTED_BY} grants it"
+    )]
+    Denied {
+        /// `patch` or `delete`.
+        verb: &'static str,
+        /// The API server's words.
+        cause: String,
+    },
+    /// Another manager owns fields of the slice.
+    #[error("another manager owns fields of EndpointSlice {name}: {cause}")]
+    Conflict {
+        /// The slice.
+        name: Box<str>,
+        /// The API server's words, which name the manager and the fields.
+        cause: String,
+    },
+    /// It failed for another reason.
+    #[error("cannot {verb} EndpointSlice {name}: {cause}")]
+    Failed {
+        /// `patch` or `delete`.
+        verb: &'static str,
+        /// The slice.
+        name: Box<str>,
+        /// Why.
+        cause: String,
+        /// How long the API server asks to wait.
+        retry_after: Option<Duration>,
+    },
+}
+
+// === impl Watched ===
+
+impl Watched for ImportServices {
+    type Object = Service;
+    type Seen = Seen;
+    const KIND: Kind = Kind::Service;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Service";
+    const PLURAL: &'static str = "services";
+    const GRANTED_BY: &'static str = GRANTED_BY;
+
+    fn decode(json: &str) -> Result<(Identity, Content<Service>), serde_json::Error> {
+        let object: ServiceObject = serde_json::from_str(json)?;
+        let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
+        let kept = |all: Option<BTreeMap<String, String>>, keep: fn(&str) -> bool| -> Pairs {
+            let kept = all.unwrap_or_default().into_iter().filter(|(key, _)| keep(key));
+            kept.map(|(key, value)| (key.into(), value.into())).collect()
+        };
+        let port = |port: k8s_openapi::api::core::v1::ServicePort| {
+            let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
+            (port.name.unwrap_or_default().into(), protocol.into())
+        };
+        let service = Service {
+            uid: metadata.uid.unwrap_or_default().into(),
+            labels: kept(metadata.labels, |key| LABELS.contains(&key)),
+            annotations: kept(metadata.annotations, |key| {
+                ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix))
+            }),
+            ports: spec.ports.unwrap_or_default().into_iter().map(port).collect(),
+            has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
+            is_external_name: spec.type_.as_deref() == Some("ExternalName"),
+            is_going: metadata.deletion_timestamp.is_some(),
+        };
+        let identity = Identity {
+            key: ObjectKey::new(
+                metadata.namespace.unwrap_or_default(),
+                metadata.name.unwrap_or_default(),
+            ),
+            resource_version: metadata.resource_version.unwrap_or_default(),
+        };
+        Ok((identity, Content::Object(service)))
+    }
+
+    fn seen(key: ObjectKey, object: Service) -> Seen {
+        Seen::Service(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> Seen {
+        Seen::UndecodableService(key, why)
+    }
+}
+
+impl Watched for ImportSlices {
+    type Object = OwnedSlice;
+    type Seen = Seen;
+    const KIND: Kind = Kind::EndpointSlice;
+    const GROUP: &'static str = "discovery.k8s.io";
+    const NAME: &'static str = "EndpointSlice";
+    const PLURAL: &'static str = "endpointslices";
+    const GRANTED_BY: &'static str = GRANTED_BY;
+
+    fn decode(json: &str) -> Result<(Identity, Content<OwnedSlice>), serde_json::Error> {
+        let object: EndpointSlice = serde_json::from_str(json)?;
+        let identity = Identity {
+            key: key_of(&object),
+            resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+        };
+        Ok((identity, owned(object).map_or(Content::Nothing, Content::Object)))
+    }
+
+    fn seen(key: ObjectKey, object: OwnedSlice) -> Seen {
+        Seen::Slice(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, _: String) -> Seen {
+        Seen::UndecodableSlice(key)
+    }
+}
+
+fn key_of(object: &EndpointSlice) -> ObjectKey {
+    let metadata = &object.metadata;
+    ObjectKey::new(
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    )
+}
+
+/// What an import has to know of a slice; none of one that belongs to no Service.
+fn owned(object: EndpointSlice) -> Option<OwnedSlice> {
+    let metadata = object.metadata;
+    let mut labels = metadata.labels.unwrap_or_default();
+    let service = labels.remove(SERVICE_NAME)?;
+    let managed_by = labels.remove(MANAGED_BY_LABEL).unwrap_or_default();
+    let mut slice = Slice {
+        is_ipv6: object.address_type == "IPv6",
+        ports: Vec::new(),
+        endpoints: BTreeMap::new(),
+    };
+    let mut is_canonical = true;
+    if managed_by == MANAGED_BY {
+        for port in object.ports.unwrap_or_default() {
+            let number = port.port.and_then(|number| u16::try_from(number).ok());
+            is_canonical &= number.is_some() && port.app_protocol.is_none();
+            slice.ports.push(SlicePort {
+                name: port.name.unwrap_or_default().into(),
+                protocol: port.protocol.unwrap_or_else(|| "TCP".to_owned()).into(),
+                port: number.unwrap_or(0),
+            });
+        }
+        slice.ports.sort();
+        for endpoint in object.endpoints.unwrap_or_default() {
+            let conditions = endpoint.conditions.unwrap_or_default();
+            let ready = conditions.ready.unwrap_or(true);
+            is_canonical &= endpoint.addresses.len() == 1
+                && conditions.serving == Some(ready)
+                && conditions.terminating == Some(false);
+            for address in endpoint.addresses.iter().filter_map(|it| it.parse().ok()) {
+                slice.endpoints.insert(address, ready);
+            }
+        }
+    }
+    let owner = metadata.owner_references.unwrap_or_default();
+    let owner = owner.into_iter().find(|owner| owner.kind == "Service");
+    Some(OwnedSlice {
+        service: service.into(),
+        managed_by: managed_by.into(),
+        owner: owner.map(|owner| owner.uid).unwrap_or_default().into(),
+        uid: metadata.uid.unwrap_or_default().into(),
+        slice,
+        is_canonical,
+    })
+}
+
+/// Writes a slice of a Service with this uid, and gives it as the API server has it now.
+pub async fn write_slice(
+    client: &Client,
+    service: &ObjectKey,
+    uid: &str,
+    name: &str,
+    slice: &Slice,
+) -> Result<OwnedSlice, WriteError> {
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
+    let body = Patch::Apply(manifest(service, uid, name, slice));
+    let written = api.patch(name, &PatchParams::apply(FIELD_MANAGER), &body).await;
+    let written = written.map_err(|error| WriteError::of("patch", name, &error))?;
+    owned(written).ok_or_else(|| WriteError::Failed {
+        verb: "patch",
+        name: name.into(),
+        cause: format!("its label {SERVICE_NAME} is not what was sent"),
+        retry_after: None,
+    })
+}
+
+/// A slice as it is applied. No owner's deletion is blocked by it: that would want the right to
+/// update the Service's finalizers where the admission plugin
+/// `OwnerReferencesPermissionEnforcement` is on. No label or annotation of the Service is copied:
+/// tools that prune what carries their marks would delete the slice.
+fn manifest(service: &ObjectKey, uid: &str, name: &str, slice: &Slice) -> Value {
+    let endpoint = |(address, ready): (&std::net::IpAddr, &bool)| {
+        json!({
+            "addresses": [address],
+            "conditions": {"ready": ready, "serving": ready, "terminating": false},
+        })
+    };
+    let port = |it: &SlicePort| json!({"name": it.name, "protocol": it.protocol, "port": it.port});
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "namespace": service.namespace,
+            "labels": {SERVICE_NAME: service.name, MANAGED_BY_LABEL: MANAGED_BY},
+            "ownerReferences": [{
+                "apiVersion": "v1", "kind": "Service", "name": service.name, "uid": uid,
+                "controller": true,
+            }],
+        },
+        "addressType": if slice.is_ipv6 { "IPv6" } else { "IPv4" },
+        "ports": slice.ports.iter().map(port).collect::<Vec<_>>(),
+        "endpoints": slice.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
+/// Deletes a slice, if it still has this uid. One that is gone is a success.
+pub async fn delete_slice(client: &Client, key: &ObjectKey, uid: &str) -> Result<(), WriteError> {
+    let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &key.namespace);
+    match api.delete(&key.name, &of_uid(uid)).await {
+        Ok(_) => Ok(()),
+        // Another one of that name, or none: the one that was meant is gone.
+        Err(KubeError::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(WriteError::of("delete", &key.name, &error)),
+    }
+}
+
+fn of_uid(uid: &str) -> DeleteParams {
+    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
+}
+
+/// The Endpoints object of this name, from which the cluster mirrors slices.
+pub async fn endpoints(client: &Client, key: &ObjectKey) -> Result<Option<Endpoints>, String> {
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
+    api.get_opt(&key.name).await.map_err(|error| failure(&error))
+}
+
+/// Deletes the Endpoints object, if it still has this uid.
+pub async fn delete_endpoints(client: &Client, key: &ObjectKey, uid: &str) -> Result<(), String> {
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
+    match api.delete(&key.name, &of_uid(uid)).await {
+        Ok(_) => Ok(()),
+        Err(KubeError::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+// === impl WriteError ===
+
+impl WriteError {
+    fn of(verb: &'static str, name: &str, error: &KubeError) -> Self {
+        let (name, cause) = (name.into(), failure(error));
+        match error {
+            KubeError::Api(status) if status.code == 403 => WriteError::Denied { verb, cause },
+            KubeError::Api(status) if status.code == 409 => WriteError::Conflict { name, cause },
+            KubeError::Api(status) => {
+                let seconds = status.details.as_ref().map(|it| it.retry_after_seconds);
+                let seconds = seconds.filter(|it| *it > 0);
+                let retry_after = seconds.map(|it| Duration::from_secs(it.into()));
+                WriteError::Failed { verb, name, cause, retry_after }
+            }
+            _ => WriteError::Failed { verb, name, cause, retry_after: None },
+        }
+    }
+
+    /// How long the API server asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            WriteError::Failed { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice() -> Slice {
+        Slice {
+            is_ipv6: false,
+            ports: vec![SlicePort { name: "pg".into(), protocol: "TCP".into(), port: 5432 }],
+            endpoints: [("10.0.0.1".parse().unwrap(), true), ("10.0.0.2".parse().unwrap(), false)]
+                .into(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_as_it_was() {
+        let mut written = manifest(&ObjectKey::new("shop", "db"), "u1", "db-1", &slice());
+        written["metadata"]["uid"] = json!("u2");
+        let (identity, content) = ImportSlices::decode(&written.to_string()).unwrap();
+        assert_eq!(identity.key, ObjectKey::new("shop", "db-1"));
+        let Content::Object(read) = content else { panic!("{content:?}") };
+        assert_eq!((&*read.service, &*read.owner, &*read.uid), ("db", "u1", "u2"));
+        assert_eq!((read.slice, read.is_canonical), (slice(), true));
+    }
+
+    #[test]
+    fn i8_nothing_of_the_service_is_blocked_or_copied() {
+        let written = manifest(&ObjectKey::new("shop", "db"), "u1", "db-1", &slice());
+        let owner = &written["metadata"]["ownerReferences"][0];
+        assert!(owner["blockOwnerDeletion"].is_null() && owner["controller"] == true);
+        assert_eq!(written["metadata"]["labels"].as_object().unwrap().len(), 2);
+        assert!(written["metadata"]["annotations"].is_null());
+    }
+
+    #[test]
+    fn what_somebody_changed_is_seen() {
+        let changed = |path: &str, value: Value| {
+            let mut written = manifest(&ObjectKey::new("shop", "db"), "u1", "db-1", &slice());
+            *written.pointer_mut(path).unwrap() = value;
+            let Content::Object(read) = ImportSlices::decode(&written.to_string()).unwrap().1
+            else {
+                panic!("no slice")
+            };
+            (read.slice == slice(), read.is_canonical)
+        };
+        assert_eq!(changed("/endpoints/0/conditions/serving", json!(false)), (true, false));
+        assert!(!changed("/endpoints/0/conditions/ready", json!(false)).0);
+        assert!(!changed("/endpoints/0/addresses", json!(["10.0.0.1", "10.0.0.9"])).1);
+        assert!(!changed("/ports/0/port", Value::Null).1);
+    }
+}

@@ -1,0 +1,176 @@
+//! The Consul services that are followed. Each has a blocking query of its own while there is room
+//! for its connection; the others are read in turn.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::sleep;
+
+use crate::consul::http::client::Client;
+use crate::consul::read::evidence::Unknown;
+use crate::consul::read::followed::Followed;
+use crate::domain::backoff::Backoff;
+use crate::domain::import::instance::Instance;
+use crate::domain::import::source::Source;
+
+/// Blocking queries at a time: Consul's `http_max_conns_per_client` is 200 for one address, which
+/// others on the same machine share.
+const MAX_QUERIES: usize = 150;
+/// However often Consul closes connections, so many stay: with fewer the services that are read in
+/// turn would wait no less.
+const MIN_QUERIES: usize = 10;
+/// Between two reads of a service for which there is no query.
+const TURN: Duration = Duration::from_secs(5);
+/// After a failure: what a recovery costs at most beyond Consul's own.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+
+/// What a source has answered.
+pub(super) struct Answer {
+    pub(super) source: Source,
+    pub(super) result: Result<Vec<Instance>, Unknown>,
+}
+
+/// Follows sources.
+pub(super) struct Follower {
+    client: Client,
+    resync: Duration,
+    /// By source: the number by which answers of an earlier following are told apart.
+    followed: HashMap<Source, u64>,
+    number: u64,
+    under_way: FuturesUnordered<BoxFuture<'static, Step>>,
+    /// How many queries there are, and how many there may be.
+    queries: usize,
+    limit: usize,
+    note: Option<String>,
+    hasher: RandomState,
+}
+
+/// How the next step of a source is made.
+#[derive(Clone, Copy)]
+struct Next {
+    number: u64,
+    delay: Duration,
+    failures: u32,
+    is_first: bool,
+}
+
+/// What one step gave.
+struct Step {
+    number: u64,
+    followed: Followed,
+    had_query: bool,
+    failures: u32,
+    answer: Answer,
+}
+
+// === impl Follower ===
+
+impl Follower {
+    pub(super) fn new(client: Client, resync: Duration) -> Self {
+        Self {
+            client,
+            resync,
+            followed: HashMap::new(),
+            number: 0,
+            under_way: FuturesUnordered::new(),
+            queries: 0,
+            limit: MAX_QUERIES,
+            note: None,
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Begins to follow a source; its first answer comes as soon as Consul gives it.
+    pub(super) fn follow(&mut self, source: Source) {
+        self.number += 1;
+        self.followed.insert(source.clone(), self.number);
+        if self.followed.len() == self.limit + 1 {
+            self.note = Some(format!(
+                "more than {} Consul services are followed: the others are read every {} s",
+                self.limit,
+                TURN.as_secs(),
+            ));
+        }
+        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
+        self.step(next, Followed::new(source.clone()), source);
+    }
+
+    pub(super) fn unfollow(&mut self, source: &Source) {
+        self.followed.remove(source);
+    }
+
+    /// What people should know of it, once.
+    pub(super) fn note(&mut self) -> Option<String> {
+        self.note.take()
+    }
+
+    /// The next answer; none while nothing is followed.
+    pub(super) async fn next(&mut self) -> Option<Answer> {
+        while let Some(step) = self.under_way.next().await {
+            self.queries -= usize::from(step.had_query);
+            let Step { number, followed, answer, mut failures, .. } = step;
+            if self.followed.get(&answer.source) != Some(&number) {
+                continue;
+            }
+            let delay = match &answer.result {
+                Ok(_) => {
+                    failures = 0;
+                    // What closed connections may be over: one more at a time finds out.
+                    self.limit = (self.limit + 1).min(MAX_QUERIES);
+                    Duration::ZERO
+                }
+                Err(why) => {
+                    self.heed(why);
+                    failures += 1;
+                    RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source))
+                }
+            };
+            let next = Next { number, delay, failures, is_first: false };
+            self.step(next, followed, answer.source.clone());
+            return Some(answer);
+        }
+        None
+    }
+
+    /// Consul that refuses connections, or answers 429, gets fewer at a time: others share the
+    /// address.
+    fn heed(&mut self, why: &Unknown) {
+        let Unknown::Failed { source, .. } = why else { return };
+        if source.is_overload() && self.queries > MIN_QUERIES {
+            self.limit = (self.queries / 2).max(MIN_QUERIES);
+            self.note = Some(format!(
+                "Consul takes no more connections: {} services are followed at a time, the others \
+                 are read every {} s; raise http_max_conns_per_client",
+                self.limit,
+                TURN.as_secs(),
+            ));
+        }
+    }
+
+    fn step(&mut self, next: Next, mut followed: Followed, source: Source) {
+        let Next { number, delay, failures, is_first } = next;
+        let had_query = self.queries < self.limit;
+        self.queries += usize::from(had_query);
+        let (client, resync) = (self.client.clone(), self.resync);
+        let work = async move {
+            sleep(delay).await;
+            let result = if had_query {
+                match tokio::time::timeout(resync, followed.next(&client)).await {
+                    Ok(result) => result,
+                    Err(_) => followed.read(&client).await,
+                }
+            } else {
+                if !is_first {
+                    sleep(TURN).await;
+                }
+                followed.read(&client).await
+            };
+            Step { number, followed, had_query, failures, answer: Answer { source, result } }
+        };
+        self.under_way.push(work.boxed());
+    }
+}

@@ -1,0 +1,339 @@
+//! `import`: keeps the EndpointSlices of Services as Consul has the instances.
+//!
+//! One task owns the state ([`Importer`], which decides everything) and runs one loop over what the
+//! watches say, what Consul answers, what became of writes, timers and the admin server's questions.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `follow` | the Consul services that are followed, within a bound of connections |
+//! | `apply` | writes in Kubernetes |
+//! | `reporting` | logs, Events, metrics, readiness, `/status` |
+
+mod apply;
+mod follow;
+mod reporting;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_stream::StreamMap;
+
+use self::apply::Applied;
+use self::follow::{Answer, Follower};
+use self::reporting::{ImportPage, Metrics, Reporting};
+use crate::admin::status::Readiness;
+use crate::admin::{self, Admin, QUESTIONS, Question};
+use crate::consul::http::client::Client as ConsulClient;
+use crate::domain::import::core::{Action, Importer, Moment};
+use crate::domain::import::object::Seen;
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::object::{Kind, WatchEvent};
+use crate::kubernetes::client::Connected;
+use crate::kubernetes::events::reporter;
+use crate::kubernetes::import::{ImportServices, ImportSlices};
+use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
+use crate::run::Error;
+use crate::run::daemon::admin::{AdminServer, listen};
+use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::options::Common;
+use crate::run::daemon::signals::{Stop, signals};
+
+/// Watch events taken in one turn: a long list must not keep writes waiting, nor each event cost a
+/// turn.
+const EVENTS_A_TURN: usize = 256;
+/// How long writes under way may take at the end, and the last Events.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// The port of the metrics of consul8s.
+const PROMETHEUS_PORT: u16 = 8000;
+/// Between two signs of life: three fit into the minute after which it is not ready.
+const HEARTBEAT: Duration = Duration::from_secs(20);
+
+/// What the import needs to know.
+#[derive(Debug)]
+pub struct Options {
+    /// How both sides are reached.
+    pub common: Common,
+    /// The cluster whose registrations are not imported, because they come from here.
+    pub cluster: Option<ClusterName>,
+    /// The namespaces whose Services are looked at; empty: all.
+    pub namespaces: BTreeSet<Box<str>>,
+    /// Longest time between two readings of a Consul service.
+    pub resync: Duration,
+    /// Import once, and end when all is in sync within this time.
+    pub once: Option<Duration>,
+    /// Whether there is an admin server.
+    pub serves_admin: bool,
+    /// Whether metrics are served on port 8000 too, at every path, as consul8s did.
+    pub serves_prometheus: bool,
+}
+
+/// Runs until a signal, or until all is in sync with `--run-once`.
+pub fn main(options: Options) -> Result<(), Error> {
+    runtime()?.block_on(async {
+        let listener = match options.once {
+            None if options.serves_admin => Some(listen(options.common.admin_addr).await?),
+            _ => None,
+        };
+        run(options, listener, signals()?).await
+    })
+}
+
+async fn run(
+    options: Options,
+    listener: Option<TcpListener>,
+    stop: impl Future<Output = Stop>,
+) -> Result<(), Error> {
+    let kubernetes = kubernetes(&options.common).await?;
+    let consul = consul(&options.common.consul)?;
+    let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let metrics = Arc::new(Metrics::default());
+    let admin = Admin { metrics: Arc::<Metrics>::clone(&metrics), readiness: ready, questions };
+    if options.serves_prometheus {
+        serve_prometheus(Arc::<Metrics>::clone(&metrics));
+    }
+    let server = listener.map(|listener| AdminServer::start(listener, admin));
+    let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
+    let mut events = tokio::spawn(events);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        kubernetes = kubernetes.url,
+        consul = consul.url(),
+        "importing Consul services"
+    );
+    let reporting = Reporting::new(metrics, readiness, reporter);
+    let import = Import::new(options, kubernetes, consul.clone(), reporting);
+    let result = import.run(asked, stop).await;
+    log_out(&consul).await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    if timeout(LAST_WRITES, &mut events).await.is_err() {
+        events.abort();
+    }
+    result
+}
+
+/// Serves the metrics where consul8s did. It went on without where the port was taken.
+fn serve_prometheus(metrics: Arc<Metrics>) {
+    tokio::spawn(async move {
+        let served = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, PROMETHEUS_PORT)).await {
+            Ok(listener) => admin::serve_metrics(listener, metrics).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::warn!(%error, "--prometheus: no metrics on port {PROMETHEUS_PORT}");
+        }
+    });
+}
+
+/// The owner of the state.
+struct Import {
+    options: Options,
+    began: Instant,
+    state: Importer,
+    watches: StreamMap<Kind, BoxStream<'static, Notice<Seen>>>,
+    follower: Follower,
+    writes: FuturesUnordered<BoxFuture<'static, Applied>>,
+    kubernetes: Connected,
+    consul: ConsulClient,
+    heartbeat: BoxFuture<'static, Result<(), String>>,
+    reporting: Reporting,
+}
+
+// === impl Import ===
+
+impl Import {
+    fn new(
+        options: Options,
+        kubernetes: Connected,
+        consul: ConsulClient,
+        reporting: Reporting,
+    ) -> Self {
+        let watcher = Watcher::within(
+            kubernetes.client.clone(),
+            Scope::of(&options.namespaces, &BTreeSet::new()),
+        );
+        let mut streams = StreamMap::new();
+        streams.insert(Kind::Service, watcher.watch::<ImportServices>(Relist::default()));
+        streams.insert(Kind::EndpointSlice, watcher.watch::<ImportSlices>(Relist::default()));
+        Self {
+            state: Importer::new(options.cluster.clone()),
+            began: Instant::now(),
+            watches: streams,
+            follower: Follower::new(consul.clone(), options.resync),
+            writes: FuturesUnordered::new(),
+            heartbeat: heartbeat(consul.clone(), Duration::ZERO).boxed(),
+            options,
+            kubernetes,
+            consul,
+            reporting,
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    async fn run(
+        mut self,
+        mut asked: mpsc::Receiver<Question<ImportPage>>,
+        stop: impl Future<Output = Stop>,
+    ) -> Result<(), Error> {
+        let mut stop = pin!(stop);
+        let deadline = self.options.once.map(|limit| self.began + limit);
+        loop {
+            self.act();
+            self.reporting.report(&mut self.state);
+            if let Some(ended) = self.ended_once(deadline) {
+                return ended;
+            }
+            let timer = self.state.next_timeout().map(|at| self.began + at);
+            let wake = [timer, deadline, Some(Instant::now() + HEARTBEAT)];
+            let wake = wake.into_iter().flatten().min().unwrap_or_else(Instant::now);
+            tokio::select! {
+                stopped = &mut stop => {
+                    tracing::info!("stopping; the endpoints stay as they are");
+                    self.finish_writes().await;
+                    return stopped.outcome();
+                }
+                Some((_, notice)) = self.watches.next() => self.take_notices(notice),
+                Some(answer) = self.follower.next() => self.take_answer(answer),
+                Some(applied) = self.writes.next() => self.take_applied(applied),
+                alive = &mut self.heartbeat => {
+                    self.reporting.heartbeat(alive);
+                    self.heartbeat = heartbeat(self.consul.clone(), HEARTBEAT).boxed();
+                }
+                Some(question) = asked.recv() => self.reporting.answer(&self.state, question),
+                () = sleep_until(wake) => {}
+            }
+            let now = self.now();
+            self.state.handle_timeout(now);
+        }
+    }
+
+    /// Starts what the state wants done.
+    fn act(&mut self) {
+        let now = self.now();
+        while let Some(action) = self.state.poll_action(now) {
+            match action {
+                Action::Follow(source) => self.follower.follow(source),
+                Action::Unfollow(source) => self.follower.unfollow(&source),
+                Action::Write(write) => {
+                    let client = self.kubernetes.client.clone();
+                    self.writes.push(apply::apply(client, write).boxed());
+                }
+            }
+        }
+    }
+
+    fn take_notices(&mut self, first: Notice<Seen>) {
+        self.take_notice(first);
+        for _ in 1..EVENTS_A_TURN {
+            match self.watches.next().now_or_never() {
+                Some(Some((_, notice))) => self.take_notice(notice),
+                _ => return,
+            }
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice<Seen>) {
+        match notice {
+            Notice::Event(event) => take_event(&mut self.state, event),
+            other => self.reporting.watch(other),
+        }
+    }
+
+    fn take_answer(&mut self, answer: Answer) {
+        match answer.result {
+            Ok(instances) => {
+                self.reporting.heard();
+                self.state.handle_instances(&answer.source, instances);
+            }
+            Err(why) => self.reporting.unanswered(&answer.source, &why),
+        }
+        if let Some(note) = self.follower.note() {
+            tracing::warn!("{note}");
+        }
+    }
+
+    fn take_applied(&mut self, applied: Applied) {
+        let now = self.now();
+        self.reporting.applied(&applied);
+        match applied.result {
+            Ok(Some(slice)) => {
+                let name = ObjectKey::new(applied.service.namespace.clone(), applied.name);
+                self.state.handle_slice(name, slice);
+                self.state.handle_written(&applied.service, Ok(()), now);
+            }
+            Ok(None) => {
+                let name = ObjectKey::new(applied.service.namespace.clone(), applied.name);
+                self.state.handle_slice_gone(&name);
+                self.state.handle_written(&applied.service, Ok(()), now);
+            }
+            Err((problem, _)) => self.state.handle_written(&applied.service, Err(problem), now),
+        }
+    }
+
+    /// With `--run-once`: how it ends, when it does.
+    fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
+        let deadline = deadline?;
+        if self.state.is_settled() {
+            let problems = self.state.problems().count();
+            return Some(match problems {
+                0 => Ok(()),
+                1 => Err(Error::Failed("1 problem stands: see the log".to_owned())),
+                n => Err(Error::Failed(format!("{n} problems stand: see the log"))),
+            });
+        }
+        (Instant::now() >= deadline).then(|| {
+            let why = self.reporting.why_not_ready(&self.state);
+            let why = why.unwrap_or_else(|| "writes are under way".to_owned());
+            Err(Error::Failed(format!("not in sync in time: {why}; give it longer with --timeout")))
+        })
+    }
+
+    async fn finish_writes(&mut self) {
+        let rest = async { while self.writes.next().await.is_some() {} };
+        if timeout(LAST_WRITES, rest).await.is_err() {
+            tracing::warn!("{} writes were not answered in time", self.writes.len());
+        }
+    }
+}
+
+fn take_event(state: &mut Importer, event: WatchEvent<Seen>) {
+    match event {
+        WatchEvent::ListStarted(Kind::Service) => state.handle_services_list(),
+        WatchEvent::ListCompleted(Kind::Service) => state.handle_services_listed(),
+        WatchEvent::Deleted(Kind::Service, key) => state.handle_service_gone(&key),
+        WatchEvent::ListStarted(_) => state.handle_slices_list(),
+        WatchEvent::ListCompleted(_) => state.handle_slices_listed(),
+        WatchEvent::Deleted(_, key) => state.handle_slice_gone(&key),
+        WatchEvent::Seen(Seen::Service(key, service)) => state.handle_service(key, service),
+        WatchEvent::Seen(Seen::Slice(key, slice)) => state.handle_slice(key, slice),
+        WatchEvent::Seen(Seen::UndecodableService(key, why)) => {
+            state.handle_undecodable(&key, &why);
+        }
+        WatchEvent::Seen(Seen::UndecodableSlice(key)) => state.handle_undecodable_slice(&key),
+    }
+}
+
+/// Asks Consul for a sign of life after `delay`. A streamed answer is none: an agent gives such
+/// with all servers gone.
+async fn heartbeat(client: ConsulClient, delay: Duration) -> Result<(), String> {
+    sleep(delay).await;
+    match client.leader().await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err("Consul has no leader".to_owned()),
+        Err(error) => Err(error.chain()),
+    }
+}

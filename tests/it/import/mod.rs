@@ -1,0 +1,6 @@
+//! `import`: Consul services as endpoints of Services, on the real servers, with the shipped role.
+
+mod faults;
+mod follow;
+mod support;
+mod usage;
