@@ -218,7 +218,7 @@ impl Reporting {
                     let reason = [("reason", problem.reason.as_str())];
                     self.metrics.problems.get_or_create(&reason).inc();
                     let uid = state.uid(&service);
-                    let regarding = Regarding { kind: Kind::Service, key: service, uid };
+                    let regarding = Regarding { kind: Kind::Service.into(), key: service, uid };
                     self.reporter.report(regarding, problem);
                 }
                 Report::Solved(service, problem) => {
