@@ -1,4 +1,4 @@
-//! Text that others wrote, made fit to be shown: on one line and bounded.
+//! Text for people: what others wrote on one line and bounded, and counts.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -46,6 +46,11 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         next = source.source();
     }
     one_line(&text, CHAIN_BYTES)
+}
+
+/// How many there are of what has a regular plural.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A truth value as Go's `strconv.ParseBool` reads it, which Consul's command and consul-k8s use.

@@ -222,3 +222,36 @@ async fn an_instance_that_is_not_there_is_not_deregistered() -> Result<()> {
     ensure!(said == ["\"deregistered\""], "{said:?}");
     Ok(())
 }
+
+/// Records of ours that no Service explains any more: a PTR record tells nothing of its Service.
+#[tokio::test]
+async fn what_has_no_service_is_told_without_one() -> Result<()> {
+    let fixture = Fixture::new("orphans").await?;
+    for name in ["stays", "goes", "moves"] {
+        fixture.web(name, &[("http", 80)]).await?;
+    }
+    ends_with(0, fixture.command().await?.arg("--once")).await?;
+    fixture.delete("goes").await?;
+    let said = ends_with(0, fixture.command().await?.arg("--once")).await?;
+    let lines = said.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+    for line in &lines {
+        let is_empty = |field: &str| line[field] == "";
+        ensure!(!is_empty("namespace") && !is_empty("service") && !is_empty("name"), "{line}");
+    }
+    let orphans = lines.iter().find(|it| it["message"] == "removed records of no Service");
+    ensure!(orphans.is_some_and(|it| it["removed"] == 1), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_problem_is_no_problems() -> Result<()> {
+    let fixture = Fixture::new("plural").await?;
+    for (name, expected) in [("one", "but for 1 problem\""), ("two", "but for 2 problems\"")] {
+        fixture.web(name, &[("http", 80)]).await?;
+        let weight = serde_json::json!({"kube-consul.io/service-weight": "heavy"});
+        fixture.annotate(name, weight).await?;
+        let said = ends_with(1, fixture.command().await?.arg("--once")).await?;
+        ensure!(said.contains(expected), "want {expected}: {said}");
+    }
+    Ok(())
+}

@@ -199,7 +199,7 @@ fn defines(source: &str, name: &str) -> bool {
 /// A path may be followed by `::` and what is defined in that file.
 #[test]
 fn what_is_named_of_the_source_exists() {
-    let mut paths = 0;
+    let (mut paths, mut walk) = (0, 0);
     for (path, page) in documentation() {
         for code in inline_code(&page) {
             let top = ["manifests/", "src/", "tests/", "docs/", "docker/", "benches/"];
@@ -209,12 +209,14 @@ fn what_is_named_of_the_source_exists() {
                 if !name.is_empty() {
                     let source = std::fs::read_to_string(root().join(file)).unwrap();
                     assert!(defines(&source, name), "{}: {code}", path.display());
+                    walk += usize::from(path.ends_with("architecture.md"));
                 }
                 paths += 1;
             }
         }
     }
     assert!(paths > 20, "{paths}");
+    assert!(walk > 25, "the walk of an event names {walk} places");
 }
 
 #[test]

@@ -57,6 +57,7 @@ use crate::domain::sync::{
     Action, Capacity, Config, Core, Moment, NotReady, Once, Peer, Readiness as CoreReadiness,
     Target,
 };
+use crate::domain::text::counted;
 use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
 use crate::kubernetes::events::reporter;
 use crate::kubernetes::watch::{Error as WatchError, Notice, Scope, Watcher};
@@ -606,7 +607,8 @@ impl Bridge {
                     return Some(Ok(()));
                 }
                 let held = if holds { " and removals that are held back" } else { "" };
-                let why = format!("in sync but for {problems} problems{held}");
+                let problems = counted(problems, "problem");
+                let why = format!("in sync but for {problems}{held}");
                 return Some(Err(Error::Failed(why)));
             }
             Once::NotReached(why) => ("not reached", why),

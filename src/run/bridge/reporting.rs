@@ -172,6 +172,9 @@ impl Reporting {
 
     fn report(&mut self, core: &Core, report: Report) {
         match report {
+            Report::InSync { service, removed, .. } if service.is_orphaned() => {
+                tracing::info!(removed, "removed records of no Service");
+            }
             Report::InSync { service, written, removed, instances } => {
                 let (namespace, name) = (&service.namespace, &service.name);
                 let what = if written == 0 { "deregistered" } else { "registered" };
@@ -182,13 +185,13 @@ impl Reporting {
             }
             Report::Solved(subject, key, problem) => {
                 self.problem_gauge(&problem, -1);
-                let (namespace, name) = (&key.namespace, &key.name);
-                tracing::info!(kind = subject.as_str(), %namespace, %name, "solved: {problem}");
+                let (namespace, name) = (namespace(&key), &key.name);
+                tracing::info!(kind = subject.as_str(), namespace, %name, "solved: {problem}");
             }
             Report::Withdrawn(subject, key, problem) => {
                 self.problem_gauge(&problem, -1);
-                let (namespace, name) = (&key.namespace, &key.name);
-                tracing::debug!(kind = subject.as_str(), %namespace, %name, "withdrawn: {problem}");
+                let (namespace, name) = (namespace(&key), &key.name);
+                tracing::debug!(kind = subject.as_str(), namespace, %name, "withdrawn: {problem}");
             }
             Report::Held { cause, lost, total } => tracing::warn!(
                 "{lost} of {total} records would be removed or turn critical: held back, {}",
@@ -219,8 +222,8 @@ impl Reporting {
 
     fn tell_problem(&self, core: &Core, subject: Subject, key: ObjectKey, problem: Problem) {
         self.problem_gauge(&problem, 1);
-        let (namespace, name) = (&key.namespace, &key.name);
-        tracing::warn!(kind = subject.as_str(), %namespace, %name, "{problem}");
+        let (namespace, name) = (namespace(&key), &key.name);
+        tracing::warn!(kind = subject.as_str(), namespace, %name, "{problem}");
         let uid = match subject {
             Subject::Service => core.cache().service(&key).map(|service| service.uid.clone()),
             Subject::EndpointSlice | Subject::Node | Subject::Namespace => None,
@@ -249,6 +252,11 @@ impl Reporting {
             self.strays.insert(what);
         }
     }
+}
+
+/// The namespace of an object that has one.
+fn namespace(key: &ObjectKey) -> Option<&str> {
+    Some(&*key.namespace).filter(|namespace| !namespace.is_empty())
 }
 
 /// Why the bridge is not ready, in words. `pending`: what the handshake waits for; `watch`: the

@@ -10,7 +10,7 @@ use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::marks::{Mark, MarkedKey, MarkedService, OnNode};
 use crate::domain::consul::node_names::NodeNames;
-use crate::domain::text::one_line;
+use crate::domain::text::{counted, one_line};
 use crate::run::purge::Cluster;
 
 /// Namespaces that are shown for one place: a screen's worth.
@@ -239,10 +239,6 @@ impl AgentPart {
 
 pub(super) fn registrations(services: &[MarkedService]) -> String {
     counted(services.len(), "registration")
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// How many there are of each namespace.
