@@ -19,27 +19,31 @@
 //!
 //! # The invariants
 //!
-//! Comments name them by their number where they are kept.
+//! Comments name them by their word where they are kept; `docs/dev/invariants.md` says them in
+//! full.
 //!
-//! 1. **Nothing is removed out of ignorance.** A record goes because its object was seen to be
-//!    deleted, or is absent from a complete and authoritative listing. A read that failed, was
-//!    denied, filtered or cut short is unknown, and unknown removes nothing.
-//! 2. **Only our own records are touched.** A foreign one that stands in the way is a problem on
-//!    the object that wants its place.
-//! 3. **The wrong cluster cannot take over.** The owner key holds the uid of the cluster's
-//!    `kube-system`; with another uid there nothing is written.
-//! 4. **It converges.** After any finite series of faults what is in Consul is what ought to be,
-//!    without a restart.
-//! 5. **Equal means silent.** A record that is as it should be is not written, neither by a resync
-//!    nor after a restart.
-//! 6. **Newer wins.** No older state of a record is written after a newer one: a record with a write
-//!    under way waits for its answer, and one whose write got no answer is read back later.
-//! 7. **One bad object harms only itself.** It becomes a problem, everything else goes on.
-//! 8. **Everything is bounded**: queues, requests under way, delays, bodies, deadlines, each by a
-//!    named constant that says where its number comes from.
-//! 9. **A deposed leader cannot write.** Each transaction asks for the leader's lock.
-//! 10. **An exit keeps registrations** in whatever outlives the process. Removing them is `purge`.
-//! 11. **Secrets stay secret**: no token in a log, an error, a page or an argument.
+//! 1. *Evidence*: **Nothing is removed out of ignorance.** A record goes because its object was
+//!    seen to be deleted, or is absent from a complete and authoritative listing. A read that
+//!    failed, was denied, filtered or cut short is unknown, and unknown removes nothing.
+//! 2. *Ownership*: **Only our own records are touched.** A foreign one that stands in the way is a
+//!    problem on the object that wants its place.
+//! 3. *Identity*: **The wrong cluster cannot take over.** The owner key holds the uid of the
+//!    cluster's `kube-system`; with another uid there nothing is written.
+//! 4. *Convergence*: **It converges.** After any finite series of faults what is in Consul is what
+//!    ought to be, without a restart.
+//! 5. *Silence*: **Equal means silent.** A record that is as it should be is not written, neither
+//!    by a resync nor after a restart.
+//! 6. *Order*: **Newer wins.** No older state of a record is written after a newer one: a record
+//!    with a write under way waits for its answer, and one whose write got no answer is read back
+//!    later.
+//! 7. *Isolation*: **One bad object harms only itself.** It becomes a problem, everything else goes
+//!    on.
+//! 8. *Bounds*: **Everything is bounded**: queues, requests under way, delays, bodies, deadlines,
+//!    each by a named constant that says where its number comes from.
+//! 9. *Fencing*: **A deposed leader cannot write.** Each transaction asks for the leader's lock.
+//! 10. *Persistence*: **An exit keeps registrations** in whatever outlives the process. Removing
+//!     them is `purge`.
+//! 11. *Secrecy*: **Secrets stay secret**: no token in a log, an error, a page or an argument.
 
 pub mod admin;
 pub mod cli;

@@ -3,9 +3,9 @@
 //! | folder | what it is |
 //! |---|---|
 //! | [`http`] | requests to Consul's HTTP API: configuration, TLS, tokens, deadlines, bounded bodies, errors |
-//! | [`read`] | reads that say how certain they are (invariant 1) |
+//! | [`read`] | reads that say how certain they are (invariant: evidence) |
 //! | [`write`] | what changes Consul: transactions and the two sinks |
-//! | [`coordination`] | who may write (invariants 3 and 9), and the reading of all that is ours, with the marker that makes it evidence (invariant 1) |
+//! | [`coordination`] | who may write (invariants: identity, fencing), and the reading of all that is ours, with the marker that makes it evidence (invariant: evidence) |
 
 pub mod coordination;
 pub mod http;

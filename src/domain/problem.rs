@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// One thing that is wrong with one object. It never stops the others (invariant 7).
+/// One thing that is wrong with one object. It never stops the others (invariant: isolation).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Problem {
     /// What kind of problem: the reason of the Kubernetes Event and the label of the metric.

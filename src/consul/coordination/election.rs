@@ -1,4 +1,4 @@
-//! Which of several processes writes: the one whose session holds the lock (invariant 9).
+//! Which of several processes writes: the one whose session holds the lock (invariant: fencing).
 //!
 //! The session is on a node of ours, without checks and without lock delay: it ends with its
 //! time alone, and every transaction is fenced. A leader counts its own time from before it

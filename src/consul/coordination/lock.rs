@@ -1,4 +1,4 @@
-//! The leader's lock: a KV key that a session holds (invariant 9).
+//! The leader's lock: a KV key that a session holds (invariant: fencing).
 
 use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;

@@ -1,6 +1,6 @@
-//! What shows that a reading is of the Consul that was written to (invariant 1): a record of our
-//! own that each reading has to show. Without it Consul lost its state, or is another one, and
-//! what is missing was not removed by anybody.
+//! What shows that a reading is of the Consul that was written to (invariant: evidence): a record
+//! of our own that each reading has to show. Without it Consul lost its state, or is another one,
+//! and what is missing was not removed by anybody.
 
 use crate::consul::coordination::sentinel::{ContentHash, Sentinel};
 use crate::consul::http::client::Client;

@@ -2,10 +2,10 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`owner`] | the owner key: which Kubernetes cluster a name belongs to (invariant 3) |
-//! | [`session`], [`lock`], [`election`] | which of several processes writes (invariant 9) |
-//! | [`sentinel`], [`marker`] | what a true reading shows (invariant 1) |
-//! | [`resync`] | the reading of all that is ours, and the repair of the marker (invariant 1) |
+//! | [`owner`] | the owner key: which Kubernetes cluster a name belongs to (invariant: identity) |
+//! | [`session`], [`lock`], [`election`] | which of several processes writes (invariant: fencing) |
+//! | [`sentinel`], [`marker`] | what a true reading shows (invariant: evidence) |
+//! | [`resync`] | the reading of all that is ours, and the repair of the marker (invariant: evidence) |
 
 pub mod election;
 pub mod lock;

@@ -1,4 +1,4 @@
-//! The owner key: which Kubernetes cluster a cluster's name belongs to (invariant 3).
+//! The owner key: which Kubernetes cluster a cluster's name belongs to (invariant: identity).
 
 use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, Reach};

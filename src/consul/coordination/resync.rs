@@ -1,5 +1,5 @@
-//! Reading back all that is ours, and repairing the marker (invariant 1): the one place in which a
-//! reading becomes evidence of absence.
+//! Reading back all that is ours, and repairing the marker (invariant: evidence): the one place in
+//! which a reading becomes evidence of absence.
 //!
 //! A reading that lacks our marker is unknown: this Consul lost its state, or it is another one.
 //! Then the marker is written, and everything is read once more. If that shows the marker, the rest
@@ -27,8 +27,8 @@ pub struct Reader {
     pub marker: Marker,
     /// How fresh the servers' answers have to be.
     pub consistency: Consistency,
-    /// Takes what is shown, while the reading goes on. Who listens polls the reading too: what waits
-    /// is at most what one poll can parse.
+    /// Takes what is shown, while the reading goes on. Who listens polls the reading too: what
+    /// waits is at most what one poll can parse.
     pub seen: mpsc::UnboundedSender<Observation>,
 }
 

@@ -1,4 +1,4 @@
-//! Sessions: what holds the leader's lock, and runs out with its process (invariant 9).
+//! Sessions: what holds the leader's lock, and runs out with its process (invariant: fencing).
 
 use std::time::Duration;
 
@@ -83,8 +83,8 @@ impl Client {
     }
 }
 
-/// The least TTL that Consul names when it refuses a shorter one (seen on 1.20.1: `Invalid Session TTL
-/// '10000000000', must be between [30s=24h0m0s]`).
+/// The least TTL that Consul names when it refuses a shorter one (seen on 1.20.1: `Invalid Session
+/// TTL '10000000000', must be between [30s=24h0m0s]`).
 fn least_ttl(error: &Error) -> Option<Duration> {
     let (_, range) = error.message()?.split_once("Invalid Session TTL")?;
     let (_, range) = range.split_once('[')?;

@@ -184,7 +184,7 @@ pub struct OperationError {
 pub enum OperationFailure {
     /// Check-and-set found another `ModifyIndex`.
     Stale,
-    /// `check-session` found the lock in other hands or gone (invariant 9).
+    /// `check-session` found the lock in other hands or gone (invariant: fencing).
     Fenced,
     /// The token is unknown or lacks a right.
     Denied,

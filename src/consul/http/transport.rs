@@ -1,5 +1,5 @@
-//! Sending requests without knowing where tokens come from: connections, bounded bodies, and what an
-//! answer's headers say.
+//! Sending requests without knowing where tokens come from: connections, bounded bodies, and what
+//! an answer's headers say.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ pub(in crate::consul) struct Reply {
     token_sent: bool,
 }
 
-/// What an answer's headers say about its completeness (invariant 1).
+/// What an answer's headers say about its completeness (invariant: evidence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::consul) struct Evidence {
     /// The token's rights hid something.
@@ -273,7 +273,8 @@ impl Evidence {
         }
     }
 
-    /// Whether an empty answer with this evidence means that there is nothing (invariant 1).
+    /// Whether an empty answer with this evidence means that there is nothing (invariant:
+    /// evidence).
     pub(in crate::consul) fn empty_is_true(self) -> bool {
         !self.deny_by_default || (self.token_sent && !self.filtered)
     }

@@ -1,5 +1,5 @@
-//! What an answer proves (invariant 1): a failed, denied, filtered or partial read is [`Unknown`],
-//! never empty.
+//! What an answer proves (invariant: evidence): a failed, denied, filtered or partial read is
+//! [`Unknown`], never empty.
 //!
 //! | answer | what is not in it |
 //! |---|---|
@@ -58,9 +58,9 @@ pub enum Unknown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
     /// The leader's own state, by its lease: stale for a moment after it was cut off. Asked for in
-    /// so many words, because an agent's `discovery_max_stale` turns reads that ask for nothing into
-    /// stale ones (seen on 1.20.1: `X-Consul-Effective-Consistency` is `stale` without `?leader`,
-    /// and `leader` with it). Consul before 1.7 ignores the word, and has the default.
+    /// so many words, because an agent's `discovery_max_stale` turns reads that ask for nothing
+    /// into stale ones (seen on 1.20.1: `X-Consul-Effective-Consistency` is `stale` without
+    /// `?leader`, and `leader` with it). Consul before 1.7 ignores the word, and has the default.
     Leader,
     /// The leader asks the others first.
     Consistent,

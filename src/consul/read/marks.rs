@@ -1,7 +1,7 @@
-//! Everything that carries the mark of one program (invariant 2), for its removal.
+//! Everything that carries the mark of one program (invariant: ownership), for its removal.
 //!
 //! Kept here: what is not shown by a complete and authoritative reading counts as there
-//! (invariant 1).
+//! (invariant: evidence).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,8 +118,8 @@ impl Client {
         Ok(nodes)
     }
 
-    /// What is registered on a node of the catalog, as the leader has it now; nothing on one that is
-    /// not there.
+    /// What is registered on a node of the catalog, as the leader has it now; nothing on one that
+    /// is not there.
     pub async fn on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
         let request = node_services(node).listing();
         self.services(&request, Layout::ElementsOf("Services"), mark).await

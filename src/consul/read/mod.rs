@@ -1,4 +1,4 @@
-//! Reads that say how certain they are (invariant 1).
+//! Reads that say how certain they are (invariant: evidence).
 //!
 //! Listings are handed on item by item while they arrive. What a callback was given exists; what
 //! it was not given is absent only if the whole call succeeded.

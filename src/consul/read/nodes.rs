@@ -1,4 +1,5 @@
-//! The cluster's nodes in the catalog. The base node is the marker of a reading (invariant 1).
+//! The cluster's nodes in the catalog. The base node is the marker of a reading (invariant:
+//! evidence).
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,10 @@
 //! The catalog sink: synthetic nodes, written in transactions.
 //!
-//! An instance with its check and its PTR record is one group and is never split. When
-//! Consul rolls a transaction back, the groups at fault are answered and the rest is sent again
-//! at once: one refused record harms only itself (invariant 7). With a [`Fence`] no transaction
-//! of a deposed leader gets in (invariant 9). A node that the cluster did not make is never
-//! written to (invariant 2).
+//! An instance with its check and its PTR record is one group and is never split. When Consul rolls
+//! a transaction back, the groups at fault are answered and the rest is sent again at once: one
+//! refused record harms only itself (invariant: isolation). With a [`Fence`] no transaction of a
+//! deposed leader gets in (invariant: fencing). A node that the cluster did not make is never
+//! written to (invariant: ownership).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,7 @@ pub struct CatalogSink {
     /// What rolls a transaction back unless the lock is held.
     fence: Option<Encoded>,
     /// Nodes that were seen to be the cluster's, at most one for each namespace: no other is
-    /// written to (invariant 2).
+    /// written to (invariant: ownership).
     trusted: Arc<Mutex<BTreeSet<Box<str>>>>,
 }
 

@@ -1,4 +1,4 @@
-//! What rolls a transaction back unless the lock is held (invariant 9).
+//! What rolls a transaction back unless the lock is held (invariant: fencing).
 
 use crate::consul::write::txn::Operation;
 

@@ -1,5 +1,5 @@
 //! Creating the synthetic nodes of the catalog sink. The base node also carries the lock's session
-//! (invariant 9).
+//! (invariant: fencing).
 
 use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, OperationFailure};
@@ -22,9 +22,9 @@ pub(in crate::consul) fn body(node: &str, cluster: &ClusterName) -> NodeBody {
 // === impl Client ===
 
 impl Client {
-    /// Creates a node unless it is there, in a transaction with `fence`. An error also when a
-    /// node of that name is there that this cluster did not make: it is never overwritten
-    /// (invariant 2). The base node goes without a fence: it is what the lock's session is on.
+    /// Creates a node unless it is there, in a transaction with `fence`. An error also when a node
+    /// of that name is there that this cluster did not make: it is never overwritten (invariant:
+    /// ownership). The base node goes without a fence: it is what the lock's session is on.
     pub async fn ensure_node(
         &self,
         node: &str,

@@ -38,7 +38,7 @@ pub enum Operation {
         /// The `ModifyIndex` that it must have.
         index: u64,
     },
-    /// Rolls back unless `session` holds the lock `key` (invariant 9).
+    /// Rolls back unless `session` holds the lock `key` (invariant: fencing).
     CheckSession {
         /// The lock.
         key: Box<str>,

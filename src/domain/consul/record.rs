@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::domain::kube::names::ClusterName;
 
 /// Meta key that marks a registration as a bridge's, with the cluster's name as value
-/// (invariant 2).
+/// (invariant: ownership).
 pub const CLUSTER_META: &str = "kube-consul-cluster";
 
 /// Meta key that says which system a registration comes from.
@@ -140,10 +140,10 @@ pub enum Answer {
     Unanswered(String),
     /// Not sent, because the write that it goes with failed.
     NotSent,
-    /// The lock is no longer ours (invariant 9).
+    /// The lock is no longer ours (invariant: fencing).
     Fenced,
-    /// Something of somebody else's stands in the way and is left alone (invariant 2). Worth
-    /// trying again, slowly: people may move it.
+    /// Something of somebody else's stands in the way and is left alone (invariant: ownership).
+    /// Worth trying again, slowly: people may move it.
     Foreign(String),
 }
 
@@ -165,7 +165,7 @@ pub enum NamespaceNodeAnswer {
     Failed(String),
     /// The removal got no answer: it may still be made, up to 30 s later.
     Unanswered(String),
-    /// The lock is no longer ours (invariant 9).
+    /// The lock is no longer ours (invariant: fencing).
     Fenced,
 }
 

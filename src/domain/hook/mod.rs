@@ -11,7 +11,7 @@
 //! IDs, tags and checks are those of consul-registration-hook, so that its users can switch and
 //! each overwrites what the other registered. The mark of a registration is its ID, made of
 //! address and port: whoever has the address next overwrites what a dead pod left behind
-//! (invariant 2: overwritten by design).
+//! (invariant: ownership; overwritten by design).
 
 use std::net::Ipv6Addr;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! A list is merged into what is there as it comes; what it did not show is reported once the
 //! list is complete, and removed only by [`ClusterCache::remove`]: absence is evidence only then
-//! (invariant 1).
+//! (invariant: evidence).
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -67,7 +67,7 @@ pub(in crate::run) async fn agent(consul: &ConsulClient) -> Result<Agent, Consul
     }
 }
 
-/// The refusal to touch the records of another cluster (invariant 3).
+/// The refusal to touch the records of another cluster (invariant: identity).
 pub(in crate::run) fn other_owner(
     key: &OwnerKey,
     cluster: &ClusterName,

@@ -1,5 +1,5 @@
 //! The handshake with both sides before the first write: who they are, and whose records these
-//! may be (invariant 3). Each check of [`checks`] is repeated until it succeeds.
+//! may be (invariant: identity). Each check of [`checks`] is repeated until it succeeds.
 
 use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::{Owner, OwnerKey};

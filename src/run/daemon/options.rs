@@ -74,7 +74,7 @@ impl SyncOptions {
         }
     }
 
-    /// What marks a reading as true (invariant 1).
+    /// What marks a reading as true (invariant: evidence).
     pub(in crate::run) fn marker(&self, consul: &ConsulClient) -> Marker {
         match self.nodes() {
             None => {

@@ -1,9 +1,10 @@
 //! `purge`: removes everything that one cluster owns in Consul, after showing it. Kubernetes is
 //! not needed.
 //!
-//! Kept here: nothing is removed before all was read completely (invariant 1), nothing without
-//! the mark (invariant 2), and PTR records and the owner key go only when the catalog has no
-//! registration of the cluster any more. Whatever interrupts it, the same command goes on.
+//! Kept here: nothing is removed before all was read completely (invariant: evidence), nothing
+//! without the mark (invariant: ownership), and PTR records and the owner key go only when the
+//! catalog has no registration of the cluster any more. Whatever interrupts it, the same command
+//! goes on.
 
 mod inventory;
 
