@@ -6,7 +6,7 @@ target_dir := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: tools
 tools: ## build the pinned etcd, Kubernetes, kwok and Consul once, into .tools/bin
@@ -72,6 +72,10 @@ image: image-program ## build the image kube-consul:VERSION with docker or build
 	*) echo "ENGINE: expected docker or buildah, found '$(ENGINE)'" >&2; exit 1 ;; \
 	esac
 	@ls -l $(image_context)/kube-consul | awk '{printf "image: $(IMAGE), %.1f MB\n", $$5 / 1000000}'
+
+.PHONY: consul-secrets
+consul-secrets: ## make the Secrets of manifests/consul-servers (NAMESPACE=kube-consul DATACENTER=dc1 TLS=secrets)
+	@NAMESPACE="$(NAMESPACE)" DATACENTER="$(DATACENTER)" TLS="$(TLS)" manifests/consul/secrets create
 
 .PHONY: bench
 bench: tools ## measure, each figure beside a floor or a target (about 20 minutes)
