@@ -21,6 +21,7 @@ mod ptr;
 mod purge;
 mod registration;
 mod rollout;
+mod servers;
 mod support;
 mod terminal;
 mod usage;

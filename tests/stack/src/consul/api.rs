@@ -1,10 +1,13 @@
 //! A raw client of Consul's HTTP API, for what a test looks at and puts there.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use reqwest::{Certificate, Client, Method, StatusCode};
 use serde_json::Value;
+
+use crate::certificates;
 
 /// Without a leader Consul answers after 7 s.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
@@ -40,6 +43,21 @@ impl ConsulApi {
         Ok(Self { client, url: url.to_owned(), token: token.map(ToOwned::to_owned) })
     }
 
+    /// A client of an agent with TLS whose certificate has another name than its address.
+    pub fn named(name: &str, address: SocketAddr, token: Option<&str>, ca: &str) -> Result<Self> {
+        certificates::install_provider();
+        // All of a bundle: while an authority is replaced both are trusted.
+        let client = Client::builder()
+            .no_proxy()
+            .timeout(REQUEST_DEADLINE)
+            .tls_certs_only(Certificate::from_pem_bundle(ca.as_bytes())?)
+            .resolve(name, address)
+            .build()
+            .context("make a client for Consul")?;
+        let url = format!("https://{name}:{}", address.port());
+        Ok(Self { client, url, token: token.map(ToOwned::to_owned) })
+    }
+
     /// The agent's URL.
     pub fn url(&self) -> &str {
         &self.url
@@ -67,6 +85,12 @@ impl ConsulApi {
             (status, value) if status.is_success() => Ok(Some(value)),
             (status, text) => bail!("GET {path} was answered {status}: {text}"),
         }
+    }
+
+    /// GET, for the status alone.
+    pub async fn status(&self, path: &str) -> Result<u16> {
+        let (status, _) = self.send(Method::GET, path, String::new()).await?;
+        Ok(status.as_u16())
     }
 
     /// PUT of JSON (null: an empty body).
