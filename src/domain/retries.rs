@@ -39,6 +39,13 @@ pub enum Failure<C> {
         /// What people are told.
         problem: Problem,
     },
+    /// This content waits until that moment: another one is written at once, and so is a removal.
+    Paused {
+        /// When it is written.
+        until: Moment,
+        /// What waits.
+        content: C,
+    },
     /// This content is refused: another one is tried at once.
     Refused {
         /// What was refused.
@@ -106,6 +113,7 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         let failure = self.records.get(record)?.failure.as_ref()?;
         let holds = match failure {
             Failure::Passing { until } | Failure::Lasting { until, .. } => *until > now,
+            Failure::Paused { until, content: paused } => *until > now && content == Some(paused),
             Failure::Refused { content: refused, .. } => content == Some(refused),
         };
         holds.then_some(failure)
@@ -129,7 +137,7 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     /// What people are told of the failures of an owner's records: nothing of what passes.
     pub fn problems(&self, owner: &O) -> impl Iterator<Item = (&K, &Problem)> {
         self.of(owner).filter_map(|record| match self.records.get(record)?.failure.as_ref()? {
-            Failure::Passing { .. } => None,
+            Failure::Passing { .. } | Failure::Paused { .. } => None,
             Failure::Lasting { problem, .. } | Failure::Refused { problem, .. } => {
                 Some((record, problem))
             }
@@ -194,10 +202,10 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.set(record, owner, Failure::Lasting { until, problem });
     }
 
-    /// It is left alone until that moment.
-    pub fn left_alone(&mut self, record: &K, owner: &O, problem: Problem, until: Moment) {
+    /// This content waits until that moment, although nothing failed.
+    pub fn pause(&mut self, record: &K, owner: &O, content: C, until: Moment) {
         let attempt = self.entry(record, owner).attempt;
-        self.set(record, owner, Failure::Lasting { until, problem });
+        self.set(record, owner, Failure::Paused { until, content });
         self.entry(record, owner).attempt = attempt;
     }
 
@@ -243,7 +251,9 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     pub fn wait_for(&mut self, record: &K, owner: O) {
         match self.records.get(record).and_then(|failed| failed.failure.as_ref()) {
             Some(Failure::Passing { until }) => drop(self.soon.insert((*until, owner))),
-            Some(Failure::Lasting { until, .. }) => drop(self.late.insert((*until, owner))),
+            Some(Failure::Lasting { until, .. } | Failure::Paused { until, .. }) => {
+                self.late.insert((*until, owner));
+            }
             Some(Failure::Refused { .. }) | None => {}
         }
     }

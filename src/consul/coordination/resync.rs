@@ -57,6 +57,7 @@ impl Reader {
             return Ok(owner);
         }
         if !self.registrations().await? {
+            self.show(Observation::MarkerMissing);
             self.marker.ensure(&self.client, &self.cluster).await?;
             if !self.registrations().await? {
                 return Err(self.marker.missing().into());

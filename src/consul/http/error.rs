@@ -336,6 +336,11 @@ impl Error {
         }
     }
 
+    /// Whether the agent says that it has no such check (before Consul 1.11 with a 500).
+    pub(in crate::consul) fn is_unknown_check(&self) -> bool {
+        self.message().is_some_and(|it| it.to_ascii_lowercase().contains("unknown check"))
+    }
+
     /// Whether Consul does not know the token at all: it ran out or was deleted.
     pub fn is_unknown_token(&self) -> bool {
         matches!(self, Error::Denied { message, .. } if message.contains("ACL not found"))

@@ -8,6 +8,7 @@ use crate::consul::write::txn::Operation;
 use crate::domain::consul::record::{
     Answer, Check, PtrOwner, PtrRecord, RecordKey, Registration, Write,
 };
+use crate::domain::consul::registration_id::readiness_check_id;
 use crate::domain::kube::names::ClusterName;
 
 /// Writes records to one agent.
@@ -28,9 +29,8 @@ impl AgentSink {
     /// Makes one change and says what became of it.
     pub async fn write(&self, write: Write) -> Answer {
         match write {
-            Write::Register(registration) | Write::Replace(registration) => {
-                self.register(&registration).await
-            }
+            Write::Register(registration) => self.register(&registration, false).await,
+            Write::Replace(registration) => self.register(&registration, true).await,
             Write::Deregister { id, .. } => applied(self.client.deregister(&id).await),
             Write::PutPtr { record, cas } => self.put(record, cas).await,
             Write::DeletePtr { key, cas } => {
@@ -54,7 +54,9 @@ impl AgentSink {
         }
     }
 
-    async fn register(&self, registration: &Registration) -> Answer {
+    /// Registers an instance; `replaces`: the one that it replaces may have our check. Checks of
+    /// others on it stay: maintenance mode is one.
+    async fn register(&self, registration: &Registration, replaces: bool) -> Answer {
         // The command line rules it out. The agent would turn it critical when its TTL ran out,
         // and it would be written for ever.
         if registration.check == Check::Passing {
@@ -66,8 +68,12 @@ impl AgentSink {
         }
         let service = AgentService::from(registration);
         let check = service.check.as_ref().and_then(|check| check.id.as_deref());
-        let result = match (self.client.register(&service).await, check) {
+        let request = Request::put("/v1/agent/service/register").json(&service);
+        let result = match (done(&self.client, &request).await, check) {
             (Ok(()), Some(check)) => self.fail_check(check).await,
+            (Ok(()), None) if replaces => {
+                self.remove_check(&readiness_check_id(&registration.id)).await
+            }
             (result, _) => result,
         };
         applied(result)
@@ -78,6 +84,15 @@ impl AgentSink {
     async fn fail_check(&self, check_id: &str) -> Result<(), Error> {
         let path = format!("/v1/agent/check/fail/{}", encode(check_id));
         done(&self.client, &Request::put(path)).await
+    }
+
+    /// Removes a check; one that is not there is removed already.
+    async fn remove_check(&self, check_id: &str) -> Result<(), Error> {
+        let path = format!("/v1/agent/check/deregister/{}", encode(check_id));
+        match done(&self.client, &Request::put(path)).await {
+            Err(error) if error.is_unknown_check() => Ok(()),
+            result => result,
+        }
     }
 
     async fn put(&self, record: PtrRecord, index: u64) -> Answer {

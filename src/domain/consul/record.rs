@@ -199,6 +199,8 @@ pub enum Observation {
     Ptr(ObservedPtr),
     /// The node of this namespace is there.
     NamespaceNode(Box<str>),
+    /// The marker was not there: Consul lost its state. Everything is shown once more.
+    MarkerMissing,
     /// Something with our mark in a place where no bridge with these options writes, in words.
     Stray(String),
 }

@@ -1,70 +1,125 @@
-//! Records that somebody else keeps changing back: fixed a few times, then left to people.
+//! Records that somebody else keeps changing: each change is fixed, but less and less often.
+//!
+//! A wanted record never stays away for longer than [`MAX_PAUSE`], and only the content that was
+//! changed waits: a newer one and a removal go through at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::Moment;
 use super::term::Term;
-use crate::domain::consul::record::{CLUSTER_META, ObservedRegistration, RecordKey};
+use crate::domain::consul::record::{CLUSTER_META, Fingerprint, ObservedRegistration, RecordKey};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 
-/// Fixes of one record within [`WINDOW`]: one more is a fight.
-const MANY: usize = 5;
-/// The time in which they are counted.
+/// So many fixes in a row are somebody's mistake; one more is a fight.
+const FIXES: u32 = 3;
+/// Fixes that are further apart than this are not in a row.
 const WINDOW: Duration = Duration::from_mins(10);
+/// The first pause of a fight. It doubles with each fix.
+const MIN_PAUSE: Duration = Duration::from_secs(4);
+/// The longest: clients do not miss a record for longer.
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// When records were found changed.
+/// Records that were found changed.
 #[derive(Debug, Default)]
-pub(super) struct Contention(HashMap<RecordKey, VecDeque<Moment>>);
+pub(super) struct Contention {
+    records: HashMap<RecordKey, Changed>,
+    /// The records of each Service that are fought about.
+    fights: HashMap<ObjectKey, BTreeSet<RecordKey>>,
+}
+
+/// A record that was found changed.
+#[derive(Debug)]
+struct Changed {
+    service: ObjectKey,
+    /// How often in a row.
+    times: u32,
+    /// When it was fixed last, or will be.
+    fixed: Moment,
+    /// What it was found to be last.
+    found: String,
+}
 
 // === impl Contention ===
 
 impl Contention {
-    /// Forgets what is too long ago to count.
-    pub(super) fn forget_old(&mut self, now: Moment) {
-        self.0.retain(|_, fixes| fixes.back().is_some_and(|last| *last + WINDOW > now));
+    /// Forgets what is too long ago to count. Gives the Services whose fights are over.
+    pub(super) fn forget_old(&mut self, now: Moment) -> Vec<ObjectKey> {
+        let mut over = Vec::new();
+        self.records.retain(|record, changed| {
+            let stays = changed.fixed + WINDOW > now;
+            if !stays && let Some(fights) = self.fights.get_mut(&changed.service) {
+                fights.remove(record);
+                over.push(changed.service.clone());
+            }
+            stays
+        });
+        self.fights.retain(|_, records| !records.is_empty());
+        over
     }
 
-    /// A record is found changed: until when it is to be left alone, if it is a fight.
-    fn note(&mut self, record: &RecordKey, now: Moment) -> Option<Moment> {
-        let fixes = self.0.entry(record.clone()).or_default();
-        while fixes.front().is_some_and(|first| *first + WINDOW <= now) {
-            fixes.pop_front();
-        }
-        if fixes.len() < MANY {
-            fixes.push_back(now);
+    /// A record was found changed at `now`. Until when the fix waits: not at all, unless it is a
+    /// fight.
+    fn note(
+        &mut self,
+        service: &ObjectKey,
+        record: &RecordKey,
+        found: String,
+        now: Moment,
+    ) -> Option<Moment> {
+        let changed = self.records.entry(record.clone()).or_insert_with(|| Changed {
+            service: service.clone(),
+            times: 0,
+            fixed: now,
+            found: String::new(),
+        });
+        changed.found = found;
+        changed.times += 1;
+        let Some(fights) = changed.times.checked_sub(FIXES + 1) else {
+            changed.fixed = now;
             return None;
-        }
-        fixes.front().map(|first| *first + WINDOW)
+        };
+        self.fights.entry(service.clone()).or_default().insert(record.clone());
+        let pause = MAX_PAUSE.min(MIN_PAUSE * 2_u32.saturating_pow(fights.min(8)));
+        changed.fixed = now.max(changed.fixed + pause);
+        Some(changed.fixed).filter(|until| *until > now)
+    }
+
+    /// The fights about records of the Service.
+    pub(super) fn problems(&self, service: &ObjectKey) -> impl Iterator<Item = Problem> {
+        let fights = self.fights.get(service).into_iter().flatten();
+        fights.filter_map(|record| {
+            let found = &self.records.get(record)?.found;
+            let why = format!(
+                "{record}: fixed more than {FIXES} times, each time changed again by somebody else: \
+                 {found}. It is fixed again after a minute at most; find the other writer",
+            );
+            Some(Problem::new(Reason::Contested, why))
+        })
     }
 }
 
 // === impl Term ===
 
 impl Term {
-    /// A record was not as it was left when it was read: `writer` says what is known of who changed
-    /// it.
+    /// A record was found changed when it was read: `found` says into what, and what is known of who
+    /// did it; `content` is what it was.
     pub(super) fn changed_by_others(
         &mut self,
         service: &ObjectKey,
         record: &RecordKey,
+        content: Option<Fingerprint>,
+        found: String,
         read: Moment,
-        writer: impl FnOnce() -> String,
     ) {
-        let Some(until) = self.contention.note(record, read) else { return };
-        if self.flights.carries(record) {
-            return;
+        let until = self.contention.note(service, record, found, read);
+        if let (Some(until), Some(content)) = (until, content)
+            && !self.flights.carries(record)
+        {
+            self.retries.pause(record, service, content, until);
         }
-        let why = format!(
-            "{record}: fixed {MANY} times in {} minutes, each time changed again by somebody else: \
-             {}. It is left alone until the next fix is due; find the other writer",
-            WINDOW.as_secs() / 60,
-            writer(),
-        );
-        let problem = Problem::new(Reason::Contested, why);
-        self.retries.left_alone(record, service, problem, until);
     }
 }
 

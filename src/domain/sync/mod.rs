@@ -78,6 +78,7 @@ pub use self::ledger::KnownRegistration;
 use self::plan::View;
 pub use self::plan::{Plan, Planned};
 pub use self::readiness::{NotReady, Once, Readiness};
+use self::resync::Drift;
 pub use self::target::{Capacity, Target};
 use self::term::Term;
 pub use self::wait::Wait;
@@ -92,6 +93,7 @@ use super::kube::cache::ClusterCache;
 use super::kube::names::ObjectKey;
 use super::kube::object::{Kind, Subject, WatchEvent};
 use super::problem::Problem;
+use super::report::difference::{FieldChange, registration_difference};
 use super::services::settings::Settings;
 
 /// What does not change while the process runs.
@@ -257,6 +259,17 @@ pub enum Report {
         /// Whether there is something to remove.
         confirmed: bool,
     },
+    /// A resync found that a record was not as we had left it. Of many only the first are told.
+    Drifted {
+        /// The Service that it belongs to.
+        service: ObjectKey,
+        /// Which.
+        record: RecordKey,
+        /// The fields that are not as they ought to be. None of a record that is gone.
+        fields: Vec<FieldChange>,
+        /// What is known of who changed it.
+        found: String,
+    },
     /// A resync found that this many records were not as we had left them.
     Fixed(usize),
     /// Something with our mark is in a place where no bridge with these options writes.
@@ -401,7 +414,7 @@ impl Core {
         self.now = self.now.max(now);
         self.contact.write_marker(now);
         if let Some(term) = &mut self.term {
-            term.schedule.hurry_resync(now);
+            term.marker_lost(now);
         }
     }
 }
@@ -470,9 +483,27 @@ impl Core {
     pub fn handle_observation(&mut self, seen: Observation) {
         let Some(term) = &mut self.term else { return };
         term.observe(&self.config.settings.cluster, &seen);
+        self.tell_drift(Some(&seen));
         if let Observation::Stray(what) = seen {
             self.reports.push(Report::Stray(what));
         }
+    }
+
+    /// Tells what was found changed: the record, and the fields where it is still there.
+    fn tell_drift(&mut self, seen: Option<&Observation>) {
+        let Some(mut term) = self.term.take() else { return };
+        for Drift { service, record, found } in std::mem::take(&mut term.drift) {
+            let fields = match seen {
+                Some(Observation::Registration(observed)) => {
+                    let desired = self.view(&term).desired(&service, &|_, _| false);
+                    let wanted = desired.registrations.get(&observed.registration.id);
+                    registration_difference(Some(&observed.registration), wanted)
+                }
+                _ => Vec::new(),
+            };
+            self.reports.push(Report::Drifted { service, record, fields, found });
+        }
+        self.term = Some(term);
     }
 
     /// The resync is over: it has shown all that is ours, or broke off or cannot be trusted.
@@ -488,6 +519,7 @@ impl Core {
         }
         self.contact.heard(now);
         term.finish_resync(&self.config, &mut self.cluster, now, &mut self.reports);
+        self.tell_drift(None);
     }
 
     /// Takes the names under which others than bridges hold instances.

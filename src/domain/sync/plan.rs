@@ -405,6 +405,7 @@ impl View<'_> {
         // Both end with an answer.
         outcome.follow_up |= !failed.is_empty() || !missing.is_empty();
         outcome.problems.extend(failed.into_iter().chain(missing));
+        outcome.problems.extend(self.term.contention.problems(key));
     }
 
     /// Records that the agent could not pass on.

@@ -13,7 +13,7 @@ use super::ledger::PtrState;
 use super::term::{Stage, Term};
 use super::{Config, Moment, Report};
 use crate::domain::consul::record::{
-    Check, Observation, ObservedPtr, ObservedRegistration, PtrOwner, RecordKey,
+    Check, Fingerprint, Observation, ObservedPtr, ObservedRegistration, PtrOwner, RecordKey,
 };
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
@@ -28,6 +28,22 @@ pub(super) struct Resync {
     pub(super) namespace_nodes: BTreeSet<Box<str>>,
     /// Records that it found changed.
     fixed: usize,
+    /// Whether Consul lost what was registered, and the marker with it: nobody has changed what is
+    /// missing.
+    state_lost: bool,
+    /// How many of them were told one by one.
+    told: usize,
+}
+
+/// So many records that a resync found changed are told one by one: enough to find the writer.
+const MAX_TOLD: usize = 8;
+
+/// A record that was found changed.
+#[derive(Debug)]
+pub(super) struct Drift {
+    pub(super) service: ObjectKey,
+    pub(super) record: RecordKey,
+    pub(super) found: String,
 }
 
 // === impl Resync ===
@@ -44,14 +60,26 @@ impl Term {
     /// A resync begins: before its request is sent.
     pub(super) fn begin_resync(&mut self, now: Moment) {
         self.known.resync += 1;
-        self.contention.forget_old(now);
+        let over = self.contention.forget_old(now);
+        self.mark_each(over);
         self.schedule.resync_begins(now);
         self.resync = Some(Resync {
             began: now,
             touched: self.flights.records().cloned().collect(),
             namespace_nodes: BTreeSet::new(),
             fixed: 0,
+            state_lost: std::mem::take(&mut self.state_lost),
+            told: 0,
         });
+    }
+
+    /// The marker is gone, and whatever else Consul has lost with it.
+    pub(super) fn marker_lost(&mut self, now: Moment) {
+        self.schedule.hurry_resync(now);
+        self.state_lost = true;
+        if let Some(resync) = &mut self.resync {
+            resync.state_lost = true;
+        }
     }
 
     /// Takes what the resync under way shows; nothing without one.
@@ -65,6 +93,7 @@ impl Term {
             Observation::NamespaceNode(namespace) => {
                 resync.namespace_nodes.insert(namespace.clone());
             }
+            Observation::MarkerMissing => resync.state_lost = true,
             Observation::Stray(_) => {}
         }
         self.resync = Some(resync);
@@ -97,7 +126,8 @@ impl Term {
 
     /// The resync under way broke off or cannot be trusted: what it did not show is unknown.
     pub(super) fn give_up_resync(&mut self, now: Moment) {
-        self.resync = None;
+        // The next one finds what this one has lost.
+        self.state_lost |= self.resync.take().is_some_and(|resync| resync.state_lost);
         self.schedule.resync_failed(now);
     }
 
@@ -115,8 +145,9 @@ impl Term {
         let service = service_of_id(cluster, &registration.id).unwrap_or_else(ObjectKey::orphaned);
         let fingerprint = registration.fingerprint();
         let known = self.known.registration(&service, &registration.id);
+        let before = known.and_then(|known| known.fingerprint);
         let (same, certain, resend) = known.map_or((false, true, false), |known| {
-            (known.fingerprint == Some(fingerprint), known.fingerprint.is_some(), known.resend)
+            (before == Some(fingerprint), before.is_some(), known.resend)
         });
         let critical = registration.check == Check::Critical;
         self.known.put(
@@ -131,7 +162,7 @@ impl Term {
             self.known.resend(&service, &registration.id);
         }
         if !same {
-            self.drifted(resync, service, &record, certain, || as_found(observed));
+            self.drifted(resync, service, &record, certain.then_some(before), as_found(observed));
         }
     }
 
@@ -153,62 +184,84 @@ impl Term {
             return;
         }
         let certain = before != Some(PtrState::Unknown);
+        let content = match before {
+            Some(PtrState::Ours(content)) => Some(content),
+            _ => None,
+        };
         let Some(holder) = holder else {
             resync.fixed += usize::from(certain);
             return self.orphan_ptr(key.clone());
         };
-        let writer = || format!("its value is now {:?}", observed.record.value);
-        self.drifted(resync, holder, &RecordKey::Ptr(key.clone()), certain, writer);
+        let found = format!("its value is now {:?}", observed.record.value);
+        let before = certain.then_some(content);
+        self.drifted(resync, holder, &RecordKey::Ptr(key.clone()), before, found);
     }
 
     fn forget_unseen_registrations(&mut self, resync: &mut Resync, cluster: &ClusterName) {
         let current = self.known.resync;
-        let unseen: Vec<(ObjectKey, Box<str>, bool)> = self
+        let unseen: Vec<(ObjectKey, Box<str>, Option<Fingerprint>)> = self
             .known
             .services()
             .flat_map(|(service, known)| known.iter().map(move |known| (service, known)))
             .filter(|(_, known)| known.resync != current)
             .map(|(service, known)| {
-                (service.clone(), known.id(cluster, service), known.fingerprint.is_some())
+                (service.clone(), known.id(cluster, service), known.fingerprint)
             })
             .filter(|(_, id, _)| !resync.touched.contains(&RecordKey::Registration(id.clone())))
             .collect();
-        for (service, id, certain) in unseen {
+        for (service, id, before) in unseen {
             self.known.deregistered(&service, &id);
-            self.drifted(resync, service, &RecordKey::Registration(id), certain, removed);
+            let before = before.map(Some);
+            self.drifted(resync, service, &RecordKey::Registration(id), before, removed());
         }
     }
 
     fn forget_unseen_ptr(&mut self, resync: &mut Resync) {
         let current = self.known.resync;
-        let unseen: Vec<(Box<str>, bool)> = self
+        let unseen: Vec<(Box<str>, Option<Fingerprint>)> = self
             .known
             .ptr_keys()
             .filter(|(_, known)| known.resync != current)
             .filter(|(key, _)| !resync.touched.contains(&RecordKey::Ptr((*key).clone())))
-            .map(|(key, known)| (key.clone(), matches!(known.state, PtrState::Ours(_))))
+            .map(|(key, known)| match known.state {
+                PtrState::Ours(content) => (key.clone(), Some(content)),
+                _ => (key.clone(), None),
+            })
             .collect();
-        for (key, ours) in unseen {
+        for (key, before) in unseen {
             self.known.forget_ptr(&key);
             if let Some(holder) = self.ptr.claims.holder(&key).cloned() {
-                self.drifted(resync, holder, &RecordKey::Ptr(key), ours, removed);
+                let before = before.map(Some);
+                self.drifted(resync, holder, &RecordKey::Ptr(key), before, removed());
             }
         }
     }
 
-    /// A record is not as it was left, unless it was not `certain` how it was left.
+    /// A record is not as it was left: `before` is what it was, if there was one; `None`: it is not
+    /// certain how it was left.
     fn drifted(
         &mut self,
         resync: &mut Resync,
         service: ObjectKey,
         record: &RecordKey,
-        certain: bool,
-        writer: impl FnOnce() -> String,
+        before: Option<Option<Fingerprint>>,
+        found: String,
     ) {
-        resync.fixed += usize::from(certain);
+        resync.fixed += usize::from(before.is_some());
         // Before the first reconciliation it is a former self that left it so.
-        if certain && self.is_running() {
-            self.changed_by_others(&service, record, resync.began, writer);
+        if let Some(content) = before
+            && self.is_running()
+            && !resync.state_lost
+        {
+            if resync.told < MAX_TOLD {
+                resync.told += 1;
+                self.drift.push(Drift {
+                    service: service.clone(),
+                    record: record.clone(),
+                    found: found.clone(),
+                });
+            }
+            self.changed_by_others(&service, record, content, found, resync.began);
         }
         self.mark(service);
     }

@@ -15,7 +15,7 @@ use super::namespace_nodes::NamespaceNodes;
 use super::plan::Planned;
 use super::problems::Problems;
 use super::queue::Queue;
-use super::resync::Resync;
+use super::resync::{Drift, Resync};
 use super::schedule::Schedule;
 use super::{Config, Moment};
 use crate::domain::consul::names::ForeignNames;
@@ -43,6 +43,10 @@ pub(super) struct Term {
     pub(super) resync: Option<Resync>,
     pub(super) schedule: Schedule,
     pub(super) contention: Contention,
+    /// Whether Consul lost its state since the last resync began.
+    pub(super) state_lost: bool,
+    /// What the resync under way found changed and nobody was told yet.
+    pub(super) drift: Vec<Drift>,
     /// Service IDs that the agent has and the catalog lacks, for longer than the agent needs to pass
     /// them on.
     pub(super) missing_in_catalog: HashSet<Box<str>>,
@@ -135,6 +139,8 @@ impl Term {
             resync: None,
             schedule: Schedule::new(config.resync, config.seed, now),
             contention: Contention::default(),
+            state_lost: false,
+            drift: Vec::new(),
             missing_in_catalog: HashSet::new(),
             problems: Problems::default(),
         }

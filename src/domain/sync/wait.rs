@@ -29,9 +29,9 @@ pub enum Wait {
         /// When.
         until: Moment,
     },
-    /// Somebody else keeps changing it, or has something in its place: left alone until then.
+    /// Somebody else keeps changing it, or has something in its place.
     Contested {
-        /// When it is tried again.
+        /// When it is written again.
         until: Moment,
     },
     /// Consul does not take this content.
@@ -73,6 +73,7 @@ impl Wait {
     pub(super) fn of_failure(failure: &Failure<Fingerprint>) -> Self {
         match failure {
             Failure::Passing { until } => Wait::Backoff { until: *until },
+            Failure::Paused { until, .. } => Wait::Contested { until: *until },
             Failure::Refused { .. } => Wait::Refused,
             Failure::Lasting { until, problem } => match problem.reason {
                 Reason::Denied => Wait::Denied { until: *until },

@@ -12,6 +12,7 @@ use crate::domain::consul::record::{Answer, RecordKey};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, Subject, WatchEvent};
 use crate::domain::problem::Problem;
+use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::sync::{Cause, Core, NotReady, Report, Target};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Trouble;
@@ -210,6 +211,17 @@ impl Reporting {
             Report::Fixed(records) => {
                 self.metrics.repaired.inc_by(records as u64);
                 tracing::warn!(records, "others changed our records in Consul: fixing them");
+            }
+            Report::Drifted { service, record, fields, found } => {
+                let (namespace, name) = (&service.namespace, &service.name);
+                let show = |value: &Option<FieldValue>| {
+                    value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string)
+                };
+                let field = |it: &FieldChange| {
+                    format!("{}: expected {}, found {}", it.field, show(&it.new), show(&it.old))
+                };
+                let fields = fields.iter().map(field).collect::<Vec<_>>().join("; ");
+                tracing::warn!(%namespace, %name, %record, fields, "changed by others: {found}");
             }
             Report::Stray(what) => self.stray(what),
             Report::Failed(what, why) => {

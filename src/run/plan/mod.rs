@@ -332,6 +332,7 @@ impl<'a> Planner<'a> {
             Observation::NamespaceNode(namespace) => {
                 self.reading.nodes.insert(namespace);
             }
+            Observation::MarkerMissing => {}
             Observation::Stray(what) => {
                 self.notes.insert(format!("left alone: {what}"));
             }

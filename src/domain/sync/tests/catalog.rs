@@ -274,32 +274,123 @@ fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
     assert_eq!((simulation.bridge.counts().problems, simulation.registrations.len()), (0, 2));
 }
 
+/// Somebody changes what is registered, and a resync `after` that shows it.
+fn change_by_others(simulation: &mut Simulation, after: Duration) -> usize {
+    for registration in simulation.registrations.values_mut() {
+        registration.meta.insert("owner".to_owned(), "terraform".to_owned());
+    }
+    resync_after(simulation, after)
+}
+
+fn resync_after(simulation: &mut Simulation, after: Duration) -> usize {
+    simulation.now += after;
+    simulation.bridge.handle_timeout(simulation.now);
+    simulation.resync();
+    simulation.step(&mut |_| Fate::Applied);
+    simulation.take_sent()
+}
+
 #[test]
-fn a_record_that_is_changed_back_again_and_again_is_left_to_people() {
+fn n6_a_record_that_others_keep_changing_is_told_and_fixed_every_minute() {
+    let minute = Duration::from_mins(1);
     let mut simulation = in_sync(1);
     simulation.take_sent();
-    let fight = |simulation: &mut Simulation| {
-        for registration in simulation.registrations.values_mut() {
-            registration.meta.insert("owner".to_owned(), "terraform".to_owned());
-        }
-        simulation.now += Duration::from_mins(1);
-        simulation.resync();
-        simulation.step(&mut |_| Fate::Applied);
-        simulation.take_sent()
-    };
-    for round in 1..=5 {
-        assert_eq!(fight(&mut simulation), 1, "round {round}");
+    for round in 1..=12 {
+        assert_eq!(change_by_others(&mut simulation, minute), 1, "round {round}");
+        let problems = simulation.bridge.problems();
+        let told: Vec<_> = problems.iter().map(|(_, _, it)| it.reason).collect();
+        assert_eq!(told, if round > 3 { vec![Reason::Contested] } else { vec![] }, "{round}");
+        let says = |it: &(Subject, &ObjectKey, &Problem)| {
+            it.2.message.contains("kubernetes_ns_s1_http_10.0.0.1")
+                && it.2.message.contains("owner=terraform")
+        };
+        assert!(problems.iter().all(says), "{problems:?}");
     }
-    assert_eq!(fight(&mut simulation), 0, "a fight");
-    let problems = simulation.bridge.problems();
-    let [(Subject::Service, _, problem)] = *problems else { panic!("{problems:?}") };
-    assert_eq!(problem.reason, Reason::Contested);
-    assert!(problem.message.contains("owner=terraform"), "{problem}");
-    // The other writer is gone: it heals by itself.
-    simulation.now += Duration::from_mins(10);
-    simulation.settle();
-    assert_eq!((simulation.take_sent(), simulation.bridge.counts().problems), (1, 0));
-    assert!(!simulation.registrations.values().any(|it| it.meta.contains_key("owner")));
+    // It has stopped: nothing is wrong any more, and after a while nothing is told.
+    for _ in 0..12 {
+        assert_eq!(resync_after(&mut simulation, minute), 0);
+    }
+    assert_eq!(simulation.bridge.problems(), []);
+}
+
+#[test]
+fn n6_a_fight_costs_a_write_a_minute_and_no_more_than_a_minute_without_the_record() {
+    let mut simulation = in_sync(1);
+    simulation.take_sent();
+    let (mut writes, mut absent, mut longest) = (0, 0_u64, 0);
+    for _ in 0..600 {
+        simulation.registrations.clear();
+        writes += resync_after(&mut simulation, Duration::from_secs(1));
+        absent = if simulation.registrations.is_empty() { absent + 1 } else { 0 };
+        longest = longest.max(absent);
+    }
+    assert!(longest <= 60, "{longest} s");
+    assert!((10..=30).contains(&writes), "{writes} writes in ten minutes");
+    // The other one has stopped: no longer than a minute.
+    let mut seconds = 0;
+    while simulation.registrations.is_empty() {
+        resync_after(&mut simulation, Duration::from_secs(1));
+        seconds += 1;
+    }
+    assert!(seconds <= 60, "{seconds} s");
+}
+
+#[test]
+fn n6_newer_states_and_removals_do_not_wait_for_a_fight() {
+    let mut simulation = in_sync(2);
+    simulation.take_sent();
+    while change_by_others(&mut simulation, Duration::from_secs(1)) > 0 {}
+    simulation.seen(slice_seen(1, false));
+    simulation.step(&mut |_| Fate::Applied);
+    assert!(simulation.registered().contains(&"s1 10.0.0.1 Critical".to_owned()));
+    simulation.deleted(Kind::Service, "s2");
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 Critical"]);
+}
+
+#[test]
+fn n7_what_was_lost_with_the_marker_counts_for_nobody() {
+    let mut simulation = in_sync(3);
+    simulation.take_sent();
+    for round in 1..=8 {
+        simulation.registrations.clear();
+        simulation.now += Duration::from_secs(20);
+        simulation.bridge.handle_timeout(simulation.now);
+        if round % 2 == 0 {
+            simulation.bridge.handle_marker_lost(simulation.now);
+            simulation.begin_resync();
+        } else {
+            // Only the reading itself notices.
+            simulation.begin_resync();
+            simulation.bridge.handle_observation(Observation::MarkerMissing);
+        }
+        simulation.show();
+        simulation.finish_resync();
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.take_sent(), 3, "round {round}");
+        assert_eq!(simulation.bridge.problems(), [], "round {round}");
+    }
+}
+
+#[test]
+fn n6_a_change_by_others_is_told_with_its_fields() {
+    let mut simulation = in_sync(1);
+    for registration in simulation.registrations.values_mut() {
+        registration.port = 1;
+    }
+    simulation.resync();
+    let reports = simulation.bridge.take_reports();
+    let told = reports.iter().find_map(|report| match report {
+        Report::Drifted { service, record, fields, .. } => Some((service, record, fields)),
+        _ => None,
+    });
+    let (service, record, fields) = told.expect("the change is told");
+    assert_eq!(
+        (service, record.to_string().as_str()),
+        (&key("s1"), "service ID kubernetes_ns_s1_http_10.0.0.1")
+    );
+    let shown: Vec<_> = fields.iter().map(|it| it.field.as_str()).collect();
+    assert_eq!(shown, ["port"]);
 }
 
 #[test]
