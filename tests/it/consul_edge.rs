@@ -123,9 +123,10 @@ async fn what_the_agent_sink_writes_reads_back_equal() {
         .await
         .unwrap();
     let id = "c_ns_svc_80_fe80::1/ä?#";
-    for check in [Check::Critical, Check::None, Check::Critical] {
+    for (turn, check) in [Check::Critical, Check::None, Check::Critical].into_iter().enumerate() {
         let wanted = registration(id, check);
-        assert_eq!(sink.write(Write::Register(wanted.clone())).await, APPLIED);
+        let write = if turn == 0 { Write::Register } else { Write::Replace };
+        assert_eq!(sink.write(write(wanted.clone())).await, APPLIED);
         let (listing, found) = agent(&client).await.unwrap();
         assert_eq!(listing, Listing { registrations: 1, marker: false });
         assert_eq!(found, [ObservedRegistration { registration: wanted.clone(), index: 0 }]);

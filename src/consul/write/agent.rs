@@ -114,8 +114,8 @@ impl AgentSink {
 // === impl Client ===
 
 impl Client {
-    /// Registers a service with the agent; one of the same ID is overwritten. Its check is the only
-    /// one afterwards.
+    /// Registers a service with the agent, as the hook does; one of the same ID is overwritten. Its
+    /// check is the only one afterwards.
     pub async fn register(&self, service: &AgentService<'_>) -> Result<(), Error> {
         let request = Request::put("/v1/agent/service/register")
             .parameter("replace-existing-checks", "true")

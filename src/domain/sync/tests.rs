@@ -138,7 +138,8 @@ impl Simulation {
     fn begin_resync(&mut self) {
         self.resyncs = false;
         if !self.is_asked(&Action::Resync { consistent: false }) {
-            self.bridge.handle_marker_lost(self.now);
+            // As if its time had come.
+            self.bridge.term.as_mut().unwrap().schedule.hurry_resync(self.now);
             while !self.is_asked(&Action::Resync { consistent: false }) {
                 let action = self.bridge.poll_action(self.now).expect("a resync is due");
                 assert!(!is_write(&action), "a resync comes before any write: {action:?}");

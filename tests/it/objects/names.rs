@@ -185,3 +185,49 @@ async fn n9_a_cluster_ip_keeps_its_ptr_record() -> Result<()> {
     .await?;
     bridge.stop().await
 }
+
+/// N8: what an operator puts on an instance in the agent stays there.
+#[tokio::test]
+async fn n8_maintenance_mode_outlives_our_writes() -> Result<()> {
+    let fixture = Fixture::new("maintenance").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let bridge = fixture.bridge().await?;
+    let instance = fixture.instances("web").await?[0].clone();
+    let id = instance["Service"]["ID"].as_str().unwrap_or_default();
+    let path = format!("/v1/agent/service/maintenance/{id}?enable=true&reason=tests");
+    fixture.consul.api().put(&path, &Value::Null).await?;
+    let wait_for_checks = async |wanted: &[&str]| {
+        eventually(DEADLINE, || async {
+            let found = fixture.consul.api().get("/v1/agent/checks").await?;
+            let of_it = found.as_object().into_iter().flatten();
+            let of_it = of_it.filter(|(_, check)| check["ServiceID"] == id);
+            let mut names: Vec<&str> = of_it.filter_map(|(_, it)| it["Name"].as_str()).collect();
+            names.sort_unstable();
+            ensure!(names == wanted, "{names:?}, want {wanted:?}");
+            Ok(())
+        })
+        .await
+    };
+    let maintenance = "Service Maintenance Mode";
+    wait_for_checks(&[maintenance]).await?;
+    fixture.annotate("web", json!({TAGS: "blue"})).await?;
+    let dns = fixture.dns()?;
+    eventually(DEADLINE, || async {
+        let tags = fixture.instances("web").await?[0]["Service"]["Tags"].clone();
+        ensure!(tags.to_string().contains("blue"), "{tags}");
+        Ok(())
+    })
+    .await?;
+    wait_for_checks(&[maintenance]).await?;
+    // Only our own check comes and goes.
+    fixture.endpoints("web", &[Endpoint::unready("10.1.0.1")], &[("http", 80)]).await?;
+    wait_for_checks(&["Kubernetes readiness", maintenance]).await?;
+    fixture.endpoints("web", &[Endpoint::ready("10.1.0.1")], &[("http", 80)]).await?;
+    wait_for_checks(&[maintenance]).await?;
+    ensure!(dns.ask("web.service.consul", A).await?.is_empty());
+    let path = path.replace("enable=true", "enable=false");
+    fixture.consul.api().put(&path, &Value::Null).await?;
+    let address = fixture.cluster_ip("web").await?;
+    dns.wait_for("web.service.consul", A, &[&address]).await?;
+    bridge.stop().await
+}
