@@ -38,6 +38,17 @@ pub(super) struct Resync {
 /// So many records that a resync found changed are told one by one: enough to find the writer.
 const MAX_TOLD: usize = 8;
 
+/// How a record was left.
+#[derive(Clone, Copy)]
+enum Before {
+    /// That is not certain: a write of it got no answer.
+    Uncertain,
+    /// There was none.
+    Nothing,
+    /// With this content.
+    Content(Fingerprint),
+}
+
 /// A record that was found changed.
 #[derive(Debug)]
 pub(super) struct Drift {
@@ -162,7 +173,12 @@ impl Term {
             self.known.resend(&service, &registration.id);
         }
         if !same {
-            self.drifted(resync, service, &record, certain.then_some(before), as_found(observed));
+            let before = match before {
+                Some(content) => Before::Content(content),
+                None if certain => Before::Nothing,
+                None => Before::Uncertain,
+            };
+            self.drifted(resync, service, &record, before, as_found(observed));
         }
     }
 
@@ -184,16 +200,16 @@ impl Term {
             return;
         }
         let certain = before != Some(PtrState::Unknown);
-        let content = match before {
-            Some(PtrState::Ours(content)) => Some(content),
-            _ => None,
+        let before = match before {
+            Some(PtrState::Ours(content)) => Before::Content(content),
+            Some(PtrState::Unknown) => Before::Uncertain,
+            _ => Before::Nothing,
         };
         let Some(holder) = holder else {
             resync.fixed += usize::from(certain);
             return self.orphan_ptr(key.clone());
         };
         let found = format!("its value is now {:?}", observed.record.value);
-        let before = certain.then_some(content);
         self.drifted(resync, holder, &RecordKey::Ptr(key.clone()), before, found);
     }
 
@@ -211,7 +227,7 @@ impl Term {
             .collect();
         for (service, id, before) in unseen {
             self.known.deregistered(&service, &id);
-            let before = before.map(Some);
+            let before = before.map_or(Before::Uncertain, Before::Content);
             self.drifted(resync, service, &RecordKey::Registration(id), before, removed());
         }
     }
@@ -231,28 +247,29 @@ impl Term {
         for (key, before) in unseen {
             self.known.forget_ptr(&key);
             if let Some(holder) = self.ptr.claims.holder(&key).cloned() {
-                let before = before.map(Some);
+                let before = before.map_or(Before::Uncertain, Before::Content);
                 self.drifted(resync, holder, &RecordKey::Ptr(key), before, removed());
             }
         }
     }
 
-    /// A record is not as it was left: `before` is what it was, if there was one; `None`: it is not
-    /// certain how it was left.
+    /// A record is not as it was left.
     fn drifted(
         &mut self,
         resync: &mut Resync,
         service: ObjectKey,
         record: &RecordKey,
-        before: Option<Option<Fingerprint>>,
+        before: Before,
         found: String,
     ) {
-        resync.fixed += usize::from(before.is_some());
+        let content = match before {
+            Before::Uncertain => return self.mark(service),
+            Before::Nothing => None,
+            Before::Content(content) => Some(content),
+        };
+        resync.fixed += 1;
         // Before the first reconciliation it is a former self that left it so.
-        if let Some(content) = before
-            && self.is_running()
-            && !resync.state_lost
-        {
+        if self.is_running() && !resync.state_lost {
             if resync.told < MAX_TOLD {
                 resync.told += 1;
                 self.drift.push(Drift {
