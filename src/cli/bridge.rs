@@ -90,8 +90,8 @@ pub struct RegisteredArgs {
     /// Whether Services without an annotation are registered
     #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     default_sync: bool,
-    /// Only this namespace (repeatable) [default: all]
-    #[arg(short = 'n', long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
+    /// Only this namespace (repeatable); '*' is all [default: all]
+    #[arg(short = 'n', long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace_or_all, value_name = "NAMESPACE")]
     namespace: Vec<Box<str>>,
     /// Not this namespace (repeatable, wins)
     #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
@@ -274,7 +274,7 @@ impl BridgeArgs {
             address: self.registered.address,
             health: self.registered.health,
             default_sync: self.registered.default_sync,
-            namespaces: self.registered.namespace.into_iter().collect(),
+            namespaces: selected(self.registered.namespace),
             deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
             selector: self.registered.selector,
             on_conflict: self.registered.on_conflict,
@@ -367,6 +367,19 @@ impl RegisteredArgs {
 fn is_node_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=128).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// What stands for all namespaces.
+const ALL_NAMESPACES: &str = "*";
+
+fn namespace_or_all(text: &str) -> Result<Box<str>, String> {
+    if text == ALL_NAMESPACES { Ok(text.into()) } else { namespace(text) }
+}
+
+/// The namespaces that are selected; none: all.
+fn selected<C: FromIterator<Box<str>>>(namespaces: Vec<Box<str>>) -> C {
+    let all = namespaces.iter().any(|namespace| **namespace == *ALL_NAMESPACES);
+    namespaces.into_iter().filter(|_| !all).collect()
 }
 
 fn namespace(text: &str) -> Result<Box<str>, String> {

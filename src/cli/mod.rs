@@ -14,6 +14,7 @@ mod pages;
 mod plan;
 mod purge;
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::bridge::BridgeArgs;
@@ -126,10 +127,24 @@ pub fn main() -> ExitCode {
     if import::is_invoked_as_consul8s(std::env::args_os().next()) {
         return ExitCode::from(import::Consul8sCli::parse().run());
     }
-    ExitCode::from(match Cli::try_parse() {
+    let empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|it| it.is_empty());
+    let command = without_variables(Cli::command(), &empty);
+    let parsed = command.try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    ExitCode::from(match parsed {
         Ok(cli) => cli.run(),
         Err(error) => misused(&error),
     })
+}
+
+/// The command without the variables of its flags that are not to count, in subcommands too: an empty
+/// one is unset, as for Consul's own command. A manifest that sets one to nothing asks for nothing.
+fn without_variables(command: clap::Command, leave_out: &dyn Fn(&OsStr) -> bool) -> clap::Command {
+    command
+        .mut_args(|arg| match arg.get_env() {
+            Some(variable) if leave_out(variable) => arg.env(None::<&str>),
+            _ => arg,
+        })
+        .mut_subcommands(|subcommand| without_variables(subcommand, leave_out))
 }
 
 /// Tells what is wrong with the command line, or the help that it asks for.

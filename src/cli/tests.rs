@@ -20,6 +20,27 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
+fn l14_a_star_is_all_namespaces() {
+    for args in [&["--namespace", "*"][..], &["--namespace", "shop,*"], &[]] {
+        assert!(options(args).unwrap().sync.settings.namespaces.is_empty(), "{args:?}");
+    }
+    assert_eq!(options(&["--namespace", "shop"]).unwrap().sync.settings.namespaces.len(), 1);
+}
+
+#[test]
+fn l14_an_empty_variable_is_unset() {
+    fn variables(command: &clap::Command) -> usize {
+        let own = command.get_arguments().filter(|arg| arg.get_env().is_some()).count();
+        own + command.get_subcommands().map(variables).sum::<usize>()
+    }
+    assert!(variables(&Cli::command()) > 40);
+    assert_eq!(variables(&without_variables(Cli::command(), &|_| true)), 0);
+    let only = |variable: &std::ffi::OsStr| variable == "KUBE_CONSUL_NAMESPACE";
+    let left = variables(&without_variables(Cli::command(), &only));
+    assert!(left > 0 && left < variables(&Cli::command()));
+}
+
+#[test]
 fn wrong_usage_names_the_flag_and_what_was_expected() {
     for (args, expected) in [
         (vec!["--cluster", "Not A Label"], "--cluster"),

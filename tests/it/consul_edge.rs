@@ -837,3 +837,42 @@ async fn l3_a_registration_over_the_bound_is_read_by_its_id() {
     let nodes = client.other_nodes(&cluster(), &[node].into()).await.unwrap();
     assert_eq!(nodes, [consul.node().into()].into());
 }
+
+/// Certificates are taken up as soon as they are renewed on disk, and only if they are of use.
+#[tokio::test]
+async fn l8_renewed_certificates_are_taken_up_without_a_restart() {
+    let (authority, former) = (Authority::new("ours").unwrap(), Authority::new("former").unwrap());
+    let consul = Consul::start(ConsulOptions::dev().tls(&authority, false).unwrap()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    let replace = |pem: &str| {
+        let next = folder.path().join("next");
+        std::fs::write(&next, pem).unwrap();
+        std::fs::rename(&next, &ca_file).unwrap();
+    };
+    replace(former.pem());
+    install_provider();
+    let config = Config {
+        address: consul.url().parse().unwrap(),
+        ca_file: Some(ca_file.clone()),
+        ..Config::default()
+    };
+    let client = Client::new(&config).unwrap();
+    assert!(matches!(client.leader().await, Err(Error::Unreachable { .. })), "another CA");
+    replace(authority.pem());
+    eventually(PATIENCE, || async { anyhow::Ok(client.leader().await.map(drop)?) }).await.unwrap();
+    // A file that is no use changes nothing, nor does one that is gone.
+    replace("nothing");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    client.leader().await.unwrap();
+    std::fs::remove_file(&ca_file).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    client.leader().await.unwrap();
+    replace(former.pem());
+    eventually(PATIENCE, || async {
+        anyhow::ensure!(client.leader().await.is_err(), "the new one counts again");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}

@@ -1,7 +1,10 @@
 //! Sending requests without knowing where tokens come from: connections, bounded bodies, and what
 //! an answer's headers say.
 
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -13,6 +16,7 @@ use crate::consul::http::error::Error;
 use crate::consul::http::request::{Request, encode};
 use crate::consul::http::setup::{BuildError, basic, trust, with_server_name};
 use crate::consul::http::stream::{Item, Layout, Malformed, Splitter};
+use crate::domain::text::chain;
 
 /// A connection within a datacenter takes about 1 ms, with TLS and a lost SYN 3 s: past 5 s it
 /// is not coming. Less than every deadline, so that what ends by it was surely not sent.
@@ -39,10 +43,15 @@ const MAX_BODY: usize = 4 << 20;
 /// As much of an error's body as is read: rollbacks of 128 operations with a sentence each.
 const MAX_ERROR_BODY: usize = 64 << 10;
 
+/// How often the certificate files are looked at, when there is something to send: a kubelet takes a
+/// minute and more to bring a renewed Secret, which is renewed days before it is needed.
+const LOOK_AT_FILES: Duration = Duration::from_secs(2);
+
 /// Requests without the token: the connection pool and what goes into each URL.
 #[derive(Debug)]
 pub(in crate::consul) struct Transport {
-    http: reqwest::Client,
+    http: Mutex<Connections>,
+    config: Config,
     base: String,
     /// Where requests go, for people.
     pub display: String,
@@ -51,6 +60,19 @@ pub(in crate::consul) struct Transport {
     /// `dc`, encoded, where set.
     datacenter: String,
 }
+
+/// The connection pool, and the certificate files that it was made from.
+#[derive(Debug)]
+struct Connections {
+    http: reqwest::Client,
+    stamp: Stamp,
+    /// When the files were looked at.
+    looked: Instant,
+}
+
+/// What tells that a file is another one: its path, change time, size and inode. A Secret's volume
+/// swaps a link, which a look through it shows.
+type Stamp = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
 
 /// A success, or a 404, which several calls give a meaning to. Its body is yet to be read.
 #[derive(Debug)]
@@ -75,38 +97,14 @@ pub(in crate::consul) struct Evidence {
 impl Transport {
     /// Reads the certificate files; connects to nothing.
     pub(in crate::consul) fn new(config: &Config) -> Result<Self, BuildError> {
-        let mut base = config.base_url();
-        let mut headers = HeaderMap::new();
-        if let Some(auth) = &config.http_auth {
-            headers.insert(AUTHORIZATION, basic(auth)?);
-        }
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_keepalive(KEEPALIVE)
-            // Consul's API redirects nothing, and a token must not follow to another host.
-            .redirect(reqwest::redirect::Policy::none())
-            // Consul is a neighbour: never through a proxy for the outside world.
-            .no_proxy();
-        if let Address::Unix(path) = &config.address {
-            builder = builder.unix_socket(path.as_path());
-        }
-        if config.uses_tls() {
-            builder = trust(builder, config)?;
-            if let Some(name) = &config.tls_server_name {
-                (builder, base) = with_server_name(builder, &mut headers, name, &base)?;
-            }
-        } else {
-            // An image without CA certificates must do for plain HTTP.
-            builder = builder.tls_certs_only([]);
-        }
-        let http = builder.default_headers(headers).build().map_err(BuildError::Http)?;
+        let stamp = stamp(config);
+        let (http, base) = connections(config)?;
         let parameter = |name: &str, value: &Option<String>| {
             value.as_ref().map(|value| format!("&{name}={}", encode(value))).unwrap_or_default()
         };
         Ok(Self {
-            http,
+            http: Mutex::new(Connections { http, stamp, looked: Instant::now() }),
+            config: config.clone(),
             base,
             display: config.display_url(),
             tenancy: parameter("ns", &config.namespace)
@@ -115,14 +113,41 @@ impl Transport {
         })
     }
 
+    /// The connection pool. Certificate files that were renewed are taken up: those who are connected
+    /// stay so, new connections show and trust what is on disk. Files that are no use change nothing.
+    fn http(&self) -> reqwest::Client {
+        // Each change is one step, so a panic elsewhere leaves it whole.
+        let mut current = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.looked.elapsed() >= LOOK_AT_FILES {
+            current.looked = Instant::now();
+            let stamp = stamp(&self.config);
+            if stamp != current.stamp {
+                match connections(&self.config) {
+                    Ok((http, _)) => {
+                        tracing::info!("the certificate files for Consul were renewed");
+                        current.http = http;
+                    }
+                    Err(error) => tracing::warn!(
+                        error = chain(&error),
+                        "the certificate files for Consul changed and cannot be used: those of before stay in use"
+                    ),
+                }
+                current.stamp = stamp;
+            }
+        }
+        current.http.clone()
+    }
+
     /// Sends a request with this token.
     pub(in crate::consul) async fn send(
         &self,
         request: &Request,
         token: Option<&SecretString>,
     ) -> Result<Reply, Error> {
-        let mut builder =
-            self.http.request(request.method.clone(), self.url(request)).timeout(request.deadline);
+        let mut builder = self
+            .http()
+            .request(request.method.clone(), self.url(request))
+            .timeout(request.deadline);
         if let Some(secret) = token {
             // A token that no header can carry becomes a builder error, without its text.
             let value = HeaderValue::from_str(secret.expose_secret()).map(|mut value| {
@@ -163,6 +188,52 @@ impl Transport {
         let mark = if query.is_empty() { "" } else { "?" };
         format!("{}{}{mark}{}", self.base, request.path, query.trim_start_matches('&'))
     }
+}
+
+/// The connection pool that this configuration asks for, and what URLs begin with.
+fn connections(config: &Config) -> Result<(reqwest::Client, String), BuildError> {
+    let mut base = config.base_url();
+    let mut headers = HeaderMap::new();
+    if let Some(auth) = &config.http_auth {
+        headers.insert(AUTHORIZATION, basic(auth)?);
+    }
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tcp_keepalive(KEEPALIVE)
+        // Consul's API redirects nothing, and a token must not follow to another host.
+        .redirect(reqwest::redirect::Policy::none())
+        // Consul is a neighbour: never through a proxy for the outside world.
+        .no_proxy();
+    if let Address::Unix(path) = &config.address {
+        builder = builder.unix_socket(path.as_path());
+    }
+    if config.uses_tls() {
+        builder = trust(builder, config)?;
+        if let Some(name) = &config.tls_server_name {
+            (builder, base) = with_server_name(builder, &mut headers, name, &base)?;
+        }
+    } else {
+        // An image without CA certificates must do for plain HTTP.
+        builder = builder.tls_certs_only([]);
+    }
+    let http = builder.default_headers(headers).build().map_err(BuildError::Http)?;
+    Ok((http, base))
+}
+
+/// The certificate files as they are now.
+fn stamp(config: &Config) -> Stamp {
+    if !config.uses_tls() {
+        return Stamp::new();
+    }
+    let files =
+        [&config.ca_file, &config.ca_directory, &config.client_certificate, &config.client_key];
+    let state = |path: &PathBuf| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.modified().ok()?, found.len(), found.ino()))
+    };
+    files.into_iter().flatten().map(|path| (path.clone(), state(path))).collect()
 }
 
 // === impl Reply ===
