@@ -909,4 +909,6 @@ impl Core {
 }
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;

@@ -7,8 +7,6 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::domain::consul::names::{Holder, Holders};
 use crate::domain::consul::record::{ObservedRegistration, PtrOwner, PtrRecord, Registration};
@@ -29,10 +27,6 @@ enum Fate {
     Denied,
     /// No answer, and never applied.
     Lost,
-    /// No answer, and applied all the same.
-    AppliedUnanswered,
-    /// No answer, and applied 20 s later.
-    AppliedLate,
 }
 
 /// A bridge beside a Consul that exists in memory only.
@@ -46,7 +40,6 @@ struct Simulation {
     /// The names that others hold; `None`: they cannot be read for now.
     names: Option<ForeignNames>,
     index: u64,
-    late: Vec<(Moment, Write)>,
     /// Writes that were sent.
     sent: Vec<Write>,
     /// What was asked and is answered by the test.
@@ -77,7 +70,6 @@ impl Simulation {
             namespace_nodes: BTreeSet::new(),
             names: Some(ForeignNames::new()),
             index: 0,
-            late: Vec::new(),
             sent: Vec::new(),
             asked: Vec::new(),
             resyncs: false,
@@ -297,14 +289,6 @@ impl Simulation {
             Fate::Failed => Answer::Failed("no leader".to_owned()),
             Fate::Denied => Answer::Denied("no right".to_owned()),
             Fate::Lost => Answer::Unanswered("timeout".to_owned()),
-            Fate::AppliedUnanswered => {
-                self.apply(write);
-                Answer::Unanswered("timeout".to_owned())
-            }
-            Fate::AppliedLate => {
-                self.late.push((self.now + Duration::from_secs(20), write));
-                Answer::Unanswered("timeout".to_owned())
-            }
         }
     }
 
@@ -348,19 +332,11 @@ impl Simulation {
             if self.sent.len() > sent {
                 last = self.now;
             }
-            if self.now >= last + QUIET && self.late.is_empty() {
+            if self.now >= last + QUIET {
                 return last;
             }
-            let late = self.late.iter().map(|(due, _)| *due).min();
-            let next = [self.bridge.next_timeout(), late, Some(last + QUIET)];
+            let next = [self.bridge.next_timeout(), Some(last + QUIET)];
             self.now = next.into_iter().flatten().min().unwrap_or(self.now).max(self.now);
-            let (due, rest) =
-                std::mem::take(&mut self.late).into_iter().partition(|(due, _)| *due <= self.now);
-            self.late = rest;
-            let due: Vec<(Moment, Write)> = due;
-            for (_, write) in due {
-                self.apply(write);
-            }
         }
         panic!("it does not come to rest");
     }
@@ -375,11 +351,6 @@ impl Simulation {
             .values()
             .map(|r| format!("{} {} {:?}", r.service, r.address, r.check))
             .collect()
-    }
-
-    /// The PTR records by key.
-    fn ptr_values(&self) -> BTreeMap<&str, &str> {
-        self.kv.values().map(|it| (&*it.record.key, &*it.record.value)).collect()
     }
 
     fn take_sent(&mut self) -> usize {
@@ -697,107 +668,4 @@ fn only_labels_that_can_change_a_registration_are_kept() {
     simulation.seen(labelled(&[("tier", "web"), ("consul", "true")]));
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 0, "an import");
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Service(u8, u8),
-    Ready(u8, bool),
-    Delete(u8),
-    DeleteSlice(u8),
-    Pass(u16),
-    Resync,
-    Lose,
-}
-
-fn events() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        2 => (1..6_u8, 1..6_u8).prop_map(|(n, address)| Event::Service(n, address)),
-        2 => (1..6_u8, any::<bool>()).prop_map(|(n, ready)| Event::Ready(n, ready)),
-        2 => (1..6_u8).prop_map(Event::Delete),
-        2 => (1..6_u8).prop_map(Event::DeleteSlice),
-        2 => (0..5000_u16).prop_map(Event::Pass),
-        2 => Just(Event::Resync),
-        1 => Just(Event::Lose),
-    ]
-}
-
-fn fates() -> impl Strategy<Value = Fate> {
-    prop_oneof![
-        3 => Just(Fate::Applied),
-        1 => Just(Fate::Failed),
-        1 => Just(Fate::Denied),
-        1 => Just(Fate::Lost),
-        1 => Just(Fate::AppliedUnanswered),
-        1 => Just(Fate::AppliedLate),
-    ]
-}
-
-fn happen(simulation: &mut Simulation, event: &Event) {
-    match *event {
-        // Two Services may share an address, and so a PTR key.
-        Event::Service(n, address) => {
-            simulation.seen(SeenObject::Service(key(&format!("s{n}")), numbered(address)));
-        }
-        Event::Ready(n, ready) => simulation.seen(slice_seen(n, ready)),
-        Event::Delete(n) => simulation.deleted(Kind::Service, &format!("s{n}")),
-        Event::DeleteSlice(n) => simulation.deleted(Kind::EndpointSlice, &format!("s{n}-x")),
-        Event::Pass(milliseconds) => simulation.now += Duration::from_millis(milliseconds.into()),
-        Event::Resync => simulation.resync(),
-        Event::Lose => {
-            // What is not applied by then is fenced.
-            simulation.late.clear();
-            simulation.lose();
-            simulation.acquire();
-        }
-    }
-}
-
-/// 400 cases take two seconds; `PROPTEST_CASES` asks for another number.
-fn cases() -> ProptestConfig {
-    match std::env::var_os("PROPTEST_CASES") {
-        Some(_) => ProptestConfig::default(),
-        None => ProptestConfig::with_cases(400),
-    }
-}
-
-proptest! {
-    #![proptest_config(cases())]
-
-    /// It converges, equal means silent, and newer wins: whatever becomes of the writes, once both
-    /// sides stand still Consul has what an undisturbed bridge would have written, and nothing more
-    /// is sent.
-    #[test]
-    fn it_converges_after_any_faults(
-        events in prop::collection::vec((events(), prop::bool::weighted(0.7)), 1..30),
-        fates in prop::collection::vec(fates(), 0..40),
-    ) {
-        let mut faulty = Simulation::of_catalog();
-        let mut calm = Simulation::of_catalog();
-        for simulation in [&mut faulty, &mut calm] {
-            simulation.resync();
-            for kind in WATCHED { simulation.list(kind, []); }
-        }
-        let mut fates = fates.into_iter();
-        for (event, send) in &events {
-            happen(&mut faulty, event);
-            happen(&mut calm, event);
-            if *send {
-                faulty.step(&mut |_| fates.next().unwrap_or(Fate::Applied));
-            }
-        }
-        for simulation in [&mut faulty, &mut calm] {
-            if !simulation.resyncs { simulation.resync(); }
-            simulation.settle();
-        }
-        prop_assert_eq!(&faulty.registrations, &calm.registrations);
-        prop_assert_eq!(faulty.ptr_values(), calm.ptr_values());
-        prop_assert_eq!(&faulty.namespace_nodes, &calm.namespace_nodes);
-        faulty.take_sent();
-        faulty.resync();
-        faulty.settle();
-        prop_assert_eq!(faulty.take_sent(), 0, "planning after applying is empty");
-        prop_assert!(faulty.bridge.is_settled());
-        prop_assert_eq!(faulty.bridge.counts().backlog, 0, "something is left behind");
-    }
 }

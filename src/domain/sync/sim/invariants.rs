@@ -1,0 +1,307 @@
+//! What must hold at each step, seen from outside the core.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::domain::consul::names::{ForeignNames, lookup_form};
+use crate::domain::consul::record::{Check, RecordKey, Registration, Write};
+use crate::domain::consul::registration_id::service_of_id;
+use crate::domain::flights::FlightId;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service};
+use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
+use crate::domain::services::settings::Settings;
+use crate::domain::sync::Moment;
+use crate::domain::sync::sim::consul::{Consul, Registered};
+use crate::domain::sync::sim::kubernetes::View;
+
+/// How long a write without an answer may still be applied.
+pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
+/// With fewer records than this, losing most of them may be everyday life.
+const MANY: usize = 24;
+
+pub(super) type Checked = Result<(), String>;
+
+/// What a process has to go by in one term, and what it has done.
+#[derive(Debug, Default)]
+pub(super) struct Term {
+    /// Records that a request is under way for.
+    pub(super) in_flight: BTreeMap<RecordKey, FlightId>,
+    /// Namespaces whose node is being removed.
+    pub(super) removing: BTreeSet<Box<str>>,
+    /// Namespaces to which a write got no answer, and until when it may be applied.
+    pub(super) uncertain: Vec<(Moment, Box<str>)>,
+    /// What this term has written last, and how often the record had been changed by then.
+    pub(super) certain: BTreeMap<RecordKey, (Write, u64, u32)>,
+    /// How many readings have begun.
+    pub(super) readings: usize,
+    /// How many readings have ended well.
+    pub(super) read: usize,
+    /// The names that others hold, as they were read last.
+    pub(super) names: Option<ForeignNames>,
+    /// Names that each Service has had since the term began.
+    pub(super) held: BTreeSet<(ObjectKey, Box<str>)>,
+}
+
+/// What follows from a view if every name may be had.
+pub(super) struct Wanted<'v> {
+    settings: &'v Settings,
+    view: &'v View,
+    /// Who wants each name.
+    claimants: BTreeMap<Box<str>, BTreeSet<ObjectKey>>,
+    /// Names that machines have ever had.
+    machines: &'v BTreeSet<Box<str>>,
+    /// Services of which an incomplete list was rightly believed.
+    excused: &'v BTreeSet<ObjectKey>,
+}
+
+// === impl Wanted ===
+
+impl<'v> Wanted<'v> {
+    pub(super) fn new(
+        settings: &'v Settings,
+        view: &'v View,
+        machines: &'v BTreeSet<Box<str>>,
+        excused: &'v BTreeSet<ObjectKey>,
+    ) -> Self {
+        let mut claimants: BTreeMap<Box<str>, BTreeSet<ObjectKey>> = BTreeMap::new();
+        for (key, service) in services(view) {
+            for name in wanted(settings, key, service).claims(service).into_keys() {
+                claimants.entry((&*name).into()).or_default().insert(key.clone());
+            }
+        }
+        Self { settings, view, claimants, machines, excused }
+    }
+
+    /// What ought to be there for the Service; none: it does not exist.
+    fn of(&self, key: &ObjectKey) -> Option<Desired> {
+        let object = self.view.objects.get(&(Kind::Service, key.clone()))?;
+        let SeenObject::Service(_, service) = object else { return None };
+        let slices = self.view.objects.values().filter_map(|object| match object {
+            SeenObject::EndpointSlice(of, slice)
+                if of.namespace == key.namespace && *slice.service == *key.name =>
+            {
+                Some(slice)
+            }
+            _ => None,
+        });
+        let slices: Vec<&EndpointSlice> = slices.collect();
+        let nodes = self.view.objects.values().filter_map(|object| match object {
+            SeenObject::Node(key, node) => Some((&*key.name, node)),
+            _ => None,
+        });
+        let nodes: Vec<(&str, &Node)> = nodes.collect();
+        let nodes = self.view.listed.contains(&Kind::Node).then_some(nodes.iter().copied());
+        let granted = |_: &str, _| Permit::Granted(Neighbours::default());
+        Some(desired(self.settings, key, service, slices.into_iter(), nodes, &granted))
+    }
+
+    /// Whether a name that the Service wants is wanted by others, or had by machines.
+    pub(super) fn is_disputed(&self, key: &ObjectKey) -> bool {
+        let mut wanted = self.claimants.iter().filter(|(_, of)| of.contains(key));
+        wanted.any(|(name, of)| of.len() > 1 || self.machines.contains(name))
+    }
+
+    /// Whether objects that make the Service's instances could never be read.
+    fn is_unread(&self, key: &ObjectKey) -> bool {
+        self.view.unread.iter().any(|(kind, unread)| {
+            let never_read = !self.view.objects.contains_key(&(*kind, unread.clone()));
+            match kind {
+                Kind::Service => unread == key && never_read,
+                Kind::EndpointSlice => {
+                    let of = unread.name.rsplit_once('-').map_or(&*unread.name, |(of, _)| of);
+                    never_read && unread.namespace == key.namespace && of == &*key.name
+                }
+                Kind::Node => false,
+            }
+        })
+    }
+
+    /// A registration is written: it must say what is wanted now.
+    pub(super) fn check_register(&self, registration: &Registration) -> Checked {
+        let Some(service) = service_of_id(&self.settings.cluster, &registration.id) else {
+            return Err(format!("a registration without a Service is written: {registration:?}"));
+        };
+        if self.excused.contains(&service) {
+            return Ok(());
+        }
+        let wanted = self.of(&service).unwrap_or_default();
+        let Some(wanted) = wanted.registrations.get(&registration.id) else {
+            return Err(format!("what nobody wants is written: {registration:?}"));
+        };
+        // An instance whose new name others have keeps the one that it has.
+        let named = Registration { service: registration.service.clone(), ..wanted.clone() };
+        if named != *registration || !self.is_disputed(&service) && wanted != registration {
+            return Err(format!(
+                "an older state is written: wanted {wanted:?}, written {registration:?}"
+            ));
+        }
+        if registration.check == Check::Critical && self.is_unread(&service) {
+            return Err(format!("{} turns critical out of ignorance", registration.id));
+        }
+        Ok(())
+    }
+
+    /// A registration is removed: nothing may want it.
+    pub(super) fn check_deregister(&self, id: &str, stands: Option<&Registered>) -> Checked {
+        let Some(service) = service_of_id(&self.settings.cluster, id) else { return Ok(()) };
+        if self.excused.contains(&service) {
+            return Ok(());
+        }
+        if self.is_unread(&service) {
+            return Err(format!("{id} is removed though its Service could not be read"));
+        }
+        // The name under which it stands may be another Service's by now.
+        let name = stands.map(|it| lookup_form(&it.registration.service));
+        let claimants = name.and_then(|name| self.claimants.get(&*name));
+        let is_lost = claimants.is_some_and(|of| of.iter().any(|other| *other != service));
+        let wanted = self.of(&service).unwrap_or_default();
+        if wanted.keeps(id) && !self.is_disputed(&service) && !is_lost {
+            return Err(format!("{id} is removed although it is wanted"));
+        }
+        Ok(())
+    }
+
+    fn claimants_of_ptr(&self, key: &str) -> impl Iterator<Item = &ObjectKey> {
+        services(self.view)
+            .map(|(service, _)| service)
+            .filter(move |it| self.of(it).is_some_and(|wanted| wanted.reverse.contains_key(key)))
+    }
+
+    pub(super) fn check_put_ptr(&self, key: &str) -> Checked {
+        if self.claimants_of_ptr(key).next().is_none() && self.excused.is_empty() {
+            return Err(format!("the PTR record {key} is written, and no Service claims it"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_delete_ptr(&self, key: &str) -> Checked {
+        let mut claimants = self.claimants_of_ptr(key);
+        let undisputed = claimants.find(|it| !self.is_disputed(it) && !self.excused.contains(it));
+        match undisputed {
+            Some(service) => Err(format!("the PTR record {key} is removed, {service} claims it")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what a list of `kind` hides is so much that it may not be believed; the Services
+    /// that would lose by it.
+    pub(super) fn loses_most(
+        settings: &Settings,
+        consul: &Consul,
+        term: &Term,
+        kind: Kind,
+        hidden: &[SeenObject],
+    ) -> (bool, BTreeSet<ObjectKey>) {
+        let services: BTreeSet<ObjectKey> = hidden
+            .iter()
+            .filter_map(|object| match object {
+                SeenObject::Service(key, _) => Some(key.clone()),
+                SeenObject::EndpointSlice(key, slice) => {
+                    Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
+                }
+                SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
+            })
+            .collect();
+        // What is under way is not known to be there.
+        let is_known = |registered: &&Registered| {
+            let record = RecordKey::Registration(registered.registration.id.clone());
+            !term.in_flight.contains_key(&record)
+        };
+        let total = consul.registrations.values().filter(is_known).count();
+        let lost = consul.registrations.values().filter(is_known).filter(|it| {
+            let service = service_of_id(&settings.cluster, &it.registration.id);
+            let is_up = kind == Kind::Service || it.registration.check != Check::Critical;
+            is_up && service.is_some_and(|service| services.contains(&service))
+        });
+        (total >= MANY && lost.count() * 10 > total * 7, services)
+    }
+}
+
+fn services(view: &View) -> impl Iterator<Item = (&ObjectKey, &Service)> {
+    view.objects.values().filter_map(|object| match object {
+        SeenObject::Service(key, service) => Some((key, service)),
+        _ => None,
+    })
+}
+
+// === impl Term ===
+
+impl Term {
+    /// A request for this record is sent.
+    pub(super) fn begin(&mut self, record: &RecordKey, flight: FlightId) -> Checked {
+        match self.in_flight.insert(record.clone(), flight) {
+            Some(_) => Err(format!("{record}: a second request while one is under way")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn end(&mut self, flight: FlightId) {
+        self.in_flight.retain(|_, of| *of != flight);
+    }
+
+    /// A write to the node of this namespace is sent.
+    pub(super) fn check_node(&self, namespace: &str) -> Checked {
+        if self.removing.contains(namespace) {
+            return Err(format!("a write to namespace {namespace} while its node is removed"));
+        }
+        Ok(())
+    }
+
+    /// The node of this namespace is to be removed.
+    pub(super) fn check_node_removal(
+        &self,
+        namespace: &str,
+        settings: &Settings,
+        now: Moment,
+    ) -> Checked {
+        let on_it = |record: &RecordKey| match record {
+            RecordKey::Registration(id) => service_of_id(&settings.cluster, id)
+                .is_some_and(|service| &*service.namespace == namespace),
+            RecordKey::Ptr(_) | RecordKey::NamespaceNode(_) => false,
+        };
+        if let Some(record) = self.in_flight.keys().find(|record| on_it(record)) {
+            return Err(format!("the node of {namespace} is removed while {record} is written"));
+        }
+        if self.uncertain.iter().any(|(until, of)| &**of == namespace && *until > now) {
+            return Err(format!("the node of {namespace} is removed while a write is uncertain"));
+        }
+        Ok(())
+    }
+
+    /// A write that changes nothing, of a record that this term wrote last.
+    pub(super) fn check_silent(&self, write: &Write, consul: &Consul) -> Checked {
+        let record = write.key();
+        let Some((last, version, token)) = self.certain.get(&record) else { return Ok(()) };
+        let same = match (last, write) {
+            (Write::Register(a) | Write::Replace(a), Write::Register(b) | Write::Replace(b)) => {
+                a == b && (consul.is_catalog || *token == consul.token)
+            }
+            (Write::PutPtr { record: a, .. }, Write::PutPtr { record: b, .. }) => a == b,
+            (Write::Deregister { .. }, Write::Deregister { .. })
+            | (Write::DeletePtr { .. }, Write::DeletePtr { .. }) => true,
+            _ => false,
+        };
+        if same && *version == consul.version(&record) {
+            return Err(format!("{record} is written although it is as it should be: {write:?}"));
+        }
+        Ok(())
+    }
+
+    /// A name under which the Service has nothing is only taken once it is known to be free.
+    pub(super) fn check_name(&self, service: &ObjectKey, name: &str) -> Checked {
+        let form = lookup_form(name);
+        if self.held.contains(&(service.clone(), (&*form).into())) {
+            return Ok(());
+        }
+        let is_held = || self.held.iter().any(|(_, held)| **held == *form);
+        match self.names.as_ref().map(|names| names.get(&*form)) {
+            None => Err(format!("{name} is taken before it is known who has it")),
+            // Another replica's.
+            Some(Some(holders)) if !holders.ours || is_held() => {
+                Err(format!("{name} is joined, which others hold"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! A Kubernetes API: objects, what their watches say, and lists that may show nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Kind, SeenObject, Service, WatchEvent};
+use crate::domain::sync::Moment;
+use crate::domain::sync::sim::ops::{Endpoints, Mode, Name, Shape, WatchedKind};
+use crate::domain::testing::{ip, node, port, service, slice};
+
+/// The name of [`Name::OfMachines`].
+pub(super) const MACHINES: &str = "postgres";
+
+/// How many endpoints a crowd has: more than a half of all that there may ever be.
+const CROWD: u8 = 40;
+
+/// The objects of a cluster, and all that has ever happened to them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kubernetes {
+    objects: BTreeMap<(Kind, ObjectKey), Object>,
+    log: BTreeMap<Kind, Vec<Change>>,
+    created: i64,
+    pub(super) nodes_denied: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Object {
+    object: SeenObject,
+    is_decodable: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Seen(SeenObject),
+    Deleted(ObjectKey),
+}
+
+/// One watch, which lists first.
+#[derive(Debug)]
+pub(super) struct Watch {
+    state: State,
+    /// Until when it says nothing.
+    pub(super) stalled_until: Moment,
+    /// How many of its next lists show nothing.
+    pub(super) empty_lists: u8,
+}
+
+#[derive(Debug)]
+enum State {
+    ToList,
+    /// What is left of a list, and where in the log the watch goes on.
+    Listing {
+        left: Vec<SeenObject>,
+        then: usize,
+        /// What it does not show although it is there.
+        hidden: Vec<SeenObject>,
+    },
+    Watching {
+        next: usize,
+    },
+}
+
+/// What a watch says next.
+#[derive(Debug)]
+pub(super) enum Said {
+    Events(Vec<WatchEvent>),
+    /// A list is over that did not show these objects, which exist.
+    Listed(Vec<WatchEvent>, Vec<SeenObject>),
+    Denied,
+    Nothing,
+}
+
+pub(super) fn key(n: u8) -> ObjectKey {
+    let n = n % 5;
+    ObjectKey::new(if n < 3 { "a" } else { "b" }, format!("s{n}"))
+}
+
+fn slice_key(n: u8, of: u8) -> ObjectKey {
+    let service = key(n);
+    ObjectKey::new(service.namespace.clone(), format!("{}-{}", service.name, of % 2))
+}
+
+pub(super) fn node_key(n: u8) -> ObjectKey {
+    ObjectKey::new("", format!("n{}", n % 3))
+}
+
+/// The addresses that Services share.
+pub(super) fn address(n: u8) -> String {
+    format!("10.0.0.{}", 1 + n % 4)
+}
+
+impl WatchedKind {
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            WatchedKind::Services => Kind::Service,
+            WatchedKind::Slices => Kind::EndpointSlice,
+            WatchedKind::Nodes => Kind::Node,
+        }
+    }
+}
+
+// === impl Kubernetes ===
+
+impl Kubernetes {
+    /// One that has these objects, as if it had never had others.
+    pub(super) fn with_objects_of(other: &Self) -> Self {
+        let (objects, created) = (other.objects.clone(), other.created);
+        Self { objects, created, ..Self::default() }
+    }
+
+    pub(super) fn put_service(&mut self, n: u8, shape: &Shape) {
+        let key = key(n);
+        let before = self.objects.get(&(Kind::Service, key.clone())).map(|it| it.object.clone());
+        let (uid, created) = if let Some(SeenObject::Service(_, service)) = before {
+            (service.uid.clone(), service.created)
+        } else {
+            self.created += 1;
+            (format!("uid-{}", self.created).into(), self.created)
+        };
+        let tag = format!("t{}", shape.tag);
+        let mut annotations = vec![("kube-consul.io/service-tags", tag.as_str())];
+        match shape.name {
+            Name::Own => {}
+            Name::Shared => annotations.push(("kube-consul.io/service-name", "shared")),
+            Name::OfAnother => annotations.push(("kube-consul.io/service-name", "s1")),
+            Name::OfMachines => annotations.push(("kube-consul.io/service-name", MACHINES)),
+        }
+        match shape.mode {
+            Mode::ClusterIp | Mode::Headless => {}
+            Mode::NodePort => annotations.push(("kube-consul.io/address", "node-port")),
+            Mode::Off => annotations.push(("kube-consul.io/sync", "false")),
+        }
+        let object = service()
+            .annotations(&annotations)
+            .with(|it| {
+                (it.uid, it.created) = (uid, created);
+                it.cluster_ips = match shape.mode {
+                    Mode::Headless => Vec::new(),
+                    _ => vec![ip(&address(shape.address))],
+                };
+                it.ports[0].node_port = Some(30_000 + u16::from(n % 5));
+                if shape.two_ports {
+                    it.ports.push(port("admin", 81));
+                }
+            })
+            .build();
+        self.put(SeenObject::Service(key, object));
+    }
+
+    pub(super) fn put_slice(&mut self, n: u8, of: u8, endpoints: &Endpoints) {
+        let addresses: Vec<(String, bool)> = (0..3)
+            .filter(|bit| endpoints.present & (1 << bit) != 0)
+            .map(|bit| (format!("10.1.{}.{bit}", n % 2), endpoints.ready & (1 << bit) != 0))
+            .collect();
+        let addresses: Vec<(&str, bool)> =
+            addresses.iter().map(|(address, ready)| (address.as_str(), *ready)).collect();
+        let number = 8080 + u16::from(of % 2);
+        let slice = slice(&key(n).name, &[("http", number), ("admin", 9090)], &addresses);
+        self.put(SeenObject::EndpointSlice(slice_key(n, of), slice));
+    }
+
+    /// A headless Service of many endpoints.
+    pub(super) fn put_crowd(&mut self) {
+        let crowd = service().with(|it| it.cluster_ips.clear()).build();
+        self.put(SeenObject::Service(ObjectKey::new("c", "crowd"), crowd));
+        let addresses: Vec<String> = (0..CROWD).map(|n| format!("10.2.0.{n}")).collect();
+        let endpoints: Vec<(&str, bool)> = addresses.iter().map(|it| (it.as_str(), true)).collect();
+        let slice = slice("crowd", &[("http", 8080)], &endpoints);
+        self.put(SeenObject::EndpointSlice(ObjectKey::new("c", "crowd-0"), slice));
+    }
+
+    pub(super) fn put_node(&mut self, n: u8, ready: bool) {
+        let node = node(&[&format!("192.0.2.{}", 10 + n % 3)], ready);
+        self.put(SeenObject::Node(node_key(n), node));
+    }
+
+    pub(super) fn delete_service(&mut self, n: u8) {
+        self.delete(Kind::Service, &key(n));
+    }
+
+    pub(super) fn delete_slice(&mut self, n: u8, of: u8) {
+        self.delete(Kind::EndpointSlice, &slice_key(n, of));
+    }
+
+    pub(super) fn delete_node(&mut self, n: u8) {
+        self.delete(Kind::Node, &node_key(n));
+    }
+
+    /// The object does not decode until it changes.
+    pub(super) fn spoil(&mut self, kind: WatchedKind, n: u8) {
+        let key = match kind {
+            WatchedKind::Services => key(n),
+            WatchedKind::Slices => slice_key(n, 0),
+            WatchedKind::Nodes => node_key(n),
+        };
+        if let Some(object) = self.objects.get_mut(&(kind.kind(), key)) {
+            object.is_decodable = false;
+            let shown = object.shown();
+            self.log.entry(kind.kind()).or_default().push(Change::Seen(shown));
+        }
+    }
+
+    /// All decodes again.
+    pub(super) fn heal(&mut self) {
+        self.nodes_denied = false;
+        let spoilt = self.objects.values().filter(|object| !object.is_decodable);
+        let spoilt: Vec<SeenObject> = spoilt.map(|object| object.object.clone()).collect();
+        for object in spoilt {
+            self.put(object);
+        }
+    }
+
+    pub(super) fn services(&self) -> impl Iterator<Item = (&ObjectKey, &Service)> {
+        self.objects.values().filter_map(|object| match &object.object {
+            SeenObject::Service(key, service) => Some((key, service)),
+            _ => None,
+        })
+    }
+
+    /// The addresses of a Service's endpoints.
+    pub(super) fn endpoints(&self, service: &ObjectKey) -> impl Iterator<Item = IpAddr> {
+        let slices = self.objects.values().filter_map(|object| match &object.object {
+            SeenObject::EndpointSlice(key, slice) => Some((key, slice)),
+            _ => None,
+        });
+        slices
+            .filter(|(key, slice)| {
+                key.namespace == service.namespace && slice.service == service.name
+            })
+            .flat_map(|(_, slice)| slice.endpoints.iter().map(|endpoint| endpoint.address))
+    }
+
+    fn put(&mut self, object: SeenObject) {
+        let (kind, key) = (object.kind(), key_of(&object));
+        self.log.entry(kind).or_default().push(Change::Seen(object.clone()));
+        self.objects.insert((kind, key), Object { object, is_decodable: true });
+    }
+
+    fn delete(&mut self, kind: Kind, key: &ObjectKey) {
+        if self.objects.remove(&(kind, key.clone())).is_some() {
+            self.log.entry(kind).or_default().push(Change::Deleted(key.clone()));
+        }
+    }
+
+    fn list(&self, kind: Kind) -> Vec<SeenObject> {
+        let of_kind = self.objects.iter().filter(|((of, _), _)| *of == kind);
+        of_kind.map(|(_, object)| object.shown()).collect()
+    }
+}
+
+impl Object {
+    fn shown(&self) -> SeenObject {
+        if self.is_decodable {
+            return self.object.clone();
+        }
+        SeenObject::Undecodable(self.object.kind(), key_of(&self.object), "odd".to_owned())
+    }
+}
+
+pub(super) fn key_of(object: &SeenObject) -> ObjectKey {
+    match object {
+        SeenObject::Service(key, _)
+        | SeenObject::EndpointSlice(key, _)
+        | SeenObject::Node(key, _)
+        | SeenObject::Undecodable(_, key, _) => key.clone(),
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    pub(super) fn new() -> Self {
+        Self { state: State::ToList, stalled_until: Moment::ZERO, empty_lists: 0 }
+    }
+
+    /// It ends, and lists again.
+    pub(super) fn ends(&mut self) {
+        self.state = State::ToList;
+    }
+
+    /// When it has something to say.
+    pub(super) fn due(&self, kind: Kind, kubernetes: &Kubernetes) -> Option<Moment> {
+        let waits = match &self.state {
+            State::Watching { next } => {
+                kubernetes.log.get(&kind).is_some_and(|log| log.len() > *next)
+            }
+            State::ToList | State::Listing { .. } => true,
+        };
+        waits.then_some(self.stalled_until)
+    }
+
+    /// What it says now. A list comes in two parts.
+    pub(super) fn says(&mut self, kind: Kind, kubernetes: &Kubernetes) -> Said {
+        let end = kubernetes.log.get(&kind).map_or(0, Vec::len);
+        match &mut self.state {
+            State::ToList if kind == Kind::Node && kubernetes.nodes_denied => Said::Denied,
+            State::ToList => {
+                let mut left = kubernetes.list(kind);
+                let mut hidden = Vec::new();
+                if self.empty_lists > 0 {
+                    self.empty_lists -= 1;
+                    hidden = std::mem::take(&mut left);
+                }
+                let rest = left.split_off(left.len() / 2);
+                let shown = left.into_iter().map(WatchEvent::Seen);
+                let events = std::iter::once(WatchEvent::ListStarted(kind)).chain(shown).collect();
+                self.state = State::Listing { left: rest, then: end, hidden };
+                Said::Events(events)
+            }
+            State::Listing { left, then, hidden } => {
+                let shown = std::mem::take(left).into_iter().map(WatchEvent::Seen);
+                let events = shown.chain([WatchEvent::ListCompleted(kind)]).collect();
+                let said = Said::Listed(events, std::mem::take(hidden));
+                self.state = State::Watching { next: *then };
+                said
+            }
+            State::Watching { next } => {
+                let Some(change) = kubernetes.log.get(&kind).and_then(|log| log.get(*next)) else {
+                    return Said::Nothing;
+                };
+                *next += 1;
+                Said::Events(vec![match change.clone() {
+                    Change::Seen(object) => WatchEvent::Seen(object),
+                    Change::Deleted(key) => WatchEvent::Deleted(kind, key),
+                }])
+            }
+        }
+    }
+}
+
+/// What a process was told of the cluster, and has to go by.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    pub(super) objects: BTreeMap<(Kind, ObjectKey), SeenObject>,
+    /// What could not be read, of which an older state may be known.
+    pub(super) unread: BTreeSet<(Kind, ObjectKey)>,
+    pub(super) listed: BTreeSet<Kind>,
+    listing: BTreeMap<Kind, BTreeSet<ObjectKey>>,
+}
+
+// === impl View ===
+
+impl View {
+    /// Takes what a watch said. `hidden`: what exists although the list that is over lacks it.
+    pub(super) fn take(&mut self, event: &WatchEvent, hidden: &[SeenObject]) {
+        match event {
+            WatchEvent::ListStarted(kind) => drop(self.listing.insert(*kind, BTreeSet::new())),
+            WatchEvent::Seen(object) => {
+                let (kind, key) = (object.kind(), key_of(object));
+                if let Some(shown) = self.listing.get_mut(&kind) {
+                    shown.insert(key.clone());
+                }
+                self.see(kind, key, object.clone());
+            }
+            WatchEvent::ListCompleted(kind) => {
+                let shown = self.listing.remove(kind).unwrap_or_default();
+                let is_gone = |(of, key): &(Kind, ObjectKey)| of == kind && !shown.contains(key);
+                self.objects.retain(|place, _| !is_gone(place));
+                self.unread.retain(|place| !is_gone(place));
+                self.listed.insert(*kind);
+                for object in hidden {
+                    self.see(object.kind(), key_of(object), object.clone());
+                }
+            }
+            WatchEvent::Deleted(kind, key) => {
+                self.objects.remove(&(*kind, key.clone()));
+                self.unread.remove(&(*kind, key.clone()));
+            }
+        }
+    }
+
+    fn see(&mut self, kind: Kind, key: ObjectKey, object: SeenObject) {
+        if matches!(object, SeenObject::Undecodable(..)) {
+            self.unread.insert((kind, key));
+        } else {
+            self.unread.remove(&(kind, key.clone()));
+            self.objects.insert((kind, key), object);
+        }
+    }
+
+    /// Nodes are watched no longer.
+    pub(super) fn forget_nodes(&mut self) {
+        self.objects.retain(|(kind, _), _| *kind != Kind::Node);
+        self.unread.retain(|(kind, _)| *kind != Kind::Node);
+        self.listed.remove(&Kind::Node);
+        self.listing.remove(&Kind::Node);
+    }
+}

@@ -1,0 +1,50 @@
+//! Sequences that have failed, each shrunk and named.
+
+use super::ops::{
+    Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Shape, Target, WatchedKind,
+};
+use super::run;
+
+const SHAPE: Shape =
+    Shape { address: 0, mode: Mode::ClusterIp, name: Name::Own, two_ports: false, tag: 0 };
+
+fn assert_runs(target: Target, ops: &[Op]) {
+    let scenario = Scenario { target, crowd: false, pods_have_ptr: false };
+    assert_eq!(run(&(scenario, ops.to_vec()), false), Ok(()));
+}
+
+#[test]
+fn a_service_that_decodes_again_as_it_was_has_no_problem_any_more() {
+    assert_runs(
+        Target::Agent,
+        &[Op::Service(0, SHAPE), Op::Undecodable(WatchedKind::Services, 0), Op::Pass(6)],
+    );
+}
+
+#[test]
+fn a_name_that_a_lost_term_was_about_to_take_is_looked_up_again() {
+    let sharing = Shape { address: 2, name: Name::OfAnother, ..SHAPE };
+    let two_ports = Shape { address: 2, two_ports: true, ..SHAPE };
+    let ops = [
+        Op::Service(0, sharing),
+        Op::Pass(7),
+        Op::Service(1, two_ports),
+        Op::LeaseEnds(188),
+        Op::WatchEnds(0, WatchedKind::Services),
+    ];
+    assert_runs(Target::Elected, &ops);
+}
+
+#[test]
+fn what_others_have_on_a_node_keeps_it_beside_what_is_ours() {
+    let service = Op::Service(3, SHAPE);
+    let ops = [Op::Foreign(Foreign::OnNode, 65), Op::Pass(84_009), service, Op::DeleteService(3)];
+    assert_runs(Target::Catalog, &ops);
+}
+
+#[test]
+fn a_registration_applied_late_is_followed_by_the_newer_one() {
+    let ready = Op::Slice(0, 0, Endpoints { present: 1, ready: 1 });
+    let late = Op::Next(Fate::AppliedLate(20_000), Pace(1, 1));
+    assert_runs(Target::Agent, &[late, Op::Service(0, SHAPE), Op::Pass(5), ready, Op::Pass(500)]);
+}

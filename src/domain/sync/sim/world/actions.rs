@@ -1,0 +1,157 @@
+//! What a core wants done, and whether it may.
+
+use super::*;
+
+// === impl World ===
+
+impl World {
+    /// Lets the core do what is due, and does what it wants.
+    pub(super) fn turn(&mut self, place: usize) -> Checked {
+        let now = self.now;
+        let core = &mut self.processes[place].core;
+        if core.next_timeout().is_some_and(|due| due <= now) {
+            core.handle_timeout(now);
+        }
+        let mut actions = 0;
+        while let Some(action) = self.processes[place].core.poll_action(now) {
+            actions += 1;
+            if actions > MOST_ACTIONS {
+                return Err(format!("more and more is to be done at once: {action:?}"));
+            }
+            if !matches!(action, Action::Heartbeat | Action::ReadCatalog) {
+                self.processes[place].busy = now;
+            }
+            self.act(place, action)?;
+        }
+        let process = &mut self.processes[place];
+        if process.core.next_timeout().is_some_and(|due| due <= now) {
+            return Err("all is done, and it wants to be woken at once".to_owned());
+        }
+        process.take_reports()
+    }
+
+    pub(super) fn act(&mut self, place: usize, action: Action) -> Checked {
+        if self.trace {
+            eprintln!("{:>9.3}     {place}: {action:?}", self.now.as_secs_f64());
+        }
+        let of = self.of(place);
+        let leads = !matches!(self.processes[place].lead, Lead::Candidate { .. });
+        let is_of_consul = !matches!(
+            action,
+            Action::Relist
+                | Action::ReadIdentity
+                | Action::WatchNodes
+                | Action::StopWatchingNodes
+                | Action::Heartbeat
+                | Action::WriteMarker
+        );
+        if is_of_consul && !(leads && self.processes[place].is_connected) {
+            return Err(format!("one that does not lead: {action:?}"));
+        }
+        match action {
+            Action::Write { flight, groups } => {
+                self.check_writes(place, flight, &groups)?;
+                let groups = groups.into_iter().map(|group| group.writes).collect();
+                self.send(of, flight, What::Write(groups))?;
+            }
+            Action::ReadPtr { flight, key } => {
+                self.processes[place].term.begin(&RecordKey::Ptr(key.clone()), flight)?;
+                self.send(of, flight, What::ReadPtr(key))?;
+            }
+            Action::RemoveNamespaceNode { flight, namespace } => {
+                let (now, settings) = (self.now, &self.settings);
+                let term = &mut self.processes[place].term;
+                term.check_node_removal(&namespace, settings, now)?;
+                term.removing.insert(namespace.clone());
+                self.send(of, flight, What::RemoveNode(namespace))?;
+            }
+            Action::Resync { consistent } => self.begin_reading(of, consistent)?,
+            Action::ReadNames => self.after(TICK, Event::Names(of)),
+            Action::ReadCatalog => self.after(TICK, Event::Catalog(of)),
+            Action::ReadIdentity => self.after(TICK, Event::Identity(of)),
+            Action::WriteMarker => self.after(TICK, Event::MarkerWritten(of)),
+            Action::Heartbeat => self.after(TICK, Event::Heartbeat(of)),
+            Action::Relist => self.processes[place].watches.values_mut().for_each(Watch::ends),
+            Action::WatchNodes => {
+                self.processes[place].watches.insert(Kind::Node, Watch::new());
+            }
+            Action::StopWatchingNodes => {
+                let process = &mut self.processes[place];
+                process.watches.remove(&Kind::Node);
+                process.excused.remove(&Kind::Node);
+                process.view.forget_nodes();
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_writes(
+        &mut self,
+        place: usize,
+        flight: FlightId,
+        groups: &[Group],
+    ) -> Checked {
+        let process = &mut self.processes[place];
+        if groups.len() > process.capacity.groups {
+            return Err(format!("{} groups in one request", groups.len()));
+        }
+        if process.term.read == 0 {
+            return Err("a write before Consul was read".to_owned());
+        }
+        let listed = [Kind::Service, Kind::EndpointSlice];
+        if !listed.iter().all(|kind| process.view.listed.contains(kind)) {
+            return Err("a write before all is listed".to_owned());
+        }
+        let mut excused: BTreeSet<ObjectKey> =
+            process.excused.values().flatten().cloned().collect();
+        if process.excused.contains_key(&Kind::Node) {
+            let all = process.view.objects.values().map(key_of);
+            excused.extend(all);
+        }
+        let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
+        let is_holding = process.core.is_holding();
+        for write in groups.iter().flat_map(|group| &group.writes) {
+            process.term.begin(&write.key(), flight)?;
+            process.term.check_silent(write, &self.consul)?;
+            match write {
+                Write::Register(registration) | Write::Replace(registration) => {
+                    process.term.check_node(&registration.namespace)?;
+                    let service = service_of_id(&self.settings.cluster, &registration.id);
+                    let service = service.unwrap_or_else(ObjectKey::orphaned);
+                    process.term.check_name(&service, &registration.service)?;
+                    if !is_holding {
+                        wanted.check_register(registration)?;
+                    }
+                }
+                Write::Deregister { id, namespace, .. } => {
+                    process.term.check_node(namespace)?;
+                    wanted.check_deregister(id, self.consul.registrations.get(id))?;
+                }
+                Write::PutPtr { record, .. } if !is_holding => wanted.check_put_ptr(&record.key)?,
+                Write::DeletePtr { key, .. } => wanted.check_delete_ptr(key)?,
+                Write::PutPtr { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, of: Of, flight: FlightId, what: What) -> Checked {
+        let under_way = self.requests.values().filter(|it| it.of == of).count();
+        if under_way >= self.processes[of.place].capacity.flights {
+            return Err(format!("{under_way} requests are under way, and one more is sent"));
+        }
+        let (fate, Pace(there, back)) =
+            self.fates.pop_front().unwrap_or((Fate::Applied, Pace(1, 1)));
+        let session = match self.processes[of.place].lead {
+            Lead::Leading { session } => Some(session),
+            Lead::Alone | Lead::Candidate { .. } => None,
+        };
+        self.serial += 1;
+        let (number, token) = (self.serial, self.consul.token);
+        let back = Duration::from_millis(back.into());
+        let request = Request { of, flight, session, token, what, fate, back, reply: None };
+        self.requests.insert(number, request);
+        self.after(Duration::from_millis(there.into()), Event::Arrives(number));
+        Ok(())
+    }
+}

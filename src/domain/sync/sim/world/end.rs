@@ -1,0 +1,89 @@
+//! What is left when all is over.
+
+use super::*;
+
+// === impl World ===
+
+impl World {
+    /// Whether nothing is left to do, neither here nor on the way.
+    pub(in crate::domain::sync::sim) fn is_at_rest(&self) -> bool {
+        let is_settled =
+            self.leader().is_some_and(|it| it.core.is_settled() && !it.core.is_holding());
+        let is_late = |event: &Event| matches!(event, Event::AppliedLate(_));
+        is_settled && self.requests.is_empty() && !self.events.values().any(is_late)
+    }
+
+    /// Whether what is there must be right by now: the leader has had nothing to do for a while,
+    /// and has read all since somebody else changed anything. `for_good`: what people have to mend.
+    pub(in crate::domain::sync::sim) fn must_be_right(&self, for_good: &[&str]) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let is_read = leader.read.is_some_and(|began| began > self.disturbed);
+        let is_quiet = self.now >= leader.busy + QUIET;
+        let is_for_good = |reason: &str| for_good.contains(&reason);
+        is_read
+            && is_quiet
+            && self.is_at_rest()
+            && !self.problems().iter().any(|(_, _, reason)| is_for_good(reason))
+    }
+
+    pub(super) fn leader(&self) -> Option<&Process> {
+        self.processes.iter().find(|it| !matches!(it.lead, Lead::Candidate { .. }))
+    }
+
+    /// Whether something is left behind that is never done.
+    pub(in crate::domain::sync::sim) fn has_backlog(&self) -> bool {
+        self.processes.iter().any(|it| it.core.counts().backlog > 0)
+    }
+
+    pub(in crate::domain::sync::sim) fn backlog(&self) -> String {
+        let each = self.processes.iter().map(|it| {
+            format!(
+                "{:?}, {} to do, settled: {}, holding: {}",
+                it.lead,
+                it.core.counts().backlog,
+                it.core.is_settled(),
+                it.core.is_holding()
+            )
+        });
+        format!("{}; {} requests", each.collect::<Vec<_>>().join("; "), self.requests.len())
+    }
+
+    /// What is wrong, as the leader says.
+    pub(in crate::domain::sync::sim) fn problems(&self) -> BTreeSet<(String, String, String)> {
+        let problems = self.leader().map(|it| it.core.problems()).unwrap_or_default();
+        let words = |(subject, key, problem): (Subject, &ObjectKey, &Problem)| {
+            (subject.as_str().to_owned(), key.to_string(), problem.reason.to_string())
+        };
+        problems.into_iter().map(words).collect()
+    }
+
+    /// Who is not ready although all is done.
+    pub(in crate::domain::sync::sim) fn check_readiness(&self) -> Checked {
+        for process in &self.processes {
+            let readiness = process.core.readiness(self.now);
+            if readiness != Readiness::Ready {
+                return Err(format!("{:?}: {readiness:?}", process.lead));
+            }
+        }
+        Ok(())
+    }
+
+    /// Services of which more may be there, or less, by what was there before: machines have had
+    /// the name that they want, or Consul refuses what they are now.
+    pub(in crate::domain::sync::sim) fn depends_on_the_past(&self) -> Past {
+        let mut past = Past::default();
+        for (key, service) in self.kubernetes.services() {
+            let wanted = wanted(&self.settings, key, service);
+            let mut names = wanted.claims(service).into_keys();
+            let is_refused = service.annotations.values().any(|value| &**value == REFUSED_TAG);
+            if is_refused || names.any(|name| self.machines.contains(&*name)) {
+                past.services.insert(key.clone());
+                past.namespaces.insert(key.namespace.clone());
+                let addresses = service.cluster_ips.iter().copied();
+                let addresses = addresses.chain(self.kubernetes.endpoints(key));
+                past.ptr.extend(addresses.map(|address| ptr_key(address).into()));
+            }
+        }
+        past
+    }
+}

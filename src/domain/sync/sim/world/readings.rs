@@ -1,0 +1,78 @@
+//! Readings of Consul, which go on step by step.
+
+use super::*;
+
+// === impl World ===
+
+impl World {
+    pub(super) fn begin_reading(&mut self, of: Of, consistent: bool) -> Checked {
+        let process = &mut self.processes[of.place];
+        if process.term.readings == 0 && !consistent {
+            return Err("the first reading of a term may be outdated".to_owned());
+        }
+        if process.reading.is_some() {
+            return Err("a second reading while one goes on".to_owned());
+        }
+        process.term.readings += 1;
+        let first = if self.consul.is_catalog { Part::Nodes } else { Part::Agent };
+        process.reading = Some(Reading { began: self.now, left: [first, Part::Kv].into(), at: 0 });
+        let (each, _) = self.readings;
+        self.after(each, Event::ReadingReads(of));
+        Ok(())
+    }
+
+    pub(super) fn reading_reads(&mut self, of: Of) -> Checked {
+        let (each, fails_at) = self.readings;
+        let Some(reading) = &mut self.processes[of.place].reading else { return Ok(()) };
+        let Some(part) = reading.left.pop_front() else { return Ok(()) };
+        if fails_at == Some(reading.at) {
+            return self.reading_ends(of, Err("told by the simulation".to_owned()));
+        }
+        reading.at += 1;
+        let shown = match part {
+            Part::Kv => self.consul.show_kv(),
+            _ if !self.consul.marker => {
+                // Once it is written and shows again, the rest of the reading is true.
+                self.consul.marker = true;
+                reading.left.push_front(part);
+                Vec::new()
+            }
+            Part::Agent => self.consul.show_registrations(None),
+            Part::Node(namespace) => self.consul.show_registrations(Some(&namespace)),
+            Part::Nodes => {
+                let nodes = self.consul.marked_nodes();
+                for namespace in nodes.iter().rev() {
+                    reading.left.push_front(Part::Node(namespace.clone()));
+                }
+                nodes.into_iter().map(Observation::NamespaceNode).collect()
+            }
+        };
+        self.after(each, Event::ReadingShows(of, shown));
+        Ok(())
+    }
+
+    pub(super) fn reading_shows(&mut self, of: Of, shown: &[Observation]) -> Checked {
+        let Some(reading) = &self.processes[of.place].reading else { return Ok(()) };
+        let is_over = reading.left.is_empty();
+        for seen in shown {
+            self.processes[of.place].core.handle_observation(seen.clone());
+        }
+        if is_over {
+            return self.reading_ends(of, Ok(()));
+        }
+        self.after(Duration::ZERO, Event::ReadingReads(of));
+        self.turn(of.place)
+    }
+
+    pub(super) fn reading_ends(&mut self, of: Of, result: Result<(), String>) -> Checked {
+        let now = self.now;
+        let process = &mut self.processes[of.place];
+        let began = process.reading.take().map(|reading| reading.began);
+        if result.is_ok() {
+            process.read = began;
+        }
+        process.term.read += usize::from(result.is_ok());
+        process.core.handle_resync(result, now);
+        self.turn(of.place)
+    }
+}
