@@ -88,9 +88,10 @@ pub struct ObjectProblem {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// What is wrong.
-    #[serde(flatten)]
-    pub problem: Problem,
+    /// What kind of problem.
+    pub reason: &'static str,
+    /// What was expected, what was found and what to do.
+    pub message: String,
 }
 
 // === impl ObjectProblem ===
@@ -102,7 +103,8 @@ impl ObjectProblem {
             kind: kind.as_str(),
             namespace: key.namespace.to_string(),
             name: key.name.to_string(),
-            problem: problem.clone(),
+            reason: problem.reason.as_str(),
+            message: problem.message.clone(),
         }
     }
 }
@@ -116,6 +118,18 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its instances in Consul.
     pub instances: Vec<InstanceStatus>,
+    /// Records that are not as they ought to be and not written now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<WaitingRecord>,
+}
+
+/// A record that is not as it ought to be and not written now.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitingRecord {
+    /// Which.
+    pub record: String,
+    /// What it waits for.
+    pub reason: String,
 }
 
 /// One instance in Consul.

@@ -20,28 +20,29 @@
 //!
 //! # Glossary
 //!
-//! - *Service*: the Kubernetes object; what Consul calls a service is a *Consul name*. *Nobody* is
-//!   the Service of records that are ours and belong to none.
+//! - *Service*: the Kubernetes object; what Consul calls a service is a *Consul name*. *Orphaned*
+//!   is what is ours and belongs to no Service.
 //! - *Node*: the Kubernetes object. A *namespace node* is the catalog's node on which the
-//!   registrations of one namespace stand, the *base node* the one that carries the cluster's mark.
+//!   registrations of one namespace are, the *base node* the one that carries the cluster's mark.
 //! - *Record*: one thing in Consul that is written and answered by itself: a registration or a
 //!   PTR record.
 //! - *Registration*: one instance of a Service, an address with a port, under a Consul name.
 //! - *PTR record*: a KV entry that leads from an address to a Consul name; its *holder* writes
-//!   it, and *orphaned* is one of ours that no Service claims.
-//! - *Desired*: what ought to stand in Consul; *known*: what does, by the ledger.
+//!   it.
+//! - *Desired*: what ought to be in Consul; *known*: what is, by the ledger.
 //! - *Fingerprint*: a hash of all of a record that we set. Two that are equal cost no write.
 //! - *Claim*: that a Service wants a Consul name or a PTR key. The first in rank has it; it
 //!   *changes hands* when that becomes another one.
-//! - *Unit*: what is under way for one Service. *Track*: what is under way for one record.
-//! - *Dirty*: a Service that has to be planned again.
-//! - *Reading*, *read-back*: all that is ours in Consul is read and compared with the ledger.
-//! - *Marker*: what of ours a true reading must show, or it is no evidence of absence: the sentinel
+//! - *Dirty*: a Service that has to be planned again. *Plan*: what is written of it now; *wait*: why
+//!   a record is not. *Flight*: one request with the records that it writes.
+//! - *Term*: from acquiring leadership to losing it; what is known of Consul ends with it.
+//! - *Resync*: all that is ours in Consul is read and compared with the ledger.
+//! - *Marker*: what of ours a true resync must show, or it is no evidence of absence: the sentinel
 //!   of an agent, the base node of the catalog.
 //! - *Unknown*: what was not read, or not with certainty. It is never taken for absent.
 //! - *Uncertain*: a write that got no answer and may still be applied.
-//! - *Held*: a removal that waits for a second look or for `--allow-removals`. *Suspect*: an object
-//!   that a list lacks and that is taken to exist until that look.
+//! - *Held*: a removal that waits for a second list or for `--allow-removals`. *Suspect*: an object
+//!   that a list lacks and that is taken to exist until that list.
 //! - *Foreign*: in Consul, and not by any bridge.
 
 pub mod backoff;

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use serde::Serialize;
-
 /// One thing that is wrong with one object. It never stops the others (invariant: isolation).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Problem {
     /// What kind of problem: the reason of the Kubernetes Event and the label of the metric.
     pub reason: Reason,
@@ -14,7 +12,7 @@ pub struct Problem {
 }
 
 /// Kinds of problems. Their names are CamelCase words, as reasons of Kubernetes Events are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// An annotation's value is not what it has to be.
     InvalidAnnotation,

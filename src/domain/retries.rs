@@ -134,6 +134,12 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.of.get(owner).into_iter().flatten()
     }
 
+    /// Whether a failure of an owner's records passes: something is still to be done.
+    pub fn has_passing(&self, owner: &O) -> bool {
+        let passes = |it: &Failed<O, C>| matches!(it.failure, Some(Failure::Passing { .. }));
+        self.of(owner).any(|record| self.records.get(record).is_some_and(passes))
+    }
+
     /// What people are told of the failures of an owner's records: nothing of what passes.
     pub fn problems(&self, owner: &O) -> impl Iterator<Item = (&K, &Problem)> {
         self.of(owner).filter_map(|record| match self.records.get(record)?.failure.as_ref()? {

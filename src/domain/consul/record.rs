@@ -5,8 +5,6 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 
-use serde::Serialize;
-
 use crate::domain::kube::names::ClusterName;
 
 /// Meta key that marks a registration as a bridge's, with the cluster's name as value
@@ -29,7 +27,7 @@ pub const SERVICE_META: &str = "external-k8s-service";
 pub const READINESS_CHECK: &str = "Kubernetes readiness";
 
 /// One service instance in Consul, with all the fields that we set.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Registration {
     /// The service ID; see [`RecordKey`].
     pub id: Box<str>,
@@ -52,7 +50,7 @@ pub struct Registration {
 }
 
 /// The readiness check of an instance. A Consul service without checks counts as passing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Check {
     /// None: ready (or health is not mirrored).
     None,
@@ -63,7 +61,7 @@ pub enum Check {
 }
 
 /// A reverse-DNS record in the KV store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PtrRecord {
     /// The KV key, for example `0.70.254.10.IN-ADDR.ARPA/10.254.70.176`.
     pub key: Box<str>,

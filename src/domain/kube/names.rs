@@ -5,8 +5,6 @@ use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 /// Namespace and name of a Kubernetes object. Shared: a Service's stands in many places, each of
 /// which needs one word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,7 +20,7 @@ pub struct Names {
 }
 
 /// Name of the Kubernetes cluster whose records these are: one RFC 1123 label.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClusterName(Box<str>);
 
 /// A string that is not an RFC 1123 label.

@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::Serialize;
-
 use crate::domain::consul::record::{Check, Registration};
 
 /// One field that differs. A record that does not exist has no fields.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldChange {
     /// The field: `service`, `address`, `port`, `tags`, `meta.<key>`, `weight` or `check` of a
     /// registration, `value` of a PTR record.
@@ -20,8 +18,7 @@ pub struct FieldChange {
 }
 
 /// What a field says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FieldValue {
     /// A number.
     Number(u16),

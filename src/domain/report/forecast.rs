@@ -1,4 +1,4 @@
-//! What a bridge would change: the writes of a reconciler, none of which is sent, against what
+//! What a bridge would change: the writes of the core, none of which is sent, against what
 //! Consul has.
 //!
 //! Several writes to one record count as the last: what is shown is where it leads to.
@@ -9,11 +9,10 @@ use crate::domain::consul::record::{RecordKey, Registration, Write};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::report::difference::{FieldChange, ptr_difference, registration_difference};
-use crate::domain::sync::Cause;
 
-/// What Consul has, whole: a reconciler keeps fingerprints only.
+/// What Consul has, whole: the core keeps fingerprints only.
 #[derive(Clone, Debug, Default)]
-pub struct Reading {
+pub struct Snapshot {
     /// Our registrations, by service ID.
     pub registrations: BTreeMap<Box<str>, Registration>,
     /// The values of the PTR keys, ours or not.
@@ -22,19 +21,19 @@ pub struct Reading {
     pub nodes: BTreeSet<Box<str>>,
 }
 
-/// Writes that would be made.
+/// Writes that would be made; `H`: why one is held back.
 #[derive(Debug)]
-pub struct Forecast {
+pub struct Forecast<H> {
     cluster: ClusterName,
-    writes: BTreeMap<RecordKey, Outcome>,
+    writes: BTreeMap<RecordKey, Outcome<H>>,
 }
 
 /// What a record would be.
 #[derive(Debug)]
-struct Outcome {
+struct Outcome<H> {
     service: ObjectKey,
     record: Option<Record>,
-    held: Option<Cause>,
+    held: Option<H>,
 }
 
 #[derive(Debug)]
@@ -45,7 +44,7 @@ enum Record {
 
 /// One record that would be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct Change<H> {
     /// Which.
     pub record: RecordKey,
     /// What would happen to it.
@@ -55,12 +54,11 @@ pub struct Change {
     /// The fields that differ.
     pub fields: Vec<FieldChange>,
     /// Why it is held back, if it is.
-    pub held: Option<Cause>,
+    pub held: Option<H>,
 }
 
 /// What would happen to a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// It would be created.
     Add,
@@ -72,14 +70,14 @@ pub enum Verb {
 
 // === impl Forecast ===
 
-impl Forecast {
+impl<H> Forecast<H> {
     /// Nothing yet.
     pub fn new(cluster: ClusterName) -> Self {
         Self { cluster, writes: BTreeMap::new() }
     }
 
     /// Takes a write for this Service, as if it had been applied.
-    pub fn applied(&mut self, service: ObjectKey, write: Write, held: Option<Cause>) {
+    pub fn applied(&mut self, service: ObjectKey, write: Write, held: Option<H>) {
         let key = write.key();
         let record = match write {
             Write::Register(it) | Write::Replace(it) => Some(Record::Registration(it)),
@@ -91,16 +89,16 @@ impl Forecast {
 
     /// The changes by Service, in a fixed order; those of records that belong to none by
     /// [`ObjectKey::orphaned`].
-    pub fn changes(self, reading: &Reading) -> BTreeMap<ObjectKey, Vec<Change>> {
-        let mut changes: BTreeMap<ObjectKey, Vec<Change>> = BTreeMap::new();
+    pub fn changes(self, snapshot: &Snapshot) -> BTreeMap<ObjectKey, Vec<Change<H>>> {
+        let mut changes: BTreeMap<ObjectKey, Vec<Change<H>>> = BTreeMap::new();
         for (key, outcome) in self.writes {
             let service = match &key {
                 RecordKey::Ptr(reverse) if outcome.service.is_orphaned() => {
-                    reading.service_at(&self.cluster, reverse).unwrap_or(outcome.service)
+                    snapshot.service_at(&self.cluster, reverse).unwrap_or(outcome.service)
                 }
                 _ => outcome.service,
             };
-            let change = reading.change(key, outcome.record.as_ref(), outcome.held);
+            let change = snapshot.change(key, outcome.record.as_ref(), outcome.held);
             changes.entry(service).or_default().extend(change);
         }
         changes.retain(|_, changes| !changes.is_empty());
@@ -108,9 +106,9 @@ impl Forecast {
     }
 }
 
-// === impl Reading ===
+// === impl Snapshot ===
 
-impl Reading {
+impl Snapshot {
     /// The Service that had an instance at a PTR key's address.
     fn service_at(&self, cluster: &ClusterName, reverse: &str) -> Option<ObjectKey> {
         let (_, address) = reverse.rsplit_once('/')?;
@@ -118,12 +116,12 @@ impl Reading {
         service_of_id(cluster, &at.id)
     }
 
-    fn change(
+    fn change<H>(
         &self,
         record: RecordKey,
         outcome: Option<&Record>,
-        held: Option<Cause>,
-    ) -> Option<Change> {
+        held: Option<H>,
+    ) -> Option<Change<H>> {
         let (existed, fields, name) = match (&record, outcome) {
             (RecordKey::Registration(id), outcome) => {
                 let old = self.registrations.get(id);
@@ -194,12 +192,12 @@ mod tests {
     }
 
     /// `service verb fields` of each change.
-    fn told(reading: &Reading, writes: Vec<(ObjectKey, Write)>) -> Vec<String> {
-        let mut forecast = Forecast::new("c".parse().unwrap());
+    fn told(snapshot: &Snapshot, writes: Vec<(ObjectKey, Write)>) -> Vec<String> {
+        let mut forecast: Forecast<()> = Forecast::new("c".parse().unwrap());
         for (service, write) in writes {
             forecast.applied(service, write, None);
         }
-        let changes = forecast.changes(reading).into_iter();
+        let changes = forecast.changes(snapshot).into_iter();
         changes
             .flat_map(|(service, changes)| {
                 changes.into_iter().map(move |it| {
@@ -212,14 +210,14 @@ mod tests {
 
     #[test]
     fn the_last_write_to_a_record_counts_against_what_there_is() {
-        let empty = Reading::default();
-        let full = Reading {
+        let empty = Snapshot::default();
+        let full = Snapshot {
             registrations: [(ID.into(), registration(80))].into(),
             reverse: [(KEY.into(), "web.service.dc1.consul".into())].into(),
             nodes: BTreeSet::new(),
         };
         let register = |port| (web(), Write::Register(registration(port)));
-        for (reading, writes, expected) in [
+        for (snapshot, writes, expected) in [
             (&empty, vec![], vec![]),
             (&empty, vec![register(80)], vec!["shop/web Add service,address,port,tags"]),
             (&empty, vec![register(80), (web(), deregister())], vec![]),
@@ -235,9 +233,9 @@ mod tests {
             (&empty, vec![(ObjectKey::orphaned(), delete())], vec![]),
             (&empty, vec![(web(), put("b"))], vec!["shop/web Add value"]),
         ] {
-            assert_eq!(told(reading, writes), expected);
+            assert_eq!(told(snapshot, writes), expected);
         }
-        let orphan = Reading { registrations: BTreeMap::new(), ..full };
+        let orphan = Snapshot { registrations: BTreeMap::new(), ..full };
         assert_eq!(told(&orphan, vec![(ObjectKey::orphaned(), delete())]), ["/ Remove value"]);
     }
 }

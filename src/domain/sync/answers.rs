@@ -1,16 +1,20 @@
 //! What Consul's answers mean for the records that were written.
-
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::ledger::PtrState;
-use super::target::Target;
-use super::term::{Content, Sent, Term};
-use super::{Moment, Report};
-use crate::domain::consul::record::{Answer, ObservedPtr, PtrOwner, RecordKey};
+use crate::domain::Moment;
+use crate::domain::consul::record::{
+    Answer, NamespaceNodeAnswer, ObservedPtr, PtrOwner, RecordKey,
+};
 use crate::domain::flights::{FlightId, InFlight, Landed};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::object::Subject;
 use crate::domain::problem::{Problem, Reason};
+use crate::domain::sync::config::Target;
+use crate::domain::sync::ledger::PtrState;
+use crate::domain::sync::namespace_nodes::foreign_on_node;
+use crate::domain::sync::report::Report;
+use crate::domain::sync::term::{Content, Sent, Term};
 
 /// A write that got no answer may still be applied this much later: measured on Consul 1.8.7, the
 /// longest that a server holds on to a request.
@@ -79,6 +83,61 @@ impl Term {
         for service in services {
             self.answered(&service, reports);
         }
+    }
+
+    /// Takes what became of the removal of a namespace's node.
+    pub(super) fn namespace_node_answered(
+        &mut self,
+        flight: FlightId,
+        answer: NamespaceNodeAnswer,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        let mut removed = None;
+        self.land(flight, reports, |_, write| {
+            if let RecordKey::NamespaceNode(namespace) = &write.record {
+                removed = Some(namespace.clone());
+            }
+        });
+        let Some(namespace) = removed else { return };
+        if !matches!(answer, NamespaceNodeAnswer::Failed(_) | NamespaceNodeAnswer::Unanswered(_)) {
+            let waiting = self.retries.answered(now);
+            self.mark_each(waiting);
+        }
+        self.node_answered(&namespace, answer, now, reports);
+    }
+
+    fn node_answered(
+        &mut self,
+        namespace: &str,
+        answer: NamespaceNodeAnswer,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
+        let mut problems = BTreeSet::new();
+        match answer {
+            // What a resync under way has shown was there before.
+            NamespaceNodeAnswer::Removed => {
+                if let Some(resync) = &mut self.resync {
+                    resync.namespace_nodes.remove(namespace);
+                }
+            }
+            // What is on it is shown by the next resync.
+            NamespaceNodeAnswer::InUse => {}
+            NamespaceNodeAnswer::Foreign { node, ids } => {
+                problems.insert(foreign_on_node(&node, &ids));
+            }
+            NamespaceNodeAnswer::Failed(_) | NamespaceNodeAnswer::Fenced => {
+                self.namespace_nodes.retry(namespace, now);
+            }
+            // It may still take along what is written to the node from now on: that is read back.
+            NamespaceNodeAnswer::Unanswered(_) => {
+                self.uncertain(now);
+                self.namespace_nodes.retry(namespace, now);
+            }
+        }
+        let key = ObjectKey::new("", namespace);
+        self.problems.set(Subject::Namespace, &key, problems, reports);
     }
 
     fn write_answered(&mut self, target: Target, write: &Write, answer: Answer, now: Moment) {

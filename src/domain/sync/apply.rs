@@ -1,16 +1,19 @@
 //! Applies plans, and gives what is sent next.
-
 use std::collections::BTreeSet;
 
-use super::cluster::Cluster;
-use super::plan::{Outcome, Plan, Planned};
-use super::term::{Content, Term};
-use super::wait::Wait;
-use super::{Action, Config, Group, Moment, Report};
+use crate::domain::Moment;
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::{Check, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
+use crate::domain::sync::action::{Action, Group, Planned};
+use crate::domain::sync::cluster::Cluster;
+use crate::domain::sync::config::Config;
+use crate::domain::sync::plan::{Outcome, Plan};
+use crate::domain::sync::report::Report;
+use crate::domain::sync::term::{Content, ServiceState, Term};
+use crate::domain::sync::view::View;
+use crate::domain::sync::wait::Wait;
 
 // === impl Term ===
 
@@ -52,7 +55,7 @@ impl Term {
                 None if self.work.planned.is_some() => break,
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
-                    let plan = config.view(cluster, self, domain).plan(&service, now);
+                    let plan = View::new(config, domain, cluster, self).plan(&service, now);
                     self.apply(service, plan, reports);
                 }
             }
@@ -60,7 +63,18 @@ impl Term {
         if let Some(flight) = flight {
             return Some(Action::Write { flight, groups });
         }
-        let (flight, namespace) = self.remove_namespace_node(now)?;
+        self.remove_namespace_node(now)
+    }
+
+    /// Begins the next removal of a namespace node. Nothing else is left to send.
+    fn remove_namespace_node(&mut self, now: Moment) -> Option<Action> {
+        if self.schedule.is_uncertain() {
+            return None;
+        }
+        let namespace = self.namespace_nodes.take(&self.known, &self.flights, now)?;
+        let flight = self.flights.begin();
+        let owner = ObjectKey::new("", namespace.clone());
+        self.send(flight, owner, RecordKey::NamespaceNode(namespace.clone()), Content::Nothing);
         Some(Action::RemoveNamespaceNode { flight, namespace })
     }
 
@@ -168,16 +182,20 @@ impl Term {
         }
     }
 
-    /// A Service whose plan is empty: it is in sync, unless something waits.
+    /// Nothing of the Service is left to send: it is in sync, unless something waits.
     fn settle(&mut self, service: &ObjectKey, reports: &mut Vec<Report>) {
         if self.flights.has(service) {
             return;
         }
         self.retries.settled(service);
-        let Some(state) = self.work.services.remove(service) else { return };
-        if self.work.services.is_empty() {
+        let services = &mut self.work.services;
+        let state = services.remove(service).unwrap_or_default();
+        if self.retries.has_passing(service) {
+            // It still is one of those with something to be done.
+            services.insert(service.clone(), ServiceState::default());
+        } else if services.is_empty() {
             // A burst must not leave its memory behind.
-            self.work.services.shrink_to(0);
+            services.shrink_to(0);
         }
         if state.written + state.removed > 0 {
             reports.push(Report::InSync {

@@ -1,11 +1,7 @@
 //! What is known of the Kubernetes cluster, whoever leads.
-
 use std::collections::BTreeSet;
 
-use super::confirm::Suspects;
-use super::node_watch::NodeWatch;
-use super::problems::Problems;
-use super::{Moment, Report};
+use crate::domain::Moment;
 use crate::domain::kube::cache::ClusterCache;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, SeenObject};
@@ -13,6 +9,10 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::NameClaims;
 use crate::domain::services::desired::{is_read_label, left_out, wanted};
 use crate::domain::services::settings::Settings;
+use crate::domain::sync::confirm::Suspects;
+use crate::domain::sync::node_watch::NodeWatch;
+use crate::domain::sync::problems::Problems;
+use crate::domain::sync::report::Report;
 
 /// What is known of Kubernetes: it survives a lost lead.
 #[derive(Debug, Default)]

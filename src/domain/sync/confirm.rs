@@ -2,11 +2,10 @@
 //!
 //! A restored etcd, a broken aggregation layer or a changed flag look the same as a mass deletion,
 //! and only one of them is meant: nothing is removed out of ignorance.
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Moment;
+use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 

@@ -1,8 +1,7 @@
 //! When Consul was heard.
-
 use std::time::Duration;
 
-use super::Moment;
+use crate::domain::Moment;
 
 /// Between two heartbeats: three fit into the minute after which the bridge is not ready.
 const HEARTBEAT: Duration = Duration::from_secs(20);

@@ -6,9 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::Moment;
-use super::term::Term;
-use crate::domain::consul::record::{CLUSTER_META, Fingerprint, ObservedRegistration, RecordKey};
+use crate::domain::Moment;
+use crate::domain::consul::record::{CLUSTER_META, ObservedRegistration, RecordKey};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
@@ -62,7 +61,7 @@ impl Contention {
 
     /// A record was found changed at `now`. Until when the fix waits: not at all, unless it is a
     /// fight.
-    fn note(
+    pub(super) fn note(
         &mut self,
         service: &ObjectKey,
         record: &RecordKey,
@@ -98,28 +97,6 @@ impl Contention {
             );
             Some(Problem::new(Reason::Contested, why))
         })
-    }
-}
-
-// === impl Term ===
-
-impl Term {
-    /// A record was found changed when it was read: `found` says into what, and what is known of who
-    /// did it; `content` is what it was.
-    pub(super) fn changed_by_others(
-        &mut self,
-        service: &ObjectKey,
-        record: &RecordKey,
-        content: Option<Fingerprint>,
-        found: String,
-        read: Moment,
-    ) {
-        let until = self.contention.note(service, record, found, read);
-        if let (Some(until), Some(content)) = (until, content)
-            && !self.flights.carries(record)
-        {
-            self.retries.pause(record, service, content, until);
-        }
     }
 }
 

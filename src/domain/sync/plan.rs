@@ -3,35 +3,20 @@
 //! Planning looks and changes nothing; `apply` takes the plan. Writes are the difference between
 //! what is desired and what is known (equal means silent); a record with a write in flight is left
 //! alone until its answer (newer wins).
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Moment;
-use super::cluster::Cluster;
-use super::target::Target;
-use super::term::Term;
-use super::wait::{Outlook, Wait};
-use crate::domain::consul::names::{Holder, Holders, lookup_form};
-use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
-use crate::domain::consul::record::{Check, Fingerprint, RecordKey, Registration, Write};
+use crate::domain::Moment;
+use crate::domain::consul::ptr::ptr_key;
+use crate::domain::consul::record::{Check, Fingerprint, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{EndpointSlice, Kind};
+use crate::domain::kube::object::Kind;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
-use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
-use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
-
-/// What planning looks at.
-#[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) target: Target,
-    /// What PTR records end with, if that is known.
-    pub(super) domain: Option<&'a ConsulDomain>,
-    pub(super) cluster: &'a Cluster,
-    pub(super) term: &'a Term,
-}
+use crate::domain::services::desired::Desired;
+use crate::domain::sync::action::Planned;
+use crate::domain::sync::view::View;
+use crate::domain::sync::wait::{Outlook, Wait};
 
 /// What is done for one Service now.
 #[derive(Debug, Default)]
@@ -42,15 +27,6 @@ pub struct Plan {
     pub waits: BTreeMap<RecordKey, Wait>,
     /// What else follows; `None`: everything stays as it is until the waits are over.
     pub(super) outcome: Option<Outcome>,
-}
-
-/// One thing to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Planned {
-    /// These writes belong together: if one fails, those after it are not sent.
-    Write(Vec<Write>),
-    /// This PTR key has to be read before it can be written.
-    ReadPtr(Box<str>),
 }
 
 /// What follows from a plan beside its actions.
@@ -113,87 +89,6 @@ impl View<'_> {
         self.clear_old_failures(key, &desired, &mut draft);
         self.gather_problems(key, desired, &mut draft);
         draft.finish()
-    }
-
-    /// What ought to be registered for the Service; slices and nodes of which `absent` is true
-    /// are left out.
-    pub(super) fn desired(
-        &self,
-        key: &ObjectKey,
-        absent: &impl Fn(Kind, &ObjectKey) -> bool,
-    ) -> Desired {
-        let cache = &self.cluster.cache;
-        let Some(service) = cache.service(key) else { return Desired::default() };
-        let slices = cache.slices(key);
-        let slices = slices.filter(|(slice, _)| !absent(Kind::EndpointSlice, slice));
-        let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
-        let nodes = cache.nodes().map(|nodes| {
-            nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
-        });
-        let permit = |name: &str, join| self.permit(key, name, join);
-        let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
-        self.keep_former_names(key, &mut desired);
-        desired
-    }
-
-    /// Instances of a Service whose new name others hold stay under the name that they have,
-    /// while no other Service wants that: nothing is removed for a move that cannot be made.
-    fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
-        desired.blocked.retain_mut(|Blocked { registration, reverse }| {
-            let Some(known) = self.term.known.registration(key, &registration.id) else {
-                return true;
-            };
-            let form = lookup_form(&known.service);
-            let is_free = self.cluster.name_claims.holder(&form).is_none_or(|holder| holder == key);
-            if !is_free && self.settings.on_conflict != OnConflict::Merge {
-                return true;
-            }
-            let registration =
-                Registration { service: (&*known.service).into(), ..registration.clone() };
-            if let Some((reverse, rank)) = reverse.take() {
-                let service = registration.service.clone();
-                desired.reverse.entry(reverse).or_insert(WantedPtr { service, rank });
-            }
-            desired.registrations.insert(registration.id.clone(), registration);
-            desired.keeps_former_name = true;
-            false
-        });
-    }
-
-    fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
-        let name = &*lookup_form(name);
-        let claims = &self.cluster.name_claims;
-        if self.settings.on_conflict != OnConflict::Merge
-            && let Some(holder) = claims.holder(name)
-            && holder != service
-        {
-            return Permit::Taken(holder.clone());
-        }
-        // By this Service: another one's right to the name is no reason to join it.
-        let mut known = self.term.known.of(service).iter();
-        let held = known.any(|known| *lookup_form(&known.service) == *name);
-        let neighbours = |joined| {
-            let others = claims.claimants(name).filter(|other| other != service);
-            Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
-        };
-        let Some(foreign) = &self.term.names_of_others else {
-            // Which tags one that is joined may have depends on who the others are.
-            let stays = held && join != JoinExisting::Always;
-            return if stays { Permit::Granted(neighbours(false)) } else { Permit::Unknown };
-        };
-        match foreign.get(name) {
-            None => Permit::Granted(neighbours(false)),
-            Some(Holders { others, .. }) if join.joins(others) => {
-                Permit::Granted(neighbours(*others == Holder::Other))
-            }
-            // What is ours and of no Service here is another replica's.
-            Some(Holders { others, ours })
-                if held || (*ours && !self.term.known.holds_name(name)) =>
-            {
-                Permit::ForeignToo(others.clone(), neighbours(false))
-            }
-            Some(Holders { others, .. }) => Permit::Foreign(others.clone()),
-        }
     }
 
     /// What the Service claims, and what of it is waited for whatever Consul has.

@@ -1,11 +1,10 @@
 //! The problems of objects.
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Report;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
 use crate::domain::problem::Problem;
+use crate::domain::sync::report::Report;
 
 /// The problems of objects, by kind, namespace and name.
 #[derive(Debug, Default)]

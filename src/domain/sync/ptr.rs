@@ -1,17 +1,17 @@
 //! The PTR records of a Service: which it claims, and the writes that follow.
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Moment;
-use super::ledger::PtrState;
-use super::plan::{Draft, View};
-use super::wait::{Outlook, Wait};
+use crate::domain::Moment;
 use crate::domain::consul::record::{PtrRecord, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::{Desired, WantedPtr};
+use crate::domain::sync::ledger::PtrState;
+use crate::domain::sync::plan::Draft;
+use crate::domain::sync::view::View;
+use crate::domain::sync::wait::{Outlook, Wait};
 use crate::domain::text::excerpt;
 
 // === impl View ===

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::schedule::{CATALOG_DELAY, Progress};
-use super::target::Target;
-use super::{Core, Moment};
+use crate::domain::Moment;
+use crate::domain::sync::schedule::{CATALOG_DELAY, Progress};
 
 /// Whether the work is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,32 +47,64 @@ pub enum Once {
     Stuck(NotReady),
 }
 
-// === impl Core ===
+/// What follows from how things stand.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
+pub(super) struct Standing {
+    /// Whether the handshake is over.
+    pub(super) is_connected: bool,
+    /// Whether all that can be listed is.
+    pub(super) is_listed: bool,
+    /// Whether this one could take over at once from the one that is known to lead.
+    pub(super) is_warm: bool,
+    /// What has succeeded; `None` while this one does not lead.
+    pub(super) progress: Option<Progress>,
+    /// Whether Consul answered lately.
+    pub(super) is_heard: bool,
+    /// Whether all is planned and answered.
+    pub(super) is_settled: bool,
+    /// Whether the catalog has to show all that the agent has. Where the agent's name may not be
+    /// read, nobody can tell.
+    pub(super) awaits_catalog: bool,
+    /// How many Services have something to be done.
+    pub(super) backlog: usize,
+    /// Whether everything was ever in sync.
+    pub(super) was_in_sync: bool,
+    /// When something was achieved last.
+    pub(super) last_step: Moment,
+}
 
-impl Core {
-    /// Whether the work is being done. To be asked once [`Core::poll_action`] has given all.
-    pub fn readiness(&self, now: Moment) -> Readiness {
-        let heard = self.contact.is_heard(now);
-        let does = match &self.term {
+// === impl Standing ===
+
+impl Standing {
+    pub(super) fn readiness(&self) -> Readiness {
+        let works = match self.progress {
             Some(_) => self.was_in_sync,
-            None => self.peer.is_some() && self.other_leads && self.cluster.cache.is_complete(),
+            None => self.is_connected && self.is_warm,
         };
-        if does && heard { Readiness::Ready } else { Readiness::NotReady(self.obstacle(now)) }
+        if works && self.is_heard { Readiness::Ready } else { Readiness::NotReady(self.obstacle()) }
     }
 
-    /// How far this one has come that has `limit` to reach both sides, and as long for each step.
-    pub fn once(&self, limit: Duration, now: Moment) -> Once {
+    /// Whether all that can be is registered, as far as the agent goes.
+    pub(super) fn is_in_sync(&self) -> bool {
+        self.is_connected
+            && self.is_listed
+            && self.progress >= Some(Progress::NamesKnown)
+            && self.is_settled
+            && (!self.awaits_catalog || self.progress >= Some(Progress::Shown))
+    }
+
+    pub(super) fn once(&self, limit: Duration, now: Moment) -> Once {
         if self.is_in_sync() {
             return Once::InSync;
         }
-        let reached = self.peer.is_some()
-            && self.cluster.is_listed()
-            && self.progress() >= Some(Progress::NamesKnown)
-            && self.contact.is_heard(now);
-        let stuck = now >= self.patience_ends(limit);
-        match (now >= limit, reached, stuck) {
-            (true, false, _) => Once::NotReached(self.obstacle(now)),
-            (true, true, true) => Once::Stuck(self.obstacle(now)),
+        let is_reached = self.is_connected
+            && self.is_listed
+            && self.progress >= Some(Progress::NamesKnown)
+            && self.is_heard;
+        match (now >= limit, is_reached, now >= self.patience_ends(limit)) {
+            (true, false, _) => Once::NotReached(self.obstacle()),
+            (true, true, true) => Once::Stuck(self.obstacle()),
             _ => Once::Pending,
         }
     }
@@ -81,42 +112,21 @@ impl Core {
     /// When one that synchronizes once has waited too long for the next step. That the catalog lacks
     /// a record for good takes its time to be known.
     pub(super) fn patience_ends(&self, limit: Duration) -> Moment {
-        let catalog = if self.is_settled() { CATALOG_DELAY } else { Duration::ZERO };
+        let catalog = if self.is_settled { CATALOG_DELAY } else { Duration::ZERO };
         self.last_step + limit + catalog
     }
 
-    /// Whether all that can be is registered, as far as the agent goes.
-    pub(super) fn is_in_sync(&self) -> bool {
-        self.peer.is_some()
-            && self.cluster.is_listed()
-            && self.progress() >= Some(Progress::NamesKnown)
-            && self.is_settled()
-            && self.is_shown()
-    }
-
-    /// Whether the catalog has shown our records; where the agent's name may not be read, nobody
-    /// can tell.
-    fn is_shown(&self) -> bool {
-        self.config.target == Target::Catalog
-            || self.progress() >= Some(Progress::Shown)
-            || self.peer.as_ref().is_some_and(|peer| !peer.shows_catalog)
-    }
-
-    fn progress(&self) -> Option<Progress> {
-        self.term.as_ref().map(|term| term.schedule.progress())
-    }
-
-    fn obstacle(&self, now: Moment) -> NotReady {
-        if self.peer.is_none() {
+    fn obstacle(&self) -> NotReady {
+        if !self.is_connected {
             NotReady::Connecting
-        } else if !self.cluster.is_listed() {
+        } else if !self.is_listed {
             NotReady::Listing
-        } else if self.term.is_none() {
+        } else if self.progress.is_none() {
             NotReady::Standby
-        } else if self.progress() < Some(Progress::NamesKnown) || !self.contact.is_heard(now) {
+        } else if self.progress < Some(Progress::NamesKnown) || !self.is_heard {
             NotReady::WaitingForConsul
-        } else if !self.is_settled() {
-            NotReady::Syncing { services: self.counts().backlog }
+        } else if !self.is_settled {
+            NotReady::Syncing { services: self.backlog }
         } else {
             NotReady::WaitingForCatalog
         }

@@ -1,9 +1,8 @@
 //! When Consul is looked at, and what has succeeded so far.
-
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::Moment;
+use crate::domain::Moment;
 use crate::domain::backoff::jittered;
 
 /// The next resync starts this many times the last one's duration later at the earliest, so that

@@ -1,16 +1,18 @@
 //! The first reconciliation of a term, and what it holds back.
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::cluster::Cluster;
-use super::hold::{Cause, is_most};
-use super::ledger::PtrState;
-use super::plan::View;
-use super::term::{Stage, Term};
-use super::{Config, Moment, Report};
+use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::services::settings::{PtrScope, Settings};
+use crate::domain::sync::cluster::Cluster;
+use crate::domain::sync::config::Config;
+use crate::domain::sync::hold::Cause;
+use crate::domain::sync::ledger::PtrState;
+use crate::domain::sync::loss::is_most;
+use crate::domain::sync::report::Report;
+use crate::domain::sync::term::{Stage, Term};
+use crate::domain::sync::view::View;
 
 /// What each Service would lose, and why.
 type Losses = HashMap<ObjectKey, (Cause, usize)>;
@@ -45,7 +47,7 @@ impl Term {
     fn claim_and_weigh(&mut self, config: &Config, cluster: &Cluster) -> Losses {
         let mut losses = Losses::new();
         for (key, _) in cluster.cache.services_after(None) {
-            let view = config.view(cluster, self, None);
+            let view = View::new(config, None, cluster, self);
             let desired = view.desired(key, &|_, _| false);
             if let Some(loss) = view.first_loss(key, &desired) {
                 losses.insert(key.clone(), loss);

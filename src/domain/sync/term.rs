@@ -4,20 +4,9 @@
 //! then on. That is safe because the session of the lead that was lost is ended before the next
 //! campaign, every transaction checks its session, and the first resync of a term is consistent: a
 //! write of a former term was applied before that resync or can never be.
-
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
-use super::cluster::{Changes, Cluster};
-use super::contention::Contention;
-use super::hold::Holds;
-use super::ledger::Ledger;
-use super::namespace_nodes::NamespaceNodes;
-use super::plan::Planned;
-use super::problems::Problems;
-use super::queue::Queue;
-use super::resync::{Drift, Resync};
-use super::schedule::Schedule;
-use super::{Config, Moment};
+use crate::domain::Moment;
 use crate::domain::consul::names::ForeignNames;
 use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
@@ -25,6 +14,17 @@ use crate::domain::flights::{FlightId, Flights, InFlight};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::retries::Retries;
 use crate::domain::services::claims::PtrClaims;
+use crate::domain::sync::action::Planned;
+use crate::domain::sync::cluster::{Changes, Cluster};
+use crate::domain::sync::config::Config;
+use crate::domain::sync::contention::Contention;
+use crate::domain::sync::hold::Holds;
+use crate::domain::sync::ledger::Ledger;
+use crate::domain::sync::namespace_nodes::NamespaceNodes;
+use crate::domain::sync::problems::Problems;
+use crate::domain::sync::queue::Queue;
+use crate::domain::sync::resync::{Drift, Resync};
+use crate::domain::sync::schedule::Schedule;
 
 /// Everything that is dropped with the lead.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub(super) struct Work {
     pub(super) queue: Queue<ObjectKey>,
     /// What is left to send of the Service that was planned last.
     pub(super) planned: Option<(ObjectKey, VecDeque<Planned>)>,
-    /// Those with something planned or in flight.
+    /// Those with something planned, in flight or to be retried soon.
     pub(super) services: HashMap<ObjectKey, ServiceState>,
     /// Those that keep a name which they no longer claim, because others hold the new one.
     pub(super) keeping: BTreeSet<ObjectKey>,
@@ -287,5 +287,15 @@ impl Term {
         let catalog = self.schedule.next_catalog().filter(|_| asks_catalog);
         let work = [soon, late, catalog, self.next_namespace_node()];
         look.into_iter().chain(work).flatten()
+    }
+
+    /// When the next namespace node may be removed. While something is in flight, its answer is
+    /// waited for.
+    fn next_namespace_node(&self) -> Option<Moment> {
+        if !self.is_running() || !self.flights.is_empty() || self.schedule.is_uncertain() {
+            return None;
+        }
+        let next = self.namespace_nodes.next(&self.known, &self.flights)?;
+        Some(if self.retries.is_outage() { next.max(self.retries.next_probe()) } else { next })
     }
 }

@@ -1,4 +1,5 @@
 mod catalog;
+mod decisions;
 mod faults;
 mod hold;
 mod names;
@@ -6,14 +7,23 @@ mod nodes;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::*;
-use crate::domain::consul::names::{Holder, Holders};
-use crate::domain::consul::record::{ObservedRegistration, PtrOwner, PtrRecord, Registration};
+use crate::domain::consul::names::{ForeignNames, Holder, Holders};
+use crate::domain::consul::ptr::ConsulDomain;
+use crate::domain::consul::record::{
+    Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, PtrOwner,
+    PtrRecord, RecordKey, Registration, Write,
+};
+use crate::domain::flights::FlightId;
 use crate::domain::kube::cache::WATCHED;
-use crate::domain::kube::object::{SeenObject, Service};
-use crate::domain::problem::Reason;
-use crate::domain::services::settings::AddressMode;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{Kind, SeenObject, Service, Subject, WatchEvent};
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::services::settings::{AddressMode, Settings};
+use crate::domain::sync::{
+    Action, Cause, Config, Core, Counts, Moment, Peer, Report, Target, Wait,
+};
 use crate::domain::testing::{ip, service, slice};
 
 /// Longer than anything that is tried again waits: after so long without a write all is at rest.

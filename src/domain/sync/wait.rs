@@ -1,10 +1,9 @@
 //! The reasons for which a record is not written now.
-
-use super::Moment;
-use super::hold::Cause;
+use crate::domain::Moment;
 use crate::domain::consul::record::Fingerprint;
 use crate::domain::problem::Reason;
 use crate::domain::retries::Failure;
+use crate::domain::sync::hold::Cause;
 
 /// Why a record is not as it ought to be, and not written now.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -594,6 +594,7 @@ impl Bridge {
                 datacenter: agent.map(|agent| agent.datacenter.clone()),
                 trouble: self.core.consul_failure().map(ToOwned::to_owned),
             },
+            now: self.now(),
         }
     }
 

@@ -2,10 +2,12 @@
 
 use crate::admin::status::{
     Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
+    WaitingRecord,
 };
+use crate::domain::Moment;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::services::settings::Settings;
-use crate::domain::sync::Core;
+use crate::domain::sync::{Cause, Core, Wait};
 
 /// What a page says beside what the core knows.
 pub(super) struct Surroundings {
@@ -14,6 +16,7 @@ pub(super) struct Surroundings {
     pub(super) readiness: Readiness,
     pub(super) kubernetes: Peer,
     pub(super) consul: Peer,
+    pub(super) now: Moment,
 }
 
 /// The page of the Services after this one.
@@ -23,12 +26,12 @@ pub(super) fn page(
     after: Option<&ObjectKey>,
     surroundings: Surroundings,
 ) -> Page {
-    let Surroundings { cluster_uid, leadership, readiness, kubernetes, consul } = surroundings;
+    let Surroundings { cluster_uid, leadership, readiness, kubernetes, consul, now } = surroundings;
     let services = core.cache().services_after(after);
     let mut rest = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
     let services = rest.by_ref().take(PAGE);
     let services: Vec<ServiceStatus> =
-        services.map(|(key, _)| service(core, &settings.cluster, key)).collect();
+        services.map(|(key, _)| service(core, &settings.cluster, key, now)).collect();
     let last = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
     let next = rest.next().and(last);
     let counts = core.counts();
@@ -58,7 +61,7 @@ pub(super) fn page(
     }
 }
 
-fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey) -> ServiceStatus {
+fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey, now: Moment) -> ServiceStatus {
     let instances = core.registrations_of(key).iter().take(PAGE).map(|known| InstanceStatus {
         id: known.id(cluster, key).into(),
         service: known.service.to_string(),
@@ -68,5 +71,48 @@ fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey) -> ServiceStatus
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
         instances: instances.collect(),
+        waiting: waiting(core, key, now),
     }
+}
+
+/// What of a Service waits, and for what. Where nothing is under way, held or wrong nothing does.
+fn waiting(core: &Core, key: &ObjectKey, now: Moment) -> Vec<WaitingRecord> {
+    if core.is_settled() && !core.is_holding() && core.counts().problems == 0 {
+        return Vec::new();
+    }
+    let waits = core.plan_of(key, now).map(|plan| plan.waits).unwrap_or_default();
+    let waits = waits.into_iter().take(PAGE);
+    waits
+        .map(|(record, wait)| WaitingRecord {
+            record: record.to_string(),
+            reason: words(&wait, now),
+        })
+        .collect()
+}
+
+fn words(wait: &Wait, now: Moment) -> String {
+    let again = |why: &str, until: Moment| {
+        format!("{why}, tried again in {} s", until.saturating_sub(now).as_secs())
+    };
+    let words = match wait {
+        Wait::Held(Cause::Absence) => "held back until a second list agrees",
+        Wait::Held(Cause::Selection) => "held back until --allow-removals",
+        Wait::InFlight => "a write of it is in flight",
+        Wait::Backoff { until } => return again("its write failed", *until),
+        Wait::Denied { until } => return again("its write was denied", *until),
+        Wait::Failing { until } => return again("its write fails again and again", *until),
+        Wait::Contested { until } => return again("somebody else keeps it otherwise", *until),
+        Wait::Refused => "Consul refuses its content",
+        Wait::NameUnknown => "it is not known yet whether others hold its Consul name",
+        Wait::NameForeign => "others hold its Consul name",
+        Wait::NodesUnknown => "the nodes of the cluster are not known",
+        Wait::Unread => "an object that it follows from could not be read",
+        Wait::NodeGoing => "it is being removed from the catalog",
+        Wait::AfterReplacement => "it goes once what takes its place is written",
+        Wait::WithPtr => "it waits for its PTR record",
+        Wait::WithInstance => "it is written with its instance",
+        Wait::DomainUnknown => "the Consul datacenter or DNS domain is not known",
+        Wait::PtrForeign => "somebody else has this PTR record",
+    };
+    words.to_owned()
 }

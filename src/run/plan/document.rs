@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::admin::status::ObjectProblem;
 use crate::domain::consul::record::RecordKey;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::report::difference::FieldChange;
+use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::report::forecast::{Change, Verb};
 use crate::domain::sync::Cause;
 
@@ -66,6 +66,7 @@ pub struct Summary {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OwnChange {
     /// `add`, `change` or `remove`.
+    #[serde(serialize_with = "verb")]
     pub action: Verb,
     /// What it is, for people.
     pub what: String,
@@ -88,6 +89,7 @@ pub struct ServiceChanges {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordChange {
     /// `add`, `change` or `remove`.
+    #[serde(serialize_with = "verb")]
     pub action: Verb,
     /// `registration` or `reverse`.
     pub record: &'static str,
@@ -96,6 +98,7 @@ pub struct RecordChange {
     /// The Consul service name of a registration.
     pub service: Option<String>,
     /// The fields that differ, each with its old and its new value; null: it has none.
+    #[serde(serialize_with = "fields")]
     pub fields: Vec<FieldChange>,
     /// Why the bridge would hold it back, if it would: `absence` until a second list agrees,
     /// `selection` until `--allow-removals`.
@@ -132,6 +135,45 @@ impl Summary {
     }
 }
 
+/// The word for what would happen.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn verb<S: Serializer>(verb: &Verb, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(match verb {
+        Verb::Add => "add",
+        Verb::Change => "change",
+        Verb::Remove => "remove",
+    })
+}
+
+fn fields<S: Serializer>(changes: &[FieldChange], to: S) -> Result<S::Ok, S::Error> {
+    /// A number, a text or a list, as it is.
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Value<'a> {
+        Number(u16),
+        Text(&'a str),
+        List(&'a [String]),
+    }
+    #[derive(Serialize)]
+    struct Changed<'a> {
+        field: &'a str,
+        old: Option<Value<'a>>,
+        new: Option<Value<'a>>,
+    }
+    fn value(value: &FieldValue) -> Value<'_> {
+        match value {
+            FieldValue::Number(number) => Value::Number(*number),
+            FieldValue::Text(text) => Value::Text(text),
+            FieldValue::List(texts) => Value::List(texts),
+        }
+    }
+    to.collect_seq(changes.iter().map(|FieldChange { field, old, new }| Changed {
+        field,
+        old: old.as_ref().map(value),
+        new: new.as_ref().map(value),
+    }))
+}
+
 /// The word for what holds a change back.
 pub(super) fn held(cause: Cause) -> &'static str {
     match cause {
@@ -141,7 +183,7 @@ pub(super) fn held(cause: Cause) -> &'static str {
 }
 
 /// The changes of a forecast in the plan's form.
-pub(super) fn services(changes: BTreeMap<ObjectKey, Vec<Change>>) -> Vec<ServiceChanges> {
+pub(super) fn services(changes: BTreeMap<ObjectKey, Vec<Change<Cause>>>) -> Vec<ServiceChanges> {
     let services = changes.into_iter().map(|(key, changes)| ServiceChanges {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
@@ -150,7 +192,7 @@ pub(super) fn services(changes: BTreeMap<ObjectKey, Vec<Change>>) -> Vec<Service
     services.collect()
 }
 
-fn record(change: Change) -> RecordChange {
+fn record(change: Change<Cause>) -> RecordChange {
     let (record, key) = match change.record {
         RecordKey::Registration(id) => ("registration", id),
         RecordKey::Ptr(key) => ("reverse", key),

@@ -32,7 +32,7 @@ use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, Observation, Wr
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
-use crate::domain::report::forecast::{Forecast, Reading, Verb};
+use crate::domain::report::forecast::{Forecast, Snapshot, Verb};
 use crate::domain::sync::{Action, Cause, Config, Core, Group, Moment, Peer};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
@@ -117,8 +117,8 @@ struct Planner<'a> {
     marker: Marker,
     owner: OwnerKey,
     core: Core,
-    reading: Reading,
-    forecast: Forecast,
+    snapshot: Snapshot,
+    forecast: Forecast<Cause>,
     /// The catalog's nodes that come or go, by namespace.
     nodes: BTreeMap<Box<str>, OwnChange>,
     notes: BTreeSet<String>,
@@ -161,7 +161,7 @@ impl<'a> Planner<'a> {
             owner: OwnerKey::new(consul.clone(), &options.settings.cluster),
             consul,
             core,
-            reading: Reading::default(),
+            snapshot: Snapshot::default(),
             forecast: Forecast::new(options.settings.cluster.clone()),
             nodes: BTreeMap::new(),
             notes,
@@ -186,7 +186,7 @@ impl<'a> Planner<'a> {
         }
         let mut own = self.marks(marked, holder.as_ref(), &peers.uid);
         own.extend(self.nodes.into_values());
-        let services = services(self.forecast.changes(&self.reading));
+        let services = services(self.forecast.changes(&self.snapshot));
         let problems = self.core.problems().into_iter().map(ObjectProblem::new);
         Ok(Plan {
             cluster: self.options.settings.cluster.to_string(),
@@ -323,14 +323,14 @@ impl<'a> Planner<'a> {
         match seen {
             Observation::Registration(observed) => {
                 let registration = observed.registration;
-                self.reading.registrations.insert(registration.id.clone(), registration);
+                self.snapshot.registrations.insert(registration.id.clone(), registration);
             }
             Observation::Ptr(observed) => {
                 let record = observed.record;
-                self.reading.reverse.insert(record.key, record.value);
+                self.snapshot.reverse.insert(record.key, record.value);
             }
             Observation::NamespaceNode(namespace) => {
-                self.reading.nodes.insert(namespace);
+                self.snapshot.nodes.insert(namespace);
             }
             Observation::MarkerMissing => {}
             Observation::Stray(what) => {
@@ -373,7 +373,7 @@ impl<'a> Planner<'a> {
 
     fn write(&mut self, service: &ObjectKey, write: Write, held_by: Option<Cause>) {
         if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
-            && !self.reading.nodes.contains(&registration.namespace)
+            && !self.snapshot.nodes.contains(&registration.namespace)
         {
             let change = node(names, Verb::Add, &registration.namespace, held_by);
             self.nodes.entry(registration.namespace.clone()).or_insert(change);

@@ -67,7 +67,13 @@ fn write_plan(text: &mut String, plan: &Plan) -> fmt::Result {
             "" => it.name.clone(),
             namespace => format!("{namespace}/{}", it.name),
         };
-        writeln!(text, "  {} {}: {}", it.kind, clean(&place), clean(&it.problem.to_string()))?;
+        writeln!(
+            text,
+            "  {} {}: {}",
+            it.kind,
+            clean(&place),
+            clean(&format!("{}: {}", it.reason, it.message))
+        )?;
     }
     if !plan.notes.is_empty() {
         writeln!(text, "\n{BOLD}notes{BOLD:#}")?;
@@ -150,7 +156,6 @@ mod tests {
     use super::super::document::OwnChange;
     use super::*;
     use crate::admin::status::ObjectProblem;
-    use crate::domain::problem::{Problem, Reason};
 
     fn plan() -> Plan {
         let text = |text: &str| Some(FieldValue::Text(text.into()));
@@ -226,7 +231,8 @@ mod tests {
                 kind: "Service",
                 namespace: "shop".into(),
                 name: "bad".into(),
-                problem: Problem::new(Reason::InvalidName, "expected a, found b"),
+                reason: "InvalidName",
+                message: "expected a, found b".into(),
             }],
             notes: vec!["a note".into()],
         }

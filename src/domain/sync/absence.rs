@@ -1,0 +1,118 @@
+//! Objects that are gone, or that a list lacks.
+
+use crate::domain::Moment;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::domain::sync::core::Core;
+use crate::domain::sync::hold::Cause;
+use crate::domain::sync::loss::is_most;
+use crate::domain::sync::report::Report;
+use crate::domain::sync::term::Term;
+
+// === impl Core ===
+
+impl Core {
+    /// Forgets an object of which it is known that it no longer exists.
+    pub(super) fn remove(&mut self, kind: Kind, key: &ObjectKey) {
+        if kind == Kind::Service
+            && let Some(term) = &mut self.term
+        {
+            term.holds.release(key);
+        }
+        let changes = self.cluster.remove(&self.config.settings, kind, key, &mut self.reports);
+        self.mark(changes);
+    }
+
+    pub(super) fn list_completed(&mut self, kind: Kind, now: Moment) {
+        let first = !self.cluster.cache.is_listed(kind);
+        let missing = self.cluster.cache.list_completed(kind);
+        self.absent(kind, missing, now);
+        if kind == Kind::Node {
+            self.cluster.node_watch.listed();
+            if first {
+                self.nodes_listed(now);
+            }
+        }
+        self.cluster.suspects.list_completed(kind);
+        self.release_if_confirmed();
+    }
+
+    /// Takes what a complete list of one kind did not show.
+    fn absent(&mut self, kind: Kind, missing: Vec<ObjectKey>, now: Moment) {
+        if missing.is_empty() {
+            return;
+        }
+        let before = self.cluster.suspects.objects.len();
+        let mut all = self.cluster.suspects.objects.clone();
+        all.extend(missing.iter().map(|key| (kind, key.clone())));
+        let running = self.term.as_ref().filter(|term| term.is_running());
+        let (lost, total) = running.map_or((0, 0), |term: &Term| {
+            (self.view(term).loss_without(&all), term.known.registration_count())
+        });
+        if !is_most(lost, total) {
+            for key in missing {
+                self.remove(kind, &key);
+            }
+            return;
+        }
+        if all.len() > before {
+            // What is newly missing wants a second look of its own.
+            self.cluster.suspects.confirm_later(now);
+            self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
+        }
+        self.cluster.suspects.objects = all;
+    }
+
+    /// The first list of nodes is complete. What they would take away after the first
+    /// reconciliation is weighed now.
+    fn nodes_listed(&mut self, now: Moment) {
+        let Some(term) = self.term.as_ref().filter(|term| term.is_running()) else { return };
+        let view = self.view(term);
+        let users = self.cluster.cache.node_users().iter();
+        let losses: Vec<(ObjectKey, usize)> = users
+            .filter_map(|key| {
+                let (_, lost) = view.first_loss(key, &view.desired(key, &|_, _| false))?;
+                Some((key.clone(), lost))
+            })
+            .collect();
+        let lost = losses.iter().map(|(_, lost)| lost).sum();
+        let total = term.known.registration_count();
+        self.mark_node_users();
+        let Some(term) = &mut self.term else { return };
+        term.mark(ObjectKey::orphaned());
+        if is_most(lost, total) {
+            for (service, _) in losses {
+                term.holds.hold(service, Cause::Absence);
+            }
+            self.cluster.suspects.confirm_later(now);
+            self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
+        }
+    }
+
+    pub(super) fn mark_node_users(&mut self) {
+        if let Some(term) = &mut self.term {
+            term.mark_each(self.cluster.cache.node_users().clone());
+        }
+    }
+
+    /// Releases what was held for absence once the second list agrees.
+    pub(super) fn release_if_confirmed(&mut self) {
+        if !self.cluster.suspects.is_confirmed(self.cluster.cache.evidence()) {
+            return;
+        }
+        self.cluster.suspects.no_confirmation();
+        let suspects = std::mem::take(&mut self.cluster.suspects.objects);
+        let mut confirmed = !suspects.is_empty();
+        for (kind, key) in suspects {
+            self.remove(kind, &key);
+        }
+        if let Some(mut term) = self.term.take() {
+            for service in term.holds.release_absent() {
+                confirmed |= self.view(&term).loses(&service);
+                term.mark(service);
+            }
+            self.term = Some(term);
+        }
+        self.reports.push(Report::Released { confirmed });
+    }
+}

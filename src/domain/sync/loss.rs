@@ -1,0 +1,107 @@
+//! What a Service would lose.
+
+use std::collections::BTreeSet;
+
+use crate::domain::consul::record::Check;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::domain::services::desired::{Desired, wanted};
+use crate::domain::services::settings::AddressMode;
+use crate::domain::sync::hold::Cause;
+use crate::domain::sync::ledger::KnownRegistration;
+use crate::domain::sync::view::View;
+
+/// With fewer records than this, losing most of them is everyday life.
+const FEW: usize = 20;
+
+// === impl View ===
+
+impl View<'_> {
+    /// The known records of the Service that would be removed or turn critical.
+    pub(super) fn lost<'v>(
+        &'v self,
+        key: &'v ObjectKey,
+        desired: &'v Desired,
+    ) -> impl Iterator<Item = &'v KnownRegistration> {
+        self.term.known.of(key).iter().filter(move |known| {
+            !desired.keeps(&known.id(&self.settings.cluster, key))
+                || self.turns_critical(key, known, desired)
+        })
+    }
+
+    /// Whether records of the Service, or orphaned ones, would be removed or turn critical now.
+    pub(super) fn loses(&self, service: &ObjectKey) -> bool {
+        let desired = self.desired(service, &|_, _| false);
+        let mut released = self.term.ptr.released.get(service).into_iter().flatten();
+        self.lost(service, &desired).next().is_some()
+            || released.any(|key| self.term.ptr.claims.holder(key).is_none())
+    }
+
+    /// How many known records would be removed or turn critical without these objects, together
+    /// with what is held for absence already.
+    pub(super) fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> usize {
+        let services: BTreeSet<ObjectKey> = absent
+            .iter()
+            .flat_map(|(kind, key)| self.cluster.cache.services_concerned(*kind, key))
+            .chain(self.term.holds.by(Cause::Absence).cloned())
+            .collect();
+        services
+            .iter()
+            .map(|service| {
+                let without = if absent.contains(&(Kind::Service, service.clone())) {
+                    Desired::default()
+                } else {
+                    self.desired(service, &|kind, name| absent.contains(&(kind, name.clone())))
+                };
+                self.lost(service, &without).count()
+            })
+            .sum()
+    }
+
+    /// What the first look at everything would take from a Service that exists.
+    pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
+        let known = self.term.known.of(key);
+        let cache = &self.cluster.cache;
+        let unread = cache.has_unread_slice(key) || cache.may_miss_node(key);
+        let service = cache.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
+        let wanted = wanted(self.settings, key, service);
+        let mode = (!wanted.ports.is_empty()).then_some(wanted.address);
+        if desired.instances() == 0 {
+            // With the list of what it is made from empty, a selected Service has no instance.
+            let no_slices = || cache.slices(key).next().is_none();
+            let no_nodes = || cache.nodes().is_none_or(|mut nodes| nodes.next().is_none());
+            let absent = match mode {
+                Some(AddressMode::Endpoints) => no_slices(),
+                Some(AddressMode::NodePort) => {
+                    no_nodes() || (service.external_traffic_local && no_slices())
+                }
+                _ => false,
+            };
+            let lost = self.lost(key, desired).count();
+            let cause = if absent { Cause::Absence } else { Cause::Selection };
+            return (lost > 0).then_some((cause, lost));
+        }
+        // A Service that keeps a record and has new ones is a move: what counts is how many
+        // fewer there are, and how many turn critical.
+        let turning = known.iter().filter(|known| self.turns_critical(key, known, desired)).count();
+        let made_of_others = matches!(mode, Some(AddressMode::Endpoints | AddressMode::NodePort));
+        let fewer =
+            if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
+        (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
+    }
+
+    fn turns_critical(
+        &self,
+        key: &ObjectKey,
+        known: &KnownRegistration,
+        desired: &Desired,
+    ) -> bool {
+        let wanted = || desired.registrations.get(&known.id(&self.settings.cluster, key));
+        !known.critical && wanted().is_some_and(|wanted| wanted.check == Check::Critical)
+    }
+}
+
+/// Whether so many records are lost that it wants a second look.
+pub(super) fn is_most(lost: usize, total: usize) -> bool {
+    total >= FEW && lost * 2 > total
+}

@@ -1,0 +1,76 @@
+//! What comes out of the core to be told.
+
+use crate::domain::consul::record::RecordKey;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Subject;
+use crate::domain::problem::Problem;
+use crate::domain::report::difference::FieldChange;
+use crate::domain::sync::hold::Cause;
+
+/// Something that people want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A Service's records in Consul are as they ought to be again.
+    InSync {
+        /// The Service.
+        service: ObjectKey,
+        /// How many records were written.
+        written: usize,
+        /// How many were removed.
+        removed: usize,
+        /// How many instances it has now.
+        instances: usize,
+    },
+    /// An object has a problem that it did not have before.
+    Problem(Subject, ObjectKey, Problem),
+    /// An object no longer has this problem.
+    Solved(Subject, ObjectKey, Problem),
+    /// It is no longer known here whether the object has this problem: another one leads.
+    Withdrawn(Subject, ObjectKey, Problem),
+    /// Removals are held back.
+    Held {
+        /// Why.
+        cause: Cause,
+        /// How many records would be removed or turn critical.
+        lost: usize,
+        /// Of how many.
+        total: usize,
+    },
+    /// Held removals are confirmed, or the second list showed again what was missing.
+    Released {
+        /// Whether there is something to remove.
+        confirmed: bool,
+    },
+    /// A resync found that a record was not as we had left it. Of many only the first are told.
+    Drifted {
+        /// The Service that it belongs to.
+        service: ObjectKey,
+        /// Which.
+        record: RecordKey,
+        /// The fields that are not as they ought to be. None of a record that is gone.
+        fields: Vec<FieldChange>,
+        /// What is known of who changed it.
+        found: String,
+    },
+    /// A resync found that this many records were not as we had left them.
+    Fixed(usize),
+    /// Something with our mark is in a place where no bridge with these options writes.
+    Stray(String),
+    /// A side did not do what it was asked for; what follows, and why.
+    Failed(&'static str, String),
+}
+
+/// How many of what there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Services in the cluster.
+    pub services: usize,
+    /// Our registrations in Consul.
+    pub registrations: usize,
+    /// Our PTR records in Consul.
+    pub ptr_records: usize,
+    /// Services that have to be planned or have something under way.
+    pub backlog: usize,
+    /// Problems.
+    pub problems: usize,
+}

@@ -1,0 +1,120 @@
+//! What planning looks at, and what ought to be registered in view of it.
+
+use crate::domain::consul::names::{Holder, Holders, lookup_form};
+use crate::domain::consul::ptr::ConsulDomain;
+use crate::domain::consul::record::Registration;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::{EndpointSlice, Kind};
+use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
+use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
+use crate::domain::sync::cluster::Cluster;
+use crate::domain::sync::config::{Config, Target};
+use crate::domain::sync::term::Term;
+
+/// What planning looks at.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) target: Target,
+    /// What PTR records end with, if that is known.
+    pub(super) domain: Option<&'a ConsulDomain>,
+    pub(super) cluster: &'a Cluster,
+    pub(super) term: &'a Term,
+}
+
+// === impl View ===
+
+impl<'a> View<'a> {
+    /// `domain`: what PTR records end with, if that is known.
+    pub(super) fn new(
+        config: &'a Config,
+        domain: Option<&'a ConsulDomain>,
+        cluster: &'a Cluster,
+        term: &'a Term,
+    ) -> Self {
+        Self { settings: &config.settings, target: config.target, domain, cluster, term }
+    }
+}
+
+impl View<'_> {
+    /// What ought to be registered for the Service; slices and nodes of which `absent` is true
+    /// are left out.
+    pub(super) fn desired(
+        &self,
+        key: &ObjectKey,
+        absent: &impl Fn(Kind, &ObjectKey) -> bool,
+    ) -> Desired {
+        let cache = &self.cluster.cache;
+        let Some(service) = cache.service(key) else { return Desired::default() };
+        let slices = cache.slices(key);
+        let slices = slices.filter(|(slice, _)| !absent(Kind::EndpointSlice, slice));
+        let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
+        let nodes = cache.nodes().map(|nodes| {
+            nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
+        });
+        let permit = |name: &str, join| self.permit(key, name, join);
+        let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
+        self.keep_former_names(key, &mut desired);
+        desired
+    }
+
+    /// Instances of a Service whose new name others hold stay under the name that they have,
+    /// while no other Service wants that: nothing is removed for a move that cannot be made.
+    fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
+        desired.blocked.retain_mut(|Blocked { registration, reverse }| {
+            let Some(known) = self.term.known.registration(key, &registration.id) else {
+                return true;
+            };
+            let form = lookup_form(&known.service);
+            let is_free = self.cluster.name_claims.holder(&form).is_none_or(|holder| holder == key);
+            if !is_free && self.settings.on_conflict != OnConflict::Merge {
+                return true;
+            }
+            let registration =
+                Registration { service: (&*known.service).into(), ..registration.clone() };
+            if let Some((reverse, rank)) = reverse.take() {
+                let service = registration.service.clone();
+                desired.reverse.entry(reverse).or_insert(WantedPtr { service, rank });
+            }
+            desired.registrations.insert(registration.id.clone(), registration);
+            desired.keeps_former_name = true;
+            false
+        });
+    }
+
+    fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
+        let name = &*lookup_form(name);
+        let claims = &self.cluster.name_claims;
+        if self.settings.on_conflict != OnConflict::Merge
+            && let Some(holder) = claims.holder(name)
+            && holder != service
+        {
+            return Permit::Taken(holder.clone());
+        }
+        // By this Service: another one's right to the name is no reason to join it.
+        let mut known = self.term.known.of(service).iter();
+        let held = known.any(|known| *lookup_form(&known.service) == *name);
+        let neighbours = |joined| {
+            let others = claims.claimants(name).filter(|other| other != service);
+            Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
+        };
+        let Some(foreign) = &self.term.names_of_others else {
+            // Which tags one that is joined may have depends on who the others are.
+            let stays = held && join != JoinExisting::Always;
+            return if stays { Permit::Granted(neighbours(false)) } else { Permit::Unknown };
+        };
+        match foreign.get(name) {
+            None => Permit::Granted(neighbours(false)),
+            Some(Holders { others, .. }) if join.joins(others) => {
+                Permit::Granted(neighbours(*others == Holder::Other))
+            }
+            // What is ours and of no Service here is another replica's.
+            Some(Holders { others, ours })
+                if held || (*ours && !self.term.known.holds_name(name)) =>
+            {
+                Permit::ForeignToo(others.clone(), neighbours(false))
+            }
+            Some(Holders { others, .. }) => Permit::Foreign(others.clone()),
+        }
+    }
+}
