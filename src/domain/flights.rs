@@ -102,7 +102,7 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash + Ord, T> Flights<K, O, T> {
         Some(landed.collect())
     }
 
-    /// Has `owner` told when the record, which is in flight, is answered.
+    /// Notes that `owner` waits for the answer to the record, which is in flight.
     pub fn wait_for(&mut self, record: &K, owner: O) {
         if let Some(waiting) = self.records.get_mut(record) {
             waiting.insert(owner);

@@ -36,7 +36,7 @@ pub enum Failure<C> {
     Lasting {
         /// When it is tried again.
         until: Moment,
-        /// What people are told.
+        /// What people see of it.
         problem: Problem,
     },
     /// This content waits until that moment: another one is written at once, and so is a removal.
@@ -50,7 +50,7 @@ pub enum Failure<C> {
     Refused {
         /// What was refused.
         content: C,
-        /// What people are told.
+        /// What people see of it.
         problem: Problem,
     },
 }
@@ -140,7 +140,7 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.of(owner).any(|record| self.records.get(record).is_some_and(passes))
     }
 
-    /// What people are told of the failures of an owner's records: nothing of what passes.
+    /// What people see of the failures of an owner's records: nothing of what passes.
     pub fn problems(&self, owner: &O) -> impl Iterator<Item = (&K, &Problem)> {
         self.of(owner).filter_map(|record| match self.records.get(record)?.failure.as_ref()? {
             Failure::Passing { .. } | Failure::Paused { .. } => None,
@@ -168,7 +168,7 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     }
 
     /// The other side failed the write, for a reason that passes or that is the record's own.
-    /// `answers`: [`Retries::answers`] when it was sent. `problem` is told once the failure is
+    /// `answers`: [`Retries::answers`] when it was sent. `problem` is shown once the failure is
     /// isolated.
     pub fn failed(
         &mut self,
@@ -253,7 +253,7 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         }
     }
 
-    /// Has `owner` told by [`Retries::due`] when the record may be tried again.
+    /// Notes that `owner` waits until the record may be tried again: see [`Retries::due`].
     pub fn wait_for(&mut self, record: &K, owner: O) {
         match self.records.get(record).and_then(|failed| failed.failure.as_ref()) {
             Some(Failure::Passing { until }) => drop(self.soon.insert((*until, owner))),

@@ -56,7 +56,7 @@ impl Core {
             return;
         }
         if all.len() > before {
-            // What is newly missing wants a second look of its own.
+            // What is newly missing wants a second list of its own.
             self.cluster.suspects.confirm_later(now);
             self.reports.push(Report::Held { cause: Cause::Absence, lost, total });
         }

@@ -130,7 +130,7 @@ impl Term {
             NamespaceNodeAnswer::Failed(_) | NamespaceNodeAnswer::Fenced => {
                 self.namespace_nodes.retry(namespace, now);
             }
-            // It may still take along what is written to the node from now on: that is read back.
+            // It may still take along what is written to the node from now on: the next resync shows that.
             NamespaceNodeAnswer::Unanswered(_) => {
                 self.uncertain(now);
                 self.namespace_nodes.retry(namespace, now);

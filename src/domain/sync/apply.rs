@@ -51,7 +51,7 @@ impl Term {
                     self.send(flight, service, RecordKey::Ptr(key.clone()), Content::Read);
                     return Some(Action::ReadPtr { flight, key });
                 }
-                // The reading of a key that is planned next is a request of its own.
+                // A key that has to be read next is a request of its own.
                 None if self.work.planned.is_some() => break,
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
@@ -78,7 +78,7 @@ impl Term {
         Some(Action::RemoveNamespaceNode { flight, namespace })
     }
 
-    /// The next thing to send of the Service that was planned last; a reading only if `may_read`.
+    /// The next thing to send of the Service that was planned last; the reading of a key only if `may_read`.
     fn next_planned(&mut self, may_read: bool) -> Option<(ObjectKey, Planned)> {
         let (service, actions) = self.work.planned.as_mut()?;
         if !may_read && matches!(actions.front(), Some(Planned::ReadPtr(_))) {

@@ -29,7 +29,7 @@ pub(super) struct Cluster {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// Services that want names which changed hands, the new holder of each first: the name must
-    /// not stand empty in between. The others are told who has it.
+    /// not be empty in between. The others learn who has it.
     pub(super) claimants: Vec<ObjectKey>,
     /// Services that the objects are, belong to or serve.
     pub(super) services: Vec<ObjectKey>,
@@ -47,7 +47,7 @@ impl Cluster {
     ) -> Changes {
         if let SeenObject::Service(_, service) = &mut seen {
             // The others would be most of what is kept of a Service, and changes of theirs would
-            // have it planned. Collected anew: a map that was emptied keeps a node of 368 bytes.
+            // have it planned. Collected again: a map that was emptied keeps a node of 368 bytes.
             let labels = std::mem::take(&mut service.labels).into_iter();
             service.labels = labels.filter(|(key, _)| is_read_label(settings, key)).collect();
         }

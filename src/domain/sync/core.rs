@@ -239,14 +239,14 @@ impl Core {
     pub fn handle_observation(&mut self, seen: Observation) {
         let Some(term) = &mut self.term else { return };
         term.observe(&self.config.settings.cluster, &seen);
-        self.tell_drift(Some(&seen));
+        self.report_drift(Some(&seen));
         if let Observation::Stray(what) = seen {
             self.reports.push(Report::Stray(what));
         }
     }
 
-    /// Tells what was found changed: the record, and the fields where it is still there.
-    fn tell_drift(&mut self, seen: Option<&Observation>) {
+    /// Reports what was found changed: the record, and the fields where it is still there.
+    fn report_drift(&mut self, seen: Option<&Observation>) {
         let Some(mut term) = self.term.take() else { return };
         for Drift { service, record, found } in std::mem::take(&mut term.drift) {
             let fields = match seen {
@@ -275,7 +275,7 @@ impl Core {
         }
         self.contact.heard(now);
         term.finish_resync(&self.config, &mut self.cluster, now, &mut self.reports);
-        self.tell_drift(None);
+        self.report_drift(None);
     }
 
     /// Takes the names under which others than bridges hold instances.
@@ -314,8 +314,8 @@ impl Core {
         }
     }
 
-    /// Takes whether the cluster still is the one whose records these are, or why that cannot be
-    /// told. Counts only for a second list that was asked for.
+    /// Takes whether the cluster still is the one whose records these are, or why that is not
+    /// known. Counts only for a second list that was asked for.
     pub fn handle_identity(&mut self, result: Result<(), String>, now: Moment) {
         self.now = self.now.max(now);
         self.cluster.suspects.identified(result.is_ok(), now);

@@ -65,7 +65,7 @@ pub enum PtrState {
     Ours(Fingerprint),
     /// Another cluster's.
     OtherCluster,
-    /// Nobody's we know, with this value.
+    /// Nobody's that we know, with this value.
     Foreign(Box<str>),
     /// It has to be read before it can be written.
     Unknown,

@@ -101,7 +101,7 @@ impl View<'_> {
     }
 }
 
-/// Whether so many records are lost that it wants a second look.
+/// Whether so many records are lost that a second list has to confirm it.
 pub(super) fn is_most(lost: usize, total: usize) -> bool {
     total >= FEW && lost * 2 > total
 }

@@ -27,7 +27,7 @@ enum State {
 // === impl NodeWatch ===
 
 impl NodeWatch {
-    /// Takes whether nodes are wanted; gives whether that has to be told.
+    /// Takes whether nodes are wanted; gives whether that is news.
     pub(super) fn set(&mut self, is_on: bool) -> bool {
         std::mem::replace(&mut self.is_on, is_on) != is_on
     }

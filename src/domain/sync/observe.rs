@@ -17,8 +17,8 @@ use crate::domain::sync::report::Report;
 use crate::domain::sync::resync::{Drift, Resync};
 use crate::domain::sync::term::{Stage, Term};
 
-/// So many records that a resync found changed are told one by one: enough to find the writer.
-const MAX_TOLD: usize = 8;
+/// So many records that a resync found changed are reported one by one: enough to find the writer.
+const MAX_REPORTED: usize = 8;
 
 /// How a record was left.
 #[derive(Clone, Copy)]
@@ -231,8 +231,8 @@ impl Term {
         resync.fixed += 1;
         // Before the first reconciliation it is a former self that left it so.
         if self.is_running() && !resync.state_lost {
-            if resync.told < MAX_TOLD {
-                resync.told += 1;
+            if resync.reported < MAX_REPORTED {
+                resync.reported += 1;
                 self.drift.push(Drift {
                     service: service.clone(),
                     record: record.clone(),

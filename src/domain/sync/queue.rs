@@ -1,4 +1,4 @@
-//! A queue of things each of which stands in it once.
+//! A queue in which each thing is once.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::Hash;

@@ -47,7 +47,7 @@ pub enum Once {
     Stuck(NotReady),
 }
 
-/// What follows from how things stand.
+/// What readiness follows from.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "they are independent")]
 pub(super) struct Standing {

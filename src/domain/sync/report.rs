@@ -1,4 +1,4 @@
-//! What comes out of the core to be told.
+//! What comes out of the core for people.
 
 use crate::domain::consul::record::RecordKey;
 use crate::domain::kube::names::ObjectKey;
@@ -41,7 +41,7 @@ pub enum Report {
         /// Whether there is something to remove.
         confirmed: bool,
     },
-    /// A resync found that a record was not as we had left it. Of many only the first are told.
+    /// A resync found that a record was not as we had left it. Of many only the first are reported.
     Drifted {
         /// The Service that it belongs to.
         service: ObjectKey,

@@ -24,8 +24,8 @@ pub(super) struct Resync {
     /// Whether Consul lost what was registered, and the marker with it: nobody has changed what is
     /// missing.
     pub(super) state_lost: bool,
-    /// How many of them were told one by one.
-    pub(super) told: usize,
+    /// How many of them were reported one by one.
+    pub(super) reported: usize,
 }
 
 /// A record that was found changed.
@@ -52,7 +52,7 @@ impl Resync {
             namespace_nodes: BTreeSet::new(),
             fixed: 0,
             state_lost,
-            told: 0,
+            reported: 0,
         }
     }
 

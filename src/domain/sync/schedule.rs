@@ -6,7 +6,7 @@ use crate::domain::Moment;
 use crate::domain::backoff::jittered;
 
 /// The next resync starts this many times the last one's duration later at the earliest, so that
-/// reading takes one hundredth of Consul's time at most.
+/// resyncs take one hundredth of Consul's time at most.
 const RESYNC_SHARE: u32 = 100;
 /// A resync that failed is tried again after this: long enough not to load a Consul in trouble.
 const RETRY: Duration = Duration::from_secs(5);
@@ -25,13 +25,13 @@ pub(super) struct Schedule {
     seed: u64,
     /// How many resyncs have succeeded.
     resyncs: u32,
-    /// Reading of all that is ours.
+    /// All that is ours.
     resync: Periodic,
     /// Whether the last one failed.
     resync_failed: bool,
-    /// Reading of the names that others hold.
+    /// The names that others hold.
     names: Periodic,
-    /// Reading of what the catalog shows.
+    /// What the catalog shows.
     catalog: Periodic,
     progress: Progress,
     /// Until when a write that got no answer may still be applied: a resync has to look then.
@@ -197,7 +197,7 @@ impl Schedule {
     }
 
     pub(super) fn names_succeeded(&mut self, now: Moment) {
-        // The next resync hurries the next reading of names.
+        // The next resync hurries the names, too.
         self.names.end(self.resync.remains(now) + RETRY, now);
         if self.progress == Progress::Resynced {
             self.progress = Progress::NamesKnown;

@@ -1,6 +1,6 @@
 //! What is known and under way on Consul's side while this bridge leads.
 //!
-//! It is made anew when leadership is acquired and dropped whole when it is lost: others write from
+//! It is made when leadership is acquired and dropped whole when it is lost: others write from
 //! then on. That is safe because the session of the lead that was lost is ended before the next
 //! campaign, every transaction checks its session, and the first resync of a term is consistent: a
 //! write of a former term was applied before that resync or can never be.
@@ -45,7 +45,7 @@ pub(super) struct Term {
     pub(super) contention: Contention,
     /// Whether Consul lost its state since the last resync began.
     pub(super) state_lost: bool,
-    /// What the resync under way found changed and nobody was told yet.
+    /// What the resync under way found changed and is not reported yet.
     pub(super) drift: Vec<Drift>,
     /// Service IDs that the agent has and the catalog lacks, for longer than the agent needs to pass
     /// them on.
@@ -267,7 +267,7 @@ impl Term {
             .collect();
         self.mark_each(changed);
         if no_others {
-            // What it lacks for good was just made a problem: once that is told, all is settled.
+            // What it lacks for good was just made a problem: once that is reported, all is settled.
             self.schedule.catalog_shows_all(self.is_settled(), now);
         }
     }

@@ -67,7 +67,7 @@ pub(super) enum Done {
     Identity(Result<Option<String>, String>),
 }
 
-/// Waits for the end of the job that stands there, and takes it away. Without one it never ends.
+/// Waits for the end of the job, if there is one, and takes it away. Without one it never ends.
 pub(super) async fn end_of(job: &mut Option<Job>) -> Done {
     let Some(running) = job else { return std::future::pending().await };
     let done = running.await;

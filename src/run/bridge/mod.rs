@@ -547,7 +547,7 @@ impl Bridge {
         self.core.handle_token_changed(self.began.elapsed());
     }
 
-    /// Tells what happened since the last turn.
+    /// Reports what happened since the last time.
     fn report(&mut self) {
         let reports = self.core.take_reports();
         self.reporting.update(&self.core, reports, self.options.sync.sink.target());

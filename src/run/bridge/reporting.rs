@@ -1,4 +1,4 @@
-//! What the bridge tells people: logs, Events, metrics, readiness.
+//! What people see of the bridge: logs, Events, metrics, readiness.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const MAX_STRAYS: usize = 50;
 /// 10,000; a TTL check on each makes it four times slower.
 const CROWDED: usize = 1_000;
 
-/// Where the bridge tells what it does, and what is remembered only to be told.
+/// Where the bridge reports what it does, and what is remembered only for that.
 pub(super) struct Reporting {
     metrics: Arc<Metrics>,
     readiness: watch::Sender<Readiness>,
@@ -60,7 +60,7 @@ impl Reporting {
         }
     }
 
-    /// Tells what happened since the last turn.
+    /// Reports what happened since the last time.
     pub(super) fn update(&mut self, core: &Core, reports: Vec<Report>, target: Target) {
         for report in reports {
             self.report(core, report);
@@ -73,7 +73,7 @@ impl Reporting {
         metrics.backlog.set(gauge(counts.backlog));
         metrics.holding.set(i64::from(core.is_holding()));
         if target == Target::Agent {
-            self.tell_crowd(counts.registrations);
+            self.report_crowd(counts.registrations);
         }
     }
 
@@ -82,9 +82,9 @@ impl Reporting {
     }
 
     pub(super) fn set_readiness(&self, readiness: Readiness, core: &Core) {
-        let changed = self.readiness.send_if_modified(|told| {
-            let changes = *told != readiness;
-            *told = readiness;
+        let changed = self.readiness.send_if_modified(|reported| {
+            let changes = *reported != readiness;
+            *reported = readiness;
             changes
         });
         if changed && *self.readiness.borrow() == Readiness::Ready {
@@ -182,7 +182,7 @@ impl Reporting {
                 tracing::info!(%namespace, service = %name, instances, written, removed, "{what}");
             }
             Report::Problem(subject, key, problem) => {
-                self.tell_problem(core, subject, key, problem);
+                self.report_problem(core, subject, key, problem);
             }
             Report::Solved(subject, key, problem) => {
                 self.problem_gauge(&problem, -1);
@@ -223,7 +223,7 @@ impl Reporting {
                 let fields = fields.iter().map(field).collect::<Vec<_>>().join("; ");
                 tracing::warn!(%namespace, %name, %record, fields, "changed by others: {found}");
             }
-            Report::Stray(what) => self.stray(what),
+            Report::Stray(what) => self.report_stray(what),
             Report::Failed(what, why) => {
                 if self.failures.should_log() {
                     tracing::warn!("{what}: {why}");
@@ -232,7 +232,7 @@ impl Reporting {
         }
     }
 
-    fn tell_problem(&self, core: &Core, subject: Subject, key: ObjectKey, problem: Problem) {
+    fn report_problem(&self, core: &Core, subject: Subject, key: ObjectKey, problem: Problem) {
         self.problem_gauge(&problem, 1);
         let (namespace, name) = (namespace(&key), &key.name);
         tracing::warn!(kind = subject.as_str(), namespace, %name, "{problem}");
@@ -247,7 +247,7 @@ impl Reporting {
         self.metrics.problems.get_or_create(&[("reason", problem.reason.as_str())]).inc_by(by);
     }
 
-    fn tell_crowd(&mut self, registrations: usize) {
+    fn report_crowd(&mut self, registrations: usize) {
         if registrations > CROWDED && !std::mem::replace(&mut self.said_crowded, true) {
             tracing::warn!(
                 registrations,
@@ -258,7 +258,7 @@ impl Reporting {
     }
 
     /// Says once what is found where nothing of ours belongs.
-    fn stray(&mut self, what: String) {
+    fn report_stray(&mut self, what: String) {
         if self.strays.len() < MAX_STRAYS && !self.strays.contains(&what) {
             tracing::warn!("left alone: {what}");
             self.strays.insert(what);

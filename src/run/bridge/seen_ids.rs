@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 /// memory that the bridge may have.
 ///
 /// That an ID which was not shown has the hash of another is as likely as one in 10^14 for so
-/// many, and means only that one record is not told to be missing until the next listing, which
+/// many, and means only that one record is not reported as missing until the next listing, which
 /// hashes otherwise.
 #[derive(Debug, Default)]
 pub(super) struct SeenIds {

@@ -10,9 +10,9 @@ use crate::domain::kube::object::Kind;
 use crate::kubernetes::client::EndpointSource;
 use crate::kubernetes::watch::{Notice, Relist, Watcher};
 
-/// Watch events taken in one turn before writes are looked at again: a long list must not keep
-/// writes waiting, nor each event cost a turn.
-const EVENTS_A_TURN: usize = 256;
+/// Watch events handled at a time before due work is started: a long list must not keep
+/// writes waiting, nor each event cost a pass of the run loop.
+const EVENTS_AT_A_TIME: usize = 256;
 
 /// The watches that go on.
 pub(super) struct Watches {
@@ -54,7 +54,7 @@ impl Watches {
             return std::future::pending().await;
         };
         let mut notices = vec![first];
-        while notices.len() < EVENTS_A_TURN
+        while notices.len() < EVENTS_AT_A_TIME
             && let Some(Some((_, notice))) = self.streams.next().now_or_never()
         {
             notices.push(notice);

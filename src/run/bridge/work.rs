@@ -43,7 +43,7 @@ pub(super) struct Work {
     sink: Sink,
     /// Flights that are not answered.
     requests: FuturesUnordered<Job>,
-    /// Readings of names and of the catalog.
+    /// Names and what the catalog shows, being read.
     looks: FuturesUnordered<Job>,
     resync: Option<Resync>,
 }
