@@ -129,6 +129,7 @@ impl Term {
             Wait::Held(_)
             | Wait::Refused
             | Wait::NameUnknown
+            | Wait::NameTaken
             | Wait::NameForeign
             | Wait::NodesUnknown
             | Wait::Unread

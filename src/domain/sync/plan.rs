@@ -86,12 +86,13 @@ impl View<'_> {
         self.draft_ptr(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         self.draft_removals(key, &desired, now, &mut draft);
+        Self::draft_names(&desired, &mut draft);
         self.clear_old_failures(key, &desired, &mut draft);
         self.gather_problems(key, desired, &mut draft);
         draft.finish()
     }
 
-    /// What the Service claims, and what of it is waited for whatever Consul has.
+    /// What the Service claims, whatever Consul has.
     fn draft(&self, key: &ObjectKey, desired: &Desired) -> Draft {
         let ptr_claims = View::ptr_claims(desired);
         let mut released = self.term.ptr.released.get(key).cloned().unwrap_or_default();
@@ -107,12 +108,17 @@ impl View<'_> {
                 && self.lost(key, desired).next().is_none(),
             ..Outcome::default()
         };
-        let mut waits = BTreeMap::new();
-        let unknown = desired.undecided.iter().map(|id| (id.clone(), Wait::NameUnknown));
-        let blocked = desired.blocked.iter();
-        let foreign = blocked.map(|it| (it.registration.id.clone(), Wait::NameForeign));
-        waits.extend(unknown.chain(foreign).map(|(id, wait)| (RecordKey::Registration(id), wait)));
-        Draft { waits, outcome, ..Draft::default() }
+        Draft { outcome, ..Draft::default() }
+    }
+
+    /// What waits for a Consul name. Whatever else is known to keep such a record comes first.
+    fn draft_names(desired: &Desired, draft: &mut Draft) {
+        let unknown = desired.undecided.iter().map(|id| (id, Wait::NameUnknown));
+        let taken = desired.taken.iter().map(|id| (id, Wait::NameTaken));
+        let foreign = desired.blocked.iter().map(|it| (&it.registration.id, Wait::NameForeign));
+        for (id, wait) in unknown.chain(taken).chain(foreign) {
+            draft.wait(RecordKey::Registration(id.clone()), wait);
+        }
     }
 
     fn draft_registrations(

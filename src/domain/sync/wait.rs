@@ -37,6 +37,8 @@ pub enum Wait {
     Refused,
     /// It is not known yet whether others hold its Consul name.
     NameUnknown,
+    /// Its Consul name is another Service's.
+    NameTaken,
     /// Others hold its Consul name.
     NameForeign,
     /// The nodes of the cluster are not known.

@@ -104,6 +104,7 @@ fn words(wait: &Wait, now: Moment) -> String {
         Wait::Contested { until } => return again("somebody else keeps it otherwise", *until),
         Wait::Refused => "Consul refuses its content",
         Wait::NameUnknown => "it is not known yet whether others hold its Consul name",
+        Wait::NameTaken => "its Consul name is another Service's",
         Wait::NameForeign => "others hold its Consul name",
         Wait::NodesUnknown => "the nodes of the cluster are not known",
         Wait::Unread => "an object that it follows from could not be read",

@@ -83,6 +83,7 @@ impl<'a> Builder<'a> {
         slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) {
+        let problems = self.out.problems.len();
         let serving: Vec<Serving<'s>> = serving(slices.clone(), port.port).collect();
         if serving.is_empty() {
             self.note_unserved(port.port, slices);
@@ -100,6 +101,10 @@ impl<'a> Builder<'a> {
         let tags = self.tags(name, port.port);
         for target in targets {
             self.instance(name, port.port, tags.clone(), target);
+        }
+        if name.standing == Standing::Taken {
+            // What is not to be registered lacks nothing.
+            self.out.problems.truncate(problems);
         }
     }
 
@@ -310,6 +315,13 @@ impl<'a> Builder<'a> {
         mut tags: Vec<String>,
         target: Target<'_>,
     ) {
+        let number = target.endpoint.map(|_| target.port);
+        let (cluster, address) = (&self.settings.cluster, &target.address);
+        let id = registration_id(cluster, self.key, &port_label(port), number, address);
+        if name.standing == Standing::Taken {
+            self.out.taken.insert(id);
+            return;
+        }
         let reverse = self.ptr_claim(name.text, &target);
         if let Some((key, rank)) = &reverse
             && name.standing != Standing::Blocked
@@ -318,9 +330,6 @@ impl<'a> Builder<'a> {
             let wanted = || WantedPtr { service: name.text.into(), rank: *rank };
             self.out.reverse.entry(key.clone()).or_insert_with(wanted);
         }
-        let number = target.endpoint.map(|_| target.port);
-        let (cluster, address) = (&self.settings.cluster, &target.address);
-        let id = registration_id(cluster, self.key, &port_label(port), number, address);
         if name.standing == Standing::Undecided {
             self.out.undecided.insert(id);
             return;

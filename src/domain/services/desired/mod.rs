@@ -121,6 +121,8 @@ pub struct Desired {
     /// Instances that wait until it is known whether others hold their name: neither written
     /// nor removed.
     pub undecided: BTreeSet<Box<str>>,
+    /// Instances whose name is another Service's: they are not to be registered.
+    pub taken: BTreeSet<Box<str>>,
     /// Instances whose name others hold. What is registered of them already stays under the name
     /// that it has.
     pub blocked: Vec<Blocked>,
@@ -231,9 +233,8 @@ pub fn desired<'a>(
     };
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
-        if let Some(name) = permitted_name(port, join, permit, &mut problems) {
-            builder.port(&name, port, slices.clone(), nodes.clone());
-        }
+        let name = permitted_name(port, join, permit, &mut problems);
+        builder.port(&name, port, slices.clone(), nodes.clone());
     }
     let mut desired = builder.finish();
     if !wanted.ports.is_empty() {
@@ -399,15 +400,16 @@ enum Standing {
     Granted,
     Undecided,
     Blocked,
+    Taken,
 }
 
-/// The name that a wanted port is to have, if any, and whether it may.
+/// The name that a wanted port is to have, and whether it may.
 fn permitted_name<'w>(
     wanted: &'w WantedPort<'_>,
     join: JoinExisting,
     permit: &impl Fn(&str, JoinExisting) -> Permit,
     problems: &mut Vec<Problem>,
-) -> Option<Name<'w>> {
+) -> Name<'w> {
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
         let (standing, neighbours) = match permit(name, join) {
@@ -434,9 +436,10 @@ fn permitted_name<'w>(
                 continue;
             }
         };
-        return Some(Name { text: name, standing, neighbours });
+        return Name { text: name, standing, neighbours };
     }
-    None
+    let neighbours = Neighbours::default();
+    Name { text: &wanted.name, standing: Standing::Taken, neighbours }
 }
 
 fn foreign_name(name: &str, holder: &Holder, consequence: &str) -> Problem {

@@ -226,6 +226,11 @@ fn each_record_that_waits_says_why() {
     simulation.seen(service_seen(31));
     assert_eq!(waits(&simulation, 31), [(false, Wait::NameForeign)]);
 
+    let mut younger = numbered(32);
+    younger.annotations.insert("kube-consul.io/service-name".into(), "s1".into());
+    simulation.seen(SeenObject::Service(key("s32"), younger));
+    assert_eq!(waits(&simulation, 32), [(false, Wait::NameTaken)]);
+
     simulation.seen(slice_seen(1, false));
     let actions = simulation.next_actions();
     assert_eq!(waits(&simulation, 1), [(false, Wait::InFlight)]);
