@@ -3,12 +3,17 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+
+/// Retries after which every delay has long been the longest: 2^32 times the first.
+const GROWING: u32 = 32;
+
 /// Delays that double from the first to the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// Before the first retry.
     pub first: Duration,
-    /// What a recovery costs at most beyond the other side's own.
+    /// The upper limit: what a recovery takes at most beyond the other side's own.
     pub longest: Duration,
 }
 
@@ -31,7 +36,12 @@ impl Backoff {
     /// Delay before retry number `attempt` (from 0) of what `seed` names: between three quarters
     /// and the whole of what is due, so that it still grows with each retry.
     pub fn delay(&self, attempt: u32, seed: &impl Hash) -> Duration {
-        let whole = self.first.saturating_mul(2_u32.saturating_pow(attempt)).min(self.longest);
+        let growing = ExponentialBuilder::new()
+            .with_min_delay(self.first)
+            .with_max_delay(self.longest)
+            .without_max_times();
+        // Without backon's own jitter, which goes beyond the longest delay.
+        let whole = growing.build().nth(attempt.min(GROWING) as usize).unwrap_or(self.longest);
         jittered(whole, &(seed, attempt))
     }
 
