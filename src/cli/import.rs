@@ -55,8 +55,8 @@ pub struct ImportArgs {
     /// With --run-once: how long it may take
     #[arg(long, env = "KUBE_CONSUL_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
-    /// Longest time between two readings of a Consul service, in seconds or as a duration: changes
-    /// are followed at once whatever this is
+    /// Longest time between two reads of a Consul service, in seconds or as a duration; a minute at
+    /// least, because changes are followed at once whatever this is
     #[arg(short, long, env = "KUBE_CONSUL_INTERVAL", default_value = "60s", value_parser = seconds, value_name = "DURATION")]
     interval: Duration,
     /// Serve the metrics on port 8000 too, as consul8s did
@@ -202,8 +202,7 @@ impl Consul8sCli {
             Err(_) if self.run_once => Duration::from_mins(1),
             Err(why) => return Err(format!("--interval: {why}").into()),
         };
-        let namespaces: BTreeSet<Box<str>> =
-            [self.namespace].into_iter().filter(|it| !it.is_empty()).map(Into::into).collect();
+        let namespaces: BTreeSet<Box<str>> = [self.namespace.into()].into();
         Ok(Options {
             common: common(access, consul, None),
             cluster: None,

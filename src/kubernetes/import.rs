@@ -6,15 +6,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Endpoints, Service as ServiceObject};
+use k8s_openapi::api::core::v1::Service as ServiceObject;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, Error as KubeError};
 use serde_json::{Value, json};
 
-use crate::domain::import::core::MANAGED_BY;
 use crate::domain::import::layout::{Slice, SlicePort};
-use crate::domain::import::object::{OwnedSlice, Seen, Service};
+use crate::domain::import::object::{MANAGED_BY, OwnedSlice, Seen, Service};
 use crate::domain::import::source::{CONSUL8S_SOURCE, Pairs, REGISTRATION};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
@@ -222,11 +221,15 @@ pub async fn write_slice(
     let body = Patch::Apply(manifest(service, uid, name, slice));
     let written = api.patch(name, &PatchParams::apply(FIELD_MANAGER), &body).await;
     let written = written.map_err(|error| WriteError::of("patch", name, &error))?;
-    owned(written).ok_or_else(|| WriteError::Failed {
-        verb: "patch",
-        name: name.into(),
-        cause: format!("its label {SERVICE_NAME} is not what was sent"),
-        retry_after: None,
+    owned(written).filter(|it| it.is_canonical && it.slice == *slice).ok_or_else(|| {
+        WriteError::Failed {
+            verb: "patch",
+            name: name.into(),
+            cause: "expected it to be kept as it was sent, found it changed: an admission webhook \
+                    may do that; exclude EndpointSlices from it"
+                .to_owned(),
+            retry_after: None,
+        }
     })
 }
 
@@ -274,22 +277,6 @@ pub async fn delete_slice(client: &Client, key: &ObjectKey, uid: &str) -> Result
 fn of_uid(uid: &str) -> DeleteParams {
     let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
-}
-
-/// The Endpoints object of this name, from which the cluster mirrors slices.
-pub async fn endpoints(client: &Client, key: &ObjectKey) -> Result<Option<Endpoints>, String> {
-    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
-    api.get_opt(&key.name).await.map_err(|error| failure(&error))
-}
-
-/// Deletes the Endpoints object, if it still has this uid.
-pub async fn delete_endpoints(client: &Client, key: &ObjectKey, uid: &str) -> Result<(), String> {
-    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
-    match api.delete(&key.name, &of_uid(uid)).await {
-        Ok(_) => Ok(()),
-        Err(KubeError::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(failure(&error)),
-    }
 }
 
 // === impl WriteError ===

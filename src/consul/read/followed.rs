@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::consul::http::client::Client;
 use crate::consul::http::error::Error;
 use crate::consul::http::request::{Request, encode};
-use crate::consul::http::stream::Layout;
+use crate::consul::http::stream::{Layout, Malformed};
 use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
 use crate::consul::read::wire::decode;
@@ -74,22 +74,38 @@ impl Followed {
 
     /// Waits until the instances may have changed, a minute at most, and reads them.
     pub async fn next(&mut self, client: &Client) -> Result<Vec<Instance>, Unknown> {
-        self.changed(client).await.map_err(failed(INSTANCES))?;
-        let read = self.read(client).await;
+        if let Err(error) = self.changed(client).await {
+            self.changes.reset();
+            return Err(failed(INSTANCES)(error));
+        }
+        self.read(client).await
+    }
+
+    /// Reads the instances. After a failure the next query comes at once: whatever made it fail may
+    /// be over without any change of theirs.
+    pub async fn read(&mut self, client: &Client) -> Result<Vec<Instance>, Unknown> {
+        let read = self.read_once(client).await;
         if read.is_err() {
-            // Whatever made it fail may be over without any change of the instances.
             self.changes.reset();
         }
         read
     }
 
-    /// Reads the instances.
-    pub async fn read(&self, client: &Client) -> Result<Vec<Instance>, Unknown> {
-        let request = request(&self.source, Some(Consistency::Leader)).listing();
+    /// Consistently: a server that has just been elected answers other reads before it has applied
+    /// its log, and then knows of no instance.
+    async fn read_once(&self, client: &Client) -> Result<Vec<Instance>, Unknown> {
+        let request = request(&self.source, Some(Consistency::Consistent)).listing();
         let (reply, evidence) = client.open(&request, INSTANCES).await?;
         let mut found = Vec::new();
         let entries =
             reply.into_found().await.map_err(failed(INSTANCES))?.items(Layout::Elements, |item| {
+                if item.is_cut {
+                    // Its checks may be among what is missing.
+                    return Err(Malformed::Item {
+                        expected: "an instance of at most 1 MiB",
+                        reason: "it is larger".to_owned(),
+                    });
+                }
                 found.push(decode::<Entry>("an instance", item.value)?.instance());
                 Ok(())
             });

@@ -15,10 +15,11 @@
 //! Order of the calls: after any `handle_*` call, [`Importer::poll_action`] until it gives none, and
 //! [`Importer::handle_timeout`] at [`Importer::next_timeout`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::domain::backoff::Backoff;
 use crate::domain::import::instance::{Endpoints, Group, Imported, Instance};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
 use crate::domain::import::object::{OwnedSlice, Service};
@@ -27,15 +28,15 @@ use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::store::Store;
 use crate::domain::problem::{Problem, Reason};
 
-/// The value of label `endpointslice.kubernetes.io/managed-by` on our slices.
-pub const MANAGED_BY: &str = "import.kube-consul.io";
+/// The manager of slices that the cluster mirrors from Endpoints, such as consul8s wrote.
+const MIRRORED_BY: &str = "endpointslicemirroring-controller.k8s.io";
 
 /// A point in time: how long the process has been running.
 pub type Moment = Duration;
 
-/// Between two tries of a Service whose write failed: doubled each time, up to the longest.
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_mins(1);
+/// Between two tries of a Service whose write failed: from what the API server takes to start a
+/// request again, to what somebody who gives a right waits for.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_mins(1));
 
 /// The state of an import.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub struct Importer {
     dirty: BTreeSet<ObjectKey>,
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     actions: Vec<Action>,
-    reports: Vec<Report>,
+    reports: VecDeque<Report>,
 }
 
 /// A Consul service that is followed.
@@ -60,6 +61,8 @@ pub struct Importer {
 struct Followed {
     /// The newest true answer.
     instances: Option<Arc<[Instance]>>,
+    /// Why the newest answer was none.
+    unknown: Option<Problem>,
     /// Who asks for it.
     users: BTreeSet<ObjectKey>,
 }
@@ -74,9 +77,13 @@ struct State {
     failed: Option<(u32, Problem)>,
     /// Until when nothing is written after a failure.
     retry_at: Moment,
-    /// The endpoints that were usable last, and until when they stay although none is any more.
+    /// The endpoints that were usable last, and since when none is any more.
     last_usable: Option<Endpoints>,
+    unusable_since: Option<Moment>,
+    /// Until when the last ones stay.
     keep_until: Option<Moment>,
+    /// Whether it was looked what a former process had left.
+    looked_back: bool,
     /// When it has to be planned again.
     timer: Option<Moment>,
     /// Whether a write of this round was made: told once all are answered.
@@ -92,6 +99,15 @@ pub enum Action {
     Unfollow(Source),
     /// Send this to the API server; wants [`Importer::handle_written`].
     Write(Write),
+}
+
+/// Why a write was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What people are told.
+    pub problem: Problem,
+    /// How long the API server asks to wait; zero: it does not say.
+    pub retry_after: Duration,
 }
 
 /// A change in Kubernetes.
@@ -112,9 +128,11 @@ pub enum Write {
     Delete {
         /// The Service that it is of.
         service: ObjectKey,
+        /// The uid of the Service.
+        owner: Arc<str>,
         /// The name of the slice.
         name: Box<str>,
-        /// Its uid.
+        /// The uid of the slice.
         uid: Box<str>,
     },
 }
@@ -165,7 +183,7 @@ impl Importer {
             dirty: BTreeSet::new(),
             problems: BTreeMap::new(),
             actions: Vec::new(),
-            reports: Vec::new(),
+            reports: VecDeque::new(),
         }
     }
 
@@ -262,30 +280,50 @@ impl Importer {
     /// A true answer of Consul's: these are all instances of the source.
     pub fn handle_instances(&mut self, source: &Source, instances: Vec<Instance>) {
         let Some(followed) = self.sources.get_mut(source) else { return };
-        if followed.instances.as_deref() == Some(&*instances) {
+        let was_unknown = followed.unknown.take().is_some();
+        if followed.instances.as_deref() == Some(&*instances) && !was_unknown {
             return;
         }
         followed.instances = Some(instances.into());
         self.dirty.extend(followed.users.iter().cloned());
     }
 
-    /// The answer to an [`Action::Write`]. What was written is in the cache by
+    /// A source gave no answer that tells what there is: what it gave before stays true.
+    pub fn handle_unknown(&mut self, source: &Source, problem: Problem) {
+        let Some(followed) = self.sources.get_mut(source) else { return };
+        if followed.unknown.as_ref() != Some(&problem) {
+            followed.unknown = Some(problem);
+            self.dirty.extend(followed.users.iter().cloned());
+        }
+    }
+
+    /// The answer to an [`Action::Write`] for a Service of this uid. What was written is in the cache by
     /// the watch, or is about to be; an error is what the API server said.
     pub fn handle_written(
         &mut self,
         service: &ObjectKey,
-        result: Result<(), Problem>,
+        uid: &str,
+        result: Result<(), Failure>,
         now: Moment,
     ) {
+        if self.services.get(service).is_none_or(|it| *it.uid != *uid) {
+            // Of an earlier Service of this name, of which nothing is kept.
+            return;
+        }
         let Some(state) = self.states.get_mut(service) else { return };
-        state.in_flight = state.in_flight.saturating_sub(1);
+        state.in_flight -= 1;
         match result {
             Ok(()) => state.wrote = true,
-            Err(problem) => {
-                let attempt = state.failed.as_ref().map_or(0, |(attempt, _)| attempt + 1);
-                let delay = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(attempt));
+            Err(Failure { problem, retry_after }) => {
+                // The writes of one round fail together.
+                let attempt = match &state.failed {
+                    Some((attempt, _)) if state.retry_at > now => *attempt,
+                    Some((attempt, _)) => attempt + 1,
+                    None => 0,
+                };
+                let delay = RETRY.delay(attempt, service).max(retry_after);
                 state.failed = Some((attempt, problem));
-                state.retry_at = now + delay.min(LONGEST_RETRY);
+                state.retry_at = state.retry_at.max(now + delay);
             }
         }
         self.dirty.insert(service.clone());
@@ -317,7 +355,7 @@ impl Importer {
 
     /// What people want to know next.
     pub fn poll_report(&mut self) -> Option<Report> {
-        (!self.reports.is_empty()).then(|| self.reports.remove(0))
+        self.reports.pop_front()
     }
 
     /// Whether Services and slices are listed.
@@ -329,13 +367,14 @@ impl Importer {
     pub fn is_settled(&self) -> bool {
         self.is_listed()
             && self.dirty.is_empty()
-            && self.sources.values().all(|followed| followed.instances.is_some())
-            && self.states.values().all(|state| state.in_flight == 0)
+            && self.unanswered().next().is_none()
+            && self.states.values().all(|state| state.in_flight == 0 && state.failed.is_none())
     }
 
     /// The sources that have not answered yet.
     pub fn unanswered(&self) -> impl Iterator<Item = &Source> {
-        self.sources.iter().filter(|(_, it)| it.instances.is_none()).map(|(source, _)| source)
+        let waits = |it: &Followed| it.instances.is_none() && it.unknown.is_none();
+        self.sources.iter().filter(move |(_, it)| waits(it)).map(|(source, _)| source)
     }
 
     /// How many sources are followed.
@@ -416,9 +455,16 @@ impl Importer {
             });
             followed.users.insert(key.clone());
         }
-        let gone = before.into_iter().filter(|source| !wanted.contains(source)).collect();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            before.into_iter().partition(|source| wanted.contains(source));
+        let state = self.states.entry(key.clone()).or_default();
+        if kept.is_empty() && !gone.is_empty() {
+            // What another service had last is nothing to keep.
+            state.last_usable = None;
+            state.looked_back = true;
+        }
+        state.sources = wanted.to_vec();
         self.unfollow(key, gone);
-        self.states.entry(key.clone()).or_default().sources = wanted.to_vec();
     }
 
     /// The slices of the Service that are ours.
@@ -430,7 +476,7 @@ impl Importer {
         let names = self.slices_of.get(key).into_iter().flatten();
         names.filter_map(move |name| {
             let slice = self.slices.get(&ObjectKey::new(key.namespace.clone(), name.clone()))?;
-            (&*slice.managed_by == MANAGED_BY).then_some((name, slice))
+            slice.is_ours().then_some((name, slice))
         })
     }
 
@@ -456,7 +502,10 @@ impl Importer {
             }
             // A mark that cannot be read says nothing about what is there.
             None if !problems.is_empty() && !service.has_selector => {}
-            None => self.plan_removal(key, &service),
+            None => self.plan_removal(key, &service, now),
+        }
+        if let Some(why) = self.services.listing().reason(key) {
+            problems.push(Problem::new(Reason::Undecodable, why));
         }
         if let Some((_, problem)) = self.states.get(key).and_then(|it| it.failed.as_ref()) {
             problems.push(problem.clone());
@@ -492,7 +541,7 @@ impl Importer {
     }
 
     /// A Service that exists and asks for nothing (any more): our slices go.
-    fn plan_removal(&mut self, key: &ObjectKey, service: &Service) {
+    fn plan_removal(&mut self, key: &ObjectKey, service: &Service, now: Moment) {
         if let Some(state) = self.states.get_mut(key) {
             let sources = std::mem::take(&mut state.sources);
             self.unfollow(key, sources);
@@ -506,14 +555,17 @@ impl Importer {
             self.states.remove(key);
             return;
         }
-        self.delete(key, own);
+        if self.states.get(key).is_none_or(|state| !state.waits(now)) {
+            self.delete(key, service, own);
+        }
     }
 
-    fn delete(&mut self, key: &ObjectKey, slices: Vec<(Box<str>, Box<str>)>) {
+    fn delete(&mut self, key: &ObjectKey, service: &Service, slices: Vec<(Box<str>, Box<str>)>) {
         let state = self.states.entry(key.clone()).or_default();
         state.in_flight += slices.len();
         for (name, uid) in slices {
-            self.actions.push(Action::Write(Write::Delete { service: key.clone(), name, uid }));
+            let (service, owner) = (key.clone(), Arc::clone(&service.uid));
+            self.actions.push(Action::Write(Write::Delete { service, owner, name, uid }));
         }
     }
 
@@ -526,18 +578,19 @@ impl Importer {
         now: Moment,
     ) {
         problems.extend(self.foreign_slices_of(key));
+        let unknown = |source| self.sources.get(source).and_then(|it| it.unknown.clone());
+        problems.extend(import.sources.iter().filter_map(unknown));
         let Some(imported) = self.imported(import) else { return };
         problems.extend(imported.problems.iter().cloned());
-        let Some(state) = self.states.get(key) else { return };
-        if state.failed.is_some() && state.retry_at > now {
+        let usable_before = self.usable_endpoints(key, &service.uid);
+        let Some(state) = self.states.get_mut(key) else { return };
+        if state.waits(now) {
             return;
         }
-        if state.last_usable.is_none() && !import.keep.is_zero() {
+        if !std::mem::replace(&mut state.looked_back, true) {
             // Those of a former process.
-            let usable = self.usable_endpoints(key);
-            self.states.entry(key.clone()).or_default().last_usable = usable;
+            state.last_usable = usable_before;
         }
-        let Some(state) = self.states.get_mut(key) else { return };
         let endpoints = state.kept(import, imported, now);
         let owned = |slice: &OwnedSlice| *slice.owner == *service.uid;
         let existing: Slices = self
@@ -558,14 +611,18 @@ impl Importer {
             .map(|(name, slice)| (name.clone(), slice.uid.clone()))
             .collect();
         if !strays.is_empty() {
-            return self.delete(key, strays);
+            return self.delete(key, service, strays);
         }
         let Some(state) = self.states.get_mut(key) else { return };
         state.failed = None;
         if std::mem::take(&mut state.wrote) {
             let ready = endpoints.values().flat_map(BTreeMap::values).filter(|it| **it).count();
             let count = endpoints.values().map(BTreeMap::len).sum();
-            self.reports.push(Report::InSync { service: key.clone(), ready, endpoints: count });
+            self.reports.push_back(Report::InSync {
+                service: key.clone(),
+                ready,
+                endpoints: count,
+            });
         }
     }
 
@@ -592,23 +649,29 @@ impl Importer {
 
     /// What the first usable source in the order of preference has; none while that is unknown.
     fn imported(&self, import: &Import) -> Option<Imported> {
-        let mut first = None;
+        let (mut first, mut is_known) = (None, true);
         for source in &import.sources {
-            // A source that did not answer yet may be the one that is preferred.
-            let instances = self.sources.get(source)?.instances.as_deref()?;
+            let followed = self.sources.get(source)?;
+            let Some(instances) = followed.instances.as_deref() else {
+                // One that did not answer yet may be the one that is preferred; one that fails is
+                // passed over where the next is usable, and proves nothing.
+                followed.unknown.as_ref()?;
+                is_known = false;
+                continue;
+            };
             let imported = Imported::of(import, self.cluster.as_ref(), instances);
             if imported.is_usable {
                 return Some(imported);
             }
             first = first.or(Some(imported));
         }
-        first
+        first.filter(|_| is_known)
     }
 
     /// The endpoints that its slices have, if one of them is ready.
-    fn usable_endpoints(&self, key: &ObjectKey) -> Option<Endpoints> {
+    fn usable_endpoints(&self, key: &ObjectKey, uid: &str) -> Option<Endpoints> {
         let mut found = Endpoints::new();
-        for (_, owned) in self.named_slices(key) {
+        for (_, owned) in self.named_slices(key).filter(|(_, slice)| *slice.owner == *uid) {
             let Slice { is_ipv6, ports, endpoints } = &owned.slice;
             let Some(port) = ports.first() else { continue };
             let group = Group { is_ipv6: *is_ipv6, port: port.port };
@@ -623,19 +686,22 @@ impl Importer {
         let foreign: Vec<&Box<str>> = names
             .filter(|name| {
                 let slice = ObjectKey::new(key.namespace.clone(), (*name).clone());
-                self.slices.get(&slice).is_some_and(|it| &*it.managed_by != MANAGED_BY)
+                self.slices.get(&slice).is_some_and(|it| !it.is_ours())
             })
             .collect();
-        foreign.first().map(|first| foreign_slices(key, first, foreign.len()))
+        let first = foreign.first()?;
+        let slice = ObjectKey::new(key.namespace.clone(), (**first).clone());
+        let managed_by = self.slices.get(&slice).map_or("", |it| &*it.managed_by);
+        Some(foreign_slices(key, first, foreign.len(), managed_by))
     }
 
     fn set_problems(&mut self, key: &ObjectKey, problems: Vec<Problem>) {
         let before = self.problems.remove(key).unwrap_or_default();
         for problem in problems.iter().filter(|it| !before.contains(it)) {
-            self.reports.push(Report::Problem(key.clone(), problem.clone()));
+            self.reports.push_back(Report::Problem(key.clone(), problem.clone()));
         }
         for problem in before.iter().filter(|it| !problems.contains(it)) {
-            self.reports.push(Report::Solved(key.clone(), problem.clone()));
+            self.reports.push_back(Report::Solved(key.clone(), problem.clone()));
         }
         if !problems.is_empty() {
             self.problems.insert(key.clone(), problems);
@@ -649,30 +715,43 @@ impl State {
     /// The endpoints to write: where none is usable any more, those that were last stay for as long
     /// as the Service asks for.
     fn kept(&mut self, import: &Import, imported: Imported, now: Moment) -> Endpoints {
+        self.keep_until = None;
         if imported.is_usable {
-            self.keep_until = None;
+            self.unusable_since = None;
             self.last_usable = (!import.keep.is_zero()).then(|| imported.endpoints.clone());
             return imported.endpoints;
         }
-        let Some(last) = self.last_usable.clone() else { return imported.endpoints };
-        let until = *self.keep_until.get_or_insert(now + import.keep);
-        if until > now {
-            return last;
+        let until = *self.unusable_since.get_or_insert(now) + import.keep;
+        match &self.last_usable {
+            Some(last) if until > now => {
+                self.keep_until = Some(until);
+                last.clone()
+            }
+            _ => {
+                self.last_usable = None;
+                imported.endpoints
+            }
         }
-        self.last_usable = None;
-        self.keep_until = None;
-        imported.endpoints
+    }
+
+    /// Whether nothing is written because a write failed.
+    fn waits(&self, now: Moment) -> bool {
+        self.failed.is_some() && self.retry_at > now
     }
 }
 
-fn foreign_slices(key: &ObjectKey, first: &str, count: usize) -> Problem {
+fn foreign_slices(key: &ObjectKey, first: &str, count: usize, managed_by: &str) -> Problem {
+    // Those that the cluster mirrors from Endpoints come again while these are there.
+    let (kind, object) = match managed_by {
+        MIRRORED_BY => ("endpoints", &*key.name),
+        _ => ("endpointslice", first),
+    };
     let others = if count > 1 { format!(" and {} others", count - 1) } else { String::new() };
     Problem::new(
         Reason::Contested,
         format!(
             "EndpointSlice {first}{others} of this Service is not ours and serves it beside the \
-             imported endpoints; if that is not meant: kubectl delete endpointslice {first} \
-             --namespace {}",
+             imported endpoints; if that is not meant: kubectl delete {kind} {object} --namespace {}",
             key.namespace,
         ),
     )

@@ -6,6 +6,9 @@ use crate::domain::import::layout::{ServicePort, Slice};
 use crate::domain::import::source::Pairs;
 use crate::domain::kube::names::ObjectKey;
 
+/// The value of label `endpointslice.kubernetes.io/managed-by` on our slices.
+pub const MANAGED_BY: &str = "import.kube-consul.io";
+
 /// A `v1` Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -41,6 +44,26 @@ pub struct OwnedSlice {
     /// Whether it is exactly as we write it: one address an endpoint, no condition that we do not
     /// set. If not, it is written again.
     pub is_canonical: bool,
+}
+
+impl OwnedSlice {
+    /// Whether it is of an import: by its label, and by a Service that owns it. What somebody made by
+    /// hand with that label is theirs.
+    pub fn is_ours(&self) -> bool {
+        &*self.managed_by == MANAGED_BY && !self.owner.is_empty()
+    }
+}
+
+impl Seen {
+    /// Namespace and name of the object.
+    pub fn key(&self) -> &ObjectKey {
+        match self {
+            Seen::Service(key, _)
+            | Seen::Slice(key, _)
+            | Seen::UndecodableService(key, _)
+            | Seen::UndecodableSlice(key) => key,
+        }
+    }
 }
 
 /// An object with its identity, as a watch shows it.

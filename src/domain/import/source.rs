@@ -4,7 +4,7 @@
 //! `registration: consul` with annotation `consul8s/service.name`); ours is the annotation
 //! `kube-consul.io/import` and those that begin with `kube-consul.io/import-`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -34,6 +34,11 @@ pub const CONSUL8S_SOURCE: &str = "consul8s_source";
 /// The label that its README names.
 pub const REGISTRATION: &str = "registration";
 
+/// Longest name of a Consul service or datacenter: what Consul registers.
+const MAX_NAME: usize = 255;
+/// Longest filter, and longest list of tags. Both go into the URL of each query; 4 KiB are a screen
+/// full, and Consul takes a header of 1 MiB.
+const MAX_TEXT: usize = 4 << 10;
 /// Consul names that one Service may follow: each costs a connection to Consul, of which all
 /// Services together have 150.
 const MAX_SOURCES: usize = 16;
@@ -48,7 +53,7 @@ pub struct Source {
     pub service: Box<str>,
     /// Its datacenter, if not the agent's.
     pub datacenter: Option<Box<str>>,
-    /// Tags that an instance has to have, sorted.
+    /// Tags that an instance has to have, sorted and each once.
     pub tags: Box<[Box<str>]>,
     /// A filter expression.
     pub filter: Option<Box<str>>,
@@ -93,33 +98,37 @@ impl Import {
                 None => return (None, problems),
             },
         };
+        if let Some(problem) = too_long(&base, annotations) {
+            problems.push(problem);
+            return (None, problems);
+        }
+        let tags: BTreeSet<Box<str>> =
+            base.tags.into_iter().chain(list(annotation(TAGS))).collect();
         let base = Source {
-            tags: base.tags.into_iter().chain(list(annotation(TAGS))).collect(),
+            tags: tags.into_iter().collect(),
             filter: annotation(FILTER).filter(|text| !text.is_empty()).map(Into::into),
             ..base
         };
         let names = std::iter::once(base.service.clone()).chain(list(annotation(FAILOVER)));
-        let datacenters: Vec<Option<Box<str>>> = match annotation(DATACENTERS) {
-            Some(text) if !text.is_empty() => list(Some(text)).map(Some).collect(),
-            _ => vec![base.datacenter.clone()],
-        };
-        let mut sources: Vec<Source> = names
-            .flat_map(|service| {
-                let of = |datacenter: &Option<Box<str>>| Source {
-                    service: service.clone(),
-                    datacenter: datacenter.clone(),
-                    ..base.clone()
-                };
-                datacenters.iter().map(of).collect::<Vec<_>>()
-            })
+        let mut datacenters: Vec<Option<Box<str>>> =
+            list(annotation(DATACENTERS)).take(MAX_SOURCES + 1).map(Some).collect();
+        if datacenters.is_empty() {
+            datacenters.push(base.datacenter.clone());
+        }
+        let pairs = names.flat_map(|service| {
+            datacenters.iter().map(move |datacenter| (service.clone(), datacenter.clone()))
+        });
+        // One more than there may be: that there are too many is told, not how many.
+        let mut sources: Vec<Source> = pairs
+            .take(MAX_SOURCES + 1)
+            .map(|(service, datacenter)| Source { service, datacenter, ..base.clone() })
             .collect();
         if sources.len() > MAX_SOURCES {
             problems.push(Problem::new(
                 Reason::InvalidAnnotation,
                 format!(
                     "expected at most {MAX_SOURCES} pairs of Consul service and datacenter, \
-                     found {}: the rest is left out; shorten {DATACENTERS} or {FAILOVER}",
-                    sources.len(),
+                     found more: the rest is left out; shorten {DATACENTERS} or {FAILOVER}",
                 ),
             ));
             sources.truncate(MAX_SOURCES);
@@ -137,6 +146,25 @@ impl Import {
 
 fn plain(name: &str) -> Source {
     Source { service: name.into(), datacenter: None, tags: [].into(), filter: None }
+}
+
+/// What is longer than it may be. Nothing of it is used: it would be held for each pair.
+fn too_long(base: &Source, annotations: &Pairs) -> Option<Problem> {
+    let text = |key: &str| annotations.get(key).map_or("", |text| &**text);
+    let longest = |key| list(Some(text(key))).map(|item| item.len()).max().unwrap_or(0);
+    let name = [base.service.len(), base.datacenter.as_ref().map_or(0, |it| it.len())];
+    let found = [
+        (IMPORT, name.into_iter().max().unwrap_or(0), MAX_NAME),
+        (FAILOVER, longest(FAILOVER), MAX_NAME),
+        (DATACENTERS, longest(DATACENTERS), MAX_NAME),
+        (TAGS, text(TAGS).len() + base.tags.iter().map(|tag| tag.len()).sum::<usize>(), MAX_TEXT),
+        (FILTER, text(FILTER).len(), MAX_TEXT),
+    ];
+    let (key, length, limit) = found.into_iter().find(|(_, length, limit)| length > limit)?;
+    let message = format!(
+        "annotation {key}: expected at most {limit} bytes, found {length}; nothing is imported",
+    );
+    Some(Problem::new(Reason::InvalidAnnotation, message))
 }
 
 /// The dialect of consul8s. It put the name into a URL, so that `web?tag=blue&dc=east` was a filter
@@ -160,11 +188,10 @@ fn consul8s(labels: &Pairs, annotations: &Pairs, problems: &mut Vec<Problem>) ->
     };
     let (name, query) = name.split_once('?').unwrap_or((name, ""));
     let mut source = plain(name);
+    let mut tags = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
-            ("tag", tag) => {
-                source.tags = source.tags.into_iter().chain([tag.into()]).collect();
-            }
+            ("tag", tag) => tags.push(tag.into()),
             ("dc", datacenter) => source.datacenter = Some(datacenter.into()),
             // What users put at the end, so that the path that followed became its value.
             (_, "") => {}
@@ -178,6 +205,7 @@ fn consul8s(labels: &Pairs, annotations: &Pairs, problems: &mut Vec<Problem>) ->
             )),
         }
     }
+    source.tags = tags.into();
     Some(source)
 }
 
@@ -293,7 +321,7 @@ mod tests {
             &[],
             &[(IMPORT, "db"), (FAILOVER, "db-old"), (DATACENTERS, "east, west"), (TAGS, "b,a")],
         );
-        let wanted = ["db@east+b+a", "db@west+b+a", "db-old@east+b+a", "db-old@west+b+a"];
+        let wanted = ["db@east+a+b", "db@west+a+b", "db-old@east+a+b", "db-old@west+a+b"];
         assert_eq!(
             (sources(import.as_ref()), problems),
             (wanted.map(String::from).into(), String::new())
@@ -302,6 +330,23 @@ mod tests {
         let (import, problems) = of(&[], &[(IMPORT, "db"), (FAILOVER, &many)]);
         assert_eq!(sources(import.as_ref()).len(), MAX_SOURCES);
         assert!(problems.contains("at most 16"), "{problems}");
+    }
+
+    #[test]
+    fn no_text_of_a_tenants_takes_more_memory_than_a_line() {
+        let many = "a,".repeat(60_000);
+        let (import, problems) =
+            of(&[], &[(IMPORT, "db"), (FAILOVER, &many), (DATACENTERS, &many)]);
+        assert_eq!(sources(import.as_ref()).len(), MAX_SOURCES);
+        assert!(problems.contains("at most 16"), "{problems}");
+        let long = "x".repeat(5_000);
+        for key in [IMPORT, FAILOVER, DATACENTERS, TAGS, FILTER] {
+            let (import, problems) = of(&[], &[(IMPORT, "db"), (key, &long)]);
+            assert!(import.is_none() && problems.contains(key), "{key}: {problems}");
+        }
+        let name = format!("db?{}", "tag=a&".repeat(5_000));
+        let (import, _) = of(&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, &name)]);
+        assert!(import.is_none());
     }
 
     #[test]

@@ -3,17 +3,19 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::followed::Followed;
-use crate::domain::backoff::Backoff;
+use crate::domain::backoff::{Backoff, jittered};
 use crate::domain::import::instance::Instance;
 use crate::domain::import::source::Source;
 
@@ -23,6 +25,10 @@ const MAX_QUERIES: usize = 150;
 /// However often Consul closes connections, so many stay: with fewer the services that are read in
 /// turn would wait no less.
 const MIN_QUERIES: usize = 10;
+/// Reads at a time of services for which there is no query, which come on top of the queries.
+const MAX_READS: usize = 16;
+/// A query waits a minute, and Consul answers up to a sixteenth of that late.
+const QUERY: Duration = Duration::from_secs(75);
 /// Between two reads of a service for which there is no query.
 const TURN: Duration = Duration::from_secs(5);
 /// After a failure: what a recovery costs at most beyond Consul's own.
@@ -38,15 +44,24 @@ pub(super) struct Answer {
 pub(super) struct Follower {
     client: Client,
     resync: Duration,
-    /// By source: the number by which answers of an earlier following are told apart.
-    followed: HashMap<Source, u64>,
+    followed: HashMap<Source, Following>,
     number: u64,
-    under_way: FuturesUnordered<BoxFuture<'static, Step>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Result<Step, Aborted>>>,
     /// How many queries there are, and how many there may be.
     queries: usize,
     limit: usize,
+    reads: Arc<Semaphore>,
     note: Option<String>,
     hasher: RandomState,
+}
+
+/// A source that is followed.
+struct Following {
+    /// Tells the answers of an earlier following apart.
+    number: u64,
+    /// Ends what is under way for it.
+    under_way: AbortHandle,
+    has_query: bool,
 }
 
 /// How the next step of a source is made.
@@ -62,7 +77,6 @@ struct Next {
 struct Step {
     number: u64,
     followed: Followed,
-    had_query: bool,
     failures: u32,
     answer: Answer,
 }
@@ -79,6 +93,7 @@ impl Follower {
             under_way: FuturesUnordered::new(),
             queries: 0,
             limit: MAX_QUERIES,
+            reads: Arc::new(Semaphore::new(MAX_READS)),
             note: None,
             hasher: RandomState::new(),
         }
@@ -87,8 +102,7 @@ impl Follower {
     /// Begins to follow a source; its first answer comes as soon as Consul gives it.
     pub(super) fn follow(&mut self, source: Source) {
         self.number += 1;
-        self.followed.insert(source.clone(), self.number);
-        if self.followed.len() == self.limit + 1 {
+        if self.followed.len() == self.limit {
             self.note = Some(format!(
                 "more than {} Consul services are followed: the others are read every {} s",
                 self.limit,
@@ -100,7 +114,10 @@ impl Follower {
     }
 
     pub(super) fn unfollow(&mut self, source: &Source) {
-        self.followed.remove(source);
+        if let Some(following) = self.followed.remove(source) {
+            following.under_way.abort();
+            self.queries -= usize::from(following.has_query);
+        }
     }
 
     /// What people should know of it, once.
@@ -111,11 +128,14 @@ impl Follower {
     /// The next answer; none while nothing is followed.
     pub(super) async fn next(&mut self) -> Option<Answer> {
         while let Some(step) = self.under_way.next().await {
-            self.queries -= usize::from(step.had_query);
-            let Step { number, followed, answer, mut failures, .. } = step;
-            if self.followed.get(&answer.source) != Some(&number) {
+            // What was aborted is followed no longer.
+            let Ok(step) = step else { continue };
+            let Step { number, followed, answer, mut failures } = step;
+            let Some(following) = self.followed.get(&answer.source) else { continue };
+            if following.number != number {
                 continue;
             }
+            self.queries -= usize::from(following.has_query);
             let delay = match &answer.result {
                 Ok(_) => {
                     failures = 0;
@@ -141,10 +161,14 @@ impl Follower {
     fn heed(&mut self, why: &Unknown) {
         let Unknown::Failed { source, .. } = why else { return };
         if source.is_overload() && self.queries > MIN_QUERIES {
+            let was_full = self.limit == MAX_QUERIES;
             self.limit = (self.queries / 2).max(MIN_QUERIES);
+            if !was_full {
+                return;
+            }
             self.note = Some(format!(
-                "Consul takes no more connections: {} services are followed at a time, the others \
-                 are read every {} s; raise http_max_conns_per_client",
+                "Consul closes connections or answers 429: {} services are followed at a time, the \
+                 others are read every {} s; if that goes on, raise http_max_conns_per_client",
                 self.limit,
                 TURN.as_secs(),
             ));
@@ -153,24 +177,28 @@ impl Follower {
 
     fn step(&mut self, next: Next, mut followed: Followed, source: Source) {
         let Next { number, delay, failures, is_first } = next;
-        let had_query = self.queries < self.limit;
-        self.queries += usize::from(had_query);
-        let (client, resync) = (self.client.clone(), self.resync);
+        let has_query = self.queries < self.limit;
+        self.queries += usize::from(has_query);
+        let (under_way, registration) = AbortHandle::new_pair();
+        self.followed.insert(source.clone(), Following { number, under_way, has_query });
+        let (client, reads) = (self.client.clone(), Arc::clone(&self.reads));
+        // A query that is cut short before its time would be a poll.
+        let resync = self.resync.max(QUERY);
+        let turn = if is_first { Duration::ZERO } else { jittered(TURN, &source) };
         let work = async move {
             sleep(delay).await;
-            let result = if had_query {
+            let result = if has_query {
                 match tokio::time::timeout(resync, followed.next(&client)).await {
                     Ok(result) => result,
                     Err(_) => followed.read(&client).await,
                 }
             } else {
-                if !is_first {
-                    sleep(TURN).await;
-                }
+                sleep(turn).await;
+                let _place = reads.acquire().await;
                 followed.read(&client).await
             };
-            Step { number, followed, had_query, failures, answer: Answer { source, result } }
+            Step { number, followed, failures, answer: Answer { source, result } }
         };
-        self.under_way.push(work.boxed());
+        self.under_way.push(Abortable::new(work, registration).boxed());
     }
 }

@@ -33,10 +33,14 @@ use self::reporting::{ImportPage, Metrics, Reporting};
 use crate::admin::status::Readiness;
 use crate::admin::{self, Admin, QUESTIONS, Question};
 use crate::consul::http::client::Client as ConsulClient;
+use crate::consul::read::evidence::Unknown;
 use crate::domain::import::core::{Action, Importer, Moment};
 use crate::domain::import::object::Seen;
+use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::{Kind, WatchEvent};
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::text::chain;
 use crate::kubernetes::client::Connected;
 use crate::kubernetes::events::reporter;
 use crate::kubernetes::import::{ImportServices, ImportSlices};
@@ -52,6 +56,8 @@ use crate::run::daemon::signals::{Stop, signals};
 const EVENTS_A_TURN: usize = 256;
 /// How long writes under way may take at the end, and the last Events.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Writes under way: an API server on two cores takes no more at a time any faster.
+const MAX_WRITES: usize = 16;
 /// The port of the metrics of consul8s.
 const PROMETHEUS_PORT: u16 = 8000;
 /// Between two signs of life: three fit into the minute after which it is not ready.
@@ -64,7 +70,8 @@ pub struct Options {
     pub common: Common,
     /// The cluster whose registrations are not imported, because they come from here.
     pub cluster: Option<ClusterName>,
-    /// The namespaces whose Services are looked at; empty: all.
+    /// The namespaces whose Services are looked at; none: all. An empty name is that of the
+    /// kubeconfig's context.
     pub namespaces: BTreeSet<Box<str>>,
     /// Longest time between two readings of a Consul service.
     pub resync: Duration,
@@ -154,11 +161,14 @@ struct Import {
 
 impl Import {
     fn new(
-        options: Options,
+        mut options: Options,
         kubernetes: Connected,
         consul: ConsulClient,
         reporting: Reporting,
     ) -> Self {
+        if options.namespaces.remove("") {
+            options.namespaces.insert(kubernetes.client.default_namespace().into());
+        }
         let watcher = Watcher::within(
             kubernetes.client.clone(),
             Scope::of(&options.namespaces, &BTreeSet::new()),
@@ -224,7 +234,9 @@ impl Import {
     /// Starts what the state wants done.
     fn act(&mut self) {
         let now = self.now();
-        while let Some(action) = self.state.poll_action(now) {
+        while self.writes.len() < MAX_WRITES
+            && let Some(action) = self.state.poll_action(now)
+        {
             match action {
                 Action::Follow(source) => self.follower.follow(source),
                 Action::Unfollow(source) => self.follower.unfollow(&source),
@@ -248,9 +260,21 @@ impl Import {
 
     fn take_notice(&mut self, notice: Notice<Seen>) {
         match notice {
-            Notice::Event(event) => take_event(&mut self.state, event),
+            Notice::Event(event) if self.is_selected(&event) => take_event(&mut self.state, event),
+            Notice::Event(_) => {}
             other => self.reporting.watch(other),
         }
+    }
+
+    /// More namespaces than can be watched by themselves are watched with all others.
+    fn is_selected(&self, event: &WatchEvent<Seen>) -> bool {
+        let selected = &self.options.namespaces;
+        let namespace = match event {
+            WatchEvent::Seen(seen) => Some(&seen.key().namespace),
+            WatchEvent::Deleted(_, key) => Some(&key.namespace),
+            WatchEvent::ListStarted(_) | WatchEvent::ListCompleted(_) => None,
+        };
+        selected.is_empty() || namespace.is_none_or(|namespace| selected.contains(namespace))
     }
 
     fn take_answer(&mut self, answer: Answer) {
@@ -259,7 +283,10 @@ impl Import {
                 self.reporting.heard();
                 self.state.handle_instances(&answer.source, instances);
             }
-            Err(why) => self.reporting.unanswered(&answer.source, &why),
+            Err(why) => {
+                self.reporting.unanswered(&answer.source, &why);
+                self.state.handle_unknown(&answer.source, unknown(&answer.source, &why));
+            }
         }
         if let Some(note) = self.follower.note() {
             tracing::warn!("{note}");
@@ -269,19 +296,13 @@ impl Import {
     fn take_applied(&mut self, applied: Applied) {
         let now = self.now();
         self.reporting.applied(&applied);
-        match applied.result {
-            Ok(Some(slice)) => {
-                let name = ObjectKey::new(applied.service.namespace.clone(), applied.name);
-                self.state.handle_slice(name, slice);
-                self.state.handle_written(&applied.service, Ok(()), now);
-            }
-            Ok(None) => {
-                let name = ObjectKey::new(applied.service.namespace.clone(), applied.name);
-                self.state.handle_slice_gone(&name);
-                self.state.handle_written(&applied.service, Ok(()), now);
-            }
-            Err((problem, _)) => self.state.handle_written(&applied.service, Err(problem), now),
-        }
+        let Applied { service, owner, name, result } = applied;
+        let name = ObjectKey::new(service.namespace.clone(), name);
+        let result = result.map(|slice| match slice {
+            Some(slice) => self.state.handle_slice(name, slice),
+            None => self.state.handle_slice_gone(&name),
+        });
+        self.state.handle_written(&service, &owner, result, now);
     }
 
     /// With `--run-once`: how it ends, when it does.
@@ -325,6 +346,16 @@ fn take_event(state: &mut Importer, event: WatchEvent<Seen>) {
         }
         WatchEvent::Seen(Seen::UndecodableSlice(key)) => state.handle_undecodable_slice(&key),
     }
+}
+
+/// What is wrong with a source that gives no answer that counts.
+fn unknown(source: &Source, why: &Unknown) -> Problem {
+    let reason = match why {
+        Unknown::Filtered { .. } | Unknown::NotAuthoritative { .. } => Reason::Denied,
+        Unknown::Failed { .. } | Unknown::MarkerMissing { .. } => Reason::Failing,
+    };
+    let service = reporting::name_of(source);
+    Problem::new(reason, format!("Consul service {service}: {}; the endpoints stay", chain(why)))
 }
 
 /// Asks Consul for a sign of life after `delay`. A streamed answer is none: an agent gives such

@@ -174,7 +174,7 @@ impl Reporting {
     /// A source gave no answer that counts: its endpoints stay as they are.
     pub(super) fn unanswered(&mut self, source: &Source, why: &Unknown) {
         self.metrics.answers.get_or_create(&[("result", "unknown")]).inc();
-        let service = one_line_name(source);
+        let service = name_of(source);
         self.failed(&format!("Consul service {service}: the endpoints stay"), chain(why));
     }
 
@@ -267,7 +267,7 @@ impl Reporting {
         }
         let unanswered = state.unanswered().next()?;
         let why = self.silence.as_deref().map_or(String::new(), |why| format!(": {why}"));
-        Some(format!("no answer yet for Consul service {}{why}", one_line_name(unanswered)))
+        Some(format!("no answer yet for Consul service {}{why}", name_of(unanswered)))
     }
 
     /// Answers what the admin server asks.
@@ -286,7 +286,7 @@ impl Reporting {
                     services.push(ServiceStatus {
                         namespace: key.namespace.to_string(),
                         name: key.name.to_string(),
-                        sources: summary.sources.iter().map(one_line_name).collect(),
+                        sources: summary.sources.iter().map(name_of).collect(),
                         endpoints: summary.endpoints,
                         ready: summary.ready,
                         slices: summary.slices,
@@ -307,10 +307,10 @@ impl Reporting {
 }
 
 /// A source for people: its service, and the datacenter where one is named.
-fn one_line_name(source: &Source) -> String {
-    let service = excerpt(&source.service);
+pub(super) fn name_of(source: &Source) -> String {
+    let service = format!("{:?}", excerpt(&source.service));
     match &source.datacenter {
-        Some(datacenter) => format!("{service} in datacenter {datacenter}"),
+        Some(datacenter) => format!("{service} in datacenter {:?}", excerpt(datacenter)),
         None => service,
     }
 }

@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::domain::import::instance::Health;
+use crate::domain::import::object::MANAGED_BY;
 use crate::domain::import::source::{CONSUL8S_NAME, CONSUL8S_SOURCE, DATACENTERS, IMPORT, KEEP};
 
 const DB: &str = "shop/db";
@@ -115,18 +116,26 @@ impl Harness {
                     self.refuse -= 1;
                     let problem = Problem::new(Reason::Refused, "no");
                     self.log.push("refused".to_owned());
-                    return self.import.handle_written(&service, Err(problem), self.now);
+                    let refused = Err(Failure { problem, retry_after: Duration::ZERO });
+                    return self.import.handle_written(&service, &uid, refused, self.now);
                 }
                 self.log.push(format!("write {}", slice.endpoints.len()));
                 self.slices.insert(name.clone(), ((*uid).into(), slice.clone()));
                 self.show(&service, &name, &uid, MANAGED_BY, slice);
-                self.import.handle_written(&service, Ok(()), self.now);
+                self.import.handle_written(&service, &uid, Ok(()), self.now);
             }
-            Action::Write(Write::Delete { service, name, .. }) => {
+            Action::Write(Write::Delete { service, owner, name, .. }) => {
+                if self.refuse > 0 {
+                    self.refuse -= 1;
+                    let problem = Problem::new(Reason::Denied, "no");
+                    self.log.push("refused".to_owned());
+                    let refused = Err(Failure { problem, retry_after: Duration::ZERO });
+                    return self.import.handle_written(&service, &owner, refused, self.now);
+                }
                 self.log.push("delete".to_owned());
                 self.slices.remove(&name);
                 self.import.handle_slice_gone(&ObjectKey::new(service.namespace.clone(), name));
-                self.import.handle_written(&service, Ok(()), self.now);
+                self.import.handle_written(&service, &owner, Ok(()), self.now);
             }
         }
     }
@@ -320,7 +329,7 @@ fn what_is_refused_is_told_and_tried_again_with_a_growing_delay() {
     harness.refuse = 2;
     harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
     assert_eq!((harness.log(), harness.problems()), (vec!["refused".to_owned()], "no".to_owned()));
-    assert_eq!(harness.import.next_timeout(), Some(FIRST_RETRY));
+    assert!(harness.import.next_timeout().is_some_and(|at| at <= RETRY.first));
     harness.later(1);
     assert_eq!(harness.log(), ["refused"]);
     harness.later(2);
@@ -379,4 +388,86 @@ fn a_mark_that_cannot_be_read_changes_nothing() {
     harness.service(db);
     assert_eq!((harness.endpoints(), harness.log()), (vec!["10.0.0.1".to_owned()], vec![]));
     assert!(harness.problems().contains("consul8s/service.name"));
+}
+
+#[test]
+fn a_deletion_that_is_refused_is_not_sent_again_at_once() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1"]);
+    harness.log();
+    harness.refuse = 1;
+    harness.service(service("u1", &[]));
+    assert_eq!((harness.log(), harness.problems()), (vec!["refused".to_owned()], "no".to_owned()));
+    harness.later(1);
+    assert_eq!((harness.log(), harness.problems()), (vec!["delete".to_owned()], String::new()));
+}
+
+#[test]
+fn a_source_that_fails_is_told_and_passed_over_but_proves_nothing() {
+    let mut harness = Harness::new();
+    let (east, west) = (source("pg", Some("east")), source("pg", Some("west")));
+    harness.service(service("u1", &[(IMPORT, "pg"), (DATACENTERS, "east,west")]));
+    harness.answer(&east, &["10.1.0.1"]).answer(&west, &["10.2.0.1"]);
+    let denied = || Problem::new(Reason::Denied, "hidden");
+    harness.import.handle_unknown(&east, denied());
+    assert_eq!(harness.run().endpoints(), ["10.1.0.1"], "what it said before stays true");
+    assert_eq!(harness.problems(), "hidden");
+    harness.answer(&east, &["10.1.0.1"]);
+    assert_eq!(harness.problems(), "");
+
+    // One that has never answered: the next one is taken while it is usable.
+    let mut harness = Harness::new();
+    harness.service(service("u1", &[(IMPORT, "pg"), (DATACENTERS, "east,west")]));
+    harness.import.handle_unknown(&east, denied());
+    assert_eq!(harness.answer(&west, &["10.2.0.1"]).endpoints(), ["10.2.0.1"]);
+    assert_eq!(harness.answer(&west, &[]).endpoints(), ["10.2.0.1"], "nobody knows of the first");
+    assert_eq!(harness.answer(&east, &[]).endpoints(), [""; 0]);
+}
+
+#[test]
+fn keeping_ends_when_the_service_asks_for_less() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg"), (KEEP, "1h")])).answer(&pg, &["10.0.0.1"]);
+    assert_eq!(harness.answer(&pg, &["!10.0.0.2"]).later(60).endpoints(), ["10.0.0.1"]);
+    harness.service(service("u1", &[(IMPORT, "pg"), (KEEP, "30s")]));
+    assert_eq!(harness.endpoints(), ["!10.0.0.2"]);
+    // And what is gone is not found again in the slices.
+    harness.service(service("u1", &[(IMPORT, "pg"), (KEEP, "1h")]));
+    assert_eq!(harness.later(1).endpoints(), ["!10.0.0.2"]);
+    harness.service(service("u1", &[(IMPORT, "other"), (KEEP, "1h")]));
+    harness.answer(&source("other", None), &[]);
+    assert_eq!(harness.endpoints(), [""; 0], "another service's are nothing to keep");
+}
+
+#[test]
+fn an_answer_for_an_earlier_service_of_that_name_says_nothing() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")]));
+    harness.hold = true;
+    harness.answer(&pg, &["10.0.0.1"]);
+    let first = harness.pending.pop_front().unwrap();
+    harness.service(service("u2", &[(IMPORT, "pg")]));
+    harness.pending.retain(|action| !matches!(action, Action::Unfollow(_)));
+    harness.import.handle_instances(&pg, instances(&["10.0.0.1"]));
+    harness.run();
+    let Action::Write(Write::Put { uid, .. }) = first else { panic!("{first:?}") };
+    harness.import.handle_written(&key(DB), &uid, Ok(()), harness.now);
+    harness.run();
+    let puts = harness.pending.iter().filter(|it| matches!(it, Action::Write(Write::Put { .. })));
+    assert_eq!(puts.count(), 1, "one write under way for the new one");
+}
+
+#[test]
+fn a_slice_with_our_label_that_nobody_owns_is_left_alone() {
+    let mut harness = Harness::new();
+    let slice = Slice { is_ipv6: false, ports: vec![], endpoints: BTreeMap::new() };
+    harness.show(&key(DB), "db-hand", "", MANAGED_BY, slice);
+    harness.service(service("u1", &[]));
+    assert_eq!(harness.log(), [""; 0]);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["write 1"]);
+    assert!(harness.problems().contains("db-hand"));
 }
