@@ -18,6 +18,9 @@ use super::problem::Problem;
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 /// When a permission is missing: people grant that, not time.
 const DENIED_RETRY: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(1));
+/// When content is refused: mostly for good, until it is another. But what refuses may be a proxy,
+/// or a limit that somebody raises.
+const REFUSED_RETRY: Backoff = Backoff::new(Duration::from_mins(1), Duration::from_mins(30));
 /// So many records that fail, and none that does not, are the other side's fault and not theirs.
 /// Fewer cost less to try than their neighbours would lose by waiting.
 const OUTAGE_RECORDS: usize = 3;
@@ -46,8 +49,10 @@ pub enum Failure<C> {
         /// What waits.
         content: C,
     },
-    /// This content is refused: another one is tried at once.
+    /// This content is refused until that moment: another one is written at once.
     Refused {
+        /// When it is tried again.
+        until: Moment,
         /// What was refused.
         content: C,
         /// What people see of it.
@@ -62,7 +67,7 @@ pub struct Retries<K, O, C> {
     /// The records of each owner in `records`.
     of: HashMap<O, BTreeSet<K>>,
     /// Who waits for a [`Failure::Passing`], by the moment of the next try.
-    soon: BTreeSet<(Moment, O)>,
+    soon: BTreeSet<(Moment, O, K)>,
     /// Who waits for a [`Failure::Lasting`], likewise.
     late: BTreeSet<(Moment, O)>,
     outage: Outage<K>,
@@ -114,7 +119,9 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         let holds = match failure {
             Failure::Passing { until } | Failure::Lasting { until, .. } => *until > now,
             Failure::Paused { until, content: paused } => *until > now && content == Some(paused),
-            Failure::Refused { content: refused, .. } => content == Some(refused),
+            Failure::Refused { until, content: refused, .. } => {
+                *until > now && content == Some(refused)
+            }
         };
         holds.then_some(failure)
     }
@@ -202,6 +209,14 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.set(record, owner, Failure::Passing { until });
     }
 
+    /// It could not be read, and is tried again soon: during an outage no sooner than the next probe.
+    pub fn not_read(&mut self, record: &K, owner: &O, now: Moment) {
+        if self.outage.is_on() {
+            self.outage.failed(record, now);
+        }
+        self.retry(record, owner, now);
+    }
+
     /// It has to be fixed by people, and is tried again slowly.
     pub fn denied(&mut self, record: &K, owner: &O, problem: Problem, now: Moment) {
         let until = now + DENIED_RETRY.delay(self.entry(record, owner).attempt, record);
@@ -215,9 +230,10 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.entry(record, owner).attempt = attempt;
     }
 
-    /// This content is not taken.
-    pub fn refused(&mut self, record: &K, owner: &O, content: C, problem: Problem) {
-        self.set(record, owner, Failure::Refused { content, problem });
+    /// This content is not taken. It is tried again, ever more seldom.
+    pub fn refused(&mut self, record: &K, owner: &O, content: C, problem: Problem, now: Moment) {
+        let until = now + REFUSED_RETRY.delay(self.entry(record, owner).attempt, record);
+        self.set(record, owner, Failure::Refused { until, content, problem });
     }
 
     /// It failed, and may be tried again at once.
@@ -256,11 +272,17 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     /// Notes that `owner` waits until the record may be tried again: see [`Retries::due`].
     pub fn wait_for(&mut self, record: &K, owner: O) {
         match self.records.get(record).and_then(|failed| failed.failure.as_ref()) {
-            Some(Failure::Passing { until }) => drop(self.soon.insert((*until, owner))),
-            Some(Failure::Lasting { until, .. } | Failure::Paused { until, .. }) => {
+            Some(Failure::Passing { until }) => {
+                self.soon.insert((*until, owner, record.clone()));
+            }
+            Some(
+                Failure::Lasting { until, .. }
+                | Failure::Paused { until, .. }
+                | Failure::Refused { until, .. },
+            ) => {
                 self.late.insert((*until, owner));
             }
-            Some(Failure::Refused { .. }) | None => {}
+            None => {}
         }
     }
 
@@ -270,11 +292,10 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
             return Vec::new();
         }
         let waiting = std::mem::take(&mut self.soon);
-        let owners: Vec<O> = waiting.into_iter().map(|(_, owner)| owner).collect();
-        for owner in &owners {
-            self.hurry(owner, now);
+        for (_, owner, record) in &waiting {
+            self.hurry(owner, record, now);
         }
-        owners
+        waiting.into_iter().map(|(_, owner, _)| owner).collect()
     }
 
     /// Whether the other side is out: see [`Retries::next_probe`].
@@ -290,10 +311,11 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     /// Who may try again now.
     pub fn due(&mut self, now: Moment) -> Vec<O> {
         let mut due = Vec::new();
-        for waiting in [&mut self.soon, &mut self.late] {
-            while waiting.first().is_some_and(|(until, _)| *until <= now) {
-                due.extend(waiting.pop_first().map(|(_, owner)| owner));
-            }
+        while self.soon.first().is_some_and(|(until, ..)| *until <= now) {
+            due.extend(self.soon.pop_first().map(|(_, owner, _)| owner));
+        }
+        while self.late.first().is_some_and(|(until, _)| *until <= now) {
+            due.extend(self.late.pop_first().map(|(_, owner)| owner));
         }
         due
     }
@@ -301,20 +323,22 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
     /// Somebody whose write probes a side that is out: any will do, however long it would have
     /// waited.
     pub fn probe(&mut self, now: Moment) -> Option<O> {
-        let (_, owner) = self.soon.pop_first()?;
-        self.hurry(&owner, now);
+        let (_, owner, record) = self.soon.pop_first()?;
+        self.hurry(&owner, &record, now);
         Some(owner)
     }
 
     /// When somebody may try again: what passes, and what lasts.
     pub fn next(&self) -> (Option<Moment>, Option<Moment>) {
-        let first = |waiting: &BTreeSet<(Moment, O)>| waiting.first().map(|(until, _)| *until);
-        (first(&self.soon), first(&self.late))
+        let soon = self.soon.first().map(|(until, ..)| *until);
+        (soon, self.late.first().map(|(until, _)| *until))
     }
 
-    /// Lets what failed of `owner` be tried at once.
-    fn hurry(&mut self, owner: &O, now: Moment) {
-        for record in self.of.get(owner).into_iter().flatten() {
+    /// Lets what failed of `owner` be tried at once, and the record that it waits for, whoever wrote
+    /// that last: else it would wait for the same again.
+    fn hurry(&mut self, owner: &O, waits_for: &K, now: Moment) {
+        let own = self.of.get(owner).into_iter().flatten();
+        for record in own.chain([waits_for]) {
             if let Some(Failure::Passing { until }) =
                 self.records.get_mut(record).and_then(|failed| failed.failure.as_mut())
             {
@@ -427,13 +451,45 @@ mod tests {
     }
 
     #[test]
-    fn refused_content_waits_for_another() {
+    fn l5_refused_content_waits_for_another_or_for_its_next_try() {
         let mut retries = Records::default();
-        retries.refused(&"a", &"x", 7, problem());
-        let now = Moment::from_hours(1);
+        retries.refused(&"a", &"x", 7, problem(), Moment::ZERO);
+        let now = Moment::from_secs(40);
         assert!(retries.failure(&"a", Some(&7), now).is_some());
         assert!(retries.failure(&"a", Some(&8), now).is_none());
         assert!(retries.failure(&"a", None, now).is_none(), "it may be removed");
+        let mut now = Moment::from_mins(1);
+        assert_eq!(retries.due(now), ["x"]);
+        assert!(retries.failure(&"a", Some(&7), now).is_none(), "tried again");
+        for _ in 0..10 {
+            retries.refused(&"a", &"x", 7, problem(), now);
+            retries.due(now);
+            let next = retries.next().1.unwrap();
+            assert!(next > now && next <= now + Moment::from_mins(30));
+            now = next;
+        }
+        assert!(now > Moment::from_hours(2), "ever more seldom: {now:?}");
+    }
+
+    /// A Service that waits for a record which another one wrote last must not be planned again and
+    /// again to probe.
+    #[test]
+    fn a_probe_for_somebody_elses_record_does_not_wait_for_it_again() {
+        let mut retries = Records::default();
+        for record in ["r", "s", "t"] {
+            retries.failed(&record, &"z", retries.answers(), problem, Moment::ZERO);
+        }
+        retries.wait_for(&"r", "a");
+        let probes: Vec<_> = std::iter::from_fn(|| {
+            let owner = retries.probe(Moment::ZERO)?;
+            if retries.failure(&"r", None, Moment::ZERO).is_some() {
+                retries.wait_for(&"r", owner);
+            }
+            Some(owner)
+        })
+        .take(20)
+        .collect();
+        assert!(probes.len() < 20, "{probes:?}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Term {
                 term.note_ptr(cluster, key, found.as_ref());
                 term.retries.lift(&write.record);
             }
-            _ => term.retries.retry(&write.record, &write.owner, now),
+            _ => term.retries.not_read(&write.record, &write.owner, now),
         });
     }
 
@@ -188,7 +188,7 @@ impl Term {
             Content::Nothing | Content::Read => return self.denied_as(record, owner, why, now),
         };
         let problem = Problem::new(Reason::Refused, format!("Consul refused {record}: {why}"));
-        self.retries.refused(record, owner, content, problem);
+        self.retries.refused(record, owner, content, problem, now);
     }
 
     fn denied(&mut self, Write { record, owner, .. }: &Write, why: &str, now: Moment) {

@@ -125,9 +125,9 @@ impl Term {
             Wait::Backoff { .. }
             | Wait::Denied { .. }
             | Wait::Failing { .. }
+            | Wait::Refused
             | Wait::Contested { .. } => self.retries.wait_for(record, service.clone()),
             Wait::Held(_)
-            | Wait::Refused
             | Wait::NameUnknown
             | Wait::NameTaken
             | Wait::NameForeign

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::services::settings::Settings;
+use crate::domain::sync::ledger::KnownRegistration;
 
 /// What does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -74,6 +75,13 @@ impl Target {
     /// Whether an instance and its PTR record are applied together or not at all.
     pub(super) fn writes_groups_whole(self) -> bool {
         self == Target::Catalog
+    }
+
+    /// Whether a check of ours may be there that has to go when an instance is ready. In an agent
+    /// only the critical one can be; in the catalog a passing one too, of a bridge with other
+    /// options.
+    pub(super) fn may_have_check(self, known: &KnownRegistration) -> bool {
+        self == Target::Catalog || known.critical || known.fingerprint.is_none()
     }
 
     /// Whether it keeps the token of each registration, and is marked by a registration of its own.

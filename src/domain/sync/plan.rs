@@ -157,7 +157,7 @@ impl View<'_> {
                 draft.adding = true;
                 let put = ptr.and_then(|ptr| draft.puts.remove(&*ptr));
                 let registration = registration.clone();
-                let register = if known.is_some() {
+                let register = if known.is_some_and(|it| self.target.may_have_check(it)) {
                     Write::Replace(registration)
                 } else {
                     Write::Register(registration)

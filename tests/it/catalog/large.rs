@@ -130,7 +130,7 @@ async fn one_endpoint_costs_one_record(
     let writes = servers.recorder().writes();
     ensure!(writes.len() == 1, "{writes:#?}");
     let operations = operations(&writes[0]);
-    let id = format!("{CLUSTER}_{}_{name}_http_{}", objects.namespace, all[3]);
+    let id = format!("{CLUSTER}_{}_{name}_http_8080_{}", objects.namespace, all[3]);
     let verbs: Vec<String> = operations
         .iter()
         .flat_map(|it| it.as_object().into_iter().flatten())

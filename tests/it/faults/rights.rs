@@ -31,7 +31,7 @@ async fn what_may_not_be_listed_is_not_taken_for_empty() -> Result<()> {
     let monitor = look_after(&fixture.consul, names);
     for resource in ["services", "endpointslices"] {
         let bridge = Bridge::start(command_without(&fixture, resource, "list").await?).await?;
-        let why = format!("expected the right to list and watch {resource}, found none");
+        let why = format!("expected the right to list and watch {resource} in namespace");
         bridge.wait_unready(&why).await?;
         bridge.wait_unready(&format!("cannot list resource \"{resource}\"")).await?;
         bridge.wait_unready("manifests/base/rbac.yaml grants it").await?;
@@ -46,7 +46,7 @@ async fn what_may_not_be_watched_is_shown() -> Result<()> {
     fixture.create(numbered("svc", 0..1)).await?;
     for resource in ["services", "endpointslices"] {
         let bridge = Bridge::start(command_without(&fixture, resource, "watch").await?).await?;
-        let why = format!("expected the right to list and watch {resource}, found none");
+        let why = format!("expected the right to list and watch {resource} in namespace");
         eventually(DEADLINE, || async {
             let status = bridge.status().await?;
             let trouble = status["kubernetes"]["trouble"].as_str().unwrap_or_default();

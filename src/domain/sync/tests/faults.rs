@@ -41,15 +41,26 @@ fn a_reading_that_broke_off_removes_nothing() {
 }
 
 #[test]
-fn a_refused_record_is_a_problem_and_is_not_sent_again() {
+fn l5_a_refused_record_is_tried_again_later() {
     let mut simulation = in_sync(1);
     simulation.seen(service_seen(2));
     let (flight, writes) = simulation.next_writes();
     simulation.answer_all(flight, &writes, &[Answer::Refused("bad".to_owned()), Answer::NotSent]);
-    simulation.settle();
+    while simulation.bridge.poll_action(simulation.now).is_some() {}
+    assert_eq!(simulation.bridge.counts().problems, 1);
     simulation.resync();
     simulation.settle();
-    assert_eq!(simulation.take_sent(), 0, "neither the instance nor its PTR record");
+    assert_eq!(simulation.registrations.len(), 2, "what refused it may be over");
+    assert_eq!(simulation.bridge.counts().problems, 0);
+}
+
+#[test]
+fn a_refused_record_is_a_problem_and_another_content_is_tried_at_once() {
+    let mut simulation = in_sync(1);
+    simulation.seen(service_seen(2));
+    let (flight, writes) = simulation.next_writes();
+    simulation.answer_all(flight, &writes, &[Answer::Refused("bad".to_owned()), Answer::NotSent]);
+    while simulation.bridge.poll_action(simulation.now).is_some() {}
     let reasons: Vec<_> =
         simulation.bridge.problems().into_iter().map(|(_, _, p)| p.reason).collect();
     assert_eq!(reasons, [Reason::Refused]);
