@@ -118,7 +118,7 @@ async fn an_interrupted_purge_is_completed_by_the_next() -> Result<()> {
     ensure!(before == 151, "{before} services");
 
     let recorder = HttpRecorder::start(fixture.consul.url()).await?;
-    recorder.fault(Fault::Delay(Duration::from_millis(50)), |it| it.path.contains("deregister"));
+    recorder.fault(Fault::Delay(Duration::from_millis(250)), |it| it.path.contains("deregister"));
     let command = purge(&fixture, "kubernetes").arg("--yes");
     let program =
         Program::start("kube-consul", command.env("CONSUL_HTTP_ADDR", recorder.url())).await?;
