@@ -1,0 +1,283 @@
+//! From a Service that may have changed to its next requests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Action, Importer, Moment, Report, State, Write};
+use crate::domain::import::instance::{Endpoints, Group, Imported};
+use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
+use crate::domain::import::object::{OwnedSlice, Service};
+use crate::domain::import::source::Import;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::problem::{Problem, Reason};
+
+/// The manager of slices that the cluster mirrors from Endpoints, such as consul8s wrote.
+const MIRRORED_BY: &str = "endpointslicemirroring-controller.k8s.io";
+
+// === impl Importer ===
+
+impl Importer {
+    /// Plans what the Service wants next.
+    pub(super) fn plan(&mut self, key: &ObjectKey, now: Moment) {
+        let Some(service) = self.services.get(key).cloned() else { return };
+        if self.states.get(key).is_some_and(|state| state.in_flight > 0) {
+            // Planned again once that is answered.
+            return;
+        }
+        let (import, mut problems) = Import::of(&service.labels, &service.annotations);
+        let import = import.filter(|_| match Self::obstacle(&service) {
+            Some(problem) => {
+                problems.push(problem);
+                false
+            }
+            None => true,
+        });
+        match import {
+            Some(_) if service.is_going => {}
+            Some(import) => {
+                self.follow(key, &import.sources);
+                self.plan_import(key, &service, &import, &mut problems, now);
+            }
+            // A mark that cannot be read says nothing about what is there.
+            None if !problems.is_empty() && !service.has_selector => {}
+            None => self.plan_removal(key, &service, now),
+        }
+        if let Some(why) = self.services.listing().reason(key) {
+            problems.push(Problem::new(Reason::Undecodable, why));
+        }
+        if let Some((_, problem)) = self.states.get(key).and_then(|it| it.failed.as_ref()) {
+            problems.push(problem.clone());
+        }
+        if !problems.is_empty() {
+            // It asks for an import, though it gets none.
+            self.states.entry(key.clone()).or_default();
+        }
+        if let Some(state) = self.states.get_mut(key) {
+            let retry_at = state.failed.as_ref().map(|_| state.retry_at);
+            let due = [retry_at, state.keep_until].into_iter().flatten();
+            state.timer = due.filter(|at| *at > now).min();
+        }
+        self.set_problems(key, problems);
+    }
+
+    /// Why a Service that asks for it cannot have imported endpoints.
+    fn obstacle(service: &Service) -> Option<Problem> {
+        let message = if service.has_selector {
+            "expected a Service without a selector, found one: the endpoints that it selects are \
+             the cluster's; remove spec.selector, or the mark of the import"
+                .to_owned()
+        } else if service.is_external_name {
+            "expected a Service with endpoints, found type ExternalName; give it another type"
+                .to_owned()
+        } else if service.ports.is_empty() {
+            "expected a port, found none: name those that the endpoints are reached by in spec.ports"
+                .to_owned()
+        } else {
+            return None;
+        };
+        Some(Problem::new(Reason::Incomplete, message))
+    }
+
+    /// A Service that exists and asks for nothing (any more): our slices go.
+    fn plan_removal(&mut self, key: &ObjectKey, service: &Service, now: Moment) {
+        if let Some(state) = self.states.get_mut(key) {
+            let sources = std::mem::take(&mut state.sources);
+            self.unfollow(key, sources);
+        }
+        let own: Vec<(Box<str>, Box<str>)> = self
+            .named_slices(key)
+            .filter(|_| !service.is_going)
+            .map(|(name, slice)| (name.clone(), slice.uid.clone()))
+            .collect();
+        if own.is_empty() {
+            self.states.remove(key);
+            return;
+        }
+        if self.states.get(key).is_none_or(|state| !state.waits(now)) {
+            self.delete(key, service, own);
+        }
+    }
+
+    fn delete(&mut self, key: &ObjectKey, service: &Service, slices: Vec<(Box<str>, Box<str>)>) {
+        let state = self.states.entry(key.clone()).or_default();
+        state.in_flight += slices.len();
+        for (name, uid) in slices {
+            let (service, owner) = (key.clone(), Arc::clone(&service.uid));
+            self.actions.push(Action::Write(Write::Delete { service, owner, name, uid }));
+        }
+    }
+
+    fn plan_import(
+        &mut self,
+        key: &ObjectKey,
+        service: &Service,
+        import: &Import,
+        problems: &mut Vec<Problem>,
+        now: Moment,
+    ) {
+        problems.extend(self.foreign_slices_of(key));
+        let unknown = |source| self.sources.get(source).and_then(|it| it.unknown.clone());
+        problems.extend(import.sources.iter().filter_map(unknown));
+        let Some(imported) = self.imported(import) else { return };
+        problems.extend(imported.problems.iter().cloned());
+        let usable_before = self.usable_endpoints(key, &service.uid);
+        let Some(state) = self.states.get_mut(key) else { return };
+        if state.waits(now) {
+            return;
+        }
+        if !std::mem::replace(&mut state.looked_back, true) {
+            // Those of a former process.
+            state.last_usable = usable_before;
+        }
+        let endpoints = state.kept(import, imported, now);
+        let owned = |slice: &OwnedSlice| *slice.owner == *service.uid;
+        let existing: Slices = self
+            .named_slices(key)
+            .filter(|(_, slice)| owned(slice) && slice.is_canonical)
+            .map(|(name, slice)| (name.clone(), slice.slice.clone()))
+            .collect();
+        let wanted = lay_out((&key.name, &service.uid), &service.ports, &endpoints, &existing);
+        let changes = Changes::between(&existing, &wanted);
+        if !changes.write.is_empty() {
+            return self.write(key, service, &changes.write, wanted);
+        }
+        // Those of an earlier Service of this name go too, and those that somebody changed so that
+        // nothing of them can be kept.
+        let strays: Vec<(Box<str>, Box<str>)> = self
+            .named_slices(key)
+            .filter(|(name, _)| !wanted.contains_key(*name))
+            .map(|(name, slice)| (name.clone(), slice.uid.clone()))
+            .collect();
+        if !strays.is_empty() {
+            return self.delete(key, service, strays);
+        }
+        let Some(state) = self.states.get_mut(key) else { return };
+        state.failed = None;
+        if std::mem::take(&mut state.wrote) {
+            let ready = endpoints.values().flat_map(BTreeMap::values).filter(|it| **it).count();
+            let count = endpoints.values().map(BTreeMap::len).sum();
+            self.reports.push_back(Report::InSync {
+                service: key.clone(),
+                ready,
+                endpoints: count,
+            });
+        }
+    }
+
+    fn write(
+        &mut self,
+        key: &ObjectKey,
+        service: &Service,
+        names: &BTreeSet<Box<str>>,
+        mut wanted: Slices,
+    ) {
+        let state = self.states.entry(key.clone()).or_default();
+        for name in names {
+            let Some(slice) = wanted.remove(name) else { continue };
+            state.in_flight += 1;
+            let (service, uid) = (key.clone(), Arc::clone(&service.uid));
+            self.actions.push(Action::Write(Write::Put {
+                service,
+                uid,
+                name: name.clone(),
+                slice,
+            }));
+        }
+    }
+
+    /// What the first usable source in the order of preference has; none while that is unknown.
+    fn imported(&self, import: &Import) -> Option<Imported> {
+        let (mut first, mut is_known) = (None, true);
+        for source in &import.sources {
+            let followed = self.sources.get(source)?;
+            let Some(instances) = followed.instances.as_deref() else {
+                // One that did not answer yet may be the one that is preferred; one that fails is
+                // passed over where the next is usable, and proves nothing.
+                followed.unknown.as_ref()?;
+                is_known = false;
+                continue;
+            };
+            let imported = Imported::of(import, self.cluster.as_ref(), instances);
+            if imported.is_usable {
+                return Some(imported);
+            }
+            first = first.or(Some(imported));
+        }
+        first.filter(|_| is_known)
+    }
+
+    /// The endpoints that its slices have, if one of them is ready.
+    fn usable_endpoints(&self, key: &ObjectKey, uid: &str) -> Option<Endpoints> {
+        let mut found = Endpoints::new();
+        for (_, owned) in self.named_slices(key).filter(|(_, slice)| *slice.owner == *uid) {
+            let Slice { is_ipv6, ports, endpoints } = &owned.slice;
+            let Some(port) = ports.first() else { continue };
+            let group = Group { is_ipv6: *is_ipv6, port: port.port };
+            found.entry(group).or_default().extend(endpoints);
+        }
+        found.values().any(|all| all.values().any(|ready| *ready)).then_some(found)
+    }
+
+    /// Slices that others made for the Service serve it beside ours.
+    fn foreign_slices_of(&self, key: &ObjectKey) -> Option<Problem> {
+        let names = self.slices_of.get(key).into_iter().flatten();
+        let foreign: Vec<&Box<str>> = names
+            .filter(|name| {
+                let slice = ObjectKey::new(key.namespace.clone(), (*name).clone());
+                self.slices.get(&slice).is_some_and(|it| !it.is_ours())
+            })
+            .collect();
+        let first = foreign.first()?;
+        let slice = ObjectKey::new(key.namespace.clone(), (**first).clone());
+        let managed_by = self.slices.get(&slice).map_or("", |it| &*it.managed_by);
+        Some(foreign_slices(key, first, foreign.len(), managed_by))
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// The endpoints to write: where none is usable any more, those that were last stay for as long
+    /// as the Service asks for.
+    fn kept(&mut self, import: &Import, imported: Imported, now: Moment) -> Endpoints {
+        self.keep_until = None;
+        if imported.is_usable {
+            self.unusable_since = None;
+            self.last_usable = (!import.keep.is_zero()).then(|| imported.endpoints.clone());
+            return imported.endpoints;
+        }
+        let until = *self.unusable_since.get_or_insert(now) + import.keep;
+        match &self.last_usable {
+            Some(last) if until > now => {
+                self.keep_until = Some(until);
+                last.clone()
+            }
+            _ => {
+                self.last_usable = None;
+                imported.endpoints
+            }
+        }
+    }
+
+    /// Whether nothing is written because a write failed.
+    fn waits(&self, now: Moment) -> bool {
+        self.failed.is_some() && self.retry_at > now
+    }
+}
+
+fn foreign_slices(key: &ObjectKey, first: &str, count: usize, managed_by: &str) -> Problem {
+    // Those that the cluster mirrors from Endpoints come again while these are there.
+    let (kind, object) = match managed_by {
+        MIRRORED_BY => ("endpoints", &*key.name),
+        _ => ("endpointslice", first),
+    };
+    let others = if count > 1 { format!(" and {} others", count - 1) } else { String::new() };
+    Problem::new(
+        Reason::Contested,
+        format!(
+            "EndpointSlice {first}{others} of this Service is not ours and serves it beside the \
+             imported endpoints; if that is not meant: kubectl delete {kind} {object} --namespace {}",
+            key.namespace,
+        ),
+    )
+}
