@@ -86,6 +86,7 @@ impl Term {
         self.forget_unseen_registrations(&mut resync, &config.settings.cluster);
         self.forget_unseen_ptr(&mut resync);
         self.collect_empty_namespace_nodes(&resync, reports);
+        self.resends_shown = false;
         self.schedule.certain_since(resync.began);
         self.schedule.resync_succeeded(now);
         match &mut self.stage {
@@ -121,6 +122,7 @@ impl Term {
         let (same, certain, resend) = known.map_or((false, true, false), |known| {
             (before == Some(fingerprint), before.is_some(), known.resend)
         });
+        let resend = resend || self.resends_shown;
         let critical = registration.check == Check::Critical;
         self.known.put(
             &service,

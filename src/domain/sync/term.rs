@@ -41,6 +41,9 @@ pub(super) struct Term {
     pub(super) namespace_nodes: NamespaceNodes,
     /// The resync under way.
     pub(super) resync: Option<Resync>,
+    /// Whether the token changed before Consul was read: with which one what it shows was written is
+    /// not known.
+    pub(super) resends_shown: bool,
     pub(super) schedule: Schedule,
     pub(super) contention: Contention,
     /// Whether Consul lost its state since the last resync began.
@@ -137,6 +140,7 @@ impl Term {
             holds: Holds::default(),
             namespace_nodes: NamespaceNodes::default(),
             resync: None,
+            resends_shown: false,
             schedule: Schedule::new(config.resync, config.seed, now),
             contention: Contention::default(),
             state_lost: false,
@@ -243,6 +247,7 @@ impl Term {
     /// The token changed: an agent keeps that of each registration, so each is sent once more.
     pub(super) fn resend_registrations(&mut self, cluster: &Cluster) {
         self.known.resend_registrations();
+        self.resends_shown |= self.stage == Stage::Starting { resynced: false };
         for sent in self.flights.sent_mut() {
             sent.old_token = true;
         }

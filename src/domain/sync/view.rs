@@ -85,15 +85,17 @@ impl View<'_> {
     fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
         let name = &*lookup_form(name);
         let claims = &self.cluster.name_claims;
+        // By this Service: another one's right to the name is no reason to join it.
+        let mut known = self.term.known.of(service).iter();
+        let held = known.any(|known| *lookup_form(&known.service) == *name);
         if self.settings.on_conflict != OnConflict::Merge
             && let Some(holder) = claims.holder(name)
             && holder != service
         {
-            return Permit::Taken(holder.clone());
+            // Nor may the holder take it yet: the name must not stand empty until then.
+            let waits = held && self.term.names_of_others.is_none();
+            return if waits { Permit::Unknown } else { Permit::Taken(holder.clone()) };
         }
-        // By this Service: another one's right to the name is no reason to join it.
-        let mut known = self.term.known.of(service).iter();
-        let held = known.any(|known| *lookup_form(&known.service) == *name);
         let neighbours = |joined| {
             let others = claims.claimants(name).filter(|other| other != service);
             Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }

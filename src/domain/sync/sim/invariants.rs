@@ -12,7 +12,7 @@ use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::Moment;
-use crate::domain::sync::sim::consul::{Consul, Registered};
+use crate::domain::sync::sim::consul::{Consul, REFUSED_TAG, Registered};
 use crate::domain::sync::sim::kubernetes::View;
 
 /// How long a write without an answer may still be applied.
@@ -33,6 +33,8 @@ pub(super) struct Term {
     pub(super) uncertain: Vec<(Moment, Box<str>)>,
     /// What this term has written last, and how often the record had been changed by then.
     pub(super) certain: BTreeMap<RecordKey, (Write, u64, u32)>,
+    /// Whether anything has failed: what waits for a better time may be overtaken.
+    pub(super) has_failures: bool,
     /// How many readings have begun.
     pub(super) readings: usize,
     /// How many readings have ended well.
@@ -162,6 +164,47 @@ impl<'v> Wanted<'v> {
         Ok(())
     }
 
+    /// The last registration under a name is removed: whoever wants the name must have it by now.
+    /// `sent`: what is under way, and what goes before it.
+    pub(super) fn check_name_left(
+        &self,
+        id: &str,
+        consul: &Consul,
+        sent: &[&Registration],
+        names_are_known: bool,
+    ) -> Checked {
+        let Some(left) = consul.registrations.get(id) else { return Ok(()) };
+        let service = service_of_id(&self.settings.cluster, id);
+        let is_wanted = service.and_then(|it| self.of(&it)).is_some_and(|wanted| wanted.keeps(id));
+        if !names_are_known && !is_wanted {
+            // It goes in any case, and nobody may take the name yet.
+            return Ok(());
+        }
+        let name = lookup_form(&left.registration.service);
+        let has_name =
+            |it: &Registration| it.id != left.registration.id && lookup_form(&it.service) == name;
+        let standing = consul.registrations.values().map(|it| &it.registration);
+        if self.machines.contains(&*name) || standing.chain(sent.iter().copied()).any(has_name) {
+            return Ok(());
+        }
+        let claimants = self.claimants.get(&*name).into_iter().flatten();
+        let waiting = claimants.filter(|it| !self.excused.contains(it)).find(|service| {
+            let wanted = self.of(service).unwrap_or_default();
+            let takes_it =
+                |it: &Registration| has_name(it) && !it.tags.iter().any(|tag| tag == REFUSED_TAG);
+            // One whose PTR record is another's, or was, may have to wait for that.
+            let mut shared = wanted.reverse.keys();
+            let is_shared = shared.any(|ptr| {
+                consul.kv.contains_key(ptr) || self.claimants_of_ptr(ptr).nth(1).is_some()
+            });
+            !is_shared && wanted.registrations.values().any(takes_it)
+        });
+        match waiting {
+            Some(service) => Err(format!("{name} is left before {service} has taken it")),
+            None => Ok(()),
+        }
+    }
+
     fn claimants_of_ptr(&self, key: &str) -> impl Iterator<Item = &ObjectKey> {
         services(self.view)
             .map(|(service, _)| service)
@@ -175,7 +218,21 @@ impl<'v> Wanted<'v> {
         Ok(())
     }
 
-    pub(super) fn check_delete_ptr(&self, key: &str) -> Checked {
+    /// A PTR record is removed: nothing may claim it, and its instance may not stay for want of
+    /// knowledge.
+    pub(super) fn check_delete_ptr(&self, key: &str, consul: &Consul) -> Checked {
+        let of_address = consul.registrations.values().map(|it| &it.registration);
+        let mut of_address = of_address.filter(|it| key.rsplit('/').next() == Some(&*it.address));
+        let is_unknown = |service: &ObjectKey| {
+            let awaits_nodes = self.of(service).is_some_and(|wanted| wanted.awaits_nodes);
+            !self.excused.contains(service) && (awaits_nodes || self.is_unread(service))
+        };
+        let of_unknown = of_address.find(|it| {
+            service_of_id(&self.settings.cluster, &it.id).is_some_and(|it| is_unknown(&it))
+        });
+        if let Some(instance) = of_unknown {
+            return Err(format!("the PTR record {key} is removed, and {} stays", instance.id));
+        }
         let mut claimants = self.claimants_of_ptr(key);
         let undisputed = claimants.find(|it| !self.is_disputed(it) && !self.excused.contains(it));
         match undisputed {
@@ -260,6 +317,9 @@ impl Term {
                 .is_some_and(|service| &*service.namespace == namespace),
             RecordKey::Ptr(_) | RecordKey::NamespaceNode(_) => false,
         };
+        if self.removing.contains(namespace) {
+            return Err(format!("the node of {namespace} is removed while it is being removed"));
+        }
         if let Some(record) = self.in_flight.keys().find(|record| on_it(record)) {
             return Err(format!("the node of {namespace} is removed while {record} is written"));
         }

@@ -56,8 +56,6 @@ const LONGEST: usize = 40;
 const CONVERGES_WITHIN: Duration = Duration::from_mins(20);
 /// An undisturbed bridge has done all by then.
 const CALM: Duration = Duration::from_secs(10);
-/// Long enough for two readings.
-const SILENCE: Duration = Duration::from_mins(3);
 /// Long enough for a reading, and for a denied write to be tried again.
 const ROUND: Duration = Duration::from_secs(90);
 /// Between two looks whether it has.
@@ -86,7 +84,7 @@ fn run(sequence: &Sequence, trace: bool) -> Checked {
         converges(&mut world, &calm)?;
         world.check_readiness()?;
         world.applied.clear();
-        world.pass(SILENCE)?;
+        world.pass(world.scenario.resync() * 3)?;
         if let Some(record) = world.applied.first() {
             return Err(format!("at rest, and still {record} is written"));
         }

@@ -1,5 +1,7 @@
 //! What may happen in a sequence, and how often each of it does.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 /// One thing that happens. Numbers are taken modulo what there is, so that any sequence of
@@ -131,6 +133,8 @@ pub(super) enum Drift {
     PtrRemoved,
     /// The node of a namespace goes with all that is on it.
     NodeRemoved,
+    /// The marker, which has all be read at once.
+    MarkerChanged,
     /// All is lost, the marker too.
     AllLost,
 }
@@ -159,6 +163,8 @@ pub(super) struct Scenario {
     pub(super) crowd: bool,
     /// Whether pods have PTR records too.
     pub(super) pods_have_ptr: bool,
+    /// Whether Consul is read every few seconds, so that writes are often under way meanwhile.
+    pub(super) reads_often: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,14 +175,28 @@ pub(super) enum Target {
     Elected,
 }
 
+// === impl Scenario ===
+
+impl Scenario {
+    /// Between two readings of Consul.
+    pub(super) fn resync(self) -> Duration {
+        Duration::from_secs(if self.reads_often { 2 } else { 60 })
+    }
+}
+
 pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
     let targets = prop_oneof![
         2 => Just(Target::Agent),
         2 => Just(Target::Catalog),
         3 => Just(Target::Elected),
     ];
-    (targets, prop::bool::weighted(0.2), prop::bool::weighted(0.3))
-        .prop_map(|(target, crowd, pods_have_ptr)| Scenario { target, crowd, pods_have_ptr })
+    let others = (prop::bool::weighted(0.15), prop::bool::weighted(0.3), prop::bool::weighted(0.4));
+    (targets, others).prop_map(|(target, (crowd, pods_have_ptr, reads_often))| Scenario {
+        target,
+        crowd,
+        pods_have_ptr,
+        reads_often,
+    })
 }
 
 pub(super) fn ops() -> impl Strategy<Value = Op> {
@@ -199,7 +219,7 @@ fn kubernetes() -> impl Strategy<Value = Op> {
         2 => (n(), 0..2_u8).prop_map(|(n, of)| Op::DeleteSlice(n, of)),
         2 => (0..3_u8, any::<bool>()).prop_map(|(n, ready)| Op::Node(n, ready)),
         1 => (0..3_u8).prop_map(Op::DeleteNode),
-        1 => (kinds(), n()).prop_map(|(kind, n)| Op::Undecodable(kind, n)),
+        2 => (kinds(), n()).prop_map(|(kind, n)| Op::Undecodable(kind, n)),
     ]
 }
 
@@ -270,6 +290,7 @@ fn consul() -> impl Strategy<Value = Op> {
         1 => Just(Drift::Stray),
         2 => Just(Drift::PtrRemoved),
         1 => Just(Drift::NodeRemoved),
+        1 => Just(Drift::MarkerChanged),
         1 => Just(Drift::AllLost),
     ];
     let foreign = prop_oneof![
@@ -286,7 +307,7 @@ fn consul() -> impl Strategy<Value = Op> {
             .prop_map(|(each, fails_at)| Op::Readings { each, fails_at }),
         3 => (drifts, any::<u8>()).prop_map(|(drift, n)| Op::Drift(drift, n)),
         3 => (foreign, any::<u8>()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)),
-        1 => Just(Op::Token),
+        2 => Just(Op::Token),
     ]
 }
 
@@ -294,7 +315,7 @@ fn leads() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => Just(Op::SessionEnds),
         3 => any::<u8>().prop_map(Op::LeaseEnds),
-        1 => any::<u8>().prop_map(Op::Restart),
+        2 => any::<u8>().prop_map(Op::Restart),
     ]
 }
 

@@ -9,7 +9,7 @@ const SHAPE: Shape =
     Shape { address: 0, mode: Mode::ClusterIp, name: Name::Own, two_ports: false, tag: 0 };
 
 fn assert_runs(target: Target, ops: &[Op]) {
-    let scenario = Scenario { target, crowd: false, pods_have_ptr: false };
+    let scenario = Scenario { target, crowd: false, pods_have_ptr: false, reads_often: false };
     assert_eq!(run(&(scenario, ops.to_vec()), false), Ok(()));
 }
 
@@ -22,7 +22,7 @@ fn a_service_that_decodes_again_as_it_was_has_no_problem_any_more() {
 }
 
 #[test]
-fn a_name_that_a_lost_term_was_about_to_take_is_looked_up_again() {
+fn a_name_that_changes_hands_is_kept_until_it_is_known_who_else_has_it() {
     let sharing = Shape { address: 2, name: Name::OfAnother, ..SHAPE };
     let two_ports = Shape { address: 2, two_ports: true, ..SHAPE };
     let ops = [
@@ -47,4 +47,12 @@ fn a_registration_applied_late_is_followed_by_the_newer_one() {
     let ready = Op::Slice(0, 0, Endpoints { present: 1, ready: 1 });
     let late = Op::Next(Fate::AppliedLate(20_000), Pace(1, 1));
     assert_runs(Target::Agent, &[late, Op::Service(0, SHAPE), Op::Pass(5), ready, Op::Pass(500)]);
+}
+
+#[test]
+fn what_the_first_reading_shows_is_sent_again_with_the_token_that_changed_meanwhile() {
+    let slowly = Op::Readings { each: 360, fails_at: None };
+    let ops =
+        [Op::Service(0, SHAPE), slowly, Op::Pass(1084), Op::Restart(0), Op::Pass(1), Op::Token];
+    assert_runs(Target::Agent, &ops);
 }

@@ -266,6 +266,7 @@ impl World {
         Process {
             core: Core::new(Config {
                 seed: self.serial,
+                resync: self.scenario.resync(),
                 ..Config::new(self.settings.clone(), target)
             }),
             capacity: Config::new(self.settings.clone(), target).capacity,

@@ -110,7 +110,21 @@ impl World {
         }
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
-        for write in groups.iter().flat_map(|group| &group.writes) {
+        let is_undisturbed = process.read.is_some_and(|began| began > self.disturbed);
+        let is_calm = is_undisturbed && !process.term.has_failures && !is_holding;
+        let mut sent: Vec<&Registration> = self
+            .requests
+            .values()
+            .flat_map(|request| match &request.what {
+                What::Write(groups) => groups.as_slice(),
+                _ => &[],
+            })
+            .flatten()
+            .filter_map(registered_by)
+            .collect();
+        let writes = groups.iter().flat_map(|group| &group.writes);
+        sent.extend(writes.clone().filter_map(registered_by));
+        for write in writes {
             process.term.begin(&write.key(), flight)?;
             process.term.check_silent(write, &self.consul)?;
             match write {
@@ -126,9 +140,15 @@ impl World {
                 Write::Deregister { id, namespace, .. } => {
                     process.term.check_node(namespace)?;
                     wanted.check_deregister(id, self.consul.registrations.get(id))?;
+                    if is_calm {
+                        let names_are_known = process.term.names.is_some();
+                        wanted.check_name_left(id, &self.consul, &sent, names_are_known)?;
+                    }
                 }
                 Write::PutPtr { record, .. } if !is_holding => wanted.check_put_ptr(&record.key)?,
-                Write::DeletePtr { key, .. } => wanted.check_delete_ptr(key)?,
+                Write::DeletePtr { key, .. } => {
+                    wanted.check_delete_ptr(key, &self.consul)?;
+                }
                 Write::PutPtr { .. } => {}
             }
         }
@@ -153,5 +173,12 @@ impl World {
         self.requests.insert(number, request);
         self.after(Duration::from_millis(there.into()), Event::Arrives(number));
         Ok(())
+    }
+}
+
+fn registered_by(write: &Write) -> Option<&Registration> {
+    match write {
+        Write::Register(registration) | Write::Replace(registration) => Some(registration),
+        _ => None,
     }
 }

@@ -76,9 +76,14 @@ impl World {
             let wanted = wanted(&self.settings, key, service);
             let mut names = wanted.claims(service).into_keys();
             let is_refused = service.annotations.values().any(|value| &**value == REFUSED_TAG);
-            if is_refused || names.any(|name| self.machines.contains(&*name)) {
+            let is_in_the_way = self.consul.nodes_of_others.contains(&key.namespace);
+            let is_disputed = names.any(|name| self.machines.contains(&*name));
+            if is_refused || is_disputed {
                 past.services.insert(key.clone());
                 past.namespaces.insert(key.namespace.clone());
+            }
+            if is_refused || is_disputed || is_in_the_way {
+                // The PTR record of its address waits for its instance.
                 let addresses = service.cluster_ips.iter().copied();
                 let addresses = addresses.chain(self.kubernetes.endpoints(key));
                 past.ptr.extend(addresses.map(|address| ptr_key(address).into()));

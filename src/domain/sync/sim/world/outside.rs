@@ -84,8 +84,10 @@ impl World {
                     self.consul.remove_node(namespace);
                 }
             }
-            Drift::AllLost => {
-                self.consul.lose_all();
+            Drift::MarkerChanged | Drift::AllLost => {
+                if drift == Drift::AllLost {
+                    self.consul.lose_all();
+                }
                 for place in 0..self.processes.len() {
                     if self.scenario.target == Target::Agent {
                         let of = self.of(place);
@@ -155,6 +157,8 @@ impl World {
             if self.processes[place].is_connected {
                 self.processes[place].core.handle_token_changed(now);
                 self.turn(place)?;
+            } else {
+                self.forgive_old_tokens();
             }
         }
         Ok(())
@@ -175,11 +179,7 @@ impl World {
     }
 
     pub(super) fn restart(&mut self, place: usize, is_graceful: bool) {
-        // A new process cannot see with which token something was written.
-        let token = self.consul.token;
-        let registered = self.consul.registrations.iter().filter(|(_, it)| it.token != token);
-        let registered = registered.map(|(id, _)| RecordKey::Registration(id.clone()));
-        self.old_tokens.extend(registered);
+        self.forgive_old_tokens();
         let sent = self.requests.values().filter_map(|request| match &request.what {
             What::Write(groups) => Some(groups.iter().flatten().map(Write::key)),
             _ => None,
@@ -208,5 +208,13 @@ impl World {
             }
         }
         self.pass(Duration::ZERO)
+    }
+
+    /// A new process cannot see with which token something was written.
+    fn forgive_old_tokens(&mut self) {
+        let token = self.consul.token;
+        let registered = self.consul.registrations.iter().filter(|(_, it)| it.token != token);
+        let registered = registered.map(|(id, _)| RecordKey::Registration(id.clone()));
+        self.old_tokens.extend(registered);
     }
 }

@@ -35,7 +35,7 @@ impl World {
                 // Once it is written and shows again, the rest of the reading is true.
                 self.consul.marker = true;
                 reading.left.push_front(part);
-                Vec::new()
+                vec![Observation::MarkerMissing]
             }
             Part::Agent => self.consul.show_registrations(None),
             Part::Node(namespace) => self.consul.show_registrations(Some(&namespace)),

@@ -185,6 +185,7 @@ impl World {
         let Reply::Answers(answers, versions) = reply else { return };
         for (record, answer) in answers {
             let write = writes[record];
+            term.has_failures |= !matches!(answer, Answer::Applied { .. });
             match answer {
                 Answer::Applied { .. } => {
                     let version = versions.get(record).copied().unwrap_or(u64::MAX);
