@@ -153,6 +153,11 @@ pub fn reporter(
 // === impl Reporter ===
 
 impl Reporter {
+    /// A reporter that writes nothing, where there is no Kubernetes API to write to.
+    pub fn to_nobody() -> Self {
+        Self { queue: mpsc::channel(1).0, counts: Arc::default() }
+    }
+
     /// Reports a problem. Never waits.
     pub fn report(&self, regarding: Regarding, problem: Problem) {
         if self.queue.try_send(Report { regarding, problem }).is_err() {

@@ -31,8 +31,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::OptionFuture;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use self::jobs::{Done, Job};
 use self::leadership::Leadership;
@@ -40,9 +40,9 @@ use self::reporting::{Reporting, reason};
 use self::status::{Surroundings, page};
 use self::watches::Watches;
 use self::work::Records;
+use crate::admin::Question;
 use crate::admin::metrics::Metrics;
 use crate::admin::status::{Peer as PeerStatus, Readiness};
-use crate::admin::{Admin, QUESTIONS, Question};
 use crate::consul::coordination::election::Lease;
 use crate::consul::coordination::marker::Marker;
 use crate::consul::coordination::owner::{Owner, OwnerKey};
@@ -59,19 +59,16 @@ use crate::domain::sync::{
 };
 use crate::domain::text::counted;
 use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
-use crate::kubernetes::events::reporter;
 use crate::kubernetes::watch::{Error as WatchError, Notice, Scope, Watcher};
 use crate::run::Error;
-use crate::run::daemon::admin::{AdminServer, listen};
+use crate::run::daemon::admin::listen;
 use crate::run::daemon::checks::other_owner;
 use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
 use crate::run::daemon::options::{Common, SyncOptions};
 use crate::run::daemon::retry::{PendingDependencies, retry_forever};
 use crate::run::daemon::signals::{Stop, signals};
-
-/// How long the last Events may take to be written at the end.
-const LAST_EVENTS: Duration = Duration::from_secs(1);
 
 /// What the bridge needs to know.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ pub fn main(options: Options) -> Result<(), Error> {
             Some(_) => None,
             None => Some(listen(options.common.admin_addr).await?),
         };
-        run(options, listener, signals()?).await
+        Box::pin(run(options, listener, signals()?)).await
     })
 }
 
@@ -105,27 +102,14 @@ async fn run(
 ) -> Result<(), Error> {
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
-    let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
-    let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
-    let admin = Admin { metrics: Arc::<Metrics>::clone(&metrics), readiness: ready, questions };
-    let server = listener.map(|listener| AdminServer::start(listener, admin));
-    let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
-    let events = tokio::spawn(events);
-
-    let reporting = Reporting::new(metrics, readiness, reporter);
-    let bridge = Bridge::new(options, kubernetes, consul, reporting);
-    let result = bridge.run(asked, stop).await;
-
-    if let Some(server) = server {
-        server.stop().await;
-    }
-    // The reporter went with the bridge: the writer ends once its queue is empty.
-    let mut events = events;
-    if timeout(LAST_EVENTS, &mut events).await.is_err() {
-        events.abort();
-    }
-    result
+    let shown = Arc::<Metrics>::clone(&metrics);
+    let client = Some(kubernetes.client.clone());
+    frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| {
+        let reporting = Reporting::new(metrics, readiness, reporter);
+        Bridge::new(options, kubernetes, consul, reporting).run(asked, stop)
+    })
+    .await
 }
 
 /// The owner of the state.

@@ -5,6 +5,7 @@
 //! | [`options`] | the options that several commands take |
 //! | `connect` | the runtime, the clients of both sides, the end of a login |
 //! | `signals` | SIGTERM and SIGINT |
+//! | `frame` | what runs beside the loop of a daemon, and ends after it |
 //! | `admin` | starting and stopping the admin server |
 //! | `checks` | the single checks of the handshake: each asks once and returns what it found |
 //! | `handshake` | all of them, each until it succeeds, before the first write |
@@ -13,6 +14,7 @@
 pub(in crate::run) mod admin;
 pub(in crate::run) mod checks;
 pub(in crate::run) mod connect;
+pub(in crate::run) mod frame;
 pub(in crate::run) mod handshake;
 pub mod options;
 pub(in crate::run) mod retry;

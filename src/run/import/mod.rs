@@ -23,15 +23,14 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
 use self::apply::Applied;
 use self::follow::{Answer, Follower};
 use self::reporting::{ImportPage, Metrics, Reporting};
-use crate::admin::status::Readiness;
-use crate::admin::{self, Admin, QUESTIONS, Question};
+use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::evidence::Unknown;
 use crate::domain::import::core::{Action, Importer, Moment};
@@ -42,19 +41,19 @@ use crate::domain::kube::object::{Kind, WatchEvent};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::chain;
 use crate::kubernetes::client::Connected;
-use crate::kubernetes::events::reporter;
 use crate::kubernetes::import::{ImportServices, ImportSlices};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
-use crate::run::daemon::admin::{AdminServer, listen};
-use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::admin::listen;
+use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
+use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::options::Common;
 use crate::run::daemon::signals::{Stop, signals};
 
 /// Watch events taken in one turn: a long list must not keep writes waiting, nor each event cost a
 /// turn.
 const EVENTS_A_TURN: usize = 256;
-/// How long writes under way may take at the end, and the last Events.
+/// How long writes under way may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// Writes under way: an API server on two cores takes no more at a time any faster.
 const MAX_WRITES: usize = 16;
@@ -101,33 +100,26 @@ async fn run(
 ) -> Result<(), Error> {
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
-    let (readiness, ready) = watch::channel(Readiness::NotReady("starting".to_owned()));
-    let (questions, asked) = mpsc::channel(QUESTIONS);
     let metrics = Arc::new(Metrics::default());
-    let admin = Admin { metrics: Arc::<Metrics>::clone(&metrics), readiness: ready, questions };
     if options.serves_prometheus {
         serve_prometheus(Arc::<Metrics>::clone(&metrics));
     }
-    let server = listener.map(|listener| AdminServer::start(listener, admin));
-    let (reporter, events) = reporter(kubernetes.client.clone(), &instance());
-    let mut events = tokio::spawn(events);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         kubernetes = kubernetes.url,
         consul = consul.url(),
         "importing Consul services"
     );
-    let reporting = Reporting::new(metrics, readiness, reporter);
-    let import = Import::new(options, kubernetes, consul.clone(), reporting);
-    let result = import.run(asked, stop).await;
-    log_out(&consul).await;
-    if let Some(server) = server {
-        server.stop().await;
-    }
-    if timeout(LAST_WRITES, &mut events).await.is_err() {
-        events.abort();
-    }
-    result
+    let shown = Arc::<Metrics>::clone(&metrics);
+    let client = Some(kubernetes.client.clone());
+    frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| async {
+        let reporting = Reporting::new(metrics, readiness, reporter);
+        let import = Import::new(options, kubernetes, consul.clone(), reporting);
+        let result = import.run(asked, stop).await;
+        log_out(&consul).await;
+        result
+    })
+    .await
 }
 
 /// Serves the metrics where consul8s did. It went on without where the port was taken.
