@@ -30,6 +30,10 @@ lint: ## check the format and the lints
 docs: ## write anew what is generated in docs/
 	UPDATE_DOCS=1 cargo test --lib cli::tests::documentation::the_page_of_flags
 
+.PHONY: generated
+generated: ## write the gRPC code anew, after a change of its .proto
+	UPDATE_GENERATED=1 cargo test --lib grpc::tests::generated
+
 .PHONY: test
 test: tools lint ## run all tests: format, lints, units, and everything against the real cluster
 	tests/tools/package buildah

@@ -8,6 +8,7 @@
 //! | [`domain`] | the pure core: what ought to be in Consul, and which writes bring it there |
 //! | [`kubernetes`] | the edge to the Kubernetes API |
 //! | [`consul`] | the edge to Consul |
+//! | [`grpc`] | the edge between a sidecar and the daemon of its node |
 //! | [`mesos`] | the edge to a Mesos agent |
 //! | [`probe`] | tries the probe of a pod, as the kubelet does |
 //! | [`run`] | one subcommand each: the loop that joins the core and the edges |
@@ -49,6 +50,7 @@ pub mod admin;
 pub mod cli;
 pub mod consul;
 pub mod domain;
+pub mod grpc;
 pub mod kubernetes;
 pub mod logging;
 pub mod mesos;
