@@ -9,7 +9,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: ## build the pinned etcd, Kubernetes, kwok and Consul once, into .tools/bin
+tools: ## build the pinned etcd, Kubernetes, kwok, Consul and CoreDNS once, into .tools/bin
 	@tests/tools/build
 
 .PHONY: run

@@ -582,7 +582,20 @@ async fn tls_checks_the_server_under_the_name_that_is_asked_for() {
     assert!(leader(&nobody).await.is_err(), "the agent wants a client certificate");
     let stranger = Authority::new("stranger").unwrap();
     let other_ca = Config { ca_file: write("other.pem", stranger.pem()), ..good.clone() };
-    assert!(matches!(leader(&other_ca).await, Err(Error::Unreachable { .. })));
+    // S12: which CA is trusted, from where, and which one the server has.
+    let untrusted = leader(&other_ca).await.unwrap_err();
+    assert!(matches!(untrusted, Error::Unreachable { .. }));
+    let (said, path) = (untrusted.chain(), other_ca.ca_file.clone().unwrap());
+    assert!(said.contains(r#"("localhost") was issued by "ours", which is not trusted"#), "{said}");
+    assert!(said.ends_with(&format!(r#"trusted: "stranger" of {}"#, path.display())), "{said}");
+    // A new CA of the old one's name.
+    let again = Authority::new("ours").unwrap();
+    let same_name = Config { ca_file: write("again.pem", again.pem()), ..good.clone() };
+    let said = leader(&same_name).await.unwrap_err().chain();
+    assert!(said.ends_with("(of the same name, with another key)"), "{said}");
+    let of_the_machine = leader(&Config { ca_file: None, ..good.clone() }).await;
+    let said = of_the_machine.unwrap_err().chain();
+    assert!(said.contains(r#"issued by "ours""#) && said.contains("the machine's CA"), "{said}");
     let unverified = Config { tls_verify: false, ..other_ca };
     assert!(leader(&unverified).await.unwrap().is_some());
     let folder = directory.path().join("cas");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::consul::http::authorities::UntrustedAuthority;
 use crate::domain::consul::record::Answer;
 use crate::domain::text::{chain, one_line};
 
@@ -113,7 +114,7 @@ pub enum Error {
         /// Where it was tried.
         address: String,
         /// Why.
-        source: reqwest::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The deadline passed or the connection broke after sending: it may still be applied.
     #[error("{request}: no answer from Consul")]
@@ -293,6 +294,10 @@ impl Error {
         // The URL is dropped: `request` names it.
         let source = error.without_url();
         if source.is_connect() || source.is_builder() {
+            let source = match UntrustedAuthority::find(&source) {
+                Some(untrusted) => untrusted.into(),
+                None => source.into(),
+            };
             Error::Unreachable { request, address, source }
         } else {
             Error::Unanswered { request, source }

@@ -5,6 +5,7 @@
 //! | [`config`] | where Consul is and who to be there: every variable of Consul's own command |
 //! | [`setup`] | certificates, server name, HTTP authentication |
 //! | [`verifier`] | trust in CA certificates that were given |
+//! | [`authorities`] | naming both CAs where the server's is not trusted |
 //! | [`request`] | one request |
 //! | [`error`] | what can go wrong, sorted by what it means for a write |
 //! | [`transport`] | connections, bounded bodies, the headers that say how complete an answer is |
@@ -12,6 +13,7 @@
 //! | [`client`] | requests with the token |
 //! | [`stream`] | long answers, item by item |
 
+mod authorities;
 pub mod client;
 pub mod config;
 pub mod error;

@@ -10,10 +10,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{HOST, HeaderMap, HeaderValue};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_platform_verifier::Verifier;
 use secrecy::ExposeSecret;
 
+use crate::consul::http::authorities::{NamesAuthorities, Trusted};
 use crate::consul::http::config::{Config, HttpAuth};
 use crate::consul::http::verifier::GivenCertificates;
 
@@ -59,11 +62,11 @@ pub enum BuildError {
         "expected user and password for HTTP authentication (CONSUL_HTTP_AUTH) that a header can carry"
     )]
     HttpAuth,
-    /// The HTTP library refuses the configuration, for example because the machine has no CA
-    /// certificates and none were given for `https://`.
-    #[error(
-        "cannot set up the connection to Consul; for https without CONSUL_CACERT the machine's CA certificates are needed"
-    )]
+    /// None were given for `https://`, and the machine has none.
+    #[error("cannot use the machine's CA certificates, which https without CONSUL_CACERT needs")]
+    NoAuthorities(#[source] rustls::Error),
+    /// The HTTP library refuses the configuration.
+    #[error("cannot set up the connection to Consul")]
     Http(#[source] reqwest::Error),
 }
 
@@ -72,26 +75,23 @@ pub(in crate::consul) fn trust(
     builder: reqwest::ClientBuilder,
     config: &Config,
 ) -> Result<reqwest::ClientBuilder, BuildError> {
-    let verifier = GivenCertificates::new(given_certificates(config)?);
+    let verifier = verifier(config)?;
     let identity = identity(config)?;
     let unusable = |source| BuildError::Identity {
         certificate: config.client_certificate.clone().unwrap_or_default(),
         key: config.client_key.clone().unwrap_or_default(),
         source,
     };
-    if let Some(verifier) = verifier
-        && config.tls_verify
-    {
-        let tls = rustls::ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
+    if let Some(verifier) = verifier {
+        let tls =
+            rustls::ClientConfig::builder().dangerous().with_custom_certificate_verifier(verifier);
         let tls = match identity {
             Some(pem) => with_identity(tls, &pem).map_err(unusable)?,
             None => tls.with_no_client_auth(),
         };
         return Ok(builder.tls_backend_preconfigured(tls));
     }
-    let builder = builder.tls_danger_accept_invalid_certs(!config.tls_verify);
+    let builder = builder.tls_danger_accept_invalid_certs(true);
     Ok(match identity {
         Some(pem) => {
             let identity = reqwest::Identity::from_pem(&pem);
@@ -99,6 +99,24 @@ pub(in crate::consul) fn trust(
         }
         None => builder,
     })
+}
+
+/// What decides whether the server's certificate is trusted; none where none is to be verified.
+fn verifier(config: &Config) -> Result<Option<Arc<dyn ServerCertVerifier>>, BuildError> {
+    // Read even if nothing is verified: a file that is not there is a mistake.
+    let given = given_certificates(config)?;
+    if !config.tls_verify {
+        return Ok(None);
+    }
+    let origin = config.ca_file.as_ref().or(config.ca_directory.as_ref());
+    let origin = origin.map(|path| path.display().to_string()).unwrap_or_default();
+    let trusted = Trusted::given(&given, origin);
+    if let Some(verifier) = GivenCertificates::new(given) {
+        return Ok(Some(NamesAuthorities::new(verifier, trusted)));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier::new(provider).map_err(BuildError::NoAuthorities)?;
+    Ok(Some(NamesAuthorities::new(verifier, Trusted::of_the_machine())))
 }
 
 /// The CA certificates that are to be trusted instead of the machine's.

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use crate::domain::kube::object::IMPORT_ANNOTATION;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::{excerpt, parse_bool};
 
 /// Names the Consul service whose instances become the Service's endpoints.
-pub const IMPORT: &str = "kube-consul.io/import";
+pub const IMPORT: &str = IMPORT_ANNOTATION;
 /// Datacenters in order of preference: the first that has a usable instance is taken.
 pub const DATACENTERS: &str = "kube-consul.io/import-datacenters";
 /// Tags each of which an instance has to have.

@@ -204,6 +204,9 @@ pub enum SeenObject {
 /// Prefixes of the annotations that are read, in the order of their precedence.
 pub const ANNOTATION_PREFIXES: [&str; 2] = ["kube-consul.io/", "consul.hashicorp.com/"];
 
+/// Names the Consul service whose instances are the endpoints of the Service that has it (`import`).
+pub const IMPORT_ANNOTATION: &str = "kube-consul.io/import";
+
 /// Whether the annotation may change a registration; the edge drops all others.
 pub fn is_read_annotation(key: &str) -> bool {
     ANNOTATION_PREFIXES.iter().any(|prefix| key.starts_with(prefix))

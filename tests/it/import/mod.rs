@@ -2,5 +2,5 @@
 
 mod faults;
 mod follow;
-mod support;
+pub mod support;
 mod usage;

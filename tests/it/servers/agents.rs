@@ -1,8 +1,8 @@
-//! The agents of the `DaemonSet`, and those who use them: hook and bridge, with the shipped CA,
-//! policies and tokens.
+//! The agents of the `DaemonSet`, and those who use them: the hook and the node daemon, with the
+//! shipped CA, policies and tokens.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result, ensure};
 use hickory_resolver::proto::rr::RecordType;
 use kube_consul_stack::documentation::blocks;
 use kube_consul_stack::{
-    Authority, ConsulApi, Endpoint, Kubernetes, Pod, PodOptions, Program, ProgramOptions,
-    ServiceKind, data_folder, eventually, install_provider, program_path,
+    Authority, ConsulApi, Kubernetes, Pod, PodOptions, Program, ProgramOptions, data_folder,
+    eventually, install_provider, program_path,
 };
 use serde_json::{Value, json};
 
 use super::scenarios;
 use super::support::{REFUSED_DEADLINE, START_DEADLINE, Servers, object, options, rendered, run};
-use crate::support::{Bridge, Dns, kube_consul, shared_token};
+use crate::support::{Dns, kube_consul};
 
 /// A node's agent.
 struct Agent {
@@ -169,9 +169,14 @@ pub async fn on_nodes() -> Result<()> {
     install_provider();
     let wrong = Authority::new("another authority")?;
     let failed = runs(hook(&servers, "register", &https, Some(wrong.pem()))?, 1).await?;
-    println!("a wrong CA: {}", failed.stderr());
-    ensure!(failed.stderr().contains("certificate"), "{}", failed.stderr());
+    // The servers' CA as `consul tls ca create` names it, and the one that was given.
+    let said = failed.stderr();
+    println!("a wrong CA: {said}");
+    ensure!(said.contains("was issued by") && said.contains("Consul Agent CA"), "{said}");
+    ensure!(said.contains("trusted: ") && said.contains("another authority"), "{said}");
     runs(hook(&servers, "register", &http, None)?, 0).await?;
+
+    nodes_requests(&servers, &http).await?;
 
     // A pod of the DaemonSet is replaced: it leaves, and comes back with what it had.
     let began = Instant::now();
@@ -204,6 +209,46 @@ pub async fn on_nodes() -> Result<()> {
         ensure!(!log.contains("is reserved"), "its name was reserved: {log}");
     }
     Ok(())
+}
+
+/// What the node daemon asks of its node's agent: all of it is allowed with its token, and nothing
+/// of it without one.
+async fn nodes_requests(servers: &Servers, at: &str) -> Result<()> {
+    let token = servers.objects.secret("kube-consul-node-acl", "token")?;
+    let nobody = ConsulApi::new(at, None, None)?;
+    let daemon = nobody.with_token(Some(&token));
+    let registration = json!({"ID": "pod-1", "Name": "api", "Address": "10.1.0.1", "Port": 80,
+        "Check": {"CheckID": "pod-1", "Name": "Kubernetes readiness", "TTL": "30s",
+            "Status": "critical"}});
+    let register = "/v1/agent/service/register?replace-existing-checks";
+    ensure!(nobody.put(register, &registration).await.is_err(), "anybody may register");
+    let itself = daemon.get("/v1/agent/self").await?;
+    ensure!(itself["Config"]["NodeName"] == "node-1", "{itself}");
+    daemon.put(register, &registration).await?;
+    let beat = "/v1/agent/check/update/pod-1";
+    let passing = json!({"Status": "passing", "Output": "ready"});
+    ensure!(nobody.put(beat, &passing).await.is_err(), "anybody may beat");
+    daemon.put(beat, &passing).await?;
+    let own = daemon.get("/v1/agent/service/pod-1").await?;
+    let hash = own["ContentHash"].as_str().context("no hash to wait by")?;
+    daemon.get(&format!("/v1/agent/service/pod-1?hash={hash}&wait=1ms")).await?;
+    for list in ["/v1/agent/services", "/v1/agent/checks"] {
+        let found = daemon.get(list).await?;
+        ensure!(found["pod-1"].is_object(), "{list}: {found}");
+        let hidden = nobody.get(list).await?;
+        ensure!(hidden["pod-1"].is_null(), "{list}: anybody sees it: {hidden}");
+    }
+    // The catalog, by which it says that a pod is registered.
+    eventually(START_DEADLINE, || async {
+        let found = daemon.get("/v1/health/service/api?passing").await?;
+        ensure!(found.as_array().is_some_and(|it| it.len() == 1), "{found}");
+        let on_node = daemon.get("/v1/catalog/node-services/node-1").await?;
+        ensure!(on_node.to_string().contains("pod-1"), "{on_node}");
+        Ok(())
+    })
+    .await?;
+    daemon.put("/v1/agent/service/deregister/pod-1", &Value::Null).await?;
+    wait_for_instances(&servers.api(0)?, "api", 0).await
 }
 
 /// The configuration that the documentation has for machines outside the cluster.
@@ -258,86 +303,4 @@ pub async fn outside() -> Result<()> {
     let found = dns.ask("consul.service.consul", RecordType::A).await?;
     ensure!(found.len() == 3 && program.exit_status().is_none(), "{found:?}");
     Ok(())
-}
-
-/// Addresses of the overlay's pod, which has its agent and its proxy on the loopback address.
-async fn overlay_pod(servers: &mut Servers, folder: &str, proxy: &str) -> Result<(Pod, Ipv4Addr)> {
-    let objects = rendered(folder).await?;
-    let deployment = object(&objects, "Deployment", "kube-consul")?;
-    let spec = deployment["spec"]["template"]["spec"].clone();
-    let name = format!("kube-consul-{folder}");
-    let address = servers.new_address();
-    let options = PodOptions {
-        storage: data_folder(&name)?,
-        names: servers.names(&[]),
-        replacements: vec![
-            ("127.0.0.1:8500".to_owned(), format!("{address}:8500")),
-            ("http://127.0.0.1:8001".to_owned(), proxy.to_owned()),
-        ],
-        ..options(&name, address)
-    };
-    Ok((Pod::new(&spec, &servers.objects, options)?, address))
-}
-
-/// The command of the overlay's bridge, with the built program.
-fn bridge_command(pod: &Pod, namespace: &str) -> Result<ProgramOptions> {
-    let arguments = pod.container("bridge")?["args"].clone();
-    let arguments: Vec<&str> =
-        arguments.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let words = [&[env!("CARGO_BIN_EXE_kube-consul")], &arguments[..]].concat();
-    // One namespace of a cluster that other tests use too.
-    Ok(pod.command_in("bridge", &words)?.args(["--namespace", namespace]))
-}
-
-#[tokio::test]
-async fn the_overlays_bridges_are_ready_beside_the_servers_with_tls_and_acls_on() -> Result<()> {
-    scenarios::run("overlays").await
-}
-
-pub async fn overlays() -> Result<()> {
-    let mut servers = Servers::started(3).await?;
-    let kubernetes = Kubernetes::shared().await?;
-    let namespace = kubernetes.namespace("overlay").await?;
-    let kubeconfig = kubernetes.kubeconfig_for(shared_token().await?)?;
-    let proxy = kube_consul_stack::KubectlProxy::start(&kubeconfig).await?;
-    let ports = [("http", 80)];
-    kubernetes
-        .endpoint_slice(&namespace, "shop", "shop-1", &[Endpoint::ready("10.1.0.1")], &ports)
-        .await?;
-    kubernetes.service(&namespace, "shop", ServiceKind::Selectorless, &ports).await?;
-
-    // With an agent of its own.
-    let (pod, address) = overlay_pod(&mut servers, "with-consul-servers", &proxy.url()).await?;
-    pod.init().await?;
-    let client = format!("-client={address}");
-    let agent = pod.container("consul")?.clone();
-    let words: Vec<&str> = ["command", "args"]
-        .iter()
-        .flat_map(|it| agent[it].as_array().into_iter().flatten())
-        .filter_map(Value::as_str)
-        .chain([client.as_str()])
-        .collect();
-    let agent = Program::start("bridge-agent", pod.command_in("consul", &words)?).await?;
-    let bridge = Bridge::start(bridge_command(&pod, &namespace)?).await?;
-    bridge.wait_ready_within(START_DEADLINE).await?;
-    let api = servers.api(0)?;
-    wait_for_instances(&api, "shop", 1).await?;
-    let status = bridge.status().await?;
-    ensure!(status["counts"]["problems"] == 0, "{status}");
-    ensure!(!agent.stdout().contains("ermission denied"), "{}", agent.stdout());
-    bridge.stop().await?;
-    agent.stop(std::time::Duration::from_secs(30)).await?;
-    wait_for_instances(&api, "shop", 0).await?;
-    let owner = "/v1/kv/kube-consul/kubernetes/?recurse";
-    api.delete(owner).await?;
-
-    // Without one, over HTTPS, where the other leads at first; and through the loss of a server.
-    let folder = "with-consul-servers-catalog";
-    let (pod, _) = overlay_pod(&mut servers, folder, &proxy.url()).await?;
-    let bridge = Bridge::start(bridge_command(&pod, &namespace)?).await?;
-    bridge.wait_ready_within(START_DEADLINE).await?;
-    wait_for_instances(&api, "shop", 1).await?;
-    let status = bridge.status().await?;
-    ensure!(status["counts"]["problems"] == 0, "{status}");
-    bridge.stop().await
 }

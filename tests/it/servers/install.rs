@@ -59,6 +59,51 @@ impl Cluster {
         self.0.apply_yaml(&namespace.to_string()).await.map(drop)
     }
 
+    /// What `restricted` would refuse of a folder's objects, by the words before each colon or
+    /// bracket. Nothing is made.
+    async fn pod_security_warnings(
+        &self,
+        folder: &str,
+        namespace: &str,
+    ) -> Result<BTreeSet<String>> {
+        let warn = "pod-security.kubernetes.io/warn=restricted";
+        self.kubectl(&["label", "--overwrite", "namespace", namespace, warn]).await?;
+        let folder = path(folder);
+        let flags = ["--dry-run=server", "--namespace", namespace];
+        let options = ProgramOptions::new(program_path("kubectl")?)
+            .arg(format!("--kubeconfig={}", self.0.kubeconfig().display()))
+            .args(["apply", "-k", &folder])
+            .args(flags);
+        let program = Program::start("kubectl", options).await?;
+        program.wait_for_code(0, START_DEADLINE).await?;
+        let said = program.stderr();
+        let mut warned = BTreeSet::new();
+        for line in said.lines().filter(|it| it.contains("would violate PodSecurity")) {
+            let (_, list) = line.split_once("latest\": ").context("no list of what is violated")?;
+            // Each begins with its name: `hostPort (container "consul" uses …), …`.
+            for violation in list.split("), ") {
+                let name = violation.split(" (").next().unwrap_or_default();
+                warned.insert(name.trim_end_matches(" != true").to_owned());
+            }
+        }
+        let former = "pod-security.kubernetes.io/warn=privileged";
+        self.kubectl(&["label", "--overwrite", "namespace", namespace, former]).await?;
+        Ok(warned)
+    }
+
+    /// Waits until every pod of a namespace runs or has ended well, and gives how many there are.
+    async fn wait_for_all_pods(&self, namespace: &str) -> Result<usize> {
+        eventually(START_DEADLINE, || async {
+            let pods = self.pods(namespace)?.list(&ListParams::default()).await?;
+            let phase = |it: &Pod| it.status.clone().and_then(|it| it.phase).unwrap_or_default();
+            let phases: Vec<_> = pods.iter().map(phase).collect();
+            let run = phases.iter().all(|it| it == "Running" || it == "Succeeded");
+            ensure!(run && !phases.is_empty(), "{phases:?}");
+            Ok(phases.len())
+        })
+        .await
+    }
+
     fn pods(&self, namespace: &str) -> Result<Api<Pod>> {
         Ok(Api::namespaced(self.0.client()?, namespace))
     }
@@ -165,6 +210,8 @@ pub async fn both_commands() -> Result<()> {
     cluster.nodes(2..=5).await?;
     for namespace in ["consul-applied", "consul-created"] {
         cluster.wait_for_servers(namespace, "Running ready", 3).await?;
+        // With the job's.
+        ensure!(cluster.wait_for_all_pods(namespace).await? >= 4, "the job has no pod");
     }
 
     // The budget lets one go, and no second one while that is not back.
@@ -216,17 +263,29 @@ async fn agents_and_overlays_are_taken_by_a_real_api_server() -> Result<()> {
     cluster.kubectl(&["apply", "-k", &single, "--namespace=kube-consul"]).await?;
     let budgets = ["get", "pdb", "--namespace=kube-consul", "--output=name"];
     ensure!(cluster.kubectl(&budgets).await?.is_empty(), "one server has a budget");
-    for folder in ["with-consul-servers", "with-consul-servers-catalog"] {
+    for (folder, deployment) in [
+        ("with-consul-servers", "deployment/kube-consul"),
+        ("with-consul-servers-catalog", "deployment/kube-consul"),
+        ("with-consul-servers-import", "deployment/kube-consul-import"),
+    ] {
         let path = path(folder);
         let apply = ["apply", "--server-side", "--force-conflicts", "-k", &path];
         cluster.kubectl(&apply).await?;
-        let status = ["rollout", "status", "deployment/kube-consul", "--timeout=60s"];
+        let status = ["rollout", "status", deployment, "--timeout=60s"];
         cluster.kubectl(&[&status[..], &["--namespace=kube-consul"]].concat()).await?;
     }
     cluster.wait_for_servers("kube-consul", "Running ready", 1).await?;
+    cluster.wait_for_all_pods("kube-consul").await?;
 
-    // Agents need what `restricted` refuses, which is said, and their own Secrets.
+    // Agents need what `restricted` refuses, which docs/consul/agents.md says, and their own Secrets.
     cluster.namespace("consul-agents", "privileged").await?;
+    let warned = cluster.pod_security_warnings("consul-agents", "consul-agents").await?;
+    let explained: BTreeSet<String> = ["hostPort", "restricted volume types", "runAsNonRoot"]
+        .into_iter()
+        .chain(["runAsUser=0", "unrestricted capabilities"])
+        .map(str::to_owned)
+        .collect();
+    ensure!(warned == explained, "warned of {warned:?}, explained are {explained:?}");
     let script = path("consul/secrets");
     let copied = ["consul-ca", "consul-gossip", "consul-agent-acl", "consul-agent-tls"];
     let copy =

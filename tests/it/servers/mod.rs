@@ -3,9 +3,11 @@
 
 mod acl;
 mod agents;
+mod dns;
 mod documents;
 mod install;
 mod lifecycle;
+mod overlays;
 mod rotation;
 mod scenarios;
 mod snapshots;

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::{acl, agents, install, lifecycle, rotation, snapshots};
+use super::{acl, agents, dns, install, lifecycle, overlays, rotation, snapshots};
 
 /// At once: three servers each, which take a fifth of a core.
 const AT_ONCE: usize = 5;
@@ -19,7 +19,7 @@ const AT_ONCE: usize = 5;
 type Scenario = fn() -> BoxFuture<'static, Result<()>>;
 
 /// The longest first, so that none is left alone at the end.
-const ALL: [(&str, Scenario); 11] = [
+const ALL: [(&str, Scenario); 12] = [
     ("restarts", || lifecycle::restarts().boxed()),
     ("agents", || agents::on_nodes().boxed()),
     ("scaling", || lifecycle::scaling().boxed()),
@@ -29,7 +29,8 @@ const ALL: [(&str, Scenario); 11] = [
     ("snapshots", || snapshots::snapshots().boxed()),
     ("acl", || acl::job().boxed()),
     ("install", || install::both_commands().boxed()),
-    ("overlays", || agents::overlays().boxed()),
+    ("overlays", || overlays::overlays().boxed()),
+    ("dns", || dns::forwarded().boxed()),
     ("outside", || agents::outside().boxed()),
 ];
 

@@ -9,9 +9,7 @@ use kube_consul_stack::{Kubernetes, Pod, Program, eventually, program_path};
 use serde_json::json;
 
 use super::scenarios;
-use super::support::{
-    START_DEADLINE, Servers, installed, make_secrets, object, rendered, shared_secrets,
-};
+use super::support::{START_DEADLINE, Servers, installed, make_secrets, object, rendered};
 
 /// Runs the real program, and cuts off the end of what it has saved.
 const TRUNCATES: &str = r#"#!/bin/sh
@@ -58,14 +56,28 @@ async fn is_back(servers: &Servers) -> Result<()> {
     Ok(())
 }
 
+/// How many servers there are.
+const SERVERS: u8 = 3;
+
 /// A new installation: no data.
 async fn fresh(servers: &mut Servers) -> Result<()> {
-    servers.lose(0).await?;
-    servers.wipe(0)?;
-    servers.boot(0).await?;
+    for ordinal in 0..SERVERS {
+        servers.lose(ordinal).await?;
+        servers.wipe(ordinal)?;
+    }
+    servers.boot_all(0..SERVERS).await?;
     eventually(START_DEADLINE, || servers.leader_seen_by(0)).await?;
-    let nothing = servers.api(0)?.key("a/key").await?;
+    // Once the leader has made the management token.
+    let api = servers.api(0)?;
+    let nothing = eventually(START_DEADLINE, || api.key("a/key")).await?;
     ensure!(nothing.is_none(), "it is not fresh");
+    Ok(())
+}
+
+async fn all_started(servers: &Servers) -> Result<()> {
+    for ordinal in 0..SERVERS {
+        servers.wait_started(ordinal, START_DEADLINE).await?;
+    }
     Ok(())
 }
 
@@ -76,10 +88,7 @@ async fn s9_a_verified_snapshot_brings_all_back_with_the_secrets_kept_and_with_t
 }
 
 pub async fn snapshots() -> Result<()> {
-    let mut servers = Servers::new("consul-servers-single", shared_secrets().await?).await?;
-    servers.boot(0).await?;
-    servers.run_acl_job().await?;
-    servers.wait_started(0, START_DEADLINE).await?;
+    let mut servers = Servers::started(SERVERS).await?;
     let api = servers.api(0)?;
     api.put_text("/v1/kv/a/key", "its value").await?;
     let billing = json!({"Node": "machine", "Address": "192.0.2.1",
@@ -122,7 +131,7 @@ pub async fn snapshots() -> Result<()> {
     // All data is lost, the Secrets are kept.
     fresh(&mut servers).await?;
     restore(&servers, &snapshot).await?;
-    servers.wait_started(0, START_DEADLINE).await?;
+    all_started(&servers).await?;
     is_back(&servers).await?;
 
     // Both are lost: other Secrets, another CA. The snapshot's tokens are not theirs.
@@ -133,6 +142,6 @@ pub async fn snapshots() -> Result<()> {
     fresh(&mut servers).await?;
     restore(&servers, &snapshot).await?;
     servers.run_acl_job().await?;
-    servers.wait_started(0, START_DEADLINE).await?;
+    all_started(&servers).await?;
     is_back(&servers).await
 }

@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_mins(1);
 /// A probe is a process; a kubelet asks every two seconds.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// What has the ports of the manifest has them on an address of its own.
-const HTTPS: u16 = 8501;
+pub const HTTPS: u16 = 8501;
 
 pub const SERVER_NAME: &str = "server.dc1.consul";
 

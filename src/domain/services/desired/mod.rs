@@ -10,7 +10,7 @@ use crate::domain::consul::names::{Holder, lookup_form, resolves};
 use crate::domain::consul::record::Registration;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
-    EndpointSlice, Node, Protocol, Service, ServicePort, ServiceType,
+    EndpointSlice, IMPORT_ANNOTATION, Node, Protocol, Service, ServicePort, ServiceType,
 };
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{NameOverride, Overrides, overrides, sync};
@@ -257,6 +257,8 @@ fn selection(settings: &Settings, key: &ObjectKey, service: &Service) -> (bool, 
     if service.kind == ServiceType::ExternalName
         || !settings.includes_namespace(&key.namespace)
         || !settings.selector.selects(&service.labels)
+        // Its endpoints are Consul's: sending them back would make a loop.
+        || service.annotations.contains_key(IMPORT_ANNOTATION)
     {
         return (false, Vec::new());
     }

@@ -58,6 +58,21 @@ fn an_ordinary_service_with_all_its_fields() {
 }
 
 #[test]
+fn a_service_whose_endpoints_are_consuls_is_not_registered() {
+    let mut imported = service().build();
+    imported.annotations.insert(IMPORT_ANNOTATION.into(), "postgres".into());
+    // Whatever else it asks for.
+    for (annotation, value) in [("import-keep", "1m"), ("sync", "true"), ("address", "endpoints")] {
+        imported.annotations.insert(format!("kube-consul.io/{annotation}").into(), value.into());
+        let mut wanted = super::wanted(&settings(), &key(), &imported);
+        assert!(wanted.ports.is_empty(), "{annotation}");
+        assert_eq!(std::mem::take(&mut wanted.problems), [], "{annotation}");
+        let desired = build(&settings(), &imported, &[ready_slice()]);
+        assert!(desired.registrations.is_empty() && desired.reverse.is_empty(), "{annotation}");
+    }
+}
+
+#[test]
 fn there_is_no_more_meta_than_consul_takes() {
     let many = (0..70).map(|n| (format!("kube-consul.io/service-meta-m{n}").into(), "x".into()));
     let service = service().with(|s| s.annotations = many.collect()).build();
