@@ -1,9 +1,11 @@
-//! HTTP for probes, metrics and people: `/livez`, `/readyz`, `/metrics`, `/status`.
+//! HTTP for probes, metrics and people: `/livez`, `/readyz`, `/metrics`, `/status`, and a page at `/`.
 //!
 //! Nothing here touches the state: counters are atomics, readiness is a watched value, and a page
 //! of `/status` is asked of the loop that owns the state.
 
+pub mod history;
 pub mod metrics;
+mod page;
 mod server;
 pub mod status;
 
@@ -37,6 +39,8 @@ pub const QUESTIONS: usize = 4;
 /// Pages of `/status` that are made or sent at a time: fewer than [`QUESTIONS`], so that a probe finds a
 /// place, and as much memory as the biggest two take.
 static PAGES: Semaphore = Semaphore::const_new(2);
+/// Objects that are looked through for one page: a millisecond of the loop's time.
+const SEARCHED: usize = 5_000;
 /// In which pieces a page is sent, in bytes: less than a socket takes at once.
 const PIECE: usize = 16 << 10;
 /// A loop that does not answer for this long hangs: it has no step that long.
@@ -47,8 +51,41 @@ const LOOP_DEADLINE: Duration = Duration::from_secs(10);
 pub enum Question<P = Page> {
     /// Whether it turns.
     Alive(oneshot::Sender<()>),
-    /// For one page of Services: those after this one, by namespace and name.
-    Page(Option<ObjectKey>, oneshot::Sender<P>),
+    /// For one page of Services.
+    Page(Selection, oneshot::Sender<P>),
+}
+
+/// Which Services a page shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Those after this one, by namespace and name.
+    pub after: Option<ObjectKey>,
+    /// Those with this in `namespace/name`; empty: all.
+    pub matching: String,
+}
+
+// === impl Selection ===
+
+impl Selection {
+    /// The next page of what this selects among `objects`, which are those after [`Self::after`] in
+    /// the order of their keys: at most [`status::PAGE`] of them, found among at most [`SEARCHED`];
+    /// and where the page after it begins.
+    pub fn page<'a, T>(
+        &self,
+        objects: impl Iterator<Item = (&'a ObjectKey, T)>,
+    ) -> (Vec<(&'a ObjectKey, T)>, Option<String>) {
+        let (mut page, mut last) = (Vec::new(), None);
+        for (searched, (key, object)) in objects.enumerate() {
+            if searched == SEARCHED || page.len() == status::PAGE {
+                return (page, last.map(ToString::to_string));
+            }
+            last = Some(key);
+            if self.matching.is_empty() || key.to_string().contains(&self.matching) {
+                page.push((key, object));
+            }
+        }
+        (page, None)
+    }
 }
 
 /// Counters that can be shown.
@@ -101,6 +138,7 @@ pub async fn serve<P: Serialize + Send + 'static>(
         .route("/readyz", get(readyz::<P>))
         .route("/metrics", get(render_metrics::<P>))
         .route("/status", get(show_status::<P>))
+        .merge(page::routes())
         .with_state(admin);
     server::serve(listener, router, shutdown).await;
     Ok(())
@@ -146,6 +184,9 @@ fn rendered(metrics: &dyn Render) -> Response {
 struct StatusQuery {
     /// `namespace/name` of the last Service of the page before.
     after: Option<String>,
+    /// Part of `namespace/name`.
+    #[serde(default, rename = "match")]
+    matching: String,
 }
 
 async fn show_status<P: Serialize>(
@@ -163,7 +204,8 @@ async fn show_status<P: Serialize>(
     let Ok(Ok(turn)) = timeout(LOOP_DEADLINE, PAGES.acquire()).await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many ask for the status\n").into_response();
     };
-    match ask(&admin, |reply| Question::Page(after, reply)).await {
+    let selection = Selection { after, matching: query.matching };
+    match ask(&admin, |reply| Question::Page(selection, reply)).await {
         Some(page) => held(Json(page).into_response(), turn).await,
         None => (StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n").into_response(),
     }
@@ -213,7 +255,7 @@ mod tests {
     async fn who_asks_for_the_status_does_not_make_liveness_fail() {
         let (admin, mut asked) = admin();
         let open = (0..2 * QUESTIONS).map(|_| {
-            let query = StatusQuery { after: None };
+            let query = StatusQuery { after: None, matching: String::new() };
             tokio::spawn(show_status(State(admin.clone()), Query(query)))
         });
         let open: Vec<_> = open.collect();

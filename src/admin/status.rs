@@ -2,12 +2,16 @@
 
 use serde::Serialize;
 
+use super::history::Series;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
 use crate::domain::problem::Problem;
 
 /// Most Services and most problems on one page: bounds what one request costs the loop.
 pub const PAGE: usize = 200;
+
+/// Most tags that are shown of an instance.
+pub const TAGS: usize = 20;
 
 /// Whether the work is being done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub enum Readiness {
 /// One page of `/status`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
+    /// The subcommand.
+    pub command: &'static str,
     /// Name of the cluster.
     pub cluster: String,
     /// Its identity, once it is known.
@@ -42,6 +48,8 @@ pub struct Page {
     pub counts: Counts,
     /// Whether removals are held back until they are confirmed.
     pub holding: bool,
+    /// The last 15 minutes.
+    pub history: Vec<Series>,
     /// The first [`PAGE`] problems.
     pub problems: Vec<ObjectProblem>,
     /// At most [`PAGE`] Services of the namespaces that are registered, by namespace and name.
@@ -141,4 +149,13 @@ pub struct InstanceStatus {
     pub service: String,
     /// Whether it has a critical check.
     pub critical: bool,
+    /// Where it is reached; of an instance that is not wanted any more, this is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The port, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Its tags, likewise; the first [`TAGS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
 }

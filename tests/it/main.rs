@@ -15,6 +15,7 @@ mod kubernetes_edge;
 mod login;
 mod manifests;
 mod objects;
+mod page;
 mod plan;
 mod problems;
 mod ptr;

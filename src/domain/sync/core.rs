@@ -16,6 +16,7 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, Subject, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::report::difference::registration_difference;
+use crate::domain::services::desired::Desired;
 use crate::domain::sync::action::Action;
 use crate::domain::sync::cluster::{Changes, Cluster};
 use crate::domain::sync::config::{Config, Peer, Target};
@@ -544,6 +545,13 @@ impl Core {
     pub fn plan_of(&self, service: &ObjectKey, now: Moment) -> Option<Plan> {
         let term = self.term.as_ref().filter(|term| term.is_running())?;
         Some(self.view(term).plan(service, now))
+    }
+
+    /// What ought to be in Consul for a Service. Unknown while this one does not lead, or has not made
+    /// its first reconciliation.
+    pub fn desired_of(&self, service: &ObjectKey) -> Option<Desired> {
+        let term = self.term.as_ref().filter(|term| term.is_running())?;
+        Some(self.view(term).desired(service, &|_, _| false))
     }
 
     /// Why Consul does not do what it is asked for, while it does not.

@@ -548,24 +548,26 @@ impl Bridge {
     }
 
     /// Answers; whoever asked may have gone.
-    fn answer(&self, question: Question) {
+    fn answer(&mut self, question: Question) {
         match question {
             Question::Alive(reply) => drop(reply.send(())),
-            Question::Page(after, reply) => {
+            Question::Page(selection, reply) => {
+                let surroundings = self.surroundings();
                 let settings = &self.options.sync.settings;
-                let page = page(&self.core, settings, after.as_ref(), self.surroundings());
+                let page = page(&self.core, settings, &selection, surroundings);
                 drop(reply.send(page));
             }
         }
     }
 
-    fn surroundings(&self) -> Surroundings {
+    fn surroundings(&mut self) -> Surroundings {
         let peers = self.peers.as_ref();
         let agent: Option<&AgentInfo> = peers.and_then(|peers| peers.agent.as_ref());
         Surroundings {
             cluster_uid: peers.map(|peers| peers.uid.clone()),
             leadership: self.leadership.describe(),
             readiness: self.reporting.readiness(),
+            history: self.reporting.history(),
             kubernetes: PeerStatus {
                 url: self.kubernetes.url.clone(),
                 version: peers.map(|peers| peers.kubernetes_version.clone()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::admin::history::{History, Series};
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Readiness;
 use crate::domain::consul::record::{Answer, RecordKey};
@@ -33,6 +34,7 @@ pub(super) struct Reporting {
     events: Reporter,
     /// Watches that fail, with the newest failure.
     watch_failures: BTreeMap<Kind, String>,
+    history: History,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -54,6 +56,7 @@ impl Reporting {
             readiness,
             events,
             watch_failures: BTreeMap::new(),
+            history: History::default(),
             said_crowded: false,
             strays: BTreeSet::new(),
             failures: LogThrottle::default(),
@@ -75,6 +78,11 @@ impl Reporting {
         if target == Target::Agent {
             self.report_crowd(counts.registrations);
         }
+    }
+
+    /// The charts of the page.
+    pub(super) fn history(&mut self) -> Vec<Series> {
+        self.history.series()
     }
 
     pub(super) fn readiness(&self) -> Readiness {
@@ -113,6 +121,7 @@ impl Reporting {
                 return;
             }
         };
+        self.history.changed();
         self.metrics.watch_events.get_or_create(&[("kind", kind.as_str())]).inc();
     }
 
@@ -144,7 +153,7 @@ impl Reporting {
         self.watch_failures.iter().next().map(|(kind, why)| format!("{}: {why}", kind.as_str()))
     }
 
-    pub(super) fn wrote(&self, record: &RecordKey, answer: &Answer, took: Duration) {
+    pub(super) fn wrote(&mut self, record: &RecordKey, answer: &Answer, took: Duration) {
         let kind = match record {
             RecordKey::Registration(_) => "registration",
             RecordKey::Ptr(_) => "reverse",
@@ -162,6 +171,7 @@ impl Reporting {
             Answer::Foreign(why) => ("foreign", why.as_str()),
         };
         tracing::debug!(%record, result, why, "write");
+        self.history.wrote(matches!(answer, Answer::Applied { .. }), took);
         self.metrics.wrote(kind, result, took);
     }
 

@@ -1,7 +1,9 @@
 //! The pages of `/status`.
 
+use crate::admin::Selection;
+use crate::admin::history::Series;
 use crate::admin::status::{
-    Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus,
+    Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus, TAGS,
     WaitingRecord,
 };
 use crate::domain::Moment;
@@ -14,28 +16,29 @@ pub(super) struct Surroundings {
     pub(super) cluster_uid: Option<String>,
     pub(super) leadership: Option<String>,
     pub(super) readiness: Readiness,
+    pub(super) history: Vec<Series>,
     pub(super) kubernetes: Peer,
     pub(super) consul: Peer,
     pub(super) now: Moment,
 }
 
-/// The page of the Services after this one.
+/// The page of the Services that are selected.
 pub(super) fn page(
     core: &Core,
     settings: &Settings,
-    after: Option<&ObjectKey>,
+    selection: &Selection,
     surroundings: Surroundings,
 ) -> Page {
-    let Surroundings { cluster_uid, leadership, readiness, kubernetes, consul, now } = surroundings;
-    let services = core.cache().services_after(after);
-    let mut rest = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
-    let services = rest.by_ref().take(PAGE);
-    let services: Vec<ServiceStatus> =
-        services.map(|(key, _)| service(core, &settings.cluster, key, now)).collect();
-    let last = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
-    let next = rest.next().and(last);
+    let Surroundings { cluster_uid, leadership, readiness, history, kubernetes, consul, now } =
+        surroundings;
+    let services = core.cache().services_after(selection.after.as_ref());
+    let registered = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
+    let (services, next) = selection.page(registered);
+    let services =
+        services.into_iter().map(|(key, _)| service(core, &settings.cluster, key, now)).collect();
     let counts = core.counts();
     Page {
+        command: "bridge",
         cluster: settings.cluster.to_string(),
         cluster_uid,
         version: env!("CARGO_PKG_VERSION"),
@@ -55,6 +58,7 @@ pub(super) fn page(
             problems: counts.problems,
         },
         holding: core.is_holding(),
+        history,
         problems: core.problems().into_iter().take(PAGE).map(ObjectProblem::new).collect(),
         services,
         next,
@@ -62,10 +66,19 @@ pub(super) fn page(
 }
 
 fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey, now: Moment) -> ServiceStatus {
-    let instances = core.registrations_of(key).iter().take(PAGE).map(|known| InstanceStatus {
-        id: known.id(cluster, key).into(),
-        service: known.service.to_string(),
-        critical: known.critical,
+    let desired = core.desired_of(key);
+    let instances = core.registrations_of(key).iter().take(PAGE).map(|known| {
+        let id = known.id(cluster, key);
+        let wanted = desired.as_ref().and_then(|desired| desired.registrations.get(&id));
+        let tags = wanted.map(|it| it.tags.iter().take(TAGS).cloned().collect());
+        InstanceStatus {
+            service: known.service.to_string(),
+            critical: known.critical,
+            address: wanted.map(|it| it.address.to_string()),
+            port: wanted.map(|it| it.port),
+            tags: tags.unwrap_or_default(),
+            id: id.into(),
+        }
     });
     ServiceStatus {
         namespace: key.namespace.to_string(),

@@ -82,7 +82,7 @@ mod tests {
                 reqwest::get(format!("http://{address}/status")).await.unwrap().text().await
             });
             match inside.asked.recv().await {
-                Some(Question::Page(None, reply)) => reply.send(7).unwrap(),
+                Some(Question::Page(_, reply)) => reply.send(7).unwrap(),
                 other => panic!("{other:?}"),
             }
             asking.await.unwrap().unwrap()

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apply::Applied;
-use crate::admin::status::{PAGE, Readiness};
+use crate::admin::status::Readiness;
 use crate::admin::{Question, Render};
 use crate::consul::read::evidence::Unknown;
 use crate::domain::import::core::{Importer, Report};
@@ -49,6 +49,7 @@ pub(super) struct Metrics {
 /// One page of `/status`.
 #[derive(Debug, Serialize)]
 pub(super) struct ImportPage {
+    command: &'static str,
     version: &'static str,
     ready: bool,
     reason: Option<String>,
@@ -274,30 +275,25 @@ impl Reporting {
     pub(super) fn answer(&self, state: &Importer, question: Question<ImportPage>) {
         match question {
             Question::Alive(reply) => drop(reply.send(())),
-            Question::Page(after, reply) => {
+            Question::Page(selection, reply) => {
                 let reason = self.why_not_ready(state);
-                let mut services: Vec<ServiceStatus> = Vec::new();
-                let mut next = None;
-                for (key, summary) in state.summaries(after.as_ref()).take(PAGE + 1) {
-                    if services.len() == PAGE {
-                        next = services.last().map(|it| format!("{}/{}", it.namespace, it.name));
-                        break;
-                    }
-                    services.push(ServiceStatus {
-                        namespace: key.namespace.to_string(),
-                        name: key.name.to_string(),
-                        sources: summary.sources.iter().map(name_of).collect(),
-                        endpoints: summary.endpoints,
-                        ready: summary.ready,
-                        slices: summary.slices,
-                        problems: state.problems_of(key).map(ToString::to_string).collect(),
-                    });
-                }
+                let summaries = state.summaries(selection.after.as_ref());
+                let (services, next) = selection.page(summaries);
+                let services = services.into_iter().map(|(key, summary)| ServiceStatus {
+                    namespace: key.namespace.to_string(),
+                    name: key.name.to_string(),
+                    sources: summary.sources.iter().map(name_of).collect(),
+                    endpoints: summary.endpoints,
+                    ready: summary.ready,
+                    slices: summary.slices,
+                    problems: state.problems_of(key).map(ToString::to_string).collect(),
+                });
                 let page = ImportPage {
+                    command: "import",
                     version: env!("CARGO_PKG_VERSION"),
                     ready: reason.is_none(),
                     reason,
-                    services,
+                    services: services.collect(),
                     next,
                 };
                 drop(reply.send(page));

@@ -65,6 +65,11 @@ impl Bridge {
         .await
     }
 
+    /// The address of a page of the admin server.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.admin.number())
+    }
+
     /// A page of the admin server: its status and its text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         if self.program.exit_status().is_some() {

@@ -2,6 +2,7 @@
 //! the test's own, in a namespace of the test's own.
 
 mod bridge;
+mod browser;
 mod dns;
 mod fixture;
 mod monitor;
@@ -14,6 +15,7 @@ use anyhow::Result;
 use kube_consul_stack::{Program, ProgramOptions};
 
 pub use self::bridge::Bridge;
+pub use self::browser::Browser;
 pub use self::dns::Dns;
 pub use self::fixture::{Fixture, catalog_bridge, recorded_command};
 pub use self::monitor::InvariantMonitor;
