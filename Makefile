@@ -66,8 +66,11 @@ image-program:
 
 .PHONY: image
 image: image-program ## build the image kube-consul:VERSION with docker or buildah
-	mkdir -p $(image_context)
+	mkdir -p $(image_context)/names/bin $(image_context)/names/usr/local/bin
 	cp $(image_program) docker/Dockerfile $(image_context)/
+	for name in katalog-sync-daemon katalog-sync-sidecar consul-registration-hook; do \
+	  ln -sfn ../kube-consul $(image_context)/names/bin/$$name; done
+	ln -sfn ../../../kube-consul $(image_context)/names/usr/local/bin/consul8s
 	@case $(ENGINE) in \
 	docker) docker build --build-arg VERSION=$(version) --tag $(IMAGE) $(image_context) ;; \
 	buildah) \

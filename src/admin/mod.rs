@@ -140,8 +140,19 @@ pub async fn serve<P: Serialize + Send + 'static>(
         .route("/status", get(show_status::<P>))
         .merge(page::routes())
         .with_state(admin);
-    server::serve(listener, router, shutdown).await;
+    server::serve(listener, router, server::LIFETIME, shutdown).await;
     Ok(())
+}
+
+/// Serves pages of another kind, as bounded as these but for the `lifetime` of a connection, until
+/// `shutdown`.
+pub async fn serve_router(
+    listener: TcpListener,
+    router: Router,
+    lifetime: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    server::serve(listener, router, lifetime, shutdown).await;
 }
 
 /// Serves the metrics at every path, until it is dropped: what scrapes an older program's port may

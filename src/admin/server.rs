@@ -31,10 +31,11 @@ const MAX_HEAD: usize = 8 << 10;
 /// After an error of `accept`, for example because there are no file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown`; then answers under way are finished.
+/// Serves until `shutdown`; then answers under way are finished. `lifetime`: of a connection.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
+    lifetime: Duration,
     shutdown: impl Future<Output = ()>,
 ) {
     let (quit, quits) = watch::channel(());
@@ -52,7 +53,7 @@ pub(super) async fn serve(
                     {
                         connection.abort();
                     }
-                    let connection = connection(stream, router.clone(), quits.clone());
+                    let connection = connection(stream, router.clone(), lifetime, quits.clone());
                     oldest.push_back(connections.spawn(connection));
                 }
                 Err(error) => {
@@ -68,7 +69,12 @@ pub(super) async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, router: Router, mut quits: watch::Receiver<()>) {
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    lifetime: Duration,
+    mut quits: watch::Receiver<()>,
+) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
@@ -82,7 +88,7 @@ async fn connection(stream: TcpStream, router: Router, mut quits: watch::Receive
         }
         served.await
     };
-    match timeout(LIFETIME, whole).await {
+    match timeout(lifetime, whole).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the admin server failed"),
         Err(_) => tracing::debug!("a connection to the admin server lasted too long"),
@@ -103,7 +109,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (quit, quits) = oneshot::channel::<()>();
         let router = Router::new().route("/livez", get(|| async { "ok" }));
-        let served = tokio::spawn(serve(listener, router, async { drop(quits.await) }));
+        let served = tokio::spawn(serve(listener, router, LIFETIME, async { drop(quits.await) }));
         (address, quit, served)
     }
 

@@ -10,9 +10,11 @@ mod bridge;
 mod connections;
 mod hook;
 mod import;
+mod katalog;
 mod pages;
 mod plan;
 mod purge;
+mod sidecar;
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -100,6 +102,9 @@ enum Command {
     /// Keep the endpoints of Services as Consul has the instances
     #[command(after_help = import::EXAMPLES)]
     Import(Box<import::ImportArgs>),
+    /// Hold a pod unready until it is in Consul's catalog, and deregister it before it ends
+    #[command(after_help = sidecar::EXAMPLES)]
+    Sidecar(sidecar::SidecarArgs),
     /// Register an instance with Consul's agent, from a lifecycle hook
     Register(RegisterArgs),
     /// Remove an instance from Consul's agent, from a lifecycle hook
@@ -126,6 +131,9 @@ pub fn main() -> ExitCode {
     }
     if import::is_invoked_as_consul8s(std::env::args_os().next()) {
         return ExitCode::from(import::Consul8sCli::parse().run());
+    }
+    if katalog::is_invoked_as(sidecar::OLD_NAME) {
+        return ExitCode::from(sidecar::OldCli::main());
     }
     let empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|it| it.is_empty());
     let command = without_variables(Cli::command(), &empty);
@@ -190,6 +198,10 @@ impl Cli {
             Command::Import(args) => match args.options() {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::import::main(options)),
+            },
+            Command::Sidecar(args) => match args.options(&katalog::environment) {
+                Err(error) => usage(&error),
+                Ok(options) => finish(run::sidecar::main(options)),
             },
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),

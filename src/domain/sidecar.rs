@@ -1,6 +1,8 @@
 //! What a sidecar asks the daemon of its node for, and why it may be refused: said once for the
 //! server, the client and whoever decides.
 
+pub mod machine;
+
 use std::time::Duration;
 
 use thiserror::Error;

@@ -11,13 +11,19 @@ use crate::run::Error;
 pub const HOOK_NAME: &str = "consul-registration-hook";
 /// The name of the program whose work `import` does.
 pub const CONSUL8S_NAME: &str = "consul8s";
+/// The name of katalog-sync's daemon, whose work `node` does.
+pub const DAEMON_NAME: &str = "katalog-sync-daemon";
+/// The name of katalog-sync's sidecar, whose work `sidecar` does.
+pub const SIDECAR_NAME: &str = "katalog-sync-sidecar";
+/// The names of the programs that this one replaces: called by one, it takes its command line.
+const OLD_NAMES: [&str; 4] = [HOOK_NAME, CONSUL8S_NAME, DAEMON_NAME, SIDECAR_NAME];
 /// The program's own name.
 const PROGRAM_NAME: &str = "kube-consul";
 /// Everybody may run it: the application's user is not ours.
 const MODE: u32 = 0o755;
 
-/// Copies the running program to `directory/kube-consul`, with the hook's old name as a link to
-/// it. Whoever runs an older copy, or the program that had this name before, keeps it: the new one
+/// Copies the running program to `directory/kube-consul`, with the names of the programs that it
+/// replaces as links to it. Whoever runs an older copy, or the program that had this name before, keeps it: the new one
 /// takes its place whole.
 pub fn main(directory: &Path) -> Result<(), Error> {
     let failed = |what: &str, error: &io::Error| {
@@ -38,8 +44,11 @@ fn place(program: &Path, draft: &Path, directory: &Path) -> io::Result<()> {
     fs::copy(program, draft)?;
     fs::set_permissions(draft, fs::Permissions::from_mode(MODE))?;
     fs::rename(draft, directory.join(PROGRAM_NAME))?;
-    symlink(PROGRAM_NAME, draft)?;
-    fs::rename(draft, directory.join(HOOK_NAME))
+    for name in OLD_NAMES {
+        symlink(PROGRAM_NAME, draft)?;
+        fs::rename(draft, directory.join(name))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -55,9 +64,11 @@ mod tests {
             let copy = fs::metadata(directory.path().join(PROGRAM_NAME)).unwrap();
             assert_eq!(copy.len(), fs::metadata(std::env::current_exe().unwrap()).unwrap().len());
             assert_eq!(copy.permissions().mode() & 0o777, MODE);
-            let link = fs::read_link(directory.path().join(HOOK_NAME)).unwrap();
-            assert_eq!(link, Path::new(PROGRAM_NAME));
-            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+            for name in OLD_NAMES {
+                let link = fs::read_link(directory.path().join(name)).unwrap();
+                assert_eq!(link, Path::new(PROGRAM_NAME));
+            }
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1 + OLD_NAMES.len());
         }
     }
 

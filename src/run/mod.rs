@@ -7,6 +7,7 @@
 //! | [`purge`] | removes everything that one cluster owns in Consul |
 //! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
 //! | [`import`] | keeps the endpoints of Services as Consul has the instances |
+//! | [`sidecar`] | holds a pod unready until it is in the catalog, and deregisters it first |
 //! | [`install`] | copies the program into a volume |
 //! | [`daemon`] | the frame of a daemon: what the long-running commands share |
 
@@ -17,6 +18,7 @@ pub mod import;
 pub mod install;
 pub mod plan;
 pub mod purge;
+pub mod sidecar;
 
 use thiserror::Error;
 

@@ -60,6 +60,11 @@ impl Storage {
     }
 
     async fn buildah(&self, arguments: &[&str]) -> Result<String> {
+        self.ends(arguments, 0).await
+    }
+
+    /// What it says, where it ends with this code.
+    async fn ends(&self, arguments: &[&str], code: i32) -> Result<String> {
         let path = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .map(|folder| folder.join("buildah"))
             .find(|path| path.is_file())
@@ -68,7 +73,7 @@ impl Storage {
             )?;
         let options = ProgramOptions::new(path).args(self.flags()).args(arguments);
         let buildah = Program::start("buildah", options).await?;
-        buildah.wait_for_code(0, DEADLINE * 2).await?;
+        buildah.wait_for_code(code, DEADLINE * 2).await?;
         Ok(buildah.stdout())
     }
 }
@@ -116,11 +121,22 @@ async fn the_image_resolves_names_and_registers_a_service() -> Result<()> {
     let image = storage.buildah(&[&inspect[..], &[container]].concat()).await?;
     ensure!(image.trim() == "65532:65532 [/kube-consul]", "{image}");
 
+    // The programs that it replaces, where their manifests call them; each knows its own flags only.
+    let run = ["run", "--isolation=chroot", container, "--"];
+    for (path, flag, code) in [
+        ("/bin/katalog-sync-sidecar", "--katalog-sync-daemon-max-backoff", 1),
+        ("/bin/consul-registration-hook", "--consul-acl-file", 0),
+        ("/usr/local/bin/consul8s", "--kube-config-path", 0),
+    ] {
+        let help = storage.ends(&[&run[..], &[path, "--help"]].concat(), code).await?;
+        ensure!(help.contains(flag), "{path} --help: {help}");
+    }
+
     // A name of /etc/hosts and one of DNS: Consul's own.
     let kubernetes = proxy.url().replace("127.0.0.1", "localhost");
     let port = fixture.consul.address().port();
     let consul = format!("http://consul.service.consul:{port}");
-    let run = ["run", "--isolation=chroot", container, "--", "/kube-consul", "bridge", "--once"];
+    let run = [&run[..], &["/kube-consul", "bridge", "--once"]].concat();
     let flags = ["--namespace", &fixture.namespace, "--kube-url", &kubernetes];
     let flags = [&flags[..], &["--consul-addr", &consul]].concat();
     storage.buildah(&[&run[..], &flags].concat()).await?;

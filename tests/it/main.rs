@@ -23,6 +23,7 @@ mod purge;
 mod registration;
 mod rollout;
 mod servers;
+mod sidecar;
 mod support;
 mod terminal;
 mod usage;

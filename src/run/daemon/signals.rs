@@ -1,6 +1,6 @@
 //! The signals that end a command.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::run::Error;
 
@@ -25,17 +25,37 @@ impl Stop {
     }
 }
 
+/// The signals, one after the other.
+pub(in crate::run) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
 /// Listens from now on; the future ends with the first signal.
 pub(in crate::run) fn signals() -> Result<impl Future<Output = Stop>, Error> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))
-    };
-    let (mut terminate, mut interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
+    let mut signals = Signals::listen()?;
+    Ok(async move { signals.next().await })
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// From now on.
+    pub(in crate::run) fn listen() -> Result<Self, Error> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))
+        };
+        let (terminate, interrupt) =
+            (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt })
+    }
+
+    /// The next one.
+    pub(in crate::run) async fn next(&mut self) -> Stop {
         tokio::select! {
-            _ = terminate.recv() => Stop::Terminated,
-            _ = interrupt.recv() => Stop::Interrupted,
+            _ = self.terminate.recv() => Stop::Terminated,
+            _ = self.interrupt.recv() => Stop::Interrupted,
         }
-    })
+    }
 }
