@@ -119,6 +119,10 @@ impl Bridge {
                     self.core.handle_names(Ok(ForeignNames::new()), self.now);
                     continue;
                 }
+                Action::ReadName(name) => {
+                    self.core.handle_name(&name, Ok(None), self.now);
+                    continue;
+                }
                 other => anyhow::bail!("expected a write, found {other:?}"),
             };
             let writes = groups.into_iter().flat_map(|group| group.writes);

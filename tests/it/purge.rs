@@ -223,6 +223,26 @@ async fn what_consul_k8s_left_goes_from_one_node() -> Result<()> {
     let instances = fixture.instances("web").await?;
     let ids: Vec<_> = instances.iter().map(|it| it["Service"]["ID"].as_str()).collect();
     ensure!(ids == [Some("ours"), Some("theirs")], "{ids:?}");
+
+    // N14: a node on which nothing is left goes, and one that has a check of its own stays.
+    for (node, stays) in [("k8s-empty", false), ("k8s-checked", true)] {
+        let meta = json!({"external-source": "kubernetes"});
+        let mut body = json!({"Node": node, "Address": "127.0.0.1",
+            "Service": {"ID": node, "Service": "old", "Meta": meta}});
+        if stays {
+            body["Check"] = json!({"CheckID": "alive", "Name": "alive", "Status": "passing"});
+        }
+        consul.put("/v1/catalog/register", &body).await?;
+        let said = says(0, command(&["--node", node, "--yes"])).await?;
+        if stays {
+            contains(&said, &["k8s-checked stays, with check alive", "Removed: 1."])?;
+        } else {
+            contains(&said, &["Removed: 2."])?;
+        }
+        let nodes = consul.get("/v1/catalog/nodes").await?;
+        let mut nodes = nodes.as_array().into_iter().flatten();
+        ensure!(nodes.any(|it| it["Node"] == node) == stays, "{node}");
+    }
     Ok(())
 }
 

@@ -56,21 +56,28 @@ impl Reader {
         if owner != Owner::Ours {
             return Ok(owner);
         }
-        if !self.registrations().await? {
+        let mut unmarked = Vec::new();
+        if !self.registrations(&mut unmarked).await? {
             self.show(Observation::MarkerMissing);
             self.marker.ensure(&self.client, &self.cluster).await?;
-            if !self.registrations().await? {
+            if !self.registrations(&mut unmarked).await? {
                 return Err(self.marker.missing().into());
             }
         }
         self.ptr_records().await?;
+        for node in unmarked {
+            // It is read all the same next time.
+            if let Err(error) = self.client.mark_node(&node, &self.cluster).await {
+                tracing::warn!(%node, error = error.chain(), "a node of ours cannot be marked again");
+            }
+        }
         Ok(owner)
     }
 
     /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
     /// is there.
     pub async fn look(&self) -> Result<bool, Unknown> {
-        let marked = self.registrations().await?;
+        let marked = self.registrations(&mut Vec::new()).await?;
         self.ptr_records().await?;
         Ok(marked)
     }
@@ -81,20 +88,26 @@ impl Reader {
         self.client.ptr_records(self.consistency, each).await.map(drop)
     }
 
-    /// Whether our marker is there: only then is absent what was not shown.
-    async fn registrations(&self) -> Result<bool, Unknown> {
+    /// Whether our marker is there: only then is absent what was not shown. Adds the nodes of ours
+    /// that have lost their mark.
+    async fn registrations(&self, unmarked: &mut Vec<Box<str>>) -> Result<bool, Unknown> {
         match &self.marker {
             Marker::Sentinel(_) => {
                 let seen = self.seen.clone();
                 let each = move |observed| drop(seen.send(Observation::Registration(observed)));
                 Ok(self.client.agent_registrations(&self.cluster, each).await?.marker)
             }
-            Marker::BaseNode(names) => self.catalog(names).await,
+            Marker::BaseNode(names) => self.catalog(names, unmarked).await,
         }
     }
 
     /// Node by node: what is registered on one that is not there is nothing.
-    async fn catalog(&self, names: &NodeNames) -> Result<bool, Unknown> {
+    async fn catalog(
+        &self,
+        names: &NodeNames,
+        unmarked: &mut Vec<Box<str>>,
+    ) -> Result<bool, Unknown> {
+        unmarked.clear();
         let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
         for node in &nodes.others {
             let stray = format!("node {node} with the mark of this cluster: purge removes it");
@@ -102,21 +115,41 @@ impl Reader {
         }
         for namespace in &nodes.namespaces {
             self.show(Observation::NamespaceNode(namespace.clone()));
-            let node = names.of_namespace(namespace);
-            let each = |observed: ObservedRegistration| {
-                let id = &observed.registration.id;
-                let of = service_of_id(&self.cluster, id);
-                if of.is_some_and(|service| service.namespace == *namespace) {
-                    self.show(Observation::Registration(observed));
-                } else {
-                    let stray = format!("service ID {id} on node {node}: purge removes it");
-                    self.show(Observation::Stray(stray));
-                }
-            };
-            let (cluster, consistency) = (&self.cluster, self.consistency);
-            self.client.catalog_registrations(&node, cluster, consistency, each).await?;
+            self.namespace_node(names, namespace).await?;
+        }
+        // Somebody's registration took the mark from these: one that has something of ours is ours.
+        let mut has_ours = false;
+        for namespace in &nodes.unmarked {
+            if self.namespace_node(names, namespace).await? {
+                has_ours = true;
+                self.show(Observation::NamespaceNode(namespace.clone()));
+                unmarked.push(names.of_namespace(namespace));
+            }
+        }
+        // What we have written shows that this is the Consul to which we wrote, as the mark would.
+        if nodes.unmarked_base && (has_ours || !nodes.namespaces.is_empty()) {
+            unmarked.push(names.base().into());
+            return Ok(true);
         }
         Ok(nodes.marker)
+    }
+
+    /// Reads the node of a namespace. Whether something of ours is on it.
+    async fn namespace_node(&self, names: &NodeNames, namespace: &str) -> Result<bool, Unknown> {
+        let node = names.of_namespace(namespace);
+        let each = |observed: ObservedRegistration| {
+            let id = &observed.registration.id;
+            let of = service_of_id(&self.cluster, id);
+            if of.is_some_and(|service| *service.namespace == *namespace) {
+                self.show(Observation::Registration(observed));
+            } else {
+                let stray = format!("service ID {id} on node {node}: purge removes it");
+                self.show(Observation::Stray(stray));
+            }
+        };
+        let (cluster, consistency) = (&self.cluster, self.consistency);
+        let listing = self.client.catalog_registrations(&node, cluster, consistency, each).await?;
+        Ok(listing.registrations > 0)
     }
 
     fn show(&self, seen: Observation) {

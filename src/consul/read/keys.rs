@@ -1,13 +1,52 @@
 //! Entries of the KV store.
 
+use std::borrow::Cow;
+
+use tokio::time::{Instant, sleep_until};
+
 use crate::consul::http::client::Client;
-use crate::consul::http::request::Request;
+use crate::consul::http::request::{Request, encode_key};
 use crate::consul::http::stream::Layout;
 use crate::consul::http::transport::{Evidence, Reply};
 use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed, unfiltered};
 use crate::consul::read::wire::{KeyEntry, decode};
 use crate::domain::consul::record::ObservedPtr;
+
+/// Reading the keys that are followed takes at most one part in so many of the time.
+const FOLLOW_SHARE: u32 = 10;
+
+/// Keys that are followed. What an answer shows wakes whoever waits, and proves nothing.
+#[derive(Debug)]
+pub struct FollowedKeys {
+    client: Client,
+    query: BlockingQuery,
+    /// When the next query may be sent.
+    rest: Instant,
+}
+
+// === impl FollowedKeys ===
+
+impl FollowedKeys {
+    /// All of the keys as they are after the next change; the first time at once.
+    pub async fn next(&mut self, mut each: impl FnMut(&str) + Send) -> Result<(), Unknown> {
+        sleep_until(self.rest).await;
+        let reply = self.query.next(&self.client).await.map_err(failed(REVERSE_RECORDS))?;
+        let (reply, _) = unfiltered(reply, REVERSE_RECORDS)?;
+        let began = Instant::now();
+        // 404 is how the KV store says that there is none.
+        if reply.is_found() {
+            let keys = reply.items(Layout::Elements, |item| {
+                let key: Cow<str> = decode("a KV key", item.value)?;
+                each(&key);
+                Ok(())
+            });
+            keys.await.map_err(failed(REVERSE_RECORDS))?;
+        }
+        self.rest = Instant::now() + began.elapsed() * FOLLOW_SHARE;
+        Ok(())
+    }
+}
 
 /// Every PTR key begins with this: the host part of an IPv4 key and of an IPv6 key.
 const REVERSE_PREFIX: &str = "0.";
@@ -37,6 +76,13 @@ impl Client {
             entries.await.map_err(failed(REVERSE_RECORDS))?;
         }
         certain(evidence, count == 0, REVERSE_RECORDS).map(|()| count)
+    }
+
+    /// Follows the KV keys that begin with `prefix`.
+    pub fn follow_keys(&self, prefix: &str) -> FollowedKeys {
+        let path = format!("/v1/kv/{}", encode_key(prefix));
+        let query = BlockingQuery::by_index(Request::get(path).flag("keys").listing());
+        FollowedKeys { client: self.clone(), query, rest: Instant::now() }
     }
 
     /// One PTR record as the leader has it now, after a failed check-and-set.

@@ -41,7 +41,7 @@ pub struct MarkedNode {
 pub struct OnNode {
     /// What is to be removed.
     pub marked: Vec<MarkedService>,
-    /// What is not, by service ID.
+    /// What is not: service IDs, and checks of the node itself where those were asked for.
     pub others: Vec<Box<str>>,
 }
 
@@ -128,7 +128,11 @@ impl Client {
     /// The same of a node that is to be removed if nothing is left on it. No listing, so it has the
     /// deadline of a short answer: others wait for it.
     pub async fn left_on_node(&self, node: &str, mark: &Mark) -> Result<OnNode, Unknown> {
-        self.services(&node_services(node), Layout::ElementsOf("Services"), mark).await
+        let services = node_services(node);
+        let mut found = self.services(&services, Layout::ElementsOf("Services"), mark).await?;
+        let checks = self.node_checks(node).await?.into_iter();
+        found.others.extend(checks.map(|id| format!("check {id}").into()));
+        Ok(found)
     }
 
     /// What a Consul agent has with the mark.

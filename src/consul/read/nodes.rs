@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::consul::http::client::Client;
 use crate::consul::http::request::Request;
 use crate::consul::http::stream::Layout;
+use crate::consul::http::transport::Evidence;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
 use crate::consul::read::registrations::marked;
 use crate::consul::read::wire::decode;
@@ -32,6 +33,33 @@ pub struct Nodes {
     pub namespaces: Vec<Box<str>>,
     /// Nodes that carry the cluster's mark under other names, as another `--node-name` leaves.
     pub others: Vec<Box<str>>,
+    /// Whether there is a node of the base node's name without any mark: whoever registers something
+    /// on a node replaces its meta.
+    pub unmarked_base: bool,
+    /// The namespaces whose node's name one without any mark has: ours if something of ours is on
+    /// it.
+    pub unmarked: Vec<Box<str>>,
+}
+
+/// Nodes with names as the cluster's have them, and no cluster's mark.
+fn unmarked_filter(names: &NodeNames) -> String {
+    let base = regex_literal(names.base());
+    format!("Node matches `^{base}([.][^.]*)?$` and {CLUSTER_META:?} not in Meta")
+}
+
+/// A text as a regular expression that matches nothing else. One with a backquote, which a filter
+/// cannot hold, matches nothing.
+fn regex_literal(text: &str) -> String {
+    let escaped = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+            c.to_string()
+        } else if c.is_ascii() && c != '`' {
+            format!("\\{c}")
+        } else {
+            ".".to_owned()
+        }
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// A node as the catalog shows it.
@@ -69,6 +97,16 @@ impl Client {
             None => nodes.others.push(node),
         };
         self.marked_entries(cluster, consistency, each).await?;
+        let unmarked = |entry: &NodeEntry| entry.mark().is_none();
+        let request = consistency.of_path(NODES_PATH.to_owned());
+        let request = request.parameter("filter", &unmarked_filter(names));
+        let each = |NodeEntry { node, .. }| match names.namespace_of(&node) {
+            _ if *node == *names.base() => nodes.unmarked_base = true,
+            Some(namespace) => nodes.unmarked.push(namespace.into()),
+            // A Consul that does not know the filter ignores it.
+            None => {}
+        };
+        self.entries_where(request, unmarked, each).await?;
         Ok(nodes)
     }
 
@@ -89,8 +127,19 @@ impl Client {
         &self,
         request: Request,
         passes: impl Fn(&NodeEntry) -> bool + Send + Sync,
-        mut each: impl FnMut(NodeEntry) + Send,
+        each: impl FnMut(NodeEntry) + Send,
     ) -> Result<(), Unknown> {
+        let (evidence, empty) = self.entries_where(request, passes, each).await?;
+        certain(evidence, empty, NODES)
+    }
+
+    /// The same, for one that concludes nothing from absence: gives whether there was none, too.
+    async fn entries_where(
+        &self,
+        request: Request,
+        passes: impl Fn(&NodeEntry) -> bool + Send + Sync,
+        mut each: impl FnMut(NodeEntry) + Send,
+    ) -> Result<(Evidence, bool), Unknown> {
         let (reply, evidence) = self.open(&request.listing(), NODES).await?;
         let reply = reply.into_found().await.map_err(failed(NODES))?;
         let mut empty = true;
@@ -103,7 +152,7 @@ impl Client {
             Ok(())
         });
         entries.await.map_err(failed(NODES))?;
-        certain(evidence, empty, NODES)
+        Ok((evidence, empty))
     }
 
     /// Which cluster a node is marked as one of, as the leader has it now: empty without a mark,

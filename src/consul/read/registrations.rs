@@ -69,6 +69,26 @@ impl Client {
         certain(evidence, empty, CATALOG_SERVICES).map(|()| listing)
     }
 
+    /// The checks of a node itself, by ID: an agent's own, or somebody's.
+    pub(in crate::consul) async fn node_checks(
+        &self,
+        node: &str,
+    ) -> Result<Vec<Box<str>>, Unknown> {
+        let path = format!("/v1/health/node/{}", encode(node));
+        // That none is visible without rights is told by the services, which need the same.
+        let (reply, _) = self.open(&Consistency::Consistent.of_path(path), CHECKS).await?;
+        let mut checks = Vec::new();
+        let entries = reply.items(Layout::Elements, |item| {
+            let entry: CheckEntry = decode("a check", item.value)?;
+            if entry.service_id.is_empty() {
+                checks.push((&*entry.check_id).into());
+            }
+            Ok(())
+        });
+        entries.await.map_err(failed(CHECKS))?;
+        Ok(checks)
+    }
+
     async fn checks(&self, path: &str, layout: Layout) -> Result<Checks, Unknown> {
         self.checks_of(Request::get(path), layout).await
     }

@@ -89,7 +89,7 @@ struct TaggedAddress {
 #[serde(rename_all = "PascalCase")]
 pub(in crate::consul) struct CheckEntry<'a> {
     #[serde(rename = "CheckID", borrow)]
-    check_id: Cow<'a, str>,
+    pub check_id: Cow<'a, str>,
     #[serde(borrow)]
     name: Cow<'a, str>,
     #[serde(borrow)]

@@ -56,6 +56,14 @@ impl Client {
         }
     }
 
+    /// Marks a node of the cluster again from which somebody took the mark: registering anything on a
+    /// node replaces its meta and its address. Without a fence, as it says what every leader says.
+    pub async fn mark_node(&self, node: &str, cluster: &ClusterName) -> Result<(), Error> {
+        self.transaction([&Operation::SetNode(body(node, cluster)).encode()]).await?;
+        tracing::warn!(node, "somebody registered this node of ours anew: its mark is back");
+        Ok(())
+    }
+
     async fn holds_ours(&self, node: &str, cluster: &ClusterName) -> Result<bool, NodeError> {
         let listing = self.catalog_registrations(node, cluster, Consistency::Consistent, drop);
         Ok(listing.await.map_err(NodeError::Read)?.registrations > 0)

@@ -1,5 +1,7 @@
 //! What comes out of the core to be done.
 
+use std::sync::Arc;
+
 use crate::domain::consul::record::Write;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
@@ -38,9 +40,17 @@ pub enum Action {
     /// Read the names under which others than bridges hold instances; wants
     /// [`Core::handle_names`]. Those of [`Core::held_names`] need no answer.
     ReadNames,
+    /// Look up who else holds this Consul name; wants [`Core::handle_name`]. A few at a time.
+    ReadName(Arc<str>),
     /// Read which service IDs the catalog shows on the agent's node; wants
     /// [`Core::handle_catalog`]. Only with [`Target::Agent`].
     ReadCatalog,
+    /// Follow the PTR keys that begin with this, in the place of what was followed before; `None`:
+    /// follow none. Wants [`Core::handle_ptr_keys`] at each change.
+    FollowPtr {
+        /// What the keys begin with.
+        prefix: Option<Box<str>>,
+    },
     /// List all kinds again, by a quorum.
     Relist,
     /// Read the cluster's identity; wants [`Core::handle_identity`].

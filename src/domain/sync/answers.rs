@@ -3,6 +3,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::domain::Moment;
+use crate::domain::consul::names::lookup_form;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, ObservedPtr, PtrOwner, RecordKey,
 };
@@ -228,6 +229,7 @@ impl Term {
                 Content::Registration { name, fingerprint, critical },
             ) => {
                 self.known.put(owner, id, name, Some(*fingerprint), *critical);
+                self.names.taken(&lookup_form(name));
                 if sent.old_token {
                     self.known.resend(owner, id);
                 }

@@ -56,7 +56,7 @@ impl Term {
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
                     let plan = View::new(config, domain, cluster, self).plan(&service, now);
-                    self.apply(service, plan, reports);
+                    self.apply(service, plan, now, reports);
                 }
             }
         }
@@ -100,13 +100,15 @@ impl Term {
     }
 
     /// Takes a plan: what it sends is sent by [`Term::next_write`].
-    fn apply(&mut self, service: ObjectKey, plan: Plan, reports: &mut Vec<Report>) {
+    fn apply(&mut self, service: ObjectKey, plan: Plan, now: Moment, reports: &mut Vec<Report>) {
         for (record, wait) in &plan.waits {
             self.wait(&service, record, wait);
         }
-        let Some(outcome) = plan.outcome else { return };
+        let Some(mut outcome) = plan.outcome else { return };
         let follow_up = outcome.follow_up || self.flights.has(&service);
-        self.apply_outcome(&service, outcome, reports);
+        self.unserved.note(&service, std::mem::take(&mut outcome.unserved), now);
+        let puts = if self.ptr.awaited.is_empty() { BTreeSet::new() } else { puts(&plan.actions) };
+        self.apply_outcome(&service, outcome, &puts, reports);
         if plan.actions.is_empty() {
             if let Some(state) = self.work.services.get_mut(&service) {
                 state.follow_up = follow_up;
@@ -129,9 +131,11 @@ impl Term {
             | Wait::Contested { .. } => self.retries.wait_for(record, service.clone()),
             Wait::Held(_)
             | Wait::NameUnknown
-            | Wait::NameTaken
+            | Wait::NameNotLookedUp
+            | Wait::NameConflict
             | Wait::NameForeign
             | Wait::NodesUnknown
+            | Wait::SlicesBehind { .. }
             | Wait::Unread
             | Wait::AfterReplacement
             | Wait::WithPtr
@@ -141,7 +145,20 @@ impl Term {
         }
     }
 
-    fn apply_outcome(&mut self, service: &ObjectKey, outcome: Outcome, reports: &mut Vec<Report>) {
+    /// Takes what follows from a plan that writes the PTR records `puts`.
+    fn apply_outcome(
+        &mut self,
+        service: &ObjectKey,
+        outcome: Outcome,
+        puts: &BTreeSet<Box<str>>,
+        reports: &mut Vec<Report>,
+    ) {
+        for name in outcome.unknown_names {
+            self.names.ask(name.into());
+        }
+        let no_longer = self.ptr.awaited.set(service, outcome.awaited_ptr);
+        let written = no_longer.into_iter().filter(|key| puts.contains(key));
+        reports.extend(written.map(|key| Report::PtrTakenOver(service.clone(), key)));
         if outcome.keeps_former_name {
             self.work.keeping.insert(service.clone());
         } else {
@@ -207,6 +224,19 @@ impl Term {
             });
         }
     }
+}
+
+/// The PTR records that are written.
+fn puts(actions: &[Planned]) -> BTreeSet<Box<str>> {
+    let writes = actions.iter().flat_map(|action| match action {
+        Planned::Write(writes) => writes.as_slice(),
+        Planned::ReadPtr(_) => &[],
+    });
+    let puts = writes.filter_map(|write| match write {
+        Write::PutPtr { record, .. } => Some(record.key.clone()),
+        _ => None,
+    });
+    puts.collect()
 }
 
 fn content(write: &Write) -> Content {

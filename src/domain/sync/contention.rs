@@ -74,6 +74,13 @@ impl Contention {
             fixed: now,
             found: String::new(),
         });
+        if changed.service != *service {
+            // The record changed hands: the fight is its new owner's.
+            let before = std::mem::replace(&mut changed.service, service.clone());
+            if let Some(fights) = self.fights.get_mut(&before) {
+                fights.remove(record);
+            }
+        }
         changed.found = found;
         changed.times += 1;
         let Some(fights) = changed.times.checked_sub(FIXES + 1) else {
@@ -87,7 +94,10 @@ impl Contention {
     }
 
     /// The fights about records of the Service.
-    pub(super) fn problems(&self, service: &ObjectKey) -> impl Iterator<Item = Problem> {
+    pub(super) fn problems(
+        &self,
+        service: &ObjectKey,
+    ) -> impl Iterator<Item = (&RecordKey, Problem)> {
         let fights = self.fights.get(service).into_iter().flatten();
         fights.filter_map(|record| {
             let found = &self.records.get(record)?.found;
@@ -95,7 +105,7 @@ impl Contention {
                 "{record}: fixed more than {FIXES} times, each time changed again by somebody else: \
                  {found}. It is fixed again after a minute at most; find the other writer",
             );
-            Some(Problem::new(Reason::Contested, why))
+            Some((record, Problem::new(Reason::Contested, why)))
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::Moment;
-use crate::domain::consul::names::ForeignNames;
+use crate::domain::consul::names::{ForeignNames, Holders};
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, RecordKey,
@@ -290,12 +290,29 @@ impl Core {
                 term.set_names(names, &self.cluster);
             }
             Err(why) => {
-                term.schedule.names_failed(now);
+                term.names_failed(&why, &self.cluster, now);
                 self.failed(
                     "the names that others hold cannot be read; no new name is registered",
                     why,
                 );
             }
+        }
+    }
+
+    /// Takes the answer to [`Action::ReadName`]: who else holds the name, or why that cannot be read.
+    pub fn handle_name(
+        &mut self,
+        name: &str,
+        result: Result<Option<Holders>, String>,
+        now: Moment,
+    ) {
+        self.now = self.now.max(now);
+        let Some(term) = &mut self.term else { return };
+        let failure = result.as_ref().err().cloned();
+        term.name_looked_up(name, result, &self.cluster, now);
+        match failure {
+            None => self.contact.heard(now),
+            Some(why) => self.failed("a new name cannot be looked up; it is not registered", why),
         }
     }
 
@@ -312,6 +329,14 @@ impl Core {
                 term.schedule.catalog_failed(now);
                 self.failed("the catalog cannot be read", why);
             }
+        }
+    }
+
+    /// Takes which of the PTR keys that are followed there are.
+    pub fn handle_ptr_keys(&mut self, is_shown: &dyn Fn(&str) -> bool, now: Moment) {
+        self.now = self.now.max(now);
+        if let Some(term) = &mut self.term {
+            term.ptr_keys_shown(is_shown);
         }
     }
 
@@ -378,7 +403,8 @@ impl Core {
         }
         if let Some(term) = &mut self.term {
             let due = term.retries.due(now);
-            term.mark_each(due);
+            let unserved = term.unserved.due(now);
+            term.mark_each(due.into_iter().chain(unserved));
         }
     }
 
@@ -420,9 +446,19 @@ impl Core {
             term.begin_resync(now);
             return Some(Action::Resync { consistent });
         }
-        if is_due(term.schedule.next_names()) {
+        if term.names.want_listing() {
+            term.schedule.hurry_names(now);
+        }
+        if is_due(term.next_names()) {
             term.schedule.names_begin(now);
+            term.names.begin_listing();
             return Some(Action::ReadNames);
+        }
+        if let Some(follow) = term.ptr.awaited.next_action() {
+            return Some(follow);
+        }
+        if let Some(name) = term.names.next_look_up() {
+            return Some(Action::ReadName(name));
         }
         if asks_catalog && is_due(term.schedule.next_catalog()) {
             term.schedule.catalog_begins(now);

@@ -81,6 +81,11 @@ impl KnownRegistration {
         }
         format!("{cluster}_{}_{}_{}", service.namespace, service.name, self.local_id).into()
     }
+
+    /// The label of the port that it was registered for.
+    pub fn port(&self) -> &str {
+        self.local_id.split('_').next().unwrap_or_default()
+    }
 }
 
 // === impl KnownPtr ===

@@ -17,8 +17,11 @@
 //! | `wait` | the reasons for which a record is not written now |
 //! | `apply` | takes plans, and gives what is sent next |
 //! | `answers` | what Consul's answers mean |
+//! | `awaited_ptr` | PTR keys that we want and others have |
+//! | `unserved` | ports whose EndpointSlices have not followed yet |
 //! | `resync`, `observe` | all that is ours in Consul is compared with what is known |
 //! | `contention` | records that somebody else keeps changing |
+//! | `names` | who else holds the Consul names that we want |
 //! | `namespace_nodes` | the catalog's nodes for namespaces |
 //! | `schedule`, `contact` | when Consul is looked at, and when it was heard |
 //! | `readiness` | whether the work is being done, and why not |
@@ -45,6 +48,7 @@ mod absence;
 mod action;
 mod answers;
 mod apply;
+mod awaited_ptr;
 mod cluster;
 mod config;
 mod confirm;
@@ -54,6 +58,7 @@ mod core;
 mod hold;
 mod ledger;
 mod loss;
+mod names;
 mod namespace_nodes;
 mod node_watch;
 mod observe;
@@ -67,6 +72,7 @@ mod resync;
 mod schedule;
 mod start;
 mod term;
+mod unserved;
 mod view;
 mod wait;
 

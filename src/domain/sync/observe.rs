@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::domain::Moment;
+use crate::domain::consul::names::lookup_form;
 use crate::domain::consul::record::{
     Check, Fingerprint, Observation, ObservedPtr, ObservedRegistration, PtrOwner, RecordKey,
 };
@@ -189,6 +190,9 @@ impl Term {
             .filter(|(_, id, _)| !resync.passes_over(&RecordKey::Registration(id.clone())))
             .collect();
         for (service, id, before) in unseen {
+            if let Some(known) = self.known.registration(&service, &id) {
+                self.names.lost((&*lookup_form(&known.service)).into());
+            }
             self.known.deregistered(&service, &id);
             let before = before.map_or(Before::Uncertain, Before::Content);
             self.drifted(resync, service, &RecordKey::Registration(id), before, removed());

@@ -15,6 +15,7 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::Desired;
 use crate::domain::sync::action::Planned;
+use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
 use crate::domain::sync::wait::{Outlook, Wait};
 
@@ -41,7 +42,13 @@ pub(super) struct Outcome {
     pub(super) forgotten: Vec<Box<str>>,
     /// Records that are as they ought to be, or not to be written: their failures are past.
     pub(super) cleared: Vec<RecordKey>,
+    /// The PTR keys that it holds and others have.
+    pub(super) awaited_ptr: BTreeSet<Box<str>>,
     pub(super) keeps_former_name: bool,
+    /// Names of which it is not known whether others hold them.
+    pub(super) unknown_names: BTreeSet<Box<str>>,
+    /// Its ports that no endpoint serves, although some are ready.
+    pub(super) unserved: BTreeSet<Box<str>>,
     /// Nothing is held any longer for the Service.
     pub(super) releases_hold: bool,
     /// Whether the answers may leave something to do or to tell.
@@ -86,7 +93,7 @@ impl View<'_> {
         self.draft_ptr(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
         self.draft_removals(key, &desired, now, &mut draft);
-        Self::draft_names(&desired, &mut draft);
+        self.draft_names(&desired, &mut draft);
         self.clear_old_failures(key, &desired, &mut draft);
         self.gather_problems(key, desired, &mut draft);
         draft.finish()
@@ -103,18 +110,29 @@ impl View<'_> {
             ptr_claims,
             released,
             keeps_former_name: desired.keeps_former_name,
+            unknown_names: desired.unknown_names.clone(),
+            unserved: desired.unserved.clone(),
             releases_hold: self.term.holds.of(key).is_some()
                 && self.cluster.cache.service(key).is_some()
                 && self.lost(key, desired).next().is_none(),
             ..Outcome::default()
         };
-        Draft { outcome, ..Draft::default() }
+        let names = &mut desired.unknown_names.iter();
+        let adding = names.any(|name| self.term.names.comes_soon(name));
+        Draft { adding, outcome, ..Draft::default() }
+    }
+
+    /// Why what is undecided waits.
+    pub(super) fn wait_for_names(&self, desired: &Desired) -> Wait {
+        let soon = desired.unknown_names.iter().all(|name| self.term.names.comes_soon(name));
+        if soon { Wait::NameNotLookedUp } else { Wait::NameUnknown }
     }
 
     /// What waits for a Consul name. Whatever else is known to keep such a record comes first.
-    fn draft_names(desired: &Desired, draft: &mut Draft) {
-        let unknown = desired.undecided.iter().map(|id| (id, Wait::NameUnknown));
-        let taken = desired.taken.iter().map(|id| (id, Wait::NameTaken));
+    fn draft_names(&self, desired: &Desired, draft: &mut Draft) {
+        let unknown = self.wait_for_names(desired);
+        let unknown = desired.undecided.iter().map(|id| (id, unknown.clone()));
+        let taken = desired.taken.iter().map(|id| (id, Wait::NameConflict));
         let foreign = desired.blocked.iter().map(|it| (&it.registration.id, Wait::NameForeign));
         for (id, wait) in unknown.chain(taken).chain(foreign) {
             draft.wait(RecordKey::Registration(id.clone()), wait);
@@ -142,11 +160,15 @@ impl View<'_> {
                 }
                 continue;
             }
-            if let Some(wait) = &keeps_health
+            let keeps_health = keeps_health.clone().or_else(|| {
+                let known = known.filter(|_| registration.check == Check::Critical)?;
+                self.slices_behind(key, known, desired, now)
+            });
+            if let Some(wait) = keeps_health
                 && registration.check == Check::Critical
                 && known.is_some_and(|known| !known.critical)
             {
-                draft.wait(record, wait.clone());
+                draft.wait(record, wait);
                 continue;
             }
             let mut wait = self.gate(&record, Some(fingerprint), now);
@@ -195,7 +217,9 @@ impl View<'_> {
         for (id, service) in self.gone(key, desired) {
             let ptr = ptr_key_of_id(&id);
             let record = RecordKey::Registration(id.clone());
-            let mut wait = self.gate(&record, None, now);
+            let known = self.term.known.registration(key, &id);
+            let mut wait = known.and_then(|known| self.slices_behind(key, known, desired, now));
+            wait = wait.or_else(|| self.gate(&record, None, now));
             if wait.is_none() && writes_whole && draft.awaits(ptr.as_deref()) {
                 wait = Some(Wait::WithPtr);
             }
@@ -240,6 +264,19 @@ impl View<'_> {
         held.map(Wait::Held).or_else(|| unread().then_some(Wait::Unread))
     }
 
+    /// Whether a registration is one of a port that nothing serves any more, or that the Service
+    /// does not have any more, and what takes its place may still come.
+    fn slices_behind(
+        &self,
+        key: &ObjectKey,
+        known: &KnownRegistration,
+        desired: &Desired,
+        now: Moment,
+    ) -> Option<Wait> {
+        let until = self.term.unserved.until(key, &desired.unserved, now)?;
+        (!desired.served.contains(known.port())).then_some(Wait::SlicesBehind { until })
+    }
+
     /// Why nothing of the Service may be removed, if so.
     fn keeps_all(&self, key: &ObjectKey, desired: &Desired, draft: &Draft) -> Option<Wait> {
         if desired.awaits_nodes {
@@ -270,7 +307,22 @@ impl View<'_> {
 
     /// The failures of records that are neither wanted nor there are past.
     fn clear_old_failures(&self, key: &ObjectKey, desired: &Desired, draft: &mut Draft) {
-        let concerns_us = |record: &RecordKey| match record {
+        let failed = self.term.retries.of(key);
+        let old = failed
+            .filter(|it| !self.term.flights.carries(it) && !self.concerns(key, it, desired, draft));
+        let old: Vec<RecordKey> = old.cloned().collect();
+        draft.outcome.cleared.extend(old);
+    }
+
+    /// Whether the Service wants the record, or has it.
+    fn concerns(
+        &self,
+        key: &ObjectKey,
+        record: &RecordKey,
+        desired: &Desired,
+        draft: &Draft,
+    ) -> bool {
+        match record {
             RecordKey::Registration(id) => {
                 desired.registrations.contains_key(id)
                     || self.term.known.registration(key, id).is_some()
@@ -279,15 +331,14 @@ impl View<'_> {
                 self.holds_ptr(key, ptr, draft) || draft.outcome.released.contains(ptr)
             }
             RecordKey::NamespaceNode(_) => true,
-        };
-        let failed = self.term.retries.of(key);
-        let old = failed.filter(|it| !self.term.flights.carries(it) && !concerns_us(it));
-        let old: Vec<RecordKey> = old.cloned().collect();
-        draft.outcome.cleared.extend(old);
+        }
     }
 
     /// What is wrong with the Service.
     fn gather_problems(&self, key: &ObjectKey, desired: Desired, draft: &mut Draft) {
+        let contested = self.term.contention.problems(key);
+        let contested = contested.filter(|(it, _)| self.concerns(key, it, &desired, draft));
+        let contested: Vec<Problem> = contested.map(|(_, problem)| problem).collect();
         let outcome = &mut draft.outcome;
         if desired.awaits_nodes
             && let Some(why) = self.cluster.node_watch.denied()
@@ -298,6 +349,11 @@ impl View<'_> {
             ));
         }
         outcome.problems.extend(desired.problems);
+        for name in &desired.unknown_names {
+            if let Some(why) = self.term.names.failure(name) {
+                outcome.problems.insert(unknown_name(name, why));
+            }
+        }
         let past: BTreeSet<&RecordKey> = outcome.cleared.iter().collect();
         let failed = self.term.retries.problems(key);
         let failed = failed.filter(|(record, _)| !past.contains(record));
@@ -306,7 +362,7 @@ impl View<'_> {
         // Both end with an answer.
         outcome.follow_up |= !failed.is_empty() || !missing.is_empty();
         outcome.problems.extend(failed.into_iter().chain(missing));
-        outcome.problems.extend(self.term.contention.problems(key));
+        outcome.problems.extend(contested);
     }
 
     /// Records that the agent could not pass on.
@@ -352,6 +408,16 @@ impl Draft {
         let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
         Plan { actions, waits: self.waits, outcome: Some(self.outcome) }
     }
+}
+
+fn unknown_name(name: &str, why: &str) -> Problem {
+    Problem::new(
+        Reason::Failing,
+        format!(
+            "whether others hold the Consul name {name:?} cannot be read: {why}. Nothing is \
+             registered under it until then; it is asked again every few seconds",
+        ),
+    )
 }
 
 fn ptr_key_of(address: &str) -> Option<String> {

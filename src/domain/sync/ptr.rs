@@ -47,10 +47,10 @@ impl View<'_> {
             let wait = match self.domain {
                 None => Some(Wait::DomainUnknown),
                 // A record must not lead to a name that is not registered yet.
-                Some(_) if !desired.undecided.is_empty() => Some(Wait::NameUnknown),
+                Some(_) if !desired.undecided.is_empty() => Some(self.wait_for_names(desired)),
                 Some(domain) => {
                     let value = domain.name_of(service).into();
-                    self.draft_put(PtrRecord { key: ptr.clone(), value }, now, draft)
+                    self.draft_put(key, PtrRecord { key: ptr.clone(), value }, now, draft)
                 }
             };
             if let Some(wait) = wait {
@@ -62,10 +62,17 @@ impl View<'_> {
 
     /// Drafts the write of a PTR record that the Service holds. Gives why it is not to be written at
     /// all, if so.
-    fn draft_put(&self, record: PtrRecord, now: Moment, draft: &mut Draft) -> Option<Wait> {
+    fn draft_put(
+        &self,
+        key: &ObjectKey,
+        record: PtrRecord,
+        now: Moment,
+        draft: &mut Draft,
+    ) -> Option<Wait> {
         let fingerprint = record.fingerprint();
         let ptr = record.key.clone();
         let known = self.term.known.ptr(&ptr);
+        let awaited = &mut draft.outcome.awaited_ptr;
         let cas = match known.map(|known| &known.state) {
             Some(PtrState::Ours(there)) if *there == fingerprint => {
                 draft.outcome.cleared.push(RecordKey::Ptr(ptr));
@@ -76,11 +83,21 @@ impl View<'_> {
                 return None;
             }
             Some(PtrState::Foreign(value)) => {
+                awaited.insert(ptr);
                 draft.outcome.problems.insert(foreign_ptr(&record, value));
                 return Some(Wait::PtrForeign);
             }
-            Some(PtrState::OtherCluster) => return Some(Wait::PtrForeign),
-            Some(PtrState::Unknown) => None,
+            Some(PtrState::OtherCluster) => {
+                awaited.insert(ptr);
+                return Some(Wait::PtrForeign);
+            }
+            Some(PtrState::Unknown) => {
+                // Until it is read, it may still be theirs.
+                if self.term.ptr.awaited.has(key, &ptr) {
+                    awaited.insert(ptr.clone());
+                }
+                None
+            }
             Some(PtrState::Ours(_)) | None => Some(known.map_or(0, |known| known.index)),
         };
         match (self.gate(&RecordKey::Ptr(ptr.clone()), Some(fingerprint), now), cas) {

@@ -54,6 +54,9 @@ pub enum Report {
     },
     /// A resync found that this many records were not as we had left them.
     Fixed(usize),
+    /// A PTR record that another cluster or somebody else had is gone, and is written for this
+    /// Service.
+    PtrTakenOver(ObjectKey, Box<str>),
     /// Something with our mark is in a place where no bridge with these options writes.
     Stray(String),
     /// A side did not do what it was asked for; what follows, and why.

@@ -93,6 +93,13 @@ impl Periodic {
         }
     }
 
+    /// Makes it due then at the latest, unless it is under way.
+    fn due_by(&mut self, latest: Moment) {
+        if let Periodic::Due(due) = self {
+            *due = latest.min(*due);
+        }
+    }
+
     /// When it is due, unless it is under way.
     fn due(&self) -> Option<Moment> {
         match self {
@@ -206,6 +213,16 @@ impl Schedule {
 
     pub(super) fn names_failed(&mut self, now: Moment) {
         self.names.end(RETRY, now);
+    }
+
+    /// The names that others hold are to be read soon: one of them could not be looked up.
+    pub(super) fn names_wanted(&mut self, now: Moment) {
+        self.names.due_by(now + RETRY);
+    }
+
+    /// The names that others hold are to be read now.
+    pub(super) fn hurry_names(&mut self, now: Moment) {
+        self.names.hurry(now);
     }
 
     /// When the catalog has to be asked what it shows.

@@ -54,6 +54,9 @@ impl Term {
             }
             // Nobody has claimed anything before: nothing is released.
             self.ptr.claims.set(key, View::ptr_claims(&desired));
+            for name in desired.unknown_names {
+                self.names.ask(name.into());
+            }
         }
         for (key, known) in self.known.services() {
             let unread = cluster.cache.undecodable(Kind::Service, key).is_some();

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::domain::Moment;
-use crate::domain::consul::names::ForeignNames;
+use crate::domain::consul::names::{ForeignNames, Holders};
 use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::{FlightId, Flights, InFlight};
@@ -15,16 +15,19 @@ use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::retries::Retries;
 use crate::domain::services::claims::PtrClaims;
 use crate::domain::sync::action::Planned;
+use crate::domain::sync::awaited_ptr::AwaitedPtr;
 use crate::domain::sync::cluster::{Changes, Cluster};
 use crate::domain::sync::config::Config;
 use crate::domain::sync::contention::Contention;
 use crate::domain::sync::hold::Holds;
-use crate::domain::sync::ledger::Ledger;
+use crate::domain::sync::ledger::{Ledger, PtrState};
+use crate::domain::sync::names::Names;
 use crate::domain::sync::namespace_nodes::NamespaceNodes;
 use crate::domain::sync::problems::Problems;
 use crate::domain::sync::queue::Queue;
 use crate::domain::sync::resync::{Drift, Resync};
 use crate::domain::sync::schedule::Schedule;
+use crate::domain::sync::unserved::Unserved;
 
 /// Everything that is dropped with the lead.
 #[derive(Debug)]
@@ -32,8 +35,8 @@ pub(super) struct Term {
     pub(super) stage: Stage,
     pub(super) known: Ledger,
     pub(super) ptr: PtrKeys,
-    /// Consul names that others than a bridge hold; `None` while that is not known.
-    pub(super) names_of_others: Option<ForeignNames>,
+    pub(super) names: Names,
+    pub(super) unserved: Unserved,
     pub(super) work: Work,
     pub(super) flights: Flights<RecordKey, ObjectKey, Sent>,
     pub(super) retries: Retries<RecordKey, ObjectKey, Fingerprint>,
@@ -75,6 +78,8 @@ pub(super) struct PtrKeys {
     pub(super) claims: PtrClaims,
     /// Keys that a Service no longer claims and no other does.
     pub(super) released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    /// Keys that a Service holds and others have.
+    pub(super) awaited: AwaitedPtr,
 }
 
 /// The Services that have something to be done.
@@ -133,7 +138,8 @@ impl Term {
             stage: Stage::Starting { resynced: false },
             known: Ledger::new(config.settings.cluster.clone()),
             ptr: PtrKeys::default(),
-            names_of_others: None,
+            names: Names::default(),
+            unserved: Unserved::default(),
             work: Work::default(),
             flights: Flights::starting_at(next_flight),
             retries: Retries::default(),
@@ -208,6 +214,7 @@ impl Term {
             && self.work.planned.is_none()
             && self.flights.is_empty()
             && !self.retries.has_retries()
+            && self.names.are_settled()
     }
 
     /// How many Services have to be planned or have something under way.
@@ -232,16 +239,41 @@ impl Term {
 
     /// Sets the Consul names under which others than bridges hold instances.
     pub(super) fn set_names(&mut self, names: ForeignNames, cluster: &Cluster) {
-        let Some(before) = self.names_of_others.take() else {
-            self.names_of_others = Some(names);
-            return self.mark_all(cluster);
-        };
-        let all = before.keys().chain(names.keys());
-        let changed = all.filter(|name| before.get(*name) != names.get(*name));
+        let news = self.names.listed(names);
+        let claims = &cluster.name_claims;
+        self.names.retain(|name| claims.holder(name).is_some() && !self.known.holds_name(name));
+        let Some(news) = news else { return self.mark_all(cluster) };
         let concerned: Vec<ObjectKey> =
-            changed.flat_map(|name| cluster.name_claims.claimants(name)).collect();
-        self.names_of_others = Some(names);
+            news.iter().flat_map(|name| claims.claimants(name)).collect();
         self.mark_each(concerned);
+    }
+
+    /// The names that others hold cannot be listed.
+    pub(super) fn names_failed(&mut self, why: &str, cluster: &Cluster, now: Moment) {
+        self.schedule.names_failed(now);
+        for name in self.names.listing_failed(why) {
+            self.mark_each(cluster.name_claims.claimants(&name));
+        }
+    }
+
+    /// Takes who else holds a name that was looked up.
+    pub(super) fn name_looked_up(
+        &mut self,
+        name: &str,
+        found: Result<Option<Holders>, String>,
+        cluster: &Cluster,
+        now: Moment,
+    ) {
+        if found.is_err() {
+            self.schedule.names_wanted(now);
+        }
+        self.names.looked_up(name, found);
+        self.mark_each(cluster.name_claims.claimants(name));
+    }
+
+    /// When the names that others hold have to be listed: not before it is known which are wanted.
+    pub(super) fn next_names(&self) -> Option<Moment> {
+        self.schedule.next_names().filter(|_| self.is_running())
     }
 
     /// The token changed: an agent keeps that of each registration, so each is sent once more.
@@ -252,6 +284,18 @@ impl Term {
             sent.old_token = true;
         }
         self.mark_all(cluster);
+    }
+
+    /// Takes which PTR keys there are, of those that are followed. That shows nothing for sure: what
+    /// seems to be gone is read.
+    pub(super) fn ptr_keys_shown(&mut self, is_shown: &dyn Fn(&str) -> bool) {
+        for (key, service) in self.ptr.awaited.missing(is_shown) {
+            let state = self.known.ptr(&key).map(|known| &known.state);
+            if matches!(state, Some(PtrState::OtherCluster | PtrState::Foreign(_))) {
+                self.known.put_ptr(&key, PtrState::Unknown, 0);
+                self.mark(service);
+            }
+        }
     }
 
     /// Takes which service IDs the catalog shows.
@@ -288,9 +332,10 @@ impl Term {
         } else {
             soon
         };
-        let look = [self.schedule.next_resync(), self.schedule.next_names()];
+        let look = [self.schedule.next_resync(), self.next_names()];
         let catalog = self.schedule.next_catalog().filter(|_| asks_catalog);
-        let work = [soon, late, catalog, self.next_namespace_node()];
+        let slices = self.unserved.next();
+        let work = [soon, late, catalog, slices, self.next_namespace_node()];
         look.into_iter().chain(work).flatten()
     }
 

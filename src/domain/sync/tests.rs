@@ -4,6 +4,8 @@ mod faults;
 mod hold;
 mod names;
 mod nodes;
+mod shared_ptr;
+mod slices;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +51,10 @@ struct Simulation {
     namespace_nodes: BTreeSet<Box<str>>,
     /// The names that others hold; `None`: they cannot be read for now.
     names: Option<ForeignNames>,
+    /// Whether look-ups of names are answered by themselves.
+    answers_look_ups: bool,
+    /// The names that were looked up.
+    looked_up: Vec<String>,
     index: u64,
     /// Writes that were sent.
     sent: Vec<Write>,
@@ -79,6 +85,8 @@ impl Simulation {
             kv: BTreeMap::new(),
             namespace_nodes: BTreeSet::new(),
             names: Some(ForeignNames::new()),
+            answers_look_ups: true,
+            looked_up: Vec::new(),
             index: 0,
             sent: Vec::new(),
             asked: Vec::new(),
@@ -130,9 +138,10 @@ impl Simulation {
         self.bridge.handle_connected(peer(domain), self.now);
     }
 
-    /// From now on, others hold these names.
+    /// From now on, others hold these names, which a listing shows.
     fn others_hold(&mut self, names: ForeignNames) {
         self.names = Some(names.clone());
+        self.bridge.term.as_mut().unwrap().names.begin_listing();
         self.bridge.handle_names(Ok(names), self.now);
     }
 
@@ -180,6 +189,12 @@ impl Simulation {
                 self.bridge.handle_names(Ok(names), now);
             }
             Action::ReadNames => self.bridge.handle_names(Err("no answer".to_owned()), now),
+            Action::ReadName(name) if self.answers_look_ups => {
+                let names = self.names.as_ref().ok_or_else(|| "no answer".to_owned());
+                let found = names.map(|names| names.get(&*name).cloned());
+                self.looked_up.push((&*name).into());
+                self.bridge.handle_name(&name, found, now);
+            }
             Action::Resync { .. } if self.resyncs => {
                 self.show();
                 self.bridge.handle_resync(Ok(()), now);

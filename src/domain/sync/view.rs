@@ -3,12 +3,14 @@
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::Registration;
+use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind};
 use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
 use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::{Config, Target};
+use crate::domain::sync::names::Others;
 use crate::domain::sync::term::Term;
 
 /// What planning looks at.
@@ -58,13 +60,17 @@ impl View<'_> {
         desired
     }
 
-    /// Instances of a Service whose new name others hold stay under the name that they have,
-    /// while no other Service wants that: nothing is removed for a move that cannot be made.
+    /// Instances of a Service whose new name others hold stay under the name that its instances of
+    /// the same port have, new ones too, while no other Service wants that: nothing is removed for a
+    /// move that cannot be made.
     fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
         desired.blocked.retain_mut(|Blocked { registration, reverse }| {
-            let Some(known) = self.term.known.registration(key, &registration.id) else {
-                return true;
-            };
+            let id = &registration.id;
+            let known = self.term.known.registration(key, id).or_else(|| {
+                let port = local_part(&self.settings.cluster, key, id)?.split('_').next();
+                self.term.known.of(key).iter().find(|known| Some(known.port()) == port)
+            });
+            let Some(known) = known else { return true };
             let form = lookup_form(&known.service);
             let is_free = self.cluster.name_claims.holder(&form).is_none_or(|holder| holder == key);
             if !is_free && self.settings.on_conflict != OnConflict::Merge {
@@ -93,30 +99,30 @@ impl View<'_> {
             && holder != service
         {
             // Nor may the holder take it yet: the name must not stand empty until then.
-            let waits = held && self.term.names_of_others.is_none();
+            let waits = held && !self.term.names.are_listed();
             return if waits { Permit::Unknown } else { Permit::Taken(holder.clone()) };
         }
         let neighbours = |joined| {
             let others = claims.claimants(name).filter(|other| other != service);
             Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
         };
-        let Some(foreign) = &self.term.names_of_others else {
+        let is_held = self.term.known.holds_name(name);
+        let Holders { others, ours } = match self.term.names.others(name, is_held) {
             // Which tags one that is joined may have depends on who the others are.
-            let stays = held && join != JoinExisting::Always;
-            return if stays { Permit::Granted(neighbours(false)) } else { Permit::Unknown };
+            Others::NotListed if held && join != JoinExisting::Always => {
+                return Permit::Granted(neighbours(false));
+            }
+            Others::NotListed | Others::NotLookedUp => return Permit::Unknown,
+            Others::Nobody => return Permit::Granted(neighbours(false)),
+            Others::Hold(holders) => holders,
         };
-        match foreign.get(name) {
-            None => Permit::Granted(neighbours(false)),
-            Some(Holders { others, .. }) if join.joins(others) => {
-                Permit::Granted(neighbours(*others == Holder::Other))
-            }
+        if join.joins(others) {
+            Permit::Granted(neighbours(*others == Holder::Other))
+        } else if held || (*ours && !is_held) {
             // What is ours and of no Service here is another replica's.
-            Some(Holders { others, ours })
-                if held || (*ours && !self.term.known.holds_name(name)) =>
-            {
-                Permit::ForeignToo(others.clone(), neighbours(false))
-            }
-            Some(Holders { others, .. }) => Permit::Foreign(others.clone()),
+            Permit::ForeignToo(others.clone(), neighbours(false))
+        } else {
+            Permit::Foreign(others.clone())
         }
     }
 }

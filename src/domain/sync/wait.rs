@@ -37,12 +37,20 @@ pub enum Wait {
     Refused,
     /// It is not known yet whether others hold its Consul name.
     NameUnknown,
+    /// Its Consul name is new, and it is being looked up whether others hold it.
+    NameNotLookedUp,
     /// Its Consul name is another Service's.
-    NameTaken,
+    NameConflict,
     /// Others hold its Consul name.
     NameForeign,
     /// The nodes of the cluster are not known.
     NodesUnknown,
+    /// Endpoints are ready and none serves its port, which most often was renamed a moment ago: its
+    /// EndpointSlices are waited for.
+    SlicesBehind {
+        /// Until then at the latest.
+        until: Moment,
+    },
     /// An object that it follows from could not be read.
     Unread,
     /// The node of its namespace is being removed from the catalog.

@@ -13,8 +13,9 @@ use crate::consul::coordination::resync::Reader;
 use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Consistency;
+use crate::consul::read::keys::FollowedKeys;
 use crate::consul::write::sink::Sink;
-use crate::domain::consul::names::{ForeignNames, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, RecordKey, Write,
 };
@@ -29,6 +30,9 @@ use crate::run::daemon::handshake::PeerInfo;
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
 /// restart takes.
 const SENTINEL_RETRY: Duration = Duration::from_secs(1);
+
+/// Between two tries to follow PTR keys: the next resync shows them, too.
+const FOLLOW_RETRY: Duration = Duration::from_secs(5);
 
 /// A job under way.
 pub(super) type Job = BoxFuture<'static, Done>;
@@ -55,6 +59,10 @@ pub(super) enum Done {
     Resynced(Result<Owner, String>, Duration),
     /// The names that others hold were read.
     Names(Result<ForeignNames, String>),
+    /// A name was looked up: who else holds it.
+    Name(Arc<str>, Result<Option<Holders>, String>),
+    /// PTR keys that are followed changed: which there are.
+    PtrKeys(FollowedKeys, SeenIds),
     /// The IDs that the catalog shows on the agent's node were read.
     Catalog(Result<SeenIds, String>),
     /// The agent lost the sentinel, or somebody changed it.
@@ -112,6 +120,26 @@ pub(super) async fn names(client: Client, cluster: ClusterName, held: HashSet<Ar
     let is_held = |name: &str| held.contains(&*lookup_form(name));
     let found = client.foreign_names(&cluster, is_held).await;
     Done::Names(found.map_err(|error| chain(&error)))
+}
+
+/// Waits for the next change of the keys that are followed.
+pub(super) async fn ptr_keys(mut keys: FollowedKeys) -> Done {
+    loop {
+        let mut seen = SeenIds::default();
+        match keys.next(|key| seen.insert(key)).await {
+            Ok(()) => return Done::PtrKeys(keys, seen),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "PTR keys cannot be followed");
+                sleep(FOLLOW_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Looks up who else holds a name.
+pub(super) async fn name(client: Client, cluster: ClusterName, name: Arc<str>) -> Done {
+    let found = client.holders(&name, &cluster).await.map_err(|error| chain(&error));
+    Done::Name(name, found)
 }
 
 /// Reads which of our service IDs the catalog shows on the agent's node.

@@ -316,6 +316,8 @@ impl Bridge {
             }
             Action::Resync { consistent } => work.resync(consistent),
             Action::ReadNames => work.read_names(self.core.held_names()),
+            Action::ReadName(name) => work.read_name(name),
+            Action::FollowPtr { prefix } => work.follow_ptr(prefix.as_deref()),
             Action::ReadCatalog => work.read_catalog(),
             Action::Relist
             | Action::ReadIdentity
@@ -367,6 +369,13 @@ impl Bridge {
             }
             Done::Resynced(owner, took) => return self.resynced(owner, took),
             Done::Names(names) => self.core.handle_names(names, now),
+            Done::PtrKeys(keys, shown) => {
+                if let Some(work) = self.leadership.work() {
+                    work.follow_further(keys);
+                }
+                self.core.handle_ptr_keys(&|key: &str| shown.contains(key), now);
+            }
+            Done::Name(name, found) => self.core.handle_name(&name, found, now),
             Done::Catalog(Ok(shown)) => {
                 self.core.handle_catalog(Ok(&|id: &str| shown.contains(id)), now);
             }

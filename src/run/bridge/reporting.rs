@@ -233,6 +233,10 @@ impl Reporting {
                 let fields = fields.iter().map(field).collect::<Vec<_>>().join("; ");
                 tracing::warn!(%namespace, %name, %record, fields, "changed by others: {found}");
             }
+            Report::PtrTakenOver(service, key) => {
+                let (namespace, name) = (&service.namespace, &service.name);
+                tracing::info!(%namespace, %name, %key, "took over a PTR record that others had");
+            }
             Report::Stray(what) => self.report_stray(what),
             Report::Failed(what, why) => {
                 if self.failures.should_log() {

@@ -15,6 +15,7 @@ use crate::consul::coordination::owner::OwnerKey;
 use crate::consul::coordination::resync::Reader;
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Consistency;
+use crate::consul::read::keys::FollowedKeys;
 use crate::consul::write::sink::Sink;
 use crate::domain::consul::record::{Observation, Write};
 use crate::domain::flights::FlightId;
@@ -46,6 +47,8 @@ pub(super) struct Work {
     /// Names and what the catalog shows, being read.
     looks: FuturesUnordered<Job>,
     resync: Option<Resync>,
+    /// Waits for a change of the PTR keys that are followed.
+    ptr_keys: Option<Job>,
 }
 
 /// A resync under way.
@@ -62,7 +65,7 @@ struct Resync {
 impl Work {
     pub(super) fn new(records: Records, sink: Sink) -> Self {
         let (requests, looks) = (FuturesUnordered::new(), FuturesUnordered::new());
-        Self { records, sink, requests, looks, resync: None }
+        Self { records, sink, requests, looks, resync: None, ptr_keys: None }
     }
 
     pub(super) fn write(&self, flight: FlightId, groups: Vec<Vec<Write>>) {
@@ -92,6 +95,22 @@ impl Work {
         self.looks.push(jobs::names(client, cluster, held).boxed());
     }
 
+    pub(super) fn read_name(&self, name: Arc<str>) {
+        let Records { client, cluster, .. } = self.records.clone();
+        self.looks.push(jobs::name(client, cluster, name).boxed());
+    }
+
+    /// Follows the PTR keys that begin with this, and no others.
+    pub(super) fn follow_ptr(&mut self, prefix: Option<&str>) {
+        let keys = prefix.map(|prefix| self.records.client.follow_keys(prefix));
+        self.ptr_keys = keys.map(|keys| jobs::ptr_keys(keys).boxed());
+    }
+
+    /// Waits for the next change of those.
+    pub(super) fn follow_further(&mut self, keys: FollowedKeys) {
+        self.ptr_keys = Some(jobs::ptr_keys(keys).boxed());
+    }
+
     pub(super) fn read_catalog(&self) {
         let Records { client, cluster, agent_node, .. } = self.records.clone();
         if let Some(node) = agent_node {
@@ -105,6 +124,7 @@ impl Work {
             Some(done) = self.requests.next() => done,
             Some(done) = self.looks.next() => done,
             done = next_of(&mut self.resync) => done,
+            done = jobs::end_of(&mut self.ptr_keys) => done,
         }
     }
 

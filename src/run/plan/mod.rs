@@ -46,6 +46,8 @@ use crate::run::daemon::signals::signals;
 
 /// A plan is of one moment.
 const NOW: Moment = Moment::ZERO;
+/// By then a bridge waits no longer for EndpointSlices that have not followed their Service.
+const SLICES_FOLLOWED: Moment = Moment::from_secs(6);
 /// Between two looks of the spinner: often enough to be seen turning.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -179,11 +181,12 @@ impl<'a> Planner<'a> {
     ) -> Result<Plan, Error> {
         let marked = self.read(kubernetes, limit).await?;
         self.progress.finish_and_clear();
-        self.drain(&BTreeMap::new()).await?;
+        self.drain(&BTreeMap::new(), NOW).await?;
         let held = self.core.release_holds();
         if !held.is_empty() {
-            self.drain(&held).await?;
+            self.drain(&held, NOW).await?;
         }
+        self.drain(&held, SLICES_FOLLOWED).await?;
         let mut own = self.marks(marked, holder.as_ref(), &peers.uid);
         own.extend(self.nodes.into_values());
         let services = services(self.forecast.changes(&self.snapshot));
@@ -341,10 +344,10 @@ impl<'a> Planner<'a> {
 
     /// Takes all that the core would do, as if each write had been applied. `held`: what of it is
     /// held back.
-    async fn drain(&mut self, held: &BTreeMap<ObjectKey, Cause>) -> Result<(), Error> {
+    async fn drain(&mut self, held: &BTreeMap<ObjectKey, Cause>, now: Moment) -> Result<(), Error> {
         // What follows from a removal that is held back is held back by the gravest cause.
         let gravest = held.values().max().copied();
-        while let Some(action) = self.core.poll_action(NOW) {
+        while let Some(action) = self.core.poll_action(now) {
             match action {
                 Action::Write { flight, groups } => {
                     let mut answers = Vec::new();
@@ -356,14 +359,30 @@ impl<'a> Planner<'a> {
                             self.write(&service, write, held_by);
                         }
                     }
-                    self.core.handle_answers(flight, answers, NOW);
+                    self.core.handle_answers(flight, answers, now);
                 }
                 // Only after a write whose fate is not known, and each of these is.
                 Action::ReadPtr { flight, .. } => {
-                    self.core.handle_ptr_read(flight, &Ok(None), NOW);
+                    self.core.handle_ptr_read(flight, &Ok(None), now);
                 }
+                // A Service that came after the names were listed.
+                Action::ReadName(name) => {
+                    let cluster = &self.options.settings.cluster;
+                    let found = self.consul.holders(&name, cluster).await;
+                    self.core.handle_name(
+                        &name,
+                        Ok(found.map_err(|error| unreadable(&chain(&error)))?),
+                        NOW,
+                    );
+                }
+                Action::ReadNames => match self.read_names().await {
+                    Asked::Names(names) => {
+                        self.core.handle_names(Ok(names.map_err(|why| unreadable(&why))?), now);
+                    }
+                    Asked::Records(_) => {}
+                },
                 Action::RemoveNamespaceNode { flight, namespace } => {
-                    self.remove_namespace_node(flight, &namespace, gravest).await?;
+                    self.remove_namespace_node(flight, &namespace, gravest, now).await?;
                 }
                 _ => {}
             }
@@ -387,6 +406,7 @@ impl<'a> Planner<'a> {
         flight: FlightId,
         namespace: &str,
         held_by: Option<Cause>,
+        now: Moment,
     ) -> Result<(), Error> {
         let Marker::BaseNode(names) = &self.marker else { return Ok(()) };
         let name = names.of_namespace(namespace);
@@ -399,7 +419,7 @@ impl<'a> Planner<'a> {
         } else {
             NamespaceNodeAnswer::Foreign { node: name, ids: others }
         };
-        self.core.handle_namespace_node(flight, answer, NOW);
+        self.core.handle_namespace_node(flight, answer, now);
         Ok(())
     }
 

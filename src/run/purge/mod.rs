@@ -199,7 +199,7 @@ impl Removal {
     /// Deleting a node deletes all that is on it, so it is looked at just before.
     async fn remove_node(&mut self, cluster: &Cluster, node: &str) -> Result<(), Error> {
         self.check_stop()?;
-        let on = self.client.on_node(node, &Mark::Cluster(cluster.name.clone())).await;
+        let on = self.client.left_on_node(node, &Mark::Cluster(cluster.name.clone())).await;
         let on = on.map_err(|error| unreadable(&error))?;
         let named = format!("node {node}");
         if !on.others.is_empty() {
@@ -317,8 +317,25 @@ impl Removal {
         say(&text)?;
         self.confirm(yes).await?;
         self.progress.set_length(on.marked.len() as u64);
-        let outcome = self.empty_nodes(&[NodePart { name: node.into(), on }]).await;
+        let mut outcome = self.empty_nodes(&[NodePart { name: node.into(), on }]).await;
+        if outcome.is_ok() && self.left.is_empty() {
+            outcome = self.remove_emptied(node).await;
+        }
         self.finish(outcome)
+    }
+
+    /// Removes consul-k8s's node if nothing is left on it. That of an agent has a check of its own.
+    async fn remove_emptied(&mut self, node: &str) -> Result<(), Error> {
+        self.check_stop()?;
+        let on = self.client.left_on_node(node, &Mark::ConsulK8s).await;
+        let on = on.map_err(|error| unreadable(&error))?;
+        if on.others.is_empty() && on.marked.is_empty() {
+            self.expect_more(1);
+            let delete = Operation::DeleteNode { node: node.into() };
+            return self.transactions([(format!("node {node}"), delete)]).await;
+        }
+        let left: Vec<String> = on.others.iter().map(|it| clean(it)).collect();
+        say(&format!("Node {} stays, with {}.\n", clean(node), left.join(", ")))
     }
 
     /// Says how it ended.

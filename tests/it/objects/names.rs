@@ -1,5 +1,7 @@
 //! Who holds a name, and what a tenant may do.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use hickory_resolver::proto::rr::RecordType::A;
 use kube_consul_stack::{
@@ -7,7 +9,8 @@ use kube_consul_stack::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, Dns, Fixture, kube_consul};
+use super::support::{endpoint, headless, http};
+use crate::support::{Bridge, DEADLINE, Dns, Fixture, InvariantMonitor, kube_consul, says};
 
 const NAME: &str = "kube-consul.io/service-name";
 const TAGS: &str = "kube-consul.io/service-tags";
@@ -98,6 +101,178 @@ async fn n1_two_clusters_do_not_share_a_name_unasked() -> Result<()> {
     first.stop().await?;
     eu.kubernetes.stop().await?;
     us.kubernetes.stop().await
+}
+
+impl Cluster {
+    /// A Service at the external IP, which every cluster may give itself.
+    async fn at(&self, name: &str, address: &str) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "shop",
+                "annotations": {"kube-consul.io/address": "external-ip"}},
+            "spec": {"externalIPs": [address], "ports": [{"name": "http", "port": 80}]}});
+        let (ready, slice) = ([Endpoint::ready("10.1.0.2")], format!("{name}-1"));
+        self.kubernetes.endpoint_slice("shop", name, &slice, &ready, &[("http", 80)]).await?;
+        self.kubernetes.apply_yaml(&object.to_string()).await.map(drop)
+    }
+}
+
+/// N2: a PTR record goes to another cluster's Service as soon as its holder gives it up.
+#[tokio::test]
+async fn n2_a_shared_ptr_record_is_handed_over_at_once() -> Result<()> {
+    let (eu, us, consul) = tokio::try_join!(
+        Cluster::start("eu"),
+        Cluster::start("us"),
+        Consul::start(ConsulOptions::dev())
+    )?;
+    tokio::try_join!(eu.web(), us.web())?;
+    let address = "198.51.100.7";
+    let key = format!("0.100.51.198.IN-ADDR.ARPA/{address}");
+    let flags = ["--name-template", "{cluster}-{service}"];
+    let first = eu.bridge(&consul, &flags).await?;
+    eu.at("in-eu", address).await?;
+    let wait_for = async |wanted: &str| {
+        eventually(DEADLINE, || async {
+            let found = consul.api().key(&key).await?;
+            ensure!(found.as_deref() == Some(wanted), "{found:?}, want {wanted}");
+            Ok(())
+        })
+        .await
+    };
+    wait_for("eu-in-eu.service.dc1.consul").await?;
+    let second = us.bridge(&consul, &flags).await?;
+    us.at("in-us", address).await?;
+    let dns = Dns::new(consul.dns_address())?;
+    dns.wait_for("us-in-us.service.consul", A, &[address]).await?;
+    wait_for("eu-in-eu.service.dc1.consul").await?;
+    // The least time between two resyncs is a minute.
+    let began = Instant::now();
+    eu.kubernetes.kubectl(&["delete", "service", "in-eu", "--namespace", "shop"]).await?;
+    wait_for("us-in-us.service.dc1.consul").await?;
+    let took = began.elapsed();
+    println!("handed over {took:?} after the deletion was asked for");
+    ensure!(took < Duration::from_secs(5), "handed over after {took:?}");
+    let log = second.program.stderr();
+    ensure!(log.contains("took over a PTR record"), "{log}");
+    // The other way round, once the bridge of the holder is gone for good.
+    eu.at("back-in-eu", address).await?;
+    dns.wait_for("eu-back-in-eu.service.consul", A, &[address]).await?;
+    second.stop().await?;
+    let purge = kube_consul().args(["purge", "--cluster", "us", "--sink", "catalog", "--yes"]);
+    says(0, purge.env("CONSUL_HTTP_ADDR", consul.url())).await?;
+    wait_for("eu-back-in-eu.service.dc1.consul").await?;
+    first.stop().await?;
+    eu.kubernetes.stop().await?;
+    us.kubernetes.stop().await
+}
+
+/// N3: who took a name a moment ago is not joined, although the last listing did not show them.
+#[tokio::test]
+async fn n3_a_new_name_is_looked_up_before_its_first_write() -> Result<()> {
+    for flags in [&[][..], &["--sink", "catalog"]] {
+        let fixture = Fixture::new("new").await?;
+        let namespace = fixture.namespace.as_str();
+        fixture.web("web", &[("http", 80)]).await?;
+        let bridge = fixture.bridge_with(flags).await?;
+        let dns = fixture.dns()?;
+        machine(&fixture, "postgres", "192.0.2.7").await?;
+        let asked = fixture.dns()?;
+        let joined = InvariantMonitor::start(move || {
+            let asked = asked.clone();
+            async move {
+                let found = asked.ask("postgres.service.consul", A).await?;
+                Ok(if found == ["192.0.2.7"] { vec![] } else { vec![format!("{found:?}")] })
+            }
+        });
+        fixture.web("postgres", &[("sql", 5432)]).await?;
+        bridge.wait_for_problem(namespace, "postgres", "ForeignName").await?;
+        // One that nobody has is there at once.
+        fixture.web("free", &[("http", 80)]).await?;
+        dns.wait_for("free.service.consul", A, &[&fixture.cluster_ip("free").await?]).await?;
+        joined.finish("a name of others").await?;
+        bridge.stop().await?;
+    }
+    Ok(())
+}
+
+/// O15: what a Service that was renamed to a name of others has stays under its former name, new
+/// pods too.
+#[tokio::test]
+async fn o15_pods_of_a_service_renamed_to_a_name_of_others_have_its_former_name() -> Result<()> {
+    let fixture = Fixture::new("renamed").await?;
+    machine(&fixture, "postgres", "192.0.2.7").await?;
+    let namespace = fixture.namespace.as_str();
+    let pods = async |addresses: &[&str]| {
+        let endpoints: Vec<Value> = addresses.iter().map(|it| endpoint(it, true)).collect();
+        fixture.slice("db", 1, http(5432), json!(endpoints)).await
+    };
+    pods(&["10.1.0.1", "10.1.0.2"]).await?;
+    let spec = headless(&json!([{"name": "http", "port": 5432}]));
+    fixture.service("db", json!({}), spec).await?;
+    let bridge = fixture.bridge_with(&["--sink", "catalog"]).await?;
+    let dns = fixture.dns()?;
+    let name = "db.service.consul";
+    dns.wait_for(name, A, &["10.1.0.1", "10.1.0.2"]).await?;
+    fixture.annotate("db", json!({NAME: "postgres"})).await?;
+    bridge.wait_for_problem(namespace, "db", "ForeignName").await?;
+    for addresses in [["10.1.0.2", "10.1.0.3"], ["10.1.0.3", "10.1.0.4"]] {
+        pods(&addresses).await?;
+        dns.wait_for(name, A, &addresses).await?;
+    }
+    ensure!(dns.ask("postgres.service.consul", A).await? == ["192.0.2.7"]);
+    bridge.stop().await
+}
+
+/// N11: a node of ours that somebody registered anew, which takes our mark from it.
+#[tokio::test]
+async fn n11_what_is_on_a_node_that_lost_its_mark_is_followed() -> Result<()> {
+    let fixture = Fixture::new("overwritten").await?;
+    let (api, namespace) = (fixture.consul.api(), fixture.namespace.as_str());
+    fixture.web("web", &[("http", 80)]).await?;
+    fixture.web("api", &[("http", 80)]).await?;
+    let flags = ["--sink", "catalog", "--resync", "1s"];
+    let bridge = fixture.bridge_with(&flags).await?;
+    let dns = fixture.dns()?;
+    let node = format!("k8s-kubernetes.{namespace}");
+    for overwritten in [&*node, "k8s-kubernetes"] {
+        let body = json!({"Node": overwritten, "Address": "192.0.2.9"});
+        api.put("/v1/catalog/register", &body).await?;
+    }
+    // What others change on it is still found, and what goes, goes.
+    let id = format!("kubernetes_{namespace}_web_http_{}", fixture.cluster_ip("web").await?);
+    let gone = json!({"Node": node, "ServiceID": id});
+    api.put("/v1/catalog/deregister", &gone).await?;
+    dns.wait_for("web.service.consul", A, &[&fixture.cluster_ip("web").await?]).await?;
+    bridge.stop().await?;
+    let bridge = fixture.bridge_with(&flags).await?;
+    fixture.delete("web").await?;
+    dns.wait_for("web.service.consul", A, &[]).await?;
+    // Somebody's check of the node keeps it.
+    let check = json!({"Node": node, "SkipNodeUpdate": true, "Address": "192.0.2.1",
+        "Check": {"CheckID": "theirs", "Name": "theirs", "Status": "passing"}});
+    api.put("/v1/catalog/register", &check).await?;
+    fixture.delete("api").await?;
+    dns.wait_for("api.service.consul", A, &[]).await?;
+    eventually(DEADLINE, || async {
+        let problems = bridge.status().await?["problems"].clone();
+        let told = problems[0]["message"].as_str().unwrap_or_default();
+        let is_it = problems[0]["reason"] == "ForeignOnNode" && told.contains("check theirs");
+        ensure!(is_it, "{problems}");
+        Ok(())
+    })
+    .await?;
+    let nodes = async || -> Result<bool> {
+        let nodes = api.get("/v1/catalog/nodes").await?;
+        let nodes = nodes.as_array().into_iter().flatten();
+        Ok(nodes.into_iter().any(|it| it["Node"] == *node))
+    };
+    ensure!(nodes().await?, "a check of somebody's went with the node");
+    api.put("/v1/catalog/deregister", &json!({"Node": node, "CheckID": "theirs"})).await?;
+    eventually(DEADLINE, || async {
+        ensure!(!nodes().await?, "the empty node is still there");
+        Ok(())
+    })
+    .await?;
+    bridge.stop().await
 }
 
 /// N4, N5, N10 and N13, beside machines.

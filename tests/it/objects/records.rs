@@ -269,6 +269,50 @@ async fn has_answer(server: SocketAddr, name: &str) -> Result<bool> {
     Ok(answer[6..8] != [0, 0])
 }
 
+/// O12: a port is renamed and its slice follows a second later: a poller misses no answer.
+#[tokio::test]
+async fn o12_a_renamed_port_leaves_no_gap() -> Result<()> {
+    for sink in [&[][..], &CATALOG] {
+        for address in ["auto", "endpoints", "external-ip"] {
+            let fixture = Fixture::new("port").await?;
+            let ports = |name: &str| json!([{"name": name, "port": 80, "protocol": "TCP"}]);
+            let slice = async |name: &str| {
+                let ports = json!([{"name": name, "port": 8080, "protocol": "TCP"}]);
+                fixture.slice("web", 1, ports, json!([endpoint("10.1.0.1", true)])).await
+            };
+            slice("http").await?;
+            let spec = json!({"externalIPs": ["198.51.100.9"], "ports": ports("http")});
+            fixture.service("web", json!({}), spec).await?;
+            let bridge = fixture.bridge_with(&[&["--address", address], sink].concat()).await?;
+            let asked = fixture.dns()?;
+            let name = "web.service.consul";
+            let before = asked.ask(name, A).await?;
+            ensure!(before.len() == 1, "{before:?}");
+            let gap = InvariantMonitor::start(move || {
+                let (asked, before) = (asked.clone(), before.clone());
+                async move {
+                    let found = asked.ask(name, A).await?;
+                    Ok(if found == before { vec![] } else { vec![format!("{found:?}")] })
+                }
+            });
+            fixture.patch("web", &json!({"spec": {"ports": ports("web")}})).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            slice("web").await?;
+            eventually(DEADLINE, || async {
+                let found = fixture.instances("web").await?;
+                let ids: Vec<_> =
+                    found.iter().filter_map(|it| it["Service"]["ID"].as_str()).collect();
+                ensure!(ids.len() == 1 && ids[0].contains("_web_web_"), "{ids:?}");
+                Ok(())
+            })
+            .await?;
+            gap.finish(&format!("a renamed port, {sink:?}, {address}")).await?;
+            bridge.stop().await?;
+        }
+    }
+    Ok(())
+}
+
 /// O10: which nodes are registered, and at which address.
 #[tokio::test]
 async fn o10_nodes_are_registered_at_the_address_that_is_asked_for() -> Result<()> {

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::domain::consul::names::resolves;
+use crate::domain::consul::names::{lookup_form, resolves};
 use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, Registration, SERVICE_META, SOURCE, SOURCE_META,
@@ -87,6 +87,8 @@ impl<'a> Builder<'a> {
         let serving: Vec<Serving<'s>> = serving(slices.clone(), port.port).collect();
         if serving.is_empty() {
             self.note_unserved(port.port, slices);
+        } else {
+            self.out.served.insert(port_label(port.port).into());
         }
         let mut targets = match self.mode {
             AddressMode::Endpoints => self.endpoint_targets(port, &serving),
@@ -108,7 +110,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    pub(super) fn finish(self) -> Desired {
+    pub(super) fn finish(mut self) -> Desired {
+        if self.out.unserved.is_empty() {
+            self.out.served.clear();
+        }
         self.out
     }
 
@@ -287,7 +292,7 @@ impl<'a> Builder<'a> {
             _ => found.into_iter().take(MAX_PORTS_SHOWN).collect::<Vec<_>>().join(", "),
         };
         let name = port.name.as_deref().unwrap_or_default();
-        self.out.is_unserved = true;
+        self.out.unserved.insert(port_label(port).into());
         self.problem(format!(
             "endpoints are ready, and none serves the port {}: expected a port of this name and \
              protocol in their EndpointSlices, found {found}",
@@ -332,6 +337,10 @@ impl<'a> Builder<'a> {
         }
         if name.standing == Standing::Undecided {
             self.out.undecided.insert(id);
+            let form = lookup_form(name.text);
+            if !self.out.unknown_names.contains(&*form) {
+                self.out.unknown_names.insert(form.into());
+            }
             return;
         }
         let check = match (self.settings.health, target.ready) {

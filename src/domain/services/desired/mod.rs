@@ -15,7 +15,9 @@ use crate::domain::kube::object::{
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{NameOverride, Overrides, overrides, sync};
 use crate::domain::services::claims::{Class, PtrRank, Rank};
-use crate::domain::services::settings::{AddressMode, JoinExisting, OnConflict, Settings};
+use crate::domain::services::settings::{
+    AddressMode, Annotation, JoinExisting, OnConflict, Settings,
+};
 use crate::domain::text::excerpt;
 
 /// The name of Consul's own servers in its catalog.
@@ -121,6 +123,8 @@ pub struct Desired {
     /// Instances that wait until it is known whether others hold their name: neither written
     /// nor removed.
     pub undecided: BTreeSet<Box<str>>,
+    /// The names of those, as [`lookup_form`] has them.
+    pub unknown_names: BTreeSet<Box<str>>,
     /// Instances whose name is another Service's: they are not to be registered.
     pub taken: BTreeSet<Box<str>>,
     /// Instances whose name others hold. What is registered of them already stays under the name
@@ -130,9 +134,11 @@ pub struct Desired {
     pub keeps_former_name: bool,
     /// Its PTR records, by KV key.
     pub reverse: BTreeMap<Box<str>, WantedPtr>,
-    /// Whether endpoints are ready and none serves one of the ports: the slices may not have
-    /// followed the Service yet.
-    pub is_unserved: bool,
+    /// Ports that no endpoint serves although some are ready, by their labels: the slices may not
+    /// have followed the Service yet.
+    pub unserved: BTreeSet<Box<str>>,
+    /// The other ports, while there are such.
+    pub served: BTreeSet<Box<str>>,
     /// Whether it cannot be told before the nodes are known: until then nothing is written, and
     /// nothing that is there removed.
     pub awaits_nodes: bool,
@@ -231,9 +237,10 @@ pub fn desired<'a>(
         Some(false) => JoinExisting::Never,
         None => settings.join_existing,
     };
+    let advice = Advice::new(settings, key);
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
-        let name = permitted_name(port, join, permit, &mut problems);
+        let name = permitted_name(port, join, advice, permit, &mut problems);
         builder.port(&name, port, slices.clone(), nodes.clone());
     }
     let mut desired = builder.finish();
@@ -409,20 +416,23 @@ enum Standing {
 fn permitted_name<'w>(
     wanted: &'w WantedPort<'_>,
     join: JoinExisting,
+    advice: Advice,
     permit: &impl Fn(&str, JoinExisting) -> Permit,
     problems: &mut Vec<Problem>,
 ) -> Name<'w> {
+    let foreign =
+        |name: &str, holder: &Holder, then: &str| foreign_name(name, holder, then, advice);
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
         let (standing, neighbours) = match permit(name, join) {
             Permit::Granted(neighbours) => (Standing::Granted, neighbours),
             Permit::Unknown => (Standing::Undecided, Neighbours::default()),
             Permit::ForeignToo(holder, neighbours) => {
-                problems.push(foreign_name(name, &holder, "what is registered already stays"));
+                problems.push(foreign(name, &holder, "what is registered already stays"));
                 (Standing::Granted, neighbours)
             }
             Permit::Foreign(holder) => {
-                problems.push(foreign_name(name, &holder, "it is not registered under it"));
+                problems.push(foreign(name, &holder, "it is not registered under it"));
                 (Standing::Blocked, Neighbours::default())
             }
             Permit::Taken(holder) => {
@@ -430,8 +440,8 @@ fn permitted_name<'w>(
                     problems.push(Problem::new(
                         Reason::NameConflict,
                         format!(
-                            "the Consul name {name:?} is registered for Service {holder}; choose another with \
-                             the annotation kube-consul.io/service-name, or see --on-conflict",
+                            "the Consul name {name:?} is registered for Service {holder}; {}",
+                            advice.another_name("--on-conflict"),
                         ),
                     ));
                 }
@@ -444,7 +454,33 @@ fn permitted_name<'w>(
     Name { text: &wanted.name, standing: Standing::Taken, neighbours }
 }
 
-fn foreign_name(name: &str, holder: &Holder, consequence: &str) -> Problem {
+/// What whoever owns the Service can do about its name: an annotation that does not count there is
+/// not suggested.
+#[derive(Clone, Copy, Debug)]
+struct Advice {
+    may_rename: bool,
+    may_join: bool,
+}
+
+// === impl Advice ===
+
+impl Advice {
+    fn new(settings: &Settings, key: &ObjectKey) -> Self {
+        let counts = |it| settings.annotations.counts(&key.namespace, it);
+        Self { may_rename: counts(Annotation::ServiceName), may_join: counts(Annotation::Join) }
+    }
+
+    fn another_name(self, option: &str) -> String {
+        if self.may_rename {
+            let annotation = "kube-consul.io/service-name";
+            format!("choose another with the annotation {annotation}, or see {option}")
+        } else {
+            format!("rename the Service, or see {option}")
+        }
+    }
+}
+
+fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) -> Problem {
     let holder = match holder {
         Holder::Kubernetes { cluster: Some(cluster) } => {
             format!("were registered by the bridge of the cluster {cluster:?}")
@@ -454,14 +490,11 @@ fn foreign_name(name: &str, holder: &Holder, consequence: &str) -> Problem {
         }
         Holder::Other => "were not registered from Kubernetes".to_owned(),
     };
-    Problem::new(
-        Reason::ForeignName,
-        format!(
-            "instances of {name:?} in Consul {holder}; {consequence}. Set the annotation \
-             kube-consul.io/join: \"true\" to share the name, or choose another with \
-             kube-consul.io/service-name; see --join-existing too",
-        ),
-    )
+    let join = "set the annotation kube-consul.io/join: \"true\" to share the name, or ";
+    let join = if advice.may_join { join } else { "" };
+    let rest = advice.another_name("--join-existing");
+    let message = format!("instances of {name:?} in Consul {holder}; {consequence}: {join}{rest}");
+    Problem::new(Reason::ForeignName, message)
 }
 
 /// The name by which a port is told from its siblings.

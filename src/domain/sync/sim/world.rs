@@ -8,6 +8,7 @@ mod readings;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::consul::names::lookup_form;
@@ -134,6 +135,7 @@ enum Event {
     ReadingReads(Of),
     ReadingShows(Of, Vec<Observation>),
     Names(Of),
+    Name(Of, Arc<str>),
     Catalog(Of),
     Identity(Of),
     MarkerLost(Of),
@@ -443,6 +445,17 @@ impl World {
                     process.term.names = Some(names.clone());
                 }
                 process.core.handle_names(result, now);
+                self.turn(of.place)
+            }
+            Event::Name(of, name) if self.is_current(of) => {
+                let found = self.consul.foreign_names().remove(&*name);
+                let (result, now) = (self.told_to_fail(3).map(|()| found), self.now);
+                let process = &mut self.processes[of.place];
+                if let (Ok(found), Some(names)) = (&result, &mut process.term.names) {
+                    names.remove(&*name);
+                    names.extend(found.clone().map(|holders| ((&*name).into(), holders)));
+                }
+                process.core.handle_name(&name, result, now);
                 self.turn(of.place)
             }
             Event::Catalog(of) if self.is_current(of) => {

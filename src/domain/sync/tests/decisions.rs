@@ -229,7 +229,7 @@ fn each_record_that_waits_says_why() {
     let mut younger = numbered(32);
     younger.annotations.insert("kube-consul.io/service-name".into(), "s1".into());
     simulation.seen(SeenObject::Service(key("s32"), younger));
-    assert_eq!(waits(&simulation, 32), [(false, Wait::NameTaken)]);
+    assert_eq!(waits(&simulation, 32), [(false, Wait::NameConflict)]);
 
     simulation.seen(slice_seen(1, false));
     let actions = simulation.next_actions();

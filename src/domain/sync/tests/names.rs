@@ -212,3 +212,127 @@ fn a_name_that_changes_hands_is_taken_before_it_is_left() {
         "{first:?}"
     );
 }
+
+#[test]
+fn n3_a_name_that_was_never_held_is_looked_up_before_its_first_write() {
+    let mut simulation = in_sync(2);
+    assert_eq!(simulation.looked_up, [""; 0], "the listing at the start shows these");
+    simulation.answers_look_ups = false;
+    // Somebody took it after the listing.
+    simulation.names = Some(foreign(&["s3"]));
+    simulation.seen(service_seen(3));
+    simulation.seen(service_seen(4));
+    simulation.seen(slice_seen(1, false));
+    simulation.step(&mut |_| Fate::Applied);
+    let mut looked_up = std::mem::take(&mut simulation.asked);
+    looked_up.retain(|it| matches!(it, Action::ReadName(_)));
+    assert_eq!(looked_up, [Action::ReadName("s3".into()), Action::ReadName("s4".into())]);
+    assert_eq!(simulation.registered()[0], "s1 10.0.0.1 Critical", "nothing else waits for it");
+    assert_eq!(simulation.registrations.len(), 2);
+    let plan = simulation.bridge.plan_of(&key("s4"), simulation.now).unwrap();
+    assert!(plan.waits.values().all(|wait| *wait == Wait::NameNotLookedUp), "{:?}", plan.waits);
+    assert!(!simulation.bridge.is_settled());
+    simulation.answers_look_ups = true;
+    for action in looked_up {
+        simulation.take(action);
+    }
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 3);
+    assert!(messages(&simulation, 3)[0].contains("it is not registered under it"));
+
+    // One that is held is not looked up for a change, and one that was given up is.
+    simulation.looked_up.clear();
+    simulation.seen(slice_seen(4, false));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.looked_up, [""; 0]);
+    simulation.deleted(Kind::Service, "s4");
+    simulation.step(&mut |_| Fate::Applied);
+    simulation.seen(service_seen(4));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(
+        (&*simulation.looked_up, simulation.registrations.len()),
+        (&["s4".to_owned()][..], 3)
+    );
+}
+
+#[test]
+fn n3_many_new_names_cost_one_listing() {
+    let mut simulation = in_sync(1);
+    (2..=200).for_each(|n| simulation.seen(service_seen(n)));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (200, 0));
+    // As at the start.
+    let mut simulation = Simulation::new(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, (1..=200).map(service_seen));
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (200, 0));
+}
+
+#[test]
+fn n3_a_failed_look_up_is_told_and_the_listing_takes_its_place() {
+    let mut simulation = in_sync(1);
+    simulation.names = None;
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 1);
+    assert!(messages(&simulation, 2)[0].contains("no answer"), "{:?}", messages(&simulation, 2));
+    assert_eq!(simulation.looked_up, ["s2"], "it is not asked again and again");
+    simulation.names = Some(ForeignNames::new());
+    simulation.now += Duration::from_secs(5);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 2);
+    assert_eq!(simulation.bridge.counts().problems, 0);
+    // What goes while a new name cannot be looked up goes all the same.
+    simulation.names = None;
+    simulation.seen(named(2, "new"));
+    simulation.step(&mut |_| Fate::Applied);
+    simulation.deleted(Kind::Service, "s2");
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
+}
+
+#[test]
+fn n3_what_somebody_removed_is_written_again_at_once() {
+    let mut simulation = in_sync(2);
+    simulation.registrations.clear();
+    simulation.names = None;
+    simulation.begin_resync();
+    simulation.show();
+    simulation.finish_resync();
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (2, 0));
+}
+
+#[test]
+fn o15_new_pods_of_a_service_renamed_to_a_name_of_others_have_its_former_name() {
+    let pods = |addresses: &[&str]| {
+        let endpoints: Vec<(&str, bool)> = addresses.iter().map(|it| (*it, true)).collect();
+        SeenObject::EndpointSlice(key("db-x"), slice("db", &[("http", 8080)], &endpoints))
+    };
+    let named = |name: &str| {
+        let annotations = [("kube-consul.io/service-name", name)];
+        let service = service().annotations(&annotations).with(|s| s.cluster_ips = Vec::new());
+        SeenObject::Service(key("db"), service.build())
+    };
+    let mut simulation = Simulation::new(settings());
+    simulation.resync();
+    simulation.others_hold(foreign(&["postgres"]));
+    simulation.list(Kind::Service, [named("db")]);
+    simulation.list(Kind::EndpointSlice, [pods(&["10.1.0.1", "10.1.0.2"])]);
+    simulation.settle();
+    simulation.seen(named("postgres"));
+    // Its pods are replaced one after the other.
+    for addresses in [["10.1.0.2", "10.1.0.3"], ["10.1.0.3", "10.1.0.4"]] {
+        simulation.seen(pods(&addresses));
+        simulation.settle();
+        let wanted = addresses.map(|address| format!("db {address} None"));
+        assert_eq!(simulation.registered(), wanted);
+    }
+    assert_eq!(simulation.bridge.problems().len(), 1);
+    simulation.others_hold(ForeignNames::new());
+    simulation.settle();
+    let wanted = ["10.1.0.3", "10.1.0.4"].map(|address| format!("postgres {address} None"));
+    assert_eq!(simulation.registered(), wanted);
+}

@@ -1,0 +1,168 @@
+//! Who else holds the Consul names that we want.
+//!
+//! A listing shows all names that others hold: once it is known at the start which names are wanted,
+//! and with each resync. A name that is wanted later, and that we do not hold, is looked up before
+//! its first write: who took it a moment ago is not joined. That is one request for each such name,
+//! several at a time, and nothing else waits for it. Where many names come at once, a listing takes
+//! the place of their look-ups.
+//!
+//! While it is not known who holds a name, it is not registered (and what is registered under a
+//! former name stays). A look-up that fails leaves its name to the next listing, which then comes
+//! within seconds: a name waits no longer than Consul can be read neither way, and its Service has a
+//! problem until then.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use crate::domain::consul::names::{ForeignNames, Holders};
+
+/// Look-ups under way at a time: at a millisecond each, thousands of names a second, and a small
+/// part of the connections that Consul lets one address have (200).
+const LOOK_UPS: usize = 8;
+/// From so many names on one listing is cheaper: it takes four requests, whose answers grow with
+/// the number of names in Consul.
+const LISTING_PAYS: usize = 64;
+
+/// Who else holds which names.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Names that others hold; `None` while that was not listed.
+    foreign: Option<ForeignNames>,
+    /// Names that we do not hold, may take, and have not taken yet.
+    free: HashSet<Arc<str>>,
+    /// Names to look up.
+    due: BTreeSet<Arc<str>>,
+    /// Names being looked up.
+    under_way: BTreeSet<Arc<str>>,
+    /// Names whose look-up failed, and why: the next listing tells.
+    failed: BTreeMap<Arc<str>, String>,
+    /// Names that the listing under way tells.
+    listing: BTreeSet<Arc<str>>,
+}
+
+/// Who else holds a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others<'n> {
+    /// Nothing was listed yet.
+    NotListed,
+    /// Nobody was there when all were listed; who is there now is not known.
+    NotLookedUp,
+    /// Nobody.
+    Nobody,
+    /// These.
+    Hold(&'n Holders),
+}
+
+// === impl Names ===
+
+impl Names {
+    /// Whether the names that others hold were listed.
+    pub(super) fn are_listed(&self) -> bool {
+        self.foreign.is_some()
+    }
+
+    /// Who else holds the name, which we hold ourselves if `is_held`.
+    pub(super) fn others(&self, name: &str, is_held: bool) -> Others<'_> {
+        let Some(foreign) = &self.foreign else { return Others::NotListed };
+        match foreign.get(name) {
+            Some(holders) => Others::Hold(holders),
+            None if is_held || self.free.contains(name) => Others::Nobody,
+            None => Others::NotLookedUp,
+        }
+    }
+
+    /// Whether it is soon known who else holds the name.
+    pub(super) fn comes_soon(&self, name: &str) -> bool {
+        self.are_listed() && !self.failed.contains_key(name)
+    }
+
+    /// Why it is not known who else holds the name, where asking failed.
+    pub(super) fn failure(&self, name: &str) -> Option<&str> {
+        self.failed.get(name).map(String::as_str)
+    }
+
+    /// Has the name looked up, unless that is under way.
+    pub(super) fn ask(&mut self, name: Arc<str>) {
+        let is_asked = self.under_way.contains(&name)
+            || self.listing.contains(&name)
+            || self.failed.contains_key(&name);
+        if !is_asked {
+            self.due.insert(name);
+        }
+    }
+
+    /// Whether all that was asked is answered, or failed.
+    pub(super) fn are_settled(&self) -> bool {
+        self.due.is_empty() && self.under_way.is_empty() && self.listing.is_empty()
+    }
+
+    /// Whether so many names are to be looked up that a listing is cheaper.
+    pub(super) fn want_listing(&self) -> bool {
+        self.are_listed() && self.listing.is_empty() && self.due.len() >= LISTING_PAYS
+    }
+
+    /// Begins the next look-up.
+    pub(super) fn next_look_up(&mut self) -> Option<Arc<str>> {
+        let many = self.due.len() >= LISTING_PAYS;
+        if !self.are_listed() || many || self.under_way.len() >= LOOK_UPS {
+            return None;
+        }
+        let name = self.due.pop_first()?;
+        self.under_way.insert(Arc::clone(&name));
+        Some(name)
+    }
+
+    /// A listing begins: it tells of all that is asked by now.
+    pub(super) fn begin_listing(&mut self) {
+        self.listing.append(&mut self.due);
+        self.listing.extend(std::mem::take(&mut self.failed).into_keys());
+    }
+
+    /// The listing failed, for this reason. Gives for which names that is news.
+    pub(super) fn listing_failed(&mut self, why: &str) -> BTreeSet<Arc<str>> {
+        let names = std::mem::take(&mut self.listing);
+        self.failed.extend(names.iter().map(|name| (Arc::clone(name), why.to_owned())));
+        names
+    }
+
+    /// Takes the listing. Gives for which names it says something new; `None`: it is the first one.
+    pub(super) fn listed(&mut self, foreign: ForeignNames) -> Option<BTreeSet<Box<str>>> {
+        let told = std::mem::take(&mut self.listing);
+        let news = self.foreign.as_ref().map(|before| {
+            let all = before.keys().chain(foreign.keys());
+            let changed = all.filter(|name| before.get(*name) != foreign.get(*name)).cloned();
+            changed.chain(told.iter().map(|name| (&**name).into())).collect()
+        });
+        self.free.extend(told);
+        self.free.retain(|name| !foreign.contains_key(&**name));
+        self.free.shrink_to_fit();
+        self.foreign = Some(foreign);
+        news
+    }
+
+    /// Takes the answer to a look-up.
+    pub(super) fn looked_up(&mut self, name: &str, found: Result<Option<Holders>, String>) {
+        let Some(name) = self.under_way.take(name) else { return };
+        match (found, &mut self.foreign) {
+            (Ok(Some(holders)), Some(foreign)) => drop(foreign.insert((&*name).into(), holders)),
+            (Ok(_), _) => drop(self.free.insert(name)),
+            (Err(why), _) => drop(self.failed.insert(name, why)),
+        }
+    }
+
+    /// Somebody removed what we had under the name: it is ours to write again at once, and who else
+    /// holds it is told by the next listing.
+    pub(super) fn lost(&mut self, name: Arc<str>) {
+        self.free.insert(name);
+    }
+
+    /// We have taken the name: should we give it up, it is looked up before we take it again.
+    pub(super) fn taken(&mut self, name: &str) {
+        self.free.remove(name);
+    }
+
+    /// Forgets that these names are free unless `is_wanted`.
+    pub(super) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        self.free.retain(|name| is_wanted(name));
+    }
+}
