@@ -6,16 +6,20 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
 
 use crate::cli::{ConsulArgs, KubernetesArgs, LogArgs, duration, finish, usage};
 use crate::consul::http::config::{Address, Config};
+use crate::domain::import::create::{Create, CreateAs, Pattern};
 use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{Access, Environment};
 use crate::logging::{self, LogFormat};
 use crate::run::daemon::options::Common;
-use crate::run::import::{self, Options};
+use crate::run::import::{self, CreateOptions, Options};
 use crate::run::install::CONSUL8S_NAME;
+
+/// Longest --name-prefix: half of a name, so that something is left of the other half.
+const MAX_PREFIX: usize = 31;
 
 pub(super) const EXAMPLES: &str = "Examples:
   # the Services of one namespace that ask for it by annotation kube-consul.io/import
@@ -23,6 +27,9 @@ pub(super) const EXAMPLES: &str = "Examples:
 
   # of all namespaces, once, for example in CI
   kube-consul import --all-namespaces --run-once
+
+  # a Service for each Consul service, in namespace consul
+  kube-consul import --create --target-namespace consul
 
   # what a Service says
   kubectl annotate service postgres kube-consul.io/import=postgres
@@ -49,6 +56,12 @@ pub struct ImportArgs {
     /// The Services of all namespaces
     #[arg(short = 'A', long, env = "KUBE_CONSUL_ALL_NAMESPACES")]
     all_namespaces: bool,
+    /// Make a Service for each Consul service: all but Consul's own, proxies and gateways, and what
+    /// this cluster registered
+    #[arg(long, env = "KUBE_CONSUL_CREATE")]
+    create: bool,
+    #[command(flatten)]
+    created: CreateArgs,
     /// Import once and exit: 0 when all is in sync, 1 when not
     #[arg(short = '1', long, env = "KUBE_CONSUL_RUN_ONCE")]
     run_once: bool,
@@ -91,6 +104,106 @@ pub struct ImportArgs {
     consul_host: Option<Address>,
 }
 
+/// What is made with `--create`.
+#[derive(Clone, Debug, Args)]
+struct CreateArgs {
+    /// Only for Consul services of this name, in which * stands for any characters (repeatable);
+    /// proxies, gateways and `consul` only so
+    #[arg(
+        long = "match",
+        env = "KUBE_CONSUL_MATCH",
+        value_delimiter = ',',
+        value_name = "PATTERN",
+        requires = "create"
+    )]
+    pattern: Vec<String>,
+    /// Only for Consul services with this tag, and only their instances with it (repeatable)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_MATCH_TAG",
+        value_delimiter = ',',
+        value_name = "TAG",
+        requires = "create"
+    )]
+    match_tag: Vec<String>,
+    /// Only for Consul services with an instance that passes this filter expression, for example
+    /// 'ServiceMeta.env == "production"'
+    #[arg(long, env = "KUBE_CONSUL_MATCH_FILTER", value_name = "EXPRESSION", requires = "create")]
+    match_filter: Option<String>,
+    /// Namespace of the Services that are made
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_TARGET_NAMESPACE",
+        value_name = "NAMESPACE",
+        requires = "create"
+    )]
+    target_namespace: Option<String>,
+    /// Kind of the Services that are made [default: headless]
+    #[arg(long, env = "KUBE_CONSUL_CREATE_AS", value_name = "KIND", requires = "create")]
+    create_as: Option<CreateAsArg>,
+    /// What the names of the Services begin with
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_NAME_PREFIX",
+        value_name = "PREFIX",
+        value_parser = prefix,
+        requires = "create"
+    )]
+    name_prefix: Option<Box<str>>,
+    /// Consul's DNS domain, for --create-as external-name [default: consul]
+    #[arg(long, env = "KUBE_CONSUL_CONSUL_DOMAIN", value_name = "DOMAIN", requires = "create")]
+    consul_domain: Option<String>,
+    /// Take over the Services that consul-k8s made (label consul=true) in the target namespace
+    #[arg(long, env = "KUBE_CONSUL_ADOPT_CONSUL_K8S", requires = "create")]
+    adopt_consul_k8s: bool,
+}
+
+/// `--create-as`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CreateAsArg {
+    /// Without a cluster IP: DNS answers with the instances' addresses
+    Headless,
+    /// With a cluster IP
+    ClusterIp,
+    /// A CNAME record of Consul's DNS, as consul-k8s makes it
+    ExternalName,
+}
+
+// === impl CreateArgs ===
+
+impl CreateArgs {
+    fn options(self) -> CreateOptions {
+        let form = match self.create_as {
+            None | Some(CreateAsArg::Headless) => CreateAs::Headless,
+            Some(CreateAsArg::ClusterIp) => CreateAs::ClusterIp,
+            Some(CreateAsArg::ExternalName) => CreateAs::ExternalName,
+        };
+        let domain = self.consul_domain.unwrap_or_else(|| "consul".to_owned());
+        let create = Create {
+            namespace: self.target_namespace.unwrap_or_else(|| "default".to_owned()).into(),
+            patterns: self.pattern.iter().map(|it| Pattern::from(&**it)).collect(),
+            tags: self.match_tag.into_iter().map(Into::into).collect(),
+            prefix: self.name_prefix.unwrap_or_default(),
+            form,
+            domain: domain.trim_matches('.').into(),
+            adopts: self.adopt_consul_k8s,
+        };
+        CreateOptions { create, filter: self.match_filter }
+    }
+}
+
+/// The beginning of a Service's name.
+fn prefix(text: &str) -> Result<Box<str>, String> {
+    let is_valid = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    let begins = text.is_empty() || text.starts_with(|c: char| c.is_ascii_lowercase());
+    if begins && text.len() <= MAX_PREFIX && text.bytes().all(is_valid) {
+        return Ok(text.into());
+    }
+    Err(format!(
+        "expected at most {MAX_PREFIX} characters of a-z, 0-9 and '-' that begin with a letter"
+    ))
+}
+
 // === impl ImportArgs ===
 
 impl ImportArgs {
@@ -108,6 +221,7 @@ impl ImportArgs {
             common: common(access, consul, self.admin_addr),
             cluster: Some(self.cluster),
             namespaces: namespaces.into_iter().map(Into::into).collect(),
+            create: self.create.then(|| self.created.options()),
             resync: self.interval,
             once: self.run_once.then_some(self.timeout),
             serves_admin: true,
@@ -207,6 +321,7 @@ impl Consul8sCli {
             common: common(access, consul, None),
             cluster: None,
             namespaces,
+            create: None,
             resync: interval,
             once: self.run_once.then_some(Duration::from_mins(1)),
             serves_admin: false,

@@ -17,6 +17,7 @@
 //! | [`sidecar`] | what a sidecar asks the daemon of its node for |
 //! | [`report`] | what people are shown: differences between records, the forecast of `plan` |
 //! | [`problem`] | what is wrong with an object, for those who can fix it |
+//! | [`hash`] | a hash that is the same in each process |
 //! | [`text`] | text that others wrote, made fit to be shown |
 //!
 //! # Glossary
@@ -49,6 +50,7 @@
 pub mod backoff;
 pub mod consul;
 pub mod flights;
+pub mod hash;
 pub mod hook;
 pub mod import;
 pub mod kube;

@@ -223,6 +223,11 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         self.set(record, owner, Failure::Lasting { until, problem });
     }
 
+    /// It has to be fixed by people, and is tried again at that moment.
+    pub fn lasting(&mut self, record: &K, owner: &O, problem: Problem, until: Moment) {
+        self.set(record, owner, Failure::Lasting { until, problem });
+    }
+
     /// This content waits until that moment, although nothing failed.
     pub fn pause(&mut self, record: &K, owner: &O, content: C, until: Moment) {
         let attempt = self.entry(record, owner).attempt;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service as ServiceObject;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error as KubeError};
 use serde_json::{Value, json};
 
+use crate::domain::import::create::{CREATED, OF_CONSUL_K8S, SERVICE_SYNC, Wanted};
 use crate::domain::import::layout::{Slice, SlicePort};
-use crate::domain::import::object::{MANAGED_BY, OwnedSlice, Seen, Service};
+use crate::domain::import::object::{Form, MANAGED_BY, OwnedSlice, Seen, Service, Version};
 use crate::domain::import::source::{CONSUL8S_SOURCE, Pairs, REGISTRATION};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
@@ -27,11 +28,16 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of an EndpointSlice that names who manages it.
 const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// Beginnings of the annotations that are read.
-const ANNOTATIONS: [&str; 2] = ["kube-consul.io/import", "consul8s/"];
+const ANNOTATIONS: [&str; 3] = ["kube-consul.io/import", "consul8s/", SERVICE_SYNC];
 /// Labels that are read.
-const LABELS: [&str; 2] = [CONSUL8S_SOURCE, REGISTRATION];
+const LABELS: [&str; 4] = [CONSUL8S_SOURCE, REGISTRATION, CREATED.0, OF_CONSUL_K8S.0];
 /// The file that grants the rights.
 const GRANTED_BY: &str = "manifests/import/rbac.yaml";
+/// The file that grants the rights to make Services.
+const CREATE_GRANTED_BY: &str = "manifests/import-create/rbac.yaml";
+/// Kinds, as people call them.
+const SLICE: &str = "EndpointSlice";
+const SERVICE: &str = "Service";
 
 /// Services, as far as an import reads them.
 #[derive(Clone, Copy, Debug)]
@@ -41,33 +47,41 @@ pub struct ImportServices;
 #[derive(Clone, Copy, Debug)]
 pub struct ImportSlices;
 
-/// Why a slice was not written or deleted.
+/// Why an object was not written or deleted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// A right is missing.
     #[error(
-        "expected the right to {verb} endpointslices, found none ({cause}); {GRANTED_BY} grants it"
+        "expected the right to {verb} {}s, found none ({cause}); {} grants it",
+        kind.to_lowercase(),
+        if *kind == SERVICE { CREATE_GRANTED_BY } else { GRANTED_BY },
     )]
     Denied {
-        /// `patch` or `delete`.
+        /// `create`, `patch` or `delete`.
         verb: &'static str,
+        /// The kind of the object.
+        kind: &'static str,
         /// The API server's words.
         cause: String,
     },
-    /// Another manager owns fields of the slice.
-    #[error("another manager owns fields of EndpointSlice {name}: {cause}")]
+    /// Another manager owns fields of it, or it changed in the meantime.
+    #[error("somebody else writes {kind} {name}: {cause}")]
     Conflict {
-        /// The slice.
+        /// The kind of the object.
+        kind: &'static str,
+        /// Its name.
         name: Box<str>,
         /// The API server's words, which name the manager and the fields.
         cause: String,
     },
     /// It failed for another reason.
-    #[error("cannot {verb} EndpointSlice {name}: {cause}")]
+    #[error("cannot {verb} {kind} {name}: {cause}")]
     Failed {
-        /// `patch` or `delete`.
+        /// `create`, `patch` or `delete`.
         verb: &'static str,
-        /// The slice.
+        /// The kind of the object.
+        kind: &'static str,
+        /// Its name.
         name: Box<str>,
         /// Why.
         cause: String,
@@ -89,34 +103,14 @@ impl Watched for ImportServices {
 
     fn decode(json: &str) -> Result<(Identity, Content<Service>), serde_json::Error> {
         let object: ServiceObject = serde_json::from_str(json)?;
-        let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
-        let kept = |all: Option<BTreeMap<String, String>>, keep: fn(&str) -> bool| -> Pairs {
-            let kept = all.unwrap_or_default().into_iter().filter(|(key, _)| keep(key));
-            kept.map(|(key, value)| (key.into(), value.into())).collect()
-        };
-        let port = |port: k8s_openapi::api::core::v1::ServicePort| {
-            let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
-            (port.name.unwrap_or_default().into(), protocol.into())
-        };
-        let service = Service {
-            uid: metadata.uid.unwrap_or_default().into(),
-            labels: kept(metadata.labels, |key| LABELS.contains(&key)),
-            annotations: kept(metadata.annotations, |key| {
-                ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix))
-            }),
-            ports: spec.ports.unwrap_or_default().into_iter().map(port).collect(),
-            has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
-            is_external_name: spec.type_.as_deref() == Some("ExternalName"),
-            is_going: metadata.deletion_timestamp.is_some(),
-        };
         let identity = Identity {
             key: ObjectKey::new(
-                metadata.namespace.unwrap_or_default(),
-                metadata.name.unwrap_or_default(),
+                object.metadata.namespace.clone().unwrap_or_default(),
+                object.metadata.name.clone().unwrap_or_default(),
             ),
-            resource_version: metadata.resource_version.unwrap_or_default(),
+            resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
         };
-        Ok((identity, Content::Object(service)))
+        Ok((identity, Content::Object(read_service(object))))
     }
 
     fn seen(key: ObjectKey, object: Service) -> Seen {
@@ -125,6 +119,39 @@ impl Watched for ImportServices {
 
     fn undecodable(key: ObjectKey, why: String) -> Seen {
         Seen::UndecodableService(key, why)
+    }
+}
+
+/// What an import has to know of a Service.
+fn read_service(object: ServiceObject) -> Service {
+    let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
+    let kept = |all: Option<BTreeMap<String, String>>, keep: fn(&str) -> bool| -> Pairs {
+        let kept = all.unwrap_or_default().into_iter().filter(|(key, _)| keep(key));
+        kept.map(|(key, value)| (key.into(), value.into())).collect()
+    };
+    let port = |port: k8s_openapi::api::core::v1::ServicePort| {
+        let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
+        (port.name.unwrap_or_default().into(), protocol.into())
+    };
+    let ports = spec.ports.unwrap_or_default();
+    Service {
+        uid: metadata.uid.unwrap_or_default().into(),
+        labels: kept(metadata.labels, |key| LABELS.contains(&key)),
+        annotations: kept(metadata.annotations, |key| {
+            ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix))
+        }),
+        port: ports.first().and_then(|it| it.port.try_into().ok()),
+        ports: ports.into_iter().map(port).collect(),
+        has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
+        form: match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
+            (Some("ExternalName"), _) => {
+                Form::ExternalName(spec.external_name.unwrap_or_default().into())
+            }
+            (_, Some("None")) => Form::Headless,
+            _ => Form::ClusterIp,
+        },
+        is_going: metadata.deletion_timestamp.is_some(),
+        version: Version(metadata.resource_version.unwrap_or_default().into()),
     }
 }
 
@@ -204,6 +231,7 @@ fn owned(object: EndpointSlice) -> Option<OwnedSlice> {
         managed_by: managed_by.into(),
         owner: owner.map(|owner| owner.uid).unwrap_or_default().into(),
         uid: metadata.uid.unwrap_or_default().into(),
+        version: Version(metadata.resource_version.unwrap_or_default().into()),
         slice,
         is_canonical,
     })
@@ -220,10 +248,11 @@ pub async fn write_slice(
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
     let body = Patch::Apply(manifest(service, uid, name, slice));
     let written = api.patch(name, &PatchParams::apply(FIELD_MANAGER), &body).await;
-    let written = written.map_err(|error| WriteError::of("patch", name, &error))?;
+    let written = written.map_err(|error| WriteError::of("patch", SLICE, name, &error))?;
     owned(written).filter(|it| it.is_canonical && it.slice == *slice).ok_or_else(|| {
         WriteError::Failed {
             verb: "patch",
+            kind: SLICE,
             name: name.into(),
             cause: "expected it to be kept as it was sent, found it changed: an admission webhook \
                     may do that; exclude EndpointSlices from it"
@@ -270,8 +299,90 @@ pub async fn delete_slice(client: &Client, key: &ObjectKey, uid: &str) -> Result
         Ok(_) => Ok(()),
         // Another one of that name, or none: the one that was meant is gone.
         Err(KubeError::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(WriteError::of("delete", &key.name, &error)),
+        Err(error) => Err(WriteError::of("delete", SLICE, &key.name, &error)),
     }
+}
+
+/// Makes a Service, unless there is one of this name. Not by server-side apply, which would change
+/// one that is there.
+pub async fn create_service(
+    client: &Client,
+    key: &ObjectKey,
+    wanted: &Wanted,
+) -> Result<Service, WriteError> {
+    let api: Api<ServiceObject> = Api::namespaced(client.clone(), &key.namespace);
+    let mut object = service_manifest(wanted);
+    object["metadata"]["name"] = json!(key.name);
+    let object = serde_json::from_value(object).map_err(|error| WriteError::Failed {
+        verb: "create",
+        kind: SERVICE,
+        name: key.name.clone(),
+        cause: error.to_string(),
+        retry_after: None,
+    })?;
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    let created = api.create(&params, &object).await;
+    created.map(read_service).map_err(|error| WriteError::of("create", SERVICE, &key.name, &error))
+}
+
+/// Changes a Service by one write, if it still is the one of this uid at this version.
+pub async fn update_service(
+    client: &Client,
+    key: &ObjectKey,
+    (uid, version): (&str, &Version),
+    wanted: &Wanted,
+) -> Result<Service, WriteError> {
+    let api: Api<ServiceObject> = Api::namespaced(client.clone(), &key.namespace);
+    let mut patch = service_manifest(wanted);
+    patch["metadata"]["uid"] = json!(uid);
+    patch["metadata"]["resourceVersion"] = json!(version.0);
+    // Or consul-k8s would go on changing it.
+    patch["metadata"]["labels"][OF_CONSUL_K8S.0] = Value::Null;
+    let params =
+        PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    let updated = api.patch(&key.name, &params, &Patch::Merge(patch)).await;
+    updated.map(read_service).map_err(|error| WriteError::of("patch", SERVICE, &key.name, &error))
+}
+
+/// Deletes a Service, if it still is the one of this uid at this version. One that is gone is a
+/// success.
+pub async fn delete_service(
+    client: &Client,
+    key: &ObjectKey,
+    (uid, version): (&str, &Version),
+) -> Result<(), WriteError> {
+    let api: Api<ServiceObject> = Api::namespaced(client.clone(), &key.namespace);
+    let preconditions =
+        Preconditions { uid: Some(uid.to_owned()), resource_version: Some(version.0.to_string()) };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(&key.name, &params).await {
+        Ok(_) => Ok(()),
+        Err(KubeError::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(WriteError::of("delete", SERVICE, &key.name, &error)),
+    }
+}
+
+/// A Service as a merge patch makes it.
+fn service_manifest(wanted: &Wanted) -> Value {
+    let (of_type, cluster_ip, external_name) = match &wanted.form {
+        Form::ExternalName(name) => ("ExternalName", Value::Null, json!(name)),
+        Form::Headless => ("ClusterIP", json!("None"), Value::Null),
+        Form::ClusterIp => ("ClusterIP", Value::Null, Value::Null),
+    };
+    let port = |(port, protocol): &(u16, Box<str>)| json!([{"port": port, "protocol": protocol}]);
+    let mut spec = json!({
+        "type": of_type,
+        "externalName": external_name,
+        "ports": wanted.port.as_ref().map(port),
+    });
+    if wanted.form != Form::ClusterIp {
+        // One that is there stays; of another type there is none.
+        spec["clusterIP"] = cluster_ip;
+    }
+    json!({
+        "metadata": {"labels": {CREATED.0: CREATED.1}, "annotations": wanted.annotations},
+        "spec": spec,
+    })
 }
 
 fn of_uid(uid: &str) -> DeleteParams {
@@ -282,18 +393,22 @@ fn of_uid(uid: &str) -> DeleteParams {
 // === impl WriteError ===
 
 impl WriteError {
-    fn of(verb: &'static str, name: &str, error: &KubeError) -> Self {
+    fn of(verb: &'static str, kind: &'static str, name: &str, error: &KubeError) -> Self {
         let (name, cause) = (name.into(), failure(error));
         match error {
-            KubeError::Api(status) if status.code == 403 => WriteError::Denied { verb, cause },
-            KubeError::Api(status) if status.code == 409 => WriteError::Conflict { name, cause },
+            KubeError::Api(status) if status.code == 403 => {
+                WriteError::Denied { verb, kind, cause }
+            }
+            KubeError::Api(status) if status.code == 409 => {
+                WriteError::Conflict { kind, name, cause }
+            }
             KubeError::Api(status) => {
                 let seconds = status.details.as_ref().map(|it| it.retry_after_seconds);
                 let seconds = seconds.filter(|it| *it > 0);
                 let retry_after = seconds.map(|it| Duration::from_secs(it.into()));
-                WriteError::Failed { verb, name, cause, retry_after }
+                WriteError::Failed { verb, kind, name, cause, retry_after }
             }
-            _ => WriteError::Failed { verb, name, cause, retry_after: None },
+            _ => WriteError::Failed { verb, kind, name, cause, retry_after: None },
         }
     }
 

@@ -41,9 +41,11 @@ enum Position {
     Hash(Option<String>),
 }
 
-/// A token bucket of [`BURST`] tokens.
-#[derive(Debug, Default)]
+/// A token bucket.
+#[derive(Debug)]
 struct Pace {
+    /// How many tokens it holds.
+    burst: u32,
     /// When the bucket is full again.
     full: Option<Instant>,
 }
@@ -53,14 +55,19 @@ struct Pace {
 impl BlockingQuery {
     /// A query of the servers' state. The first answer comes at once.
     pub(in crate::consul) fn by_index(request: Request) -> Self {
-        Self { request, position: Position::Index(0), pace: Pace::default() }
+        Self { request, position: Position::Index(0), pace: Pace::new(BURST) }
     }
 
     /// A query of an agent's own state. The first answer comes once its hash is another than
     /// `known`.
     pub(in crate::consul) fn by_hash(request: Request, known: &str) -> Self {
         let position = Position::Hash(Some(known.to_owned()));
-        Self { request, position, pace: Pace::default() }
+        Self { request, position, pace: Pace::new(BURST) }
+    }
+
+    /// At most one query a second, for what changes all the time.
+    pub(in crate::consul) fn without_burst(self) -> Self {
+        Self { pace: Pace::new(1), ..self }
     }
 
     /// The next answer: that of a change, or the same again after [`WAIT`]. After an error the next
@@ -127,11 +134,15 @@ fn next_index(before: u64, found: Option<u64>) -> u64 {
 // === impl Pace ===
 
 impl Pace {
+    fn new(burst: u32) -> Self {
+        Self { burst, full: None }
+    }
+
     /// Takes a token: when the query may be sent.
     fn reserve(&mut self, now: Instant) -> Instant {
         let full = self.full.map_or(now, |full| full.max(now)) + REFILL;
         self.full = Some(full);
-        full.checked_sub(REFILL * BURST).map_or(now, |at| at.max(now))
+        full.checked_sub(REFILL * self.burst).map_or(now, |at| at.max(now))
     }
 }
 
@@ -155,12 +166,15 @@ mod tests {
 
     #[test]
     fn a_few_queries_follow_at_once_and_no_more_than_one_a_second_for_long() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
+        let (mut pace, now) = (Pace::new(BURST), Instant::now());
         let delays: Vec<_> = (0..8).map(|_| (pace.reserve(now) - now).as_secs()).collect();
         assert_eq!(delays, [0, 0, 0, 0, 0, 1, 2, 3]);
         // What was reserved has to be waited for first; then a quiet time fills it again.
         let later = now + Duration::from_mins(1);
         let delays: Vec<_> = (0..6).map(|_| (pace.reserve(later) - later).as_secs()).collect();
         assert_eq!(delays, [0, 0, 0, 0, 0, 1]);
+        let mut pace = Pace::new(1);
+        let delays: Vec<_> = (0..3).map(|_| (pace.reserve(now) - now).as_secs()).collect();
+        assert_eq!(delays, [0, 1, 2]);
     }
 }

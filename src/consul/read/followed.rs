@@ -5,7 +5,7 @@
 //! narrowed or all servers are gone, and proves no absence.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -15,12 +15,26 @@ use crate::consul::http::request::{Request, encode};
 use crate::consul::http::stream::{Layout, Malformed};
 use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
+use crate::consul::read::registrations::CATALOG_SERVICES;
 use crate::consul::read::wire::decode;
-use crate::domain::consul::record::CLUSTER_META;
+use crate::domain::consul::record::{
+    CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE, SOURCE_META,
+};
 use crate::domain::import::instance::{Health, Instance};
 use crate::domain::import::source::Source;
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::object::Protocol;
 
 const INSTANCES: &str = "the instances of the service";
+
+/// Meta key by which consul-k8s names the object that a registration is from.
+const REFERENCE_META: &str = "external-k8s-ref-name";
+
+/// The names of the catalog's services, asked for again and again.
+#[derive(Debug)]
+pub struct FollowedNames {
+    changes: BlockingQuery,
+}
 
 /// A source that is asked for again and again.
 #[derive(Debug)]
@@ -52,6 +66,12 @@ struct Service<'a> {
     #[serde(borrow)]
     address: Option<Cow<'a, str>>,
     port: Option<i64>,
+    #[serde(borrow)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    service: Cow<'a, str>,
+    #[serde(borrow)]
+    tags: Option<Vec<Cow<'a, str>>>,
     #[serde(borrow)]
     meta: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
 }
@@ -149,13 +169,86 @@ impl Entry<'_> {
             "warning" => Health::Warning,
             _ => Health::Critical,
         });
-        let mut meta = self.service.meta.unwrap_or_default();
+        let service = self.service;
+        let mut meta = service.meta.unwrap_or_default();
+        let tags = service.tags.unwrap_or_default();
+        let cluster: Option<Box<str>> = meta.remove(CLUSTER_META).map(Into::into);
+        let is_tagged = |it: &Protocol| {
+            cluster.is_some() && it.tag().is_some_and(|tag| tags.iter().any(|it| *it == tag))
+        };
+        let protocol = [Protocol::Udp, Protocol::Sctp].into_iter().find(is_tagged);
+        let origin = cluster.is_none().then(|| origin(&meta, &service.service)).flatten();
         Instance {
-            address: self.service.address.unwrap_or_default().into(),
+            address: service.address.unwrap_or_default().into(),
             node_address: self.node.address.into(),
-            port: self.service.port.and_then(|port| port.try_into().ok()).unwrap_or(0),
+            port: service.port.and_then(|port| port.try_into().ok()).unwrap_or(0),
             health: health.max().unwrap_or(Health::Passing),
-            cluster: meta.remove(CLUSTER_META).map(Into::into),
+            cluster,
+            protocol: protocol.unwrap_or_default(),
+            is_proxy: service.kind.is_some_and(|kind| !kind.is_empty()),
+            origin,
         }
+    }
+}
+
+/// The Service from which consul-k8s made an instance of `name`, if it did. Older ones name only the
+/// namespace, and may add that to the name.
+fn origin(meta: &BTreeMap<Cow<str>, Cow<str>>, name: &str) -> Option<ObjectKey> {
+    if meta.get(SOURCE_META).is_none_or(|source| *source != SOURCE) {
+        return None;
+    }
+    let namespace = &**meta.get(NAMESPACE_META)?;
+    let named = meta.get(REFERENCE_META).or_else(|| meta.get(SERVICE_META));
+    let suffix = format!("-{namespace}");
+    let name = named.map_or_else(|| name.strip_suffix(&suffix).unwrap_or(name), |it| &**it);
+    Some(ObjectKey::new(namespace, name))
+}
+
+// === impl FollowedNames ===
+
+impl FollowedNames {
+    /// Of services that have an instance which no bridge of `cluster` made, that is no proxy (with
+    /// `takes_proxies`: that may be one), has all of `tags` and passes `filter`. A Consul that does
+    /// not know the filter gives all names.
+    pub fn new(
+        cluster: Option<&ClusterName>,
+        takes_proxies: bool,
+        tags: &[Box<str>],
+        filter: Option<&str>,
+    ) -> Self {
+        let mut all: Vec<String> = Vec::new();
+        all.extend(cluster.map(|it| format!("ServiceMeta[{CLUSTER_META:?}] != \"{it}\"")));
+        if !takes_proxies {
+            all.push("ServiceKind == \"\"".to_owned());
+        }
+        all.extend(tags.iter().map(|tag| format!("{tag:?} in ServiceTags")));
+        all.extend(filter.map(|filter| format!("({filter})")));
+        let mut request = Request::get("/v1/catalog/services");
+        if !all.is_empty() {
+            request = request.parameter("filter", &all.join(" and "));
+        }
+        Self { changes: BlockingQuery::by_index(request).without_burst() }
+    }
+
+    /// The names, once they may have changed; at most once a second, since Consul answers whenever
+    /// any instance changes. What is missing may be hidden by the token's rights.
+    pub async fn next(&mut self, client: &Client) -> Result<BTreeSet<Box<str>>, Unknown> {
+        let read = self.read(client).await;
+        if read.is_err() {
+            self.changes.reset();
+        }
+        read.map_err(failed(CATALOG_SERVICES))
+    }
+
+    async fn read(&mut self, client: &Client) -> Result<BTreeSet<Box<str>>, Error> {
+        let reply = self.changes.next(client).await?.into_found().await?;
+        let mut found = BTreeSet::new();
+        let names = reply.items(Layout::Members, |item| {
+            let name: Cow<str> = decode("a service name", item.name.unwrap_or_default())?;
+            found.insert(name.into());
+            Ok(())
+        });
+        names.await?;
+        Ok(found)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 
+use crate::domain::hash::fnv1a_32;
 use crate::domain::kube::names::ClusterName;
 
 /// Meta key that marks a registration as a bridge's, with the cluster's name as value
@@ -289,11 +290,7 @@ impl PtrOwner {
 
     /// The KV flags of this cluster's PTR records: the mark, and FNV-1a-32 of its name.
     pub fn flags(cluster: &ClusterName) -> u64 {
-        let hash = cluster
-            .as_str()
-            .bytes()
-            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        (Self::MARK << 32) | u64::from(hash)
+        (Self::MARK << 32) | u64::from(fnv1a_32(cluster.as_str().bytes()))
     }
 
     /// Whose a KV entry with these flags is, seen from `cluster`.

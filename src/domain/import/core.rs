@@ -8,6 +8,8 @@
 //!   Nothing is written before Services and slices are listed.
 //! - **Only our own slices are touched**: those with our managed-by label that the Service owns, by
 //!   its uid.
+//! - **Only our own Services are written**: those that were made here, by their label, and with
+//!   `--adopt-consul-k8s` those that consul-k8s made. One that is there is never made anew.
 //! - **Equal means silent**, and of what differs only the slices that do are written; what adds
 //!   endpoints is written before what removes them.
 //! - **One bad object harms only itself**: what cannot be imported is a problem on its Service.
@@ -15,16 +17,22 @@
 //! Order of the calls: after any `handle_*` call, [`Importer::poll_action`] until it gives none, and
 //! [`Importer::handle_timeout`] at [`Importer::next_timeout`].
 
+mod create;
+mod failures;
 mod plan;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::backoff::Backoff;
+use self::create::Creation;
+use self::failures::Failures;
+use self::versions::Versions;
+use crate::domain::import::create::{Create, Wanted};
 use crate::domain::import::instance::{Endpoints, Instance};
 use crate::domain::import::layout::{Slice, Slices};
-use crate::domain::import::object::{OwnedSlice, Service};
+use crate::domain::import::object::{OwnedSlice, Service, Version};
 use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::store::Store;
@@ -32,10 +40,6 @@ use crate::domain::problem::{Problem, Reason};
 
 /// A point in time: how long the process has been running.
 pub type Moment = Duration;
-
-/// Between two tries of a Service whose write failed: from what the API server takes to start a
-/// request again, to what somebody who gives a right waits for.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_mins(1));
 
 /// The state of an import.
 #[derive(Debug)]
@@ -50,6 +54,13 @@ pub struct Importer {
     /// What is known of each Service that asks for an import, or whose slices have to go.
     states: BTreeMap<ObjectKey, State>,
     dirty: BTreeSet<ObjectKey>,
+    failures: Failures,
+    /// When Services have to be planned again, by [`State::timer`].
+    timers: BTreeSet<(Moment, ObjectKey)>,
+    /// Which Services are made, if any.
+    creation: Option<Creation>,
+    service_versions: Versions,
+    slice_versions: Versions,
     problems: BTreeMap<ObjectKey, Vec<Problem>>,
     actions: Vec<Action>,
     reports: VecDeque<Report>,
@@ -64,6 +75,10 @@ struct Followed {
     unknown: Option<Problem>,
     /// Who asks for it.
     users: BTreeSet<ObjectKey>,
+    /// When the newest true answer was asked for.
+    asked: Moment,
+    /// Whether it is asked anew, so that a removal is confirmed.
+    is_confirmed: bool,
 }
 
 /// What is under way for one Service.
@@ -72,10 +87,12 @@ struct State {
     sources: Vec<Source>,
     /// Writes that were not answered.
     in_flight: usize,
-    /// How often in a row a write failed, and the newest failure.
-    failed: Option<(u32, Problem)>,
-    /// Until when nothing is written after a failure.
-    retry_at: Moment,
+    /// Whether one of them is the Service itself.
+    is_writing_service: bool,
+    /// When the Service is taken over from consul-k8s.
+    adopt_at: Option<Moment>,
+    /// When the Service is removed, if its Consul service is still gone.
+    remove_at: Option<Moment>,
     /// The endpoints that were usable last, and since when none is any more.
     last_usable: Option<Endpoints>,
     unusable_since: Option<Moment>,
@@ -96,6 +113,8 @@ pub enum Action {
     Follow(Source),
     /// Follow it no longer.
     Unfollow(Source),
+    /// Ask this source anew, at once: what it answered last is to be confirmed.
+    Confirm(Source),
     /// Send this to the API server; wants [`Importer::handle_written`].
     Write(Write),
 }
@@ -134,6 +153,33 @@ pub enum Write {
         /// The uid of the slice.
         uid: Box<str>,
     },
+    /// Make this Service, unless there is one.
+    CreateService {
+        /// Its namespace and name.
+        service: ObjectKey,
+        /// How it ought to be.
+        wanted: Wanted,
+    },
+    /// Change this Service, if it still is this one at this version.
+    UpdateService {
+        /// The Service.
+        service: ObjectKey,
+        /// Its uid.
+        uid: Arc<str>,
+        /// Its version.
+        version: Version,
+        /// How it ought to be.
+        wanted: Wanted,
+    },
+    /// Delete this Service, if it still is this one at this version.
+    DeleteService {
+        /// The Service.
+        service: ObjectKey,
+        /// Its uid.
+        uid: Arc<str>,
+        /// Its version.
+        version: Version,
+    },
 }
 
 /// Something that people want to know.
@@ -152,6 +198,12 @@ pub enum Report {
     Problem(ObjectKey, Problem),
     /// A Service no longer has this problem.
     Solved(ObjectKey, Problem),
+    /// A Service was made for a Consul service.
+    Created(ObjectKey, Box<str>),
+    /// A Service of consul-k8s was taken over.
+    Adopted(ObjectKey, Box<str>),
+    /// A Service was deleted, because its Consul service is gone.
+    Deleted(ObjectKey, Box<str>),
 }
 
 /// What a Service has at the moment.
@@ -171,9 +223,15 @@ pub struct Summary {
 
 impl Importer {
     /// An import that has seen nothing yet. What `cluster` registered in Consul is left out.
-    pub fn new(cluster: Option<ClusterName>) -> Self {
+    /// Services are made as `create` says.
+    pub fn new(cluster: Option<ClusterName>, create: Option<Create>) -> Self {
         Self {
             cluster,
+            failures: Failures::default(),
+            timers: BTreeSet::new(),
+            creation: create.map(Creation::new),
+            service_versions: Versions::default(),
+            slice_versions: Versions::default(),
             services: Store::default(),
             slices: Store::default(),
             slices_of: HashMap::new(),
@@ -188,11 +246,21 @@ impl Importer {
 
     /// A list of Services begins.
     pub fn handle_services_list(&mut self) {
+        self.service_versions.clear();
         self.services.list_started();
     }
 
-    /// A Service as it is now.
+    /// A Service as a watch shows it.
     pub fn handle_service(&mut self, key: ObjectKey, service: Service) {
+        if self.service_versions.is_news(&key, &service.version) {
+            self.take_service(key, service);
+        }
+    }
+
+    fn take_service(&mut self, key: ObjectKey, service: Service) {
+        if let Some(creation) = &mut self.creation {
+            creation.note(&key, Some(&service));
+        }
         let replaced = self.services.get(&key).is_some_and(|before| before.uid != service.uid);
         if replaced {
             self.forget(&key);
@@ -214,18 +282,28 @@ impl Importer {
         self.slices.undecodable(key.clone(), String::new());
     }
 
-    /// A Service that is gone. Its slices go with it: it owns them.
+    /// A watch shows that a Service is gone. Its slices go with it: it owns them.
     pub fn handle_service_gone(&mut self, key: &ObjectKey) {
+        if self.service_versions.is_news_of_deletion(key) {
+            self.remove_service(key);
+        }
+    }
+
+    fn remove_service(&mut self, key: &ObjectKey) {
         self.services.remove(key);
         self.forget(key);
         self.set_problems(key, Vec::new());
+        if let Some(creation) = &mut self.creation {
+            creation.note(key, None);
+            self.dirty.insert(key.clone());
+        }
     }
 
     /// All Services are listed.
     pub fn handle_services_listed(&mut self) {
         let first = !self.services.is_complete();
         for gone in self.services.list_completed() {
-            self.handle_service_gone(&gone);
+            self.remove_service(&gone);
         }
         if first {
             self.mark_all();
@@ -234,16 +312,23 @@ impl Importer {
 
     /// A list of slices begins.
     pub fn handle_slices_list(&mut self) {
+        self.slice_versions.clear();
         self.slices.list_started();
     }
 
-    /// A slice as it is now.
+    /// A slice as a watch shows it.
     pub fn handle_slice(&mut self, key: ObjectKey, slice: OwnedSlice) {
+        if self.slice_versions.is_news(&key, &slice.version) {
+            self.take_slice(key, slice);
+        }
+    }
+
+    fn take_slice(&mut self, key: ObjectKey, slice: OwnedSlice) {
         let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
         if let Some(before) = self.slices.get(&key)
             && before.service != slice.service
         {
-            self.handle_slice_gone(&key);
+            self.remove_slice(&key);
         }
         self.slices_of.entry(service.clone()).or_default().insert(key.name.clone());
         if self.slices.seen(key, slice) {
@@ -251,8 +336,14 @@ impl Importer {
         }
     }
 
-    /// A slice that is gone.
+    /// A watch shows that a slice is gone.
     pub fn handle_slice_gone(&mut self, key: &ObjectKey) {
+        if self.slice_versions.is_news_of_deletion(key) {
+            self.remove_slice(key);
+        }
+    }
+
+    fn remove_slice(&mut self, key: &ObjectKey) {
         let Some(slice) = self.slices.get(key) else { return };
         let service = ObjectKey::new(key.namespace.clone(), slice.service.clone());
         self.slices.remove(key);
@@ -269,18 +360,21 @@ impl Importer {
     pub fn handle_slices_listed(&mut self) {
         let first = !self.slices.is_complete();
         for gone in self.slices.list_completed() {
-            self.handle_slice_gone(&gone);
+            self.remove_slice(&gone);
         }
         if first {
             self.mark_all();
         }
     }
 
-    /// A true answer of Consul's: these are all instances of the source.
-    pub fn handle_instances(&mut self, source: &Source, instances: Vec<Instance>) {
+    /// A true answer of Consul's to what was asked at that moment: these are all instances of the
+    /// source.
+    pub fn handle_instances(&mut self, source: &Source, instances: Vec<Instance>, asked: Moment) {
         let Some(followed) = self.sources.get_mut(source) else { return };
-        let was_unknown = followed.unknown.take().is_some();
-        if followed.instances.as_deref() == Some(&*instances) && !was_unknown {
+        let is_news =
+            followed.unknown.take().is_some() | std::mem::take(&mut followed.is_confirmed);
+        followed.asked = asked;
+        if followed.instances.as_deref() == Some(&*instances) && !is_news {
             return;
         }
         followed.instances = Some(instances.into());
@@ -296,50 +390,59 @@ impl Importer {
         }
     }
 
-    /// The answer to an [`Action::Write`] for a Service of this uid. What was written is in the cache by
-    /// the watch, or is about to be; an error is what the API server said.
-    pub fn handle_written(
+    /// The answer to the write of a slice of a Service of this uid: the slice as the API server has
+    /// it now, none after its deletion; an error is what the API server said.
+    pub fn handle_slice_written(
         &mut self,
         service: &ObjectKey,
         uid: &str,
-        result: Result<(), Failure>,
+        name: &str,
+        result: Result<Option<OwnedSlice>, Failure>,
         now: Moment,
     ) {
+        let key = ObjectKey::new(service.namespace.clone(), name);
+        let result = result.map(|slice| match slice {
+            Some(slice) => {
+                self.slice_versions.written(&key, &slice.version);
+                self.take_slice(key, slice);
+            }
+            None => {
+                if let Some(before) = self.slices.get(&key) {
+                    self.slice_versions.deleted(&key, &before.version);
+                }
+                self.remove_slice(&key);
+            }
+        });
         if self.services.get(service).is_none_or(|it| *it.uid != *uid) {
             // Of an earlier Service of this name, of which nothing is kept.
             return;
         }
         let Some(state) = self.states.get_mut(service) else { return };
         state.in_flight -= 1;
-        match result {
-            Ok(()) => state.wrote = true,
-            Err(Failure { problem, retry_after }) => {
-                // The writes of one round fail together.
-                let attempt = match &state.failed {
-                    Some((attempt, _)) if state.retry_at > now => *attempt,
-                    Some((attempt, _)) => attempt + 1,
-                    None => 0,
-                };
-                let delay = RETRY.delay(attempt, service).max(retry_after);
-                state.failed = Some((attempt, problem));
-                state.retry_at = state.retry_at.max(now + delay);
-            }
+        state.wrote |= result.is_ok();
+        if let Err(failure) = result {
+            self.failures.failed(service, failure, now);
         }
         self.dirty.insert(service.clone());
     }
 
     /// When [`Importer::handle_timeout`] has to be called at the latest.
     pub fn next_timeout(&self) -> Option<Moment> {
-        self.states.values().filter_map(|state| state.timer).min()
+        let timer = self.timers.first().map(|(at, _)| *at);
+        [timer, self.failures.next()].into_iter().flatten().min()
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Moment) {
-        for (key, state) in &mut self.states {
-            if state.timer.take_if(|at| *at <= now).is_some() {
-                self.dirty.insert(key.clone());
+        while self.timers.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((at, key)) = self.timers.pop_first()
+        {
+            if let Some(state) = self.states.get_mut(&key) {
+                state.timer.take_if(|it| *it == at);
             }
+            self.dirty.insert(key);
         }
+        self.dirty.extend(self.failures.due(now));
     }
 
     /// What has to be done next.
@@ -367,7 +470,9 @@ impl Importer {
         self.is_listed()
             && self.dirty.is_empty()
             && self.unanswered().next().is_none()
-            && self.states.values().all(|state| state.in_flight == 0 && state.failed.is_none())
+            && self.creation.as_ref().is_none_or(Creation::is_settled)
+            && self.failures.is_empty()
+            && self.states.values().all(|state| state.in_flight == 0)
     }
 
     /// The sources that have not answered yet.
@@ -429,8 +534,23 @@ impl Importer {
 
     /// Forgets what is under way for a Service that is gone or asks for nothing.
     fn forget(&mut self, key: &ObjectKey) {
+        self.failures.clear(key);
         if let Some(state) = self.states.remove(key) {
+            if let Some(at) = state.timer {
+                self.timers.remove(&(at, key.clone()));
+            }
             self.unfollow(key, state.sources);
+        }
+    }
+
+    /// Plans the Service again at that moment.
+    fn set_timer(&mut self, key: &ObjectKey, at: Option<Moment>) {
+        let Some(state) = self.states.get_mut(key) else { return };
+        if let Some(before) = std::mem::replace(&mut state.timer, at) {
+            self.timers.remove(&(before, key.clone()));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, key.clone()));
         }
     }
 

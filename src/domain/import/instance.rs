@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::domain::import::create::SERVICE_SYNC;
 use crate::domain::import::source::Import;
-use crate::domain::kube::names::ClusterName;
+use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::object::Protocol;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 
@@ -24,6 +26,12 @@ pub struct Instance {
     pub health: Health,
     /// Which bridge registered it: meta `kube-consul-cluster`.
     pub cluster: Option<Box<str>>,
+    /// Its protocol: TCP, unless a bridge says otherwise by a tag.
+    pub protocol: Protocol,
+    /// Whether it is a proxy or gateway of Consul's service mesh.
+    pub is_proxy: bool,
+    /// The Service that another sync of Kubernetes, such as consul-k8s, says that it comes from.
+    pub origin: Option<ObjectKey>,
 }
 
 /// The worst of an instance's checks.
@@ -65,12 +73,24 @@ pub struct Imported {
 
 impl Imported {
     /// The endpoints that `instances` are, but for those which our own cluster registered.
-    pub fn of(import: &Import, ours: Option<&ClusterName>, instances: &[Instance]) -> Self {
+    ///
+    /// `is_import` says whether a Service of this cluster is itself imported, and not kept from
+    /// consul-k8s: what that registered of it must not come back, or it would stay for ever.
+    pub fn of(
+        import: &Import,
+        ours: Option<&ClusterName>,
+        is_import: impl Fn(&ObjectKey) -> bool,
+        instances: &[Instance],
+    ) -> Self {
         let mut imported = Self::default();
-        let (mut unusable, mut without_port) = (Vec::new(), 0);
+        let (mut unusable, mut without_port, mut echo) = (Vec::new(), 0, None);
         let mut critical = Vec::new();
         for instance in instances {
-            if ours.is_some_and(|ours| instance.cluster.as_deref() == Some(ours.as_str())) {
+            if instance.is_of(ours) {
+                continue;
+            }
+            if let Some(origin) = instance.origin.as_ref().filter(|it| is_import(it)) {
+                echo = Some(origin);
                 continue;
             }
             let Some(address) = instance.usable_address(import.node_address_counts) else {
@@ -96,6 +116,7 @@ impl Imported {
                 imported.add(address, port, true);
             }
         }
+        imported.problems.extend(echo.map(echoed));
         imported.problems.extend(unusable_addresses(&unusable));
         imported.problems.extend(instances_without_port(without_port));
         imported
@@ -112,6 +133,11 @@ impl Imported {
 // === impl Instance ===
 
 impl Instance {
+    /// Whether a bridge of this cluster registered it.
+    pub fn is_of(&self, cluster: Option<&ClusterName>) -> bool {
+        cluster.is_some_and(|ours| self.cluster.as_deref() == Some(ours.as_str()))
+    }
+
     /// The address that an EndpointSlice takes: the service's, else its node's. The API refuses a
     /// whole slice for one that it does not take.
     fn usable_address(&self, node_address_counts: bool) -> Option<IpAddr> {
@@ -158,6 +184,17 @@ fn unusable_addresses(found: &[&str]) -> Option<Problem> {
     })
 }
 
+fn echoed(origin: &ObjectKey) -> Problem {
+    Problem::new(
+        Reason::Contested,
+        format!(
+            "instances are left out that come from Service {origin}, which is imported itself: \
+             consul-k8s registers it; annotate that Service with {SERVICE_SYNC}=false, and remove what is \
+             left of it from Consul",
+        ),
+    )
+}
+
 fn instances_without_port(count: usize) -> Option<Problem> {
     (count > 0).then(|| {
         let message = format!(
@@ -179,7 +216,16 @@ mod tests {
 
     fn instance(address: &str, node_address: &str, port: u16, health: Health) -> Instance {
         let (address, node_address) = (address.into(), node_address.into());
-        Instance { address, node_address, port, health, cluster: None }
+        Instance {
+            address,
+            node_address,
+            port,
+            health,
+            cluster: None,
+            protocol: Protocol::Tcp,
+            is_proxy: false,
+            origin: None,
+        }
     }
 
     fn import(options: &[(&str, &str)]) -> Import {
@@ -220,6 +266,7 @@ mod tests {
             let imported = Imported::of(
                 &import(&[]),
                 None,
+                |_| false,
                 &[
                     instance(address, node, 80, Health::Passing),
                     instance("10.1.1.1", "", 81, Health::Passing),
@@ -246,7 +293,7 @@ mod tests {
         let import = Import { node_address_counts: true, ..import(&[]) };
         let of = |address| {
             let all = [instance(address, "10.9.0.1", 80, Health::Passing)];
-            shown(&Imported::of(&import, None, &all))
+            shown(&Imported::of(&import, None, |_| false, &all))
         };
         assert_eq!(of("db.example"), ["10.9.0.1:80"]);
         assert_eq!(of("10.0.0.1"), ["10.0.0.1:80"]);
@@ -259,7 +306,7 @@ mod tests {
             instance("10.0.0.1", "", 0, Health::Passing),
             instance("10.0.0.2", "", 0, Health::Passing),
         ];
-        let imported = Imported::of(&import(&[]), None, &all);
+        let imported = Imported::of(&import(&[]), None, |_| false, &all);
         assert_eq!(shown(&imported), [""; 0]);
         assert!(
             imported.problems[0].message.starts_with("2 instances are left out: expected a port")
@@ -274,7 +321,7 @@ mod tests {
             instance("10.0.0.3", "", 80, Health::Critical),
         ];
         let of = |options: &[(&str, &str)], all: &[Instance]| {
-            shown(&Imported::of(&import(options), None, all))
+            shown(&Imported::of(&import(options), None, |_| false, all))
         };
         let wanted = ["10.0.0.1:80", "10.0.0.2:80 not ready", "10.0.0.3:80 not ready"];
         assert_eq!(of(&[], &all), wanted);
@@ -293,7 +340,7 @@ mod tests {
             instance("10.0.0.1", "", 81, Health::Critical),
         ];
         assert_eq!(
-            shown(&Imported::of(&import(&[]), None, &all)),
+            shown(&Imported::of(&import(&[]), None, |_| false, &all)),
             ["10.0.0.1:80", "10.0.0.1:81 not ready"]
         );
     }
@@ -305,7 +352,8 @@ mod tests {
             cluster: Some(cluster.into()),
             ..instance("10.0.0.1", "", 80, Health::Passing)
         };
-        let shown = |all: &[Instance]| shown(&Imported::of(&import(&[]), Some(&ours), all));
+        let shown =
+            |all: &[Instance]| shown(&Imported::of(&import(&[]), Some(&ours), |_| false, all));
         assert_eq!(shown(&[of("eu")]), [""; 0]);
         assert_eq!(shown(&[of("us")]), ["10.0.0.1:80"]);
     }

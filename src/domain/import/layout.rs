@@ -2,9 +2,9 @@
 //! other slice is written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash as _, Hasher as _};
 use std::net::IpAddr;
 
+use crate::domain::hash::fnv1a_32;
 use crate::domain::import::instance::{Endpoints, Group};
 
 /// Endpoints in one slice: the EndpointSlice controller's own default.
@@ -145,30 +145,9 @@ fn ports_at(ports: &[ServicePort], number: u16) -> Vec<SlicePort> {
 
 /// A name that no slice of another Service, or of an earlier one of that name, has.
 fn slice_name(service: &str, uid: &str, group: Group, number: usize) -> Box<str> {
-    let mut hasher = Fnv::default();
-    (uid, group, number).hash(&mut hasher);
-    format!("{service}-consul-{:08x}", hasher.finish() & 0xffff_ffff).into()
-}
-
-/// FNV-1a: names have to be the same in each process, which the standard hasher does not promise.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl std::hash::Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+    let Group { is_ipv6, port } = group;
+    let seed = format!("{uid}/{is_ipv6}/{port}/{number}");
+    format!("{service}-consul-{:08x}", fnv1a_32(seed.bytes())).into()
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`source`] | what a Service asks for, by its labels and annotations |
 //! | [`instance`] | instances of Consul services, and the endpoints that they are |
+//! | [`create`] | which Services are made for Consul services |
 //! | [`core`] | the state: from what both sides show to the next requests |
 //! | [`object`] | the parts of Kubernetes objects that matter |
 //! | [`layout`] | how endpoints are laid out in slices, and in which order these are written |
 
 pub mod core;
+pub mod create;
 pub mod instance;
 pub mod layout;
 pub mod object;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::domain::import::create::{CREATED, OF_CONSUL_K8S};
 use crate::domain::import::layout::{ServicePort, Slice};
 use crate::domain::import::source::Pairs;
 use crate::domain::kube::names::ObjectKey;
@@ -20,13 +21,33 @@ pub struct Service {
     pub annotations: Pairs,
     /// Name and protocol of each of `spec.ports`.
     pub ports: Vec<ServicePort>,
+    /// `spec.ports[0].port`.
+    pub port: Option<u16>,
     /// Whether `spec.selector` is set: then the cluster itself makes the endpoints.
     pub has_selector: bool,
-    /// Whether `spec.type` is `ExternalName`, which has no endpoints.
-    pub is_external_name: bool,
+    /// How it is reached.
+    pub form: Form,
     /// Whether it has a deletion timestamp.
     pub is_going: bool,
+    /// Its version.
+    pub version: Version,
 }
+
+/// How a Service is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// By a CNAME record to this name; it has no endpoints.
+    ExternalName(Box<str>),
+    /// By the addresses of its endpoints.
+    Headless,
+    /// By a cluster IP.
+    ClusterIp,
+}
+
+/// `metadata.resourceVersion`. Two objects that differ in it only are equal: nothing that is used
+/// of them changed.
+#[derive(Clone, Debug, Default)]
+pub struct Version(pub Box<str>);
 
 /// A `discovery.k8s.io/v1` EndpointSlice of a Service that may be imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +60,45 @@ pub struct OwnedSlice {
     pub owner: Box<str>,
     /// `metadata.uid`.
     pub uid: Box<str>,
+    /// Its version.
+    pub version: Version,
     /// What is in it.
     pub slice: Slice,
     /// Whether it is exactly as we write it: one address an endpoint, no condition that we do not
     /// set. If not, it is written again.
     pub is_canonical: bool,
+}
+
+impl PartialEq for Version {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Version {}
+
+impl Version {
+    /// As a number, which grows with each change of any object (the API's documentation since
+    /// 1.35); none where the server counts in another way.
+    pub fn number(&self) -> Option<u64> {
+        self.0.parse().ok()
+    }
+}
+
+impl Service {
+    /// Whether it was made here.
+    pub fn is_created(&self) -> bool {
+        self.has_label(CREATED)
+    }
+
+    /// Whether consul-k8s made it from a Consul service.
+    pub fn is_of_consul_k8s(&self) -> bool {
+        self.has_label(OF_CONSUL_K8S)
+    }
+
+    fn has_label(&self, (key, value): (&str, &str)) -> bool {
+        self.labels.get(key).is_some_and(|found| **found == *value)
+    }
 }
 
 impl OwnedSlice {

@@ -5,20 +5,29 @@ use std::sync::Arc;
 use kube::Client;
 
 use crate::domain::import::core::{Failure, Write};
-use crate::domain::import::object::OwnedSlice;
+use crate::domain::import::object::{OwnedSlice, Service};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
-use crate::kubernetes::import::{WriteError, delete_slice, write_slice};
+use crate::kubernetes::import::{
+    WriteError, create_service, delete_service, delete_slice, update_service, write_slice,
+};
 
 /// What became of a write.
 pub(super) struct Applied {
+    pub(super) verb: &'static str,
     pub(super) service: ObjectKey,
-    /// The uid of the Service.
-    pub(super) owner: Arc<str>,
-    /// The slice.
-    pub(super) name: Box<str>,
-    /// What the API server has now: a slice, or none after its deletion.
-    pub(super) result: Result<Option<OwnedSlice>, Failure>,
+    pub(super) outcome: Outcome,
+}
+
+/// What the API server has now: an object, or none after its deletion.
+pub(super) enum Outcome {
+    Slice {
+        /// The uid of the Service.
+        owner: Arc<str>,
+        name: Box<str>,
+        result: Result<Option<OwnedSlice>, Failure>,
+    },
+    Service(Result<Option<Service>, Failure>),
 }
 
 /// Sends one write.
@@ -27,13 +36,25 @@ pub(super) async fn apply(client: Client, write: Write) -> Applied {
         Write::Put { service, uid, name, slice } => {
             let result = write_slice(&client, &service, &uid, &name, &slice).await;
             let result = result.map(Some).map_err(|error| failure(&error));
-            Applied { service, owner: uid, name, result }
+            Applied { verb: "write", service, outcome: Outcome::Slice { owner: uid, name, result } }
         }
         Write::Delete { service, owner, name, uid } => {
             let slice = ObjectKey::new(service.namespace.clone(), name.clone());
             let result = delete_slice(&client, &slice, &uid).await;
             let result = result.map(|()| None).map_err(|error| failure(&error));
-            Applied { service, owner, name, result }
+            Applied { verb: "delete", service, outcome: Outcome::Slice { owner, name, result } }
+        }
+        Write::CreateService { service, wanted } => {
+            let result = create_service(&client, &service, &wanted).await.map(Some);
+            Applied::service("create_service", service, result)
+        }
+        Write::UpdateService { service, uid, version, wanted } => {
+            let result = update_service(&client, &service, (&uid, &version), &wanted).await;
+            Applied::service("update_service", service, result.map(Some))
+        }
+        Write::DeleteService { service, uid, version } => {
+            let result = delete_service(&client, &service, (&uid, &version)).await;
+            Applied::service("delete_service", service, result.map(|()| None))
         }
     }
 }
@@ -46,4 +67,25 @@ fn failure(error: &WriteError) -> Failure {
     };
     let problem = Problem::new(reason, error.to_string());
     Failure { problem, retry_after: error.retry_after().unwrap_or_default() }
+}
+
+// === impl Applied ===
+
+impl Applied {
+    fn service(
+        verb: &'static str,
+        service: ObjectKey,
+        result: Result<Option<Service>, WriteError>,
+    ) -> Self {
+        let outcome = Outcome::Service(result.map_err(|error| failure(&error)));
+        Self { verb, service, outcome }
+    }
+
+    /// Whether it was done.
+    pub(super) fn is_done(&self) -> bool {
+        match &self.outcome {
+            Outcome::Slice { result, .. } => result.is_ok(),
+            Outcome::Service(result) => result.is_ok(),
+        }
+    }
 }

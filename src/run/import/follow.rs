@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::{AbortHandle, Abortable, Aborted, BoxFuture};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Unknown;
@@ -29,13 +29,18 @@ const MIN_QUERIES: usize = 10;
 const MAX_READS: usize = 16;
 /// A query waits a minute, and Consul answers up to a sixteenth of that late.
 const QUERY: Duration = Duration::from_secs(75);
-/// Between two reads of a service for which there is no query.
+/// Least time between two reads of a service for which there is no query.
 const TURN: Duration = Duration::from_secs(5);
+/// Reads a second of services for which there is no query: Consul answers a consistent read in about
+/// a millisecond, and is there for others too.
+const READS_A_SECOND: u32 = 100;
 /// After a failure: what a recovery costs at most beyond Consul's own.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// What a source has answered.
 pub(super) struct Answer {
+    /// When it was asked for.
+    pub(super) asked: Instant,
     pub(super) source: Source,
     pub(super) result: Result<Vec<Instance>, Unknown>,
 }
@@ -104,7 +109,8 @@ impl Follower {
         self.number += 1;
         if self.followed.len() == self.limit {
             self.note = Some(format!(
-                "more than {} Consul services are followed: the others are read every {} s",
+                "more than {} Consul services are followed: the others are read every {} s or \
+                 more seldom",
                 self.limit,
                 TURN.as_secs(),
             ));
@@ -117,6 +123,14 @@ impl Follower {
         if let Some(following) = self.followed.remove(source) {
             following.under_way.abort();
             self.queries -= usize::from(following.has_query);
+        }
+    }
+
+    /// Asks a source anew, at once.
+    pub(super) fn confirm(&mut self, source: &Source) {
+        if self.followed.contains_key(source) {
+            self.unfollow(source);
+            self.follow(source.clone());
         }
     }
 
@@ -175,6 +189,12 @@ impl Follower {
         }
     }
 
+    /// Between two reads of a service for which there is no query.
+    fn turn(&self) -> Duration {
+        let in_turn = u32::try_from(self.followed.len().saturating_sub(self.limit));
+        TURN.max(Duration::from_secs(1) * in_turn.unwrap_or(u32::MAX) / READS_A_SECOND)
+    }
+
     fn step(&mut self, next: Next, mut followed: Followed, source: Source) {
         let Next { number, delay, failures, is_first } = next;
         let has_query = self.queries < self.limit;
@@ -184,9 +204,10 @@ impl Follower {
         let (client, reads) = (self.client.clone(), Arc::clone(&self.reads));
         // A query that is cut short before its time would be a poll.
         let resync = self.resync.max(QUERY);
-        let turn = if is_first { Duration::ZERO } else { jittered(TURN, &source) };
+        let turn = if is_first { Duration::ZERO } else { jittered(self.turn(), &source) };
         let work = async move {
             sleep(delay).await;
+            let mut asked = Instant::now();
             let result = if has_query {
                 match tokio::time::timeout(resync, followed.next(&client)).await {
                     Ok(result) => result,
@@ -195,9 +216,10 @@ impl Follower {
             } else {
                 sleep(turn).await;
                 let _place = reads.acquire().await;
+                asked = Instant::now();
                 followed.read(&client).await
             };
-            Step { number, followed, failures, answer: Answer { source, result } }
+            Step { number, followed, failures, answer: Answer { asked, source, result } }
         };
         self.under_way.push(Abortable::new(work, registration).boxed());
     }

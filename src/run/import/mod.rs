@@ -14,6 +14,7 @@ mod follow;
 mod reporting;
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,22 +22,25 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
+use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
-use self::apply::Applied;
+use self::apply::{Applied, Outcome};
 use self::follow::{Answer, Follower};
 use self::reporting::{ImportPage, Metrics, Reporting};
 use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::evidence::Unknown;
+use crate::consul::read::followed::FollowedNames;
+use crate::domain::backoff::Backoff;
 use crate::domain::import::core::{Action, Importer, Moment};
+use crate::domain::import::create::Create;
 use crate::domain::import::object::Seen;
 use crate::domain::import::source::Source;
-use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::names::ClusterName;
 use crate::domain::kube::object::{Kind, WatchEvent};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::chain;
@@ -59,6 +63,8 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 const MAX_WRITES: usize = 16;
 /// The port of the metrics of consul8s.
 const PROMETHEUS_PORT: u16 = 8000;
+/// After a list of names that failed.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 /// Between two signs of life: three fit into the minute after which it is not ready.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
@@ -72,6 +78,8 @@ pub struct Options {
     /// The namespaces whose Services are looked at; none: all. An empty name is that of the
     /// kubeconfig's context.
     pub namespaces: BTreeSet<Box<str>>,
+    /// Which Services are made, if any.
+    pub create: Option<CreateOptions>,
     /// Longest time between two readings of a Consul service.
     pub resync: Duration,
     /// Import once, and end when all is in sync within this time.
@@ -80,6 +88,15 @@ pub struct Options {
     pub serves_admin: bool,
     /// Whether metrics are served on port 8000 too, at every path, as consul8s did.
     pub serves_prometheus: bool,
+}
+
+/// Which Services are made for Consul services.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// What is made.
+    pub create: Create,
+    /// A filter expression that chooses the services, as `/v1/catalog/service` takes it.
+    pub filter: Option<String>,
 }
 
 /// Runs until a signal, or until all is in sync with `--run-once`.
@@ -145,6 +162,7 @@ struct Import {
     writes: FuturesUnordered<BoxFuture<'static, Applied>>,
     kubernetes: Connected,
     consul: ConsulClient,
+    names: BoxStream<'static, Result<BTreeSet<Box<str>>, Unknown>>,
     heartbeat: BoxFuture<'static, Result<(), String>>,
     reporting: Reporting,
 }
@@ -161,6 +179,18 @@ impl Import {
         if options.namespaces.remove("") {
             options.namespaces.insert(kubernetes.client.default_namespace().into());
         }
+        let (create, names) = match options.create.take() {
+            Some(CreateOptions { create, filter }) => {
+                if !options.namespaces.is_empty() {
+                    options.namespaces.insert(create.namespace.clone());
+                }
+                let (tags, proxies) = (&create.tags, create.takes_proxies());
+                let cluster = options.cluster.as_ref();
+                let followed = FollowedNames::new(cluster, proxies, tags, filter.as_deref());
+                (Some(create), names(followed, consul.clone()))
+            }
+            None => (None, stream::pending().boxed()),
+        };
         let watcher = Watcher::within(
             kubernetes.client.clone(),
             Scope::of(&options.namespaces, &BTreeSet::new()),
@@ -169,7 +199,8 @@ impl Import {
         streams.insert(Kind::Service, watcher.watch::<ImportServices>(Relist::default()));
         streams.insert(Kind::EndpointSlice, watcher.watch::<ImportSlices>(Relist::default()));
         Self {
-            state: Importer::new(options.cluster.clone()),
+            state: Importer::new(options.cluster.clone(), create),
+            names,
             began: Instant::now(),
             watches: streams,
             follower: Follower::new(consul.clone(), options.resync),
@@ -210,6 +241,7 @@ impl Import {
                 }
                 Some((_, notice)) = self.watches.next() => self.take_notices(notice),
                 Some(answer) = self.follower.next() => self.take_answer(answer),
+                Some(names) = self.names.next() => self.take_names(names),
                 Some(applied) = self.writes.next() => self.take_applied(applied),
                 alive = &mut self.heartbeat => {
                     self.reporting.heartbeat(alive);
@@ -231,6 +263,7 @@ impl Import {
         {
             match action {
                 Action::Follow(source) => self.follower.follow(source),
+                Action::Confirm(source) => self.follower.confirm(&source),
                 Action::Unfollow(source) => self.follower.unfollow(&source),
                 Action::Write(write) => {
                     let client = self.kubernetes.client.clone();
@@ -273,7 +306,8 @@ impl Import {
         match answer.result {
             Ok(instances) => {
                 self.reporting.heard();
-                self.state.handle_instances(&answer.source, instances);
+                let asked = answer.asked.saturating_duration_since(self.began);
+                self.state.handle_instances(&answer.source, instances, asked);
             }
             Err(why) => {
                 self.reporting.unanswered(&answer.source, &why);
@@ -285,16 +319,26 @@ impl Import {
         }
     }
 
+    fn take_names(&mut self, names: Result<BTreeSet<Box<str>>, Unknown>) {
+        match names {
+            Ok(names) => {
+                self.reporting.heard();
+                self.state.handle_names(names);
+            }
+            Err(why) => self.reporting.no_names(&why),
+        }
+    }
+
     fn take_applied(&mut self, applied: Applied) {
         let now = self.now();
         self.reporting.applied(&applied);
-        let Applied { service, owner, name, result } = applied;
-        let name = ObjectKey::new(service.namespace.clone(), name);
-        let result = result.map(|slice| match slice {
-            Some(slice) => self.state.handle_slice(name, slice),
-            None => self.state.handle_slice_gone(&name),
-        });
-        self.state.handle_written(&service, &owner, result, now);
+        let Applied { service, outcome, .. } = applied;
+        match outcome {
+            Outcome::Slice { owner, name, result } => {
+                self.state.handle_slice_written(&service, &owner, &name, result, now);
+            }
+            Outcome::Service(result) => self.state.handle_service_written(&service, result, now),
+        }
     }
 
     /// With `--run-once`: how it ends, when it does.
@@ -348,6 +392,24 @@ fn unknown(source: &Source, why: &Unknown) -> Problem {
     };
     let service = reporting::name_of(source);
     Problem::new(reason, format!("Consul service {service}: {}; the endpoints stay", chain(why)))
+}
+
+/// The names of Consul's services, again and again.
+fn names(
+    followed: FollowedNames,
+    client: ConsulClient,
+) -> BoxStream<'static, Result<BTreeSet<Box<str>>, Unknown>> {
+    let delays = RETRY.delays(RandomState::new().hash_one("names"));
+    let begin = (followed, client, delays);
+    stream::unfold(begin, |(mut followed, client, mut delays)| async move {
+        let names = followed.next(&client).await;
+        match &names {
+            Ok(_) => delays.reset(),
+            Err(_) => sleep(delays.advance()).await,
+        }
+        Some((names, (followed, client, delays)))
+    })
+    .boxed()
 }
 
 /// Asks Consul for a sign of life after `delay`. A streamed answer is none: an agent gives such

@@ -37,6 +37,7 @@ pub(super) struct Metrics {
     writes: Family<[(&'static str, &'static str); 2], Counter>,
     answers: Family<[(&'static str, &'static str); 1], Counter>,
     services: Gauge,
+    created: Gauge,
     sources: Gauge,
     problems: Family<[(&'static str, &'static str); 1], Gauge>,
     /// Consul8s counted what it found each time; ours is what is followed.
@@ -92,6 +93,7 @@ impl Default for Metrics {
             writes: Family::default(),
             answers: Family::default(),
             services: Gauge::default(),
+            created: Gauge::default(),
             sources: Gauge::default(),
             problems: Family::default(),
             consul_sourced: Gauge::default(),
@@ -106,9 +108,14 @@ impl Default for Metrics {
 impl Metrics {
     fn registered(mut self) -> Self {
         let r = self.registry.sub_registry_with_prefix("kube_consul_import");
-        r.register("writes", "EndpointSlices written, by verb and result", self.writes.clone());
+        r.register(
+            "writes",
+            "EndpointSlices and Services written, by verb and result",
+            self.writes.clone(),
+        );
         r.register("answers", "Answers of Consul, by result", self.answers.clone());
         r.register("services", "Services that ask for an import", self.services.clone());
+        r.register("created_services", "Services that were made here", self.created.clone());
         r.register("sources", "Consul services that are followed", self.sources.clone());
         r.register("problems", "Problems of Services, by reason", self.problems.clone());
         let r = &mut self.registry;
@@ -179,6 +186,11 @@ impl Reporting {
         self.failed(&format!("Consul service {service}: the endpoints stay"), chain(why));
     }
 
+    /// The names of Consul's services could not be read: no Service is made meanwhile.
+    pub(super) fn no_names(&mut self, why: &Unknown) {
+        self.failed("the names of Consul's services are not known", chain(why));
+    }
+
     fn failed(&mut self, what: &str, why: String) {
         if self.throttle.should_log() {
             tracing::warn!(error = why, "{what}");
@@ -198,12 +210,8 @@ impl Reporting {
     }
 
     pub(super) fn applied(&mut self, applied: &Applied) {
-        let verb = match &applied.result {
-            Ok(None) => "delete",
-            _ => "write",
-        };
-        let result = if applied.result.is_ok() { "done" } else { "failed" };
-        self.metrics.writes.get_or_create(&[("verb", verb), ("result", result)]).inc();
+        let result = if applied.is_done() { "done" } else { "failed" };
+        self.metrics.writes.get_or_create(&[("verb", applied.verb), ("result", result)]).inc();
     }
 
     /// Tells what is new, and how long the turn took so far.
@@ -221,6 +229,15 @@ impl Reporting {
                     let uid = state.uid(&service);
                     let regarding = Regarding { kind: Kind::Service.into(), key: service, uid };
                     self.reporter.report(regarding, problem);
+                }
+                Report::Created(service, name) => {
+                    tracing::info!(%service, consul_service = %name, "created Service");
+                }
+                Report::Adopted(service, name) => {
+                    tracing::info!(%service, consul_service = %name, "adopted Service of consul-k8s");
+                }
+                Report::Deleted(service, name) => {
+                    tracing::info!(%service, consul_service = %name, "deleted Service: its Consul service is gone");
                 }
                 Report::Solved(service, problem) => {
                     tracing::info!(%service, reason = %problem.reason, "solved");
@@ -248,6 +265,7 @@ impl Reporting {
         let set = |gauge: &Gauge, value: usize| gauge.set(value.try_into().unwrap_or(i64::MAX));
         set(&self.metrics.services, state.imported_count());
         set(&self.metrics.consul_sourced, state.imported_count());
+        set(&self.metrics.created, state.created_count());
         set(&self.metrics.sources, state.followed());
     }
 
@@ -265,6 +283,10 @@ impl Reporting {
         }
         if self.was_in_sync {
             return None;
+        }
+        if state.waits_for_names() {
+            let why = self.silence.as_deref().map_or(String::new(), |why| format!(": {why}"));
+            return Some(format!("the names of Consul's services are not known yet{why}"));
         }
         let unanswered = state.unanswered().next()?;
         let why = self.silence.as_deref().map_or(String::new(), |why| format!(": {why}"));

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::create::Step;
 use super::{Action, Importer, Moment, Report, State, Write};
+use crate::domain::import::create::SERVICE_SYNC;
 use crate::domain::import::instance::{Endpoints, Group, Imported};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
-use crate::domain::import::object::{OwnedSlice, Service};
+use crate::domain::import::object::{Form, OwnedSlice, Service};
 use crate::domain::import::source::Import;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
+use crate::domain::text::parse_bool;
 
 /// The manager of slices that the cluster mirrors from Endpoints, such as consul8s wrote.
 const MIRRORED_BY: &str = "endpointslicemirroring-controller.k8s.io";
@@ -19,45 +22,69 @@ const MIRRORED_BY: &str = "endpointslicemirroring-controller.k8s.io";
 impl Importer {
     /// Plans what the Service wants next.
     pub(super) fn plan(&mut self, key: &ObjectKey, now: Moment) {
-        let Some(service) = self.services.get(key).cloned() else { return };
         if self.states.get(key).is_some_and(|state| state.in_flight > 0) {
             // Planned again once that is answered.
             return;
         }
-        let (import, mut problems) = Import::of(&service.labels, &service.annotations);
-        let import = import.filter(|_| match Self::obstacle(&service) {
-            Some(problem) => {
-                problems.push(problem);
-                false
+        if let Some(state) = self.states.get_mut(key) {
+            state.remove_at = None;
+        }
+        let service = self.services.get(key).cloned();
+        let mut problems = Vec::new();
+        let step = self.plan_service(key, service.as_ref(), &mut problems, now);
+        match (step, service) {
+            (Step::Done, _) => {}
+            (Step::Other | Step::Endpoints, Some(service)) => {
+                self.plan_marked(key, &service, &mut problems, now);
             }
-            None => true,
-        });
-        match import {
-            Some(_) if service.is_going => {}
-            Some(import) => {
-                self.follow(key, &import.sources);
+            (Step::Adopt(service, import), Some(_)) => {
                 self.plan_import(key, &service, &import, &mut problems, now);
+                self.plan_adoption(key, &service, now);
             }
-            // A mark that cannot be read says nothing about what is there.
-            None if !problems.is_empty() && !service.has_selector => {}
-            None => self.plan_removal(key, &service, now),
+            (_, None) => return self.forget(key),
         }
         if let Some(why) = self.services.listing().reason(key) {
             problems.push(Problem::new(Reason::Undecodable, why));
         }
-        if let Some((_, problem)) = self.states.get(key).and_then(|it| it.failed.as_ref()) {
-            problems.push(problem.clone());
-        }
+        problems.extend(self.failures.problem(key).cloned());
         if !problems.is_empty() {
             // It asks for an import, though it gets none.
             self.states.entry(key.clone()).or_default();
         }
-        if let Some(state) = self.states.get_mut(key) {
-            let retry_at = state.failed.as_ref().map(|_| state.retry_at);
-            let due = [retry_at, state.keep_until].into_iter().flatten();
-            state.timer = due.filter(|at| *at > now).min();
-        }
+        let timers = self.states.get(key).map(|it| [it.keep_until, it.adopt_at, it.remove_at]);
+        let due = timers.into_iter().flatten().flatten().filter(|at| *at > now).min();
+        self.set_timer(key, due);
         self.set_problems(key, problems);
+    }
+
+    /// Plans the slices of a Service by what it asks for.
+    fn plan_marked(
+        &mut self,
+        key: &ObjectKey,
+        service: &Service,
+        problems: &mut Vec<Problem>,
+        now: Moment,
+    ) {
+        let (import, mut found) = Import::of(&service.labels, &service.annotations);
+        let import = import.filter(|_| match Self::obstacle(service) {
+            Some(problem) => {
+                found.push(problem);
+                false
+            }
+            None => true,
+        });
+        let is_readable = found.is_empty();
+        problems.append(&mut found);
+        match import {
+            Some(_) if service.is_going => {}
+            Some(import) => {
+                self.follow(key, &import.sources);
+                self.plan_import(key, service, &import, problems, now);
+            }
+            // A mark that cannot be read says nothing about what is there.
+            None if !is_readable && !service.has_selector => {}
+            None => self.plan_removal(key, service, now),
+        }
     }
 
     /// Why a Service that asks for it cannot have imported endpoints.
@@ -66,7 +93,7 @@ impl Importer {
             "expected a Service without a selector, found one: the endpoints that it selects are \
              the cluster's; remove spec.selector, or the mark of the import"
                 .to_owned()
-        } else if service.is_external_name {
+        } else if matches!(service.form, Form::ExternalName(_)) {
             "expected a Service with endpoints, found type ExternalName; give it another type"
                 .to_owned()
         } else if service.ports.is_empty() {
@@ -90,10 +117,9 @@ impl Importer {
             .map(|(name, slice)| (name.clone(), slice.uid.clone()))
             .collect();
         if own.is_empty() {
-            self.states.remove(key);
-            return;
+            return self.forget(key);
         }
-        if self.states.get(key).is_none_or(|state| !state.waits(now)) {
+        if !self.failures.waits(key, now) {
             self.delete(key, service, own);
         }
     }
@@ -122,7 +148,7 @@ impl Importer {
         problems.extend(imported.problems.iter().cloned());
         let usable_before = self.usable_endpoints(key, &service.uid);
         let Some(state) = self.states.get_mut(key) else { return };
-        if state.waits(now) {
+        if self.failures.waits(key, now) {
             return;
         }
         if !std::mem::replace(&mut state.looked_back, true) {
@@ -151,8 +177,8 @@ impl Importer {
         if !strays.is_empty() {
             return self.delete(key, service, strays);
         }
+        self.failures.clear(key);
         let Some(state) = self.states.get_mut(key) else { return };
-        state.failed = None;
         if std::mem::take(&mut state.wrote) {
             let ready = endpoints.values().flat_map(BTreeMap::values).filter(|it| **it).count();
             let count = endpoints.values().map(BTreeMap::len).sum();
@@ -197,7 +223,8 @@ impl Importer {
                 is_known = false;
                 continue;
             };
-            let imported = Imported::of(import, self.cluster.as_ref(), instances);
+            let is_import = |key: &ObjectKey| self.is_echoed(key);
+            let imported = Imported::of(import, self.cluster.as_ref(), is_import, instances);
             if imported.is_usable {
                 return Some(imported);
             }
@@ -206,8 +233,16 @@ impl Importer {
         first.filter(|_| is_known)
     }
 
+    /// Whether what another sync of Kubernetes says that it made of this Service came from Consul.
+    fn is_echoed(&self, key: &ObjectKey) -> bool {
+        let Some(service) = self.services.get(key) else { return false };
+        let is_kept_from_consul_k8s =
+            service.annotations.get(SERVICE_SYNC).and_then(|it| parse_bool(it)) == Some(false);
+        !is_kept_from_consul_k8s && Import::of(&service.labels, &service.annotations).0.is_some()
+    }
+
     /// The endpoints that its slices have, if one of them is ready.
-    fn usable_endpoints(&self, key: &ObjectKey, uid: &str) -> Option<Endpoints> {
+    pub(super) fn usable_endpoints(&self, key: &ObjectKey, uid: &str) -> Option<Endpoints> {
         let mut found = Endpoints::new();
         for (_, owned) in self.named_slices(key).filter(|(_, slice)| *slice.owner == *uid) {
             let Slice { is_ipv6, ports, endpoints } = &owned.slice;
@@ -257,11 +292,6 @@ impl State {
                 imported.endpoints
             }
         }
-    }
-
-    /// Whether nothing is written because a write failed.
-    fn waits(&self, now: Moment) -> bool {
-        self.failed.is_some() && self.retry_at > now
     }
 }
 

@@ -1,8 +1,10 @@
 use std::collections::VecDeque;
 
+use super::failures::RETRY;
 use super::*;
+use crate::domain::import::create::{CREATED, CreateAs, SERVICE_SYNC};
 use crate::domain::import::instance::Health;
-use crate::domain::import::object::MANAGED_BY;
+use crate::domain::import::object::{Form, MANAGED_BY};
 use crate::domain::import::source::{CONSUL8S_NAME, CONSUL8S_SOURCE, DATACENTERS, IMPORT, KEEP};
 
 const DB: &str = "shop/db";
@@ -20,6 +22,8 @@ struct Harness {
     refuse: usize,
     pending: VecDeque<Action>,
     hold: bool,
+    /// How many Services were made.
+    uid: usize,
 }
 
 fn key(name: &str) -> ObjectKey {
@@ -34,8 +38,10 @@ fn service(uid: &str, annotations: &[(&str, &str)]) -> Service {
         annotations: annotations.iter().map(|&(key, value)| (key.into(), value.into())).collect(),
         ports: vec![("pg".into(), "TCP".into())],
         has_selector: false,
-        is_external_name: false,
+        form: Form::ClusterIp,
         is_going: false,
+        port: Some(5432),
+        version: Version::default(),
     }
 }
 
@@ -51,6 +57,9 @@ fn instances(addresses: &[&str]) -> Vec<Instance> {
             port: 5432,
             health,
             cluster: None,
+            protocol: crate::domain::kube::object::Protocol::Tcp,
+            is_proxy: false,
+            origin: None,
         }
     };
     addresses.iter().map(of).collect()
@@ -65,9 +74,37 @@ fn source(service: &str, datacenter: Option<&str>) -> Source {
     }
 }
 
+fn owned(service: &ObjectKey, owner: &str, manager: &str, slice: Slice) -> OwnedSlice {
+    OwnedSlice {
+        service: service.name.clone(),
+        managed_by: manager.into(),
+        owner: owner.into(),
+        uid: "slice-uid".into(),
+        slice,
+        is_canonical: true,
+        version: Version::default(),
+    }
+}
+
+/// A Service as the API server makes it.
+fn made(wanted: &Wanted, uid: &str) -> Service {
+    Service {
+        labels: [(CREATED.0.into(), CREATED.1.into())].into(),
+        annotations: wanted.annotations.clone(),
+        ports: wanted.ports(),
+        port: wanted.port.as_ref().map(|(number, _)| *number),
+        form: wanted.form.clone(),
+        ..service(uid, &[])
+    }
+}
+
 impl Harness {
     fn new() -> Self {
-        let mut import = Importer::new(None);
+        Self::with(None)
+    }
+
+    fn with(create: Option<Create>) -> Self {
+        let mut import = Importer::new(Some("here".parse().unwrap()), create);
         import.handle_services_list();
         import.handle_slices_list();
         import.handle_slices_listed();
@@ -81,6 +118,7 @@ impl Harness {
             refuse: 0,
             pending: VecDeque::new(),
             hold: false,
+            uid: 0,
         }
     }
 
@@ -90,7 +128,7 @@ impl Harness {
     }
 
     fn answer(&mut self, source: &Source, addresses: &[&str]) -> &mut Self {
-        self.import.handle_instances(source, instances(addresses));
+        self.import.handle_instances(source, instances(addresses), self.now);
         self.run()
     }
 
@@ -117,12 +155,19 @@ impl Harness {
                     let problem = Problem::new(Reason::Refused, "no");
                     self.log.push("refused".to_owned());
                     let refused = Err(Failure { problem, retry_after: Duration::ZERO });
-                    return self.import.handle_written(&service, &uid, refused, self.now);
+                    let now = self.now;
+                    return self.import.handle_slice_written(&service, &uid, &name, refused, now);
                 }
                 self.log.push(format!("write {}", slice.endpoints.len()));
                 self.slices.insert(name.clone(), ((*uid).into(), slice.clone()));
-                self.show(&service, &name, &uid, MANAGED_BY, slice);
-                self.import.handle_written(&service, &uid, Ok(()), self.now);
+                let written = owned(&service, &uid, MANAGED_BY, slice);
+                self.import.handle_slice_written(
+                    &service,
+                    &uid,
+                    &name,
+                    Ok(Some(written)),
+                    self.now,
+                );
             }
             Action::Write(Write::Delete { service, owner, name, .. }) => {
                 if self.refuse > 0 {
@@ -130,25 +175,34 @@ impl Harness {
                     let problem = Problem::new(Reason::Denied, "no");
                     self.log.push("refused".to_owned());
                     let refused = Err(Failure { problem, retry_after: Duration::ZERO });
-                    return self.import.handle_written(&service, &owner, refused, self.now);
+                    let now = self.now;
+                    return self.import.handle_slice_written(&service, &owner, &name, refused, now);
                 }
                 self.log.push("delete".to_owned());
                 self.slices.remove(&name);
-                self.import.handle_slice_gone(&ObjectKey::new(service.namespace.clone(), name));
-                self.import.handle_written(&service, &owner, Ok(()), self.now);
+                self.import.handle_slice_written(&service, &owner, &name, Ok(None), self.now);
+            }
+            Action::Confirm(source) => self.log.push(format!("confirm {}", source.service)),
+            Action::Write(Write::CreateService { service, wanted }) => {
+                self.uid += 1;
+                self.log.push(format!("create {service} {:?}", wanted.form));
+                let made = made(&wanted, &format!("made-{}", self.uid));
+                self.import.handle_service_written(&service, Ok(Some(made)), self.now);
+            }
+            Action::Write(Write::UpdateService { service, uid, wanted, .. }) => {
+                self.log.push(format!("update {service} {:?}", wanted.form));
+                let made = made(&wanted, &uid);
+                self.import.handle_service_written(&service, Ok(Some(made)), self.now);
+            }
+            Action::Write(Write::DeleteService { service, .. }) => {
+                self.log.push(format!("delete {service}"));
+                self.import.handle_service_written(&service, Ok(None), self.now);
             }
         }
     }
 
     fn show(&mut self, service: &ObjectKey, name: &str, owner: &str, manager: &str, slice: Slice) {
-        let slice = OwnedSlice {
-            service: service.name.clone(),
-            managed_by: manager.into(),
-            owner: owner.into(),
-            uid: "slice-uid".into(),
-            slice,
-            is_canonical: true,
-        };
+        let slice = owned(service, owner, manager, slice);
         self.import.handle_slice(ObjectKey::new(service.namespace.clone(), name), slice);
     }
 
@@ -195,7 +249,7 @@ fn the_slices_follow_the_instances() {
 
 #[test]
 fn nothing_is_written_before_both_kinds_are_listed() {
-    let mut import = Importer::new(None);
+    let mut import = Importer::new(None, None);
     import.handle_services_list();
     import.handle_service(key(DB), service("u1", &[(IMPORT, "pg")]));
     import.handle_services_listed();
@@ -451,10 +505,11 @@ fn an_answer_for_an_earlier_service_of_that_name_says_nothing() {
     let first = harness.pending.pop_front().unwrap();
     harness.service(service("u2", &[(IMPORT, "pg")]));
     harness.pending.retain(|action| !matches!(action, Action::Unfollow(_)));
-    harness.import.handle_instances(&pg, instances(&["10.0.0.1"]));
+    harness.import.handle_instances(&pg, instances(&["10.0.0.1"]), harness.now);
     harness.run();
-    let Action::Write(Write::Put { uid, .. }) = first else { panic!("{first:?}") };
-    harness.import.handle_written(&key(DB), &uid, Ok(()), harness.now);
+    let Action::Write(Write::Put { uid, name, slice, .. }) = first else { panic!("{first:?}") };
+    let late = owned(&key(DB), &uid, MANAGED_BY, slice);
+    harness.import.handle_slice_written(&key(DB), &uid, &name, Ok(Some(late)), harness.now);
     harness.run();
     let puts = harness.pending.iter().filter(|it| matches!(it, Action::Write(Write::Put { .. })));
     assert_eq!(puts.count(), 1, "one write under way for the new one");
@@ -470,4 +525,192 @@ fn a_slice_with_our_label_that_nobody_owns_is_left_alone() {
     harness.service(service("u1", &[(IMPORT, "pg")])).answer(&source("pg", None), &["10.0.0.1"]);
     assert_eq!(harness.log(), ["write 1"]);
     assert!(harness.problems().contains("db-hand"));
+}
+
+fn create() -> Create {
+    Create {
+        namespace: "consul".into(),
+        patterns: vec![],
+        tags: vec![],
+        prefix: "".into(),
+        form: CreateAs::Headless,
+        domain: "consul".into(),
+        adopts: false,
+    }
+}
+
+impl Harness {
+    fn names(&mut self, names: &[&str]) -> &mut Self {
+        self.import.handle_names(names.iter().map(|&name| name.into()).collect());
+        self.run()
+    }
+
+    /// Instances that the bridge of a cluster registered.
+    fn answer_of(&mut self, source: &Source, cluster: &str, addresses: &[&str]) -> &mut Self {
+        let mut all = instances(addresses);
+        all.iter_mut().for_each(|it| it.cluster = Some(cluster.into()));
+        self.import.handle_instances(source, all, self.now);
+        self.run()
+    }
+}
+
+#[test]
+fn i12_a_service_is_made_for_what_others_registered_and_removed_once_that_is_known_to_be_gone() {
+    let mut harness = Harness::with(Some(create()));
+    let (web, own) = (source("web", None), source("own", None));
+    harness.names(&["web", "own"]);
+    assert_eq!(harness.log(), [""; 0], "nothing is known of the instances yet");
+    harness.answer_of(&own, "here", &["10.0.0.9"]).answer_of(&web, "there", &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["create consul/web Headless", "write 1"]);
+    assert_eq!(harness.endpoints(), ["10.0.0.1"]);
+    // That the name is missing from a list proves nothing.
+    harness.names(&["own"]).later(1000);
+    assert_eq!((harness.log(), harness.endpoints()), (vec![], vec!["10.0.0.1".to_owned()]));
+    // Nor does one answer: it is asked again after a while.
+    harness.answer(&web, &[]);
+    assert_eq!(harness.log(), ["delete"]);
+    harness.later(9);
+    assert_eq!(harness.log(), [""; 0]);
+    harness.later(1);
+    assert_eq!(harness.log(), ["confirm web"]);
+    harness.answer(&web, &["10.0.0.2"]);
+    assert_eq!(harness.log(), ["write 1"], "it was not gone");
+    harness.answer(&web, &[]).later(10);
+    harness.import.handle_unknown(&web, Problem::new(Reason::Failing, "no leader"));
+    assert_eq!(harness.run().log(), ["delete", "confirm web"], "no answer is no evidence");
+    harness.later(3600).answer(&web, &[]);
+    assert_eq!(harness.log(), ["delete consul/web"]);
+    assert!(!harness.followed.contains(&web));
+}
+
+#[test]
+fn i12_many_that_are_gone_at_once_are_held_for_longer() {
+    let mut harness = Harness::with(Some(create()));
+    let names = ["a", "b", "c", "d"];
+    harness.names(&names);
+    for name in names {
+        harness.answer(&source(name, None), &["10.0.0.1"]);
+    }
+    harness.log();
+    for name in names {
+        harness.answer(&source(name, None), &[]);
+    }
+    harness.log();
+    harness.later(11);
+    assert!(harness.problems().contains("deleted if that is still so"), "{}", harness.problems());
+    assert!(!harness.log().iter().any(|it| it.starts_with("delete ")));
+    harness.later(300);
+    for name in names {
+        harness.answer(&source(name, None), &[]);
+    }
+    assert_eq!(harness.log().iter().filter(|it| it.starts_with("delete ")).count(), 4);
+}
+
+#[test]
+fn i13_of_two_that_want_a_name_one_has_it_and_keeps_it() {
+    let mut harness = Harness::with(Some(create()));
+    let (under, minus) = (source("echo_default", None), source("echo-default", None));
+    harness.names(&["echo_default"]).answer(&under, &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["create consul/echo-default Headless", "write 1"]);
+    harness.names(&["echo_default", "echo-default"]);
+    assert!(harness.problems().contains("\"echo-default\" and \"echo_default\" want"));
+    assert_eq!(harness.log(), [""; 0]);
+    harness.names(&["echo-default"]).answer(&under, &[]).later(10).answer(&under, &[]);
+    harness.answer(&minus, &["10.0.0.2"]);
+    let log = harness.log();
+    assert_eq!(log[log.len() - 2..], ["create consul/echo-default Headless", "write 1"]);
+    assert_eq!(harness.problems(), "");
+}
+
+#[test]
+fn a_service_of_a_user_is_never_touched() {
+    let mut harness = Harness::with(Some(create()));
+    let web = key("consul/web");
+    harness.import.handle_service(web.clone(), service("u1", &[]));
+    harness.names(&["web"]).answer(&source("web", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), [""; 0]);
+    assert!(harness.problems().contains("found another: it is not touched"));
+    // Nor one of consul-k8s, unless that is asked for.
+    let mut theirs = service("u1", &[]);
+    theirs.labels = [("consul".into(), "true".into())].into();
+    theirs.form = Form::ExternalName("web.service.consul".into());
+    harness.import.handle_service(web.clone(), theirs);
+    assert_eq!(harness.run().log(), [""; 0]);
+    // Once it is gone, the name is free.
+    harness.import.handle_service_gone(&web);
+    harness.run().answer(&source("web", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["create consul/web Headless", "write 1"]);
+}
+
+#[test]
+fn i14_a_service_of_consul_k8s_has_its_slices_before_its_type_changes_by_one_write() {
+    let mut harness = Harness::with(Some(Create { adopts: true, ..create() }));
+    let mut theirs = service("u1", &[]);
+    theirs.labels = [("consul".into(), "true".into())].into();
+    theirs.form = Form::ExternalName("web.service.consul".into());
+    theirs.ports = vec![];
+    harness.import.handle_service(key("consul/web"), theirs.clone());
+    harness.names(&["web"]).answer(&source("web", None), &["!10.0.0.1"]);
+    assert_eq!(harness.later(10).log(), ["write 1"], "with none ready the name would be gone");
+    harness.answer(&source("web", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["write 1"]);
+    harness.later(2);
+    assert_eq!(harness.log(), ["update consul/web Headless"]);
+    assert_eq!(harness.endpoints(), ["10.0.0.1"]);
+
+    // What it made of our own registrations is not wanted.
+    let mut harness = Harness::with(Some(Create { adopts: true, ..create() }));
+    harness.import.handle_service(key("consul/web"), theirs);
+    harness.names(&["web"]).answer_of(&source("web", None), "here", &["10.0.0.1"]);
+    assert_eq!(harness.later(10).log(), [""; 0]);
+}
+
+#[test]
+fn i12_what_consul_k8s_made_of_an_import_is_not_imported_again() {
+    let mut harness = Harness::new();
+    let pg = source("pg", None);
+    let echo = |harness: &mut Harness| {
+        let mut all = instances(&["10.0.0.1", "10.0.0.2"]);
+        all[1].origin = Some(key(DB));
+        harness.import.handle_instances(&pg, all, harness.now);
+        harness.run();
+    };
+    harness.service(service("u1", &[(IMPORT, "pg")]));
+    echo(&mut harness);
+    assert_eq!(harness.endpoints(), ["10.0.0.1"]);
+    assert!(harness.problems().contains("consul.hashicorp.com/service-sync=false"));
+    // Where consul-k8s leaves the Service alone it is another cluster's.
+    harness.service(service("u1", &[(IMPORT, "pg"), (SERVICE_SYNC, "false")]));
+    echo(&mut harness);
+    assert_eq!(harness.endpoints(), ["10.0.0.1", "10.0.0.2"]);
+}
+
+#[test]
+fn an_older_watch_event_than_our_write_costs_no_write() {
+    let mut harness = Harness::new();
+    let version = |number: u64| Version(number.to_string().into());
+    let pg = source("pg", None);
+    harness.service(service("u1", &[(IMPORT, "pg")])).answer(&pg, &["10.0.0.1"]);
+    let name = harness.slices.keys().next().unwrap().clone();
+    let slice = |harness: &Harness| harness.slices.values().next().unwrap().1.clone();
+    let first = slice(&harness);
+    harness.hold = true;
+    harness.answer(&pg, &["10.0.0.2"]);
+    let Some(Action::Write(Write::Put { slice: second, .. })) = harness.pending.pop_front() else {
+        panic!("no write")
+    };
+    let shown = |slice: &Slice, number| OwnedSlice {
+        version: version(number),
+        ..owned(&key(DB), "u1", MANAGED_BY, slice.clone())
+    };
+    let written = Ok(Some(shown(&second, 20)));
+    harness.import.handle_slice_written(&key(DB), "u1", &name, written, harness.now);
+    let at = ObjectKey::new("shop", name);
+    harness.import.handle_slice(at.clone(), shown(&first, 19));
+    harness.run();
+    assert!(harness.pending.is_empty(), "an older event: {:?}", harness.pending);
+    harness.import.handle_slice(at.clone(), shown(&second, 20));
+    harness.import.handle_slice(at, shown(&first, 21));
+    harness.run();
+    assert_eq!(harness.pending.len(), 1, "a newer one by somebody else is");
 }

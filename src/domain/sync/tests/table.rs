@@ -213,6 +213,7 @@ selected by absence               | web label:x=1; api ip=10.0.0.2 | --selector 
 ExternalName                      | web ExternalName | |
 made by consul-k8s                | web label:consul=true | |
 made by consul8s                  | web label:consul8s_source=consul | |
+I12 made for an import            | web @import=pg | |
 O13 a label of consul8s' README   | web label:registration=consul @service-weight=x | | ?ImportLabel
 O13 the same, opted out           | web label:registration=consul @sync=false | |
 opting in does not help those     | web label:consul=true @sync=true | |
