@@ -403,7 +403,8 @@ impl Importer {
         let key = ObjectKey::new(service.namespace.clone(), name);
         let result = result.map(|slice| match slice {
             Some(slice) => {
-                self.slice_versions.written(&key, &slice.version);
+                let shown = self.slices.get(&key).map(|it| &it.version);
+                self.slice_versions.written(&key, &slice.version, shown);
                 self.take_slice(key, slice);
             }
             None => {

@@ -337,11 +337,13 @@ impl Importer {
         result: Result<Option<Service>, Failure>,
         now: Moment,
     ) {
-        if let Some(state) = self.states.get_mut(key)
-            && std::mem::take(&mut state.is_writing_service)
-        {
-            state.in_flight -= 1;
-        }
+        self.dirty.insert(key.clone());
+        let Some(state) = self.states.get_mut(key).filter(|it| it.is_writing_service) else {
+            // The Service went or was replaced in the meantime, and all that was known of it.
+            return;
+        };
+        state.is_writing_service = false;
+        state.in_flight -= 1;
         let before = self.services.get(key).cloned();
         let name = |service: &Service| service.annotations.get(IMPORT).cloned().unwrap_or_default();
         match (result, before) {
@@ -354,7 +356,8 @@ impl Importer {
                     Some(_) => None,
                 };
                 self.reports.extend(report);
-                self.service_versions.written(key, &service.version);
+                let shown = before.as_ref().map(|it| &it.version);
+                self.service_versions.written(key, &service.version, shown);
                 self.take_service(key.clone(), service);
             }
             (Ok(None), Some(before)) => {
@@ -365,7 +368,6 @@ impl Importer {
             (Ok(None), None) => {}
             (Err(failure), _) => self.failures.failed(key, failure, now),
         }
-        self.dirty.insert(key.clone());
     }
 }
 

@@ -714,3 +714,24 @@ fn an_older_watch_event_than_our_write_costs_no_write() {
     harness.run();
     assert_eq!(harness.pending.len(), 1, "a newer one by somebody else is");
 }
+
+#[test]
+fn a_watch_that_is_faster_than_an_answer_is_believed_later_too() {
+    let mut harness = Harness::with(Some(create()));
+    let web = key("consul/web");
+    harness.names(&["web"]);
+    harness.hold = true;
+    harness.answer(&source("web", None), &["10.0.0.1"]);
+    let Some(Action::Write(Write::CreateService { wanted, .. })) = harness.pending.pop_back()
+    else {
+        panic!("{:?}", harness.pending)
+    };
+    harness.hold = false;
+    let made = Service { version: Version("7".into()), ..made(&wanted, "u1") };
+    harness.import.handle_service(web.clone(), made.clone());
+    harness.import.handle_service_written(&web, Ok(Some(made)), harness.now);
+    assert_eq!(harness.run().log(), ["write 1"]);
+    harness.import.handle_service_gone(&web);
+    harness.run().answer(&source("web", None), &["10.0.0.1"]);
+    assert_eq!(harness.log()[..1], ["create consul/web Headless"]);
+}

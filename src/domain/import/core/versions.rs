@@ -21,9 +21,12 @@ enum Written {
 // === impl Versions ===
 
 impl Versions {
-    /// The API server answered this version.
-    pub(super) fn written(&mut self, key: &ObjectKey, version: &Version) {
-        if let Some(number) = version.number() {
+    /// The API server answered this version; `shown` is what is known of the object.
+    pub(super) fn written(&mut self, key: &ObjectKey, version: &Version, shown: Option<&Version>) {
+        let Some(number) = version.number() else { return };
+        // The watch was faster than the answer: it will not show this version again.
+        let was_shown = shown.and_then(Version::number).is_some_and(|shown| shown >= number);
+        if !was_shown {
             self.0.insert(key.clone(), Written::Version(number));
         }
     }
