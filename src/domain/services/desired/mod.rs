@@ -26,8 +26,6 @@ const CONSULS_OWN_NAME: &str = "consul";
 /// would make a loop.
 const IMPORTED: [(&str, &str); 3] =
     [("consul", "true"), ("consul8s_source", "consul"), LABEL_OF_README];
-/// So has one with this annotation: `import` gives it the instances of a Consul service.
-const IMPORT: &str = "kube-consul.io/import";
 /// What consul8s' README asks for and its code never reads: of these three a Service may have it
 /// for another reason.
 const LABEL_OF_README: (&str, &str) = ("registration", "consul");
@@ -288,7 +286,7 @@ fn selection(settings: &Settings, key: &ObjectKey, service: &Service) -> (bool, 
             ),
         ));
     }
-    (label.is_none() && !service.annotations.contains_key(IMPORT), problems)
+    (label.is_none(), problems)
 }
 
 fn wanted_ports<'s>(
