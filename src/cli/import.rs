@@ -56,12 +56,8 @@ pub struct ImportArgs {
     /// The Services of all namespaces
     #[arg(short = 'A', long, env = "KUBE_CONSUL_ALL_NAMESPACES")]
     all_namespaces: bool,
-    /// Make a Service for each Consul service: all but Consul's own, proxies and gateways, and what
-    /// this cluster registered
-    #[arg(long, env = "KUBE_CONSUL_CREATE")]
-    create: bool,
     #[command(flatten)]
-    created: CreateArgs,
+    create: CreateArgs,
     /// Import once and exit: 0 when all is in sync, 1 when not
     #[arg(short = '1', long, env = "KUBE_CONSUL_RUN_ONCE")]
     run_once: bool,
@@ -107,6 +103,10 @@ pub struct ImportArgs {
 /// What is made with `--create`.
 #[derive(Clone, Debug, Args)]
 struct CreateArgs {
+    /// Make a Service for each Consul service: all but Consul's own, proxies and gateways, and what
+    /// this cluster registered
+    #[arg(long, env = "KUBE_CONSUL_CREATE")]
+    create: bool,
     /// Only for Consul services of this name, in which * stands for any characters (repeatable);
     /// proxies, gateways and `consul` only so
     #[arg(
@@ -221,7 +221,7 @@ impl ImportArgs {
             common: common(access, consul, self.admin_addr),
             cluster: Some(self.cluster),
             namespaces: namespaces.into_iter().map(Into::into).collect(),
-            create: self.create.then(|| self.created.options()),
+            create: self.create.create.then(|| self.create.options()),
             resync: self.interval,
             once: self.run_once.then_some(self.timeout),
             serves_admin: true,

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service as ServiceObject;
+use k8s_openapi::api::core::v1::{Endpoints, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Error as KubeError};
 use serde_json::{Value, json};
@@ -38,6 +39,9 @@ const CREATE_GRANTED_BY: &str = "manifests/import-create/rbac.yaml";
 /// Kinds, as people call them.
 const SLICE: &str = "EndpointSlice";
 const SERVICE: &str = "Service";
+const ENDPOINTS: &str = "Endpoints";
+/// What the API server calls the client of consul8s: its user agent up to the slash.
+const CONSUL8S_MANAGER: &str = "python-requests";
 
 /// Services, as far as an import reads them.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +56,8 @@ pub struct ImportSlices;
 pub enum WriteError {
     /// A right is missing.
     #[error(
-        "expected the right to {verb} {}s, found none ({cause}); {} grants it",
-        kind.to_lowercase(),
+        "expected the right to {verb} {}, found none ({cause}); {} grants it",
+        resource(kind),
         if *kind == SERVICE { CREATE_GRANTED_BY } else { GRANTED_BY },
     )]
     Denied {
@@ -303,6 +307,36 @@ pub async fn delete_slice(client: &Client, key: &ObjectKey, uid: &str) -> Result
     }
 }
 
+/// Deletes the Endpoints of a Service if they can be shown to be those that consul8s wrote. Gives
+/// whether they were.
+pub async fn delete_old_endpoints(client: &Client, key: &ObjectKey) -> Result<bool, WriteError> {
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
+    let error = |verb| move |error: KubeError| WriteError::of(verb, ENDPOINTS, &key.name, &error);
+    let Some(found) = api.get_opt(&key.name).await.map_err(error("get"))? else {
+        return Ok(false);
+    };
+    if !is_of_consul8s(&found.metadata) {
+        return Ok(false);
+    }
+    let preconditions = Preconditions {
+        uid: found.metadata.uid,
+        resource_version: found.metadata.resource_version,
+    };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    api.delete(&key.name, &params).await.map_err(error("delete"))?;
+    Ok(true)
+}
+
+/// Whether consul8s wrote it, and nobody else: it sets the label `name`, and the API server calls its
+/// Python client by its user agent. What no manager is known of may be anybody's.
+fn is_of_consul8s(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    let is_named = labels.and_then(|it| it.get("name")) == metadata.name.as_ref();
+    let managers = metadata.managed_fields.as_deref().unwrap_or_default();
+    let is_its = |it: &ManagedFieldsEntry| it.manager.as_deref() == Some(CONSUL8S_MANAGER);
+    is_named && !managers.is_empty() && managers.iter().all(is_its)
+}
+
 /// Makes a Service, unless there is one of this name. Not by server-side apply, which would change
 /// one that is there.
 pub async fn create_service(
@@ -388,6 +422,15 @@ fn service_manifest(wanted: &Wanted) -> Value {
 fn of_uid(uid: &str) -> DeleteParams {
     let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
+}
+
+/// The resource, as RBAC rules name it.
+fn resource(kind: &str) -> &'static str {
+    match kind {
+        SERVICE => "services",
+        ENDPOINTS => "endpoints",
+        _ => "endpointslices",
+    }
 }
 
 // === impl WriteError ===

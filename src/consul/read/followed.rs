@@ -68,8 +68,8 @@ struct Service<'a> {
     port: Option<i64>,
     #[serde(borrow)]
     kind: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    service: Cow<'a, str>,
+    #[serde(rename = "Service", borrow)]
+    name: Cow<'a, str>,
     #[serde(borrow)]
     tags: Option<Vec<Cow<'a, str>>>,
     #[serde(borrow)]
@@ -177,7 +177,7 @@ impl Entry<'_> {
             cluster.is_some() && it.tag().is_some_and(|tag| tags.iter().any(|it| *it == tag))
         };
         let protocol = [Protocol::Udp, Protocol::Sctp].into_iter().find(is_tagged);
-        let origin = cluster.is_none().then(|| origin(&meta, &service.service)).flatten();
+        let origin = cluster.is_none().then(|| origin(&meta, &service.name)).flatten();
         Instance {
             address: service.address.unwrap_or_default().into(),
             node_address: self.node.address.into(),

@@ -87,6 +87,8 @@ struct State {
     sources: Vec<Source>,
     /// Writes that were not answered.
     in_flight: usize,
+    /// What became of the Endpoints that consul8s may have left.
+    old_endpoints: OldEndpoints,
     /// Whether one of them is the Service itself.
     is_writing_service: bool,
     /// When the Service is taken over from consul-k8s.
@@ -104,6 +106,16 @@ struct State {
     timer: Option<Moment>,
     /// Whether a write of this round was made: told once all are answered.
     wrote: bool,
+}
+
+/// The Endpoints that consul8s may have left.
+#[derive(Debug, Default)]
+enum OldEndpoints {
+    /// They were not looked at yet.
+    #[default]
+    Unknown,
+    /// They were: whatever they are now is not asked again. A problem where that failed.
+    Asked(Option<Problem>),
 }
 
 /// What the owner of the state has to do.
@@ -153,6 +165,13 @@ pub enum Write {
         /// The uid of the slice.
         uid: Box<str>,
     },
+    /// Delete the Endpoints of this Service, if they can be shown to be those that consul8s left.
+    DeleteEndpoints {
+        /// The Service.
+        service: ObjectKey,
+        /// Its uid.
+        uid: Arc<str>,
+    },
     /// Make this Service, unless there is one.
     CreateService {
         /// Its namespace and name.
@@ -200,6 +219,8 @@ pub enum Report {
     Solved(ObjectKey, Problem),
     /// A Service was made for a Consul service.
     Created(ObjectKey, Box<str>),
+    /// The Endpoints that consul8s had left for a Service were deleted.
+    EndpointsDeleted(ObjectKey),
     /// A Service of consul-k8s was taken over.
     Adopted(ObjectKey, Box<str>),
     /// A Service was deleted, because its Consul service is gone.
@@ -401,15 +422,14 @@ impl Importer {
         now: Moment,
     ) {
         let key = ObjectKey::new(service.namespace.clone(), name);
-        let result = result.map(|slice| match slice {
-            Some(slice) => {
-                let shown = self.slices.get(&key).map(|it| &it.version);
-                self.slice_versions.written(&key, &slice.version, shown);
+        let before = self.slices.get(&key).map(|it| it.version.clone());
+        let result = result.map(|slice| {
+            if let Some(slice) = slice {
+                self.slice_versions.written(&key, &slice.version, before.as_ref());
                 self.take_slice(key, slice);
-            }
-            None => {
-                if let Some(before) = self.slices.get(&key) {
-                    self.slice_versions.deleted(&key, &before.version);
+            } else {
+                if let Some(before) = before {
+                    self.slice_versions.deleted(&key, &before);
                 }
                 self.remove_slice(&key);
             }
@@ -424,6 +444,29 @@ impl Importer {
         if let Err(failure) = result {
             self.failures.failed(service, failure, now);
         }
+        self.dirty.insert(service.clone());
+    }
+
+    /// The answer to [`Write::DeleteEndpoints`]: whether they were consul8s's, and are gone.
+    pub fn handle_endpoints_deleted(
+        &mut self,
+        service: &ObjectKey,
+        uid: &str,
+        result: Result<bool, Failure>,
+    ) {
+        if self.services.get(service).is_none_or(|it| *it.uid != *uid) {
+            return;
+        }
+        let Some(state) = self.states.get_mut(service) else { return };
+        state.in_flight -= 1;
+        state.old_endpoints = match result {
+            Ok(is_gone) => {
+                self.reports.extend(is_gone.then(|| Report::EndpointsDeleted(service.clone())));
+                OldEndpoints::Asked(None)
+            }
+            // Nothing of ours waits for it: roles that were written for consul8s lack the right.
+            Err(failure) => OldEndpoints::Asked(Some(failure.problem)),
+        };
         self.dirty.insert(service.clone());
     }
 

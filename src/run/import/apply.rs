@@ -9,7 +9,8 @@ use crate::domain::import::object::{OwnedSlice, Service};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::kubernetes::import::{
-    WriteError, create_service, delete_service, delete_slice, update_service, write_slice,
+    WriteError, create_service, delete_old_endpoints, delete_service, delete_slice, update_service,
+    write_slice,
 };
 
 /// What became of a write.
@@ -28,6 +29,8 @@ pub(super) enum Outcome {
         result: Result<Option<OwnedSlice>, Failure>,
     },
     Service(Result<Option<Service>, Failure>),
+    /// Whether Endpoints were deleted.
+    Endpoints(Arc<str>, Result<bool, Failure>),
 }
 
 /// Sends one write.
@@ -43,6 +46,11 @@ pub(super) async fn apply(client: Client, write: Write) -> Applied {
             let result = delete_slice(&client, &slice, &uid).await;
             let result = result.map(|()| None).map_err(|error| failure(&error));
             Applied { verb: "delete", service, outcome: Outcome::Slice { owner, name, result } }
+        }
+        Write::DeleteEndpoints { service, uid } => {
+            let result = delete_old_endpoints(&client, &service).await;
+            let result = result.map_err(|error| failure(&error));
+            Applied { verb: "delete_endpoints", service, outcome: Outcome::Endpoints(uid, result) }
         }
         Write::CreateService { service, wanted } => {
             let result = create_service(&client, &service, &wanted).await.map(Some);
@@ -86,6 +94,7 @@ impl Applied {
         match &self.outcome {
             Outcome::Slice { result, .. } => result.is_ok(),
             Outcome::Service(result) => result.is_ok(),
+            Outcome::Endpoints(_, result) => result.is_ok(),
         }
     }
 }

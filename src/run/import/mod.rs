@@ -338,6 +338,9 @@ impl Import {
                 self.state.handle_slice_written(&service, &owner, &name, result, now);
             }
             Outcome::Service(result) => self.state.handle_service_written(&service, result, now),
+            Outcome::Endpoints(uid, result) => {
+                self.state.handle_endpoints_deleted(&service, &uid, result);
+            }
         }
     }
 

@@ -233,6 +233,9 @@ impl Reporting {
                 Report::Created(service, name) => {
                     tracing::info!(%service, consul_service = %name, "created Service");
                 }
+                Report::EndpointsDeleted(service) => {
+                    tracing::info!(%service, "deleted the Endpoints that consul8s left");
+                }
                 Report::Adopted(service, name) => {
                     tracing::info!(%service, consul_service = %name, "adopted Service of consul-k8s");
                 }

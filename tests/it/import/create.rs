@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube_consul_stack::{
     Consul, ConsulOptions, Kubernetes, KubernetesOptions, ProgramOptions, eventually,
 };
@@ -149,7 +149,7 @@ async fn a_service_is_made_for_each_consul_service_and_goes_with_it() -> Result<
     println!("gone from Consul: the Service is removed after {:?}", began.elapsed());
 
     // Made again by a user's mistake, it comes back; and the user's own is untouched.
-    target.services()?.delete("order-api", &Default::default()).await?;
+    target.services()?.delete("order-api", &DeleteParams::default()).await?;
     target.wait_for(DEADLINE, &both[..1]).await?;
     let after = target.services()?.get("mine").await?.metadata.resource_version;
     ensure!(before == after, "the user's Service was written");
@@ -267,7 +267,7 @@ async fn i12_clusters_find_each_other_through_one_consul_without_a_loop() -> Res
     running[2].stop().await?;
     let began = Instant::now();
     let services: Api<Service> = Api::namespaced(a.client()?, &namespaces[0]);
-    services.delete("web", &Default::default()).await?;
+    services.delete("web", &DeleteParams::default()).await?;
     target_b.wait_for(REMOVAL, &in_b[..1]).await?;
     println!("deleted in A: gone in B after {:?}", began.elapsed());
     target_a.wait_for(DEADLINE, &[("web", "headless:80 10.12.0.2")]).await

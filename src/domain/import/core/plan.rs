@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::create::Step;
-use super::{Action, Importer, Moment, Report, State, Write};
+use super::{Action, Importer, Moment, OldEndpoints, Report, State, Write};
 use crate::domain::import::create::SERVICE_SYNC;
 use crate::domain::import::instance::{Endpoints, Group, Imported};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
@@ -142,6 +142,9 @@ impl Importer {
         now: Moment,
     ) {
         problems.extend(self.foreign_slices_of(key));
+        if let Some(OldEndpoints::Asked(why)) = self.states.get(key).map(|it| &it.old_endpoints) {
+            problems.extend(why.clone());
+        }
         let unknown = |source| self.sources.get(source).and_then(|it| it.unknown.clone());
         problems.extend(import.sources.iter().filter_map(unknown));
         let Some(imported) = self.imported(import) else { return };
@@ -176,6 +179,14 @@ impl Importer {
             .collect();
         if !strays.is_empty() {
             return self.delete(key, service, strays);
+        }
+        let is_mirrored = import.node_address_counts && self.has_mirrored_slice(key);
+        let Some(state) = self.states.get_mut(key) else { return };
+        let is_asked = matches!(state.old_endpoints, OldEndpoints::Asked(_));
+        if is_mirrored && !is_asked && !wanted.is_empty() {
+            state.in_flight += 1;
+            let (service, uid) = (key.clone(), Arc::clone(&service.uid));
+            return self.actions.push(Action::Write(Write::DeleteEndpoints { service, uid }));
         }
         self.failures.clear(key);
         let Some(state) = self.states.get_mut(key) else { return };
@@ -251,6 +262,14 @@ impl Importer {
             found.entry(group).or_default().extend(endpoints);
         }
         found.values().any(|all| all.values().any(|ready| *ready)).then_some(found)
+    }
+
+    /// Whether the cluster mirrors Endpoints of the Service, such as consul8s wrote.
+    fn has_mirrored_slice(&self, key: &ObjectKey) -> bool {
+        self.slices_of.get(key).into_iter().flatten().any(|name| {
+            let slice = ObjectKey::new(key.namespace.clone(), name.clone());
+            self.slices.get(&slice).is_some_and(|it| &*it.managed_by == MIRRORED_BY)
+        })
     }
 
     /// Slices that others made for the Service serve it beside ours.

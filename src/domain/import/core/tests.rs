@@ -22,6 +22,8 @@ struct Harness {
     refuse: usize,
     pending: VecDeque<Action>,
     hold: bool,
+    /// Whether Endpoints are those that consul8s left.
+    endpoints_are_old: bool,
     /// How many Services were made.
     uid: usize,
 }
@@ -118,6 +120,7 @@ impl Harness {
             refuse: 0,
             pending: VecDeque::new(),
             hold: false,
+            endpoints_are_old: true,
             uid: 0,
         }
     }
@@ -181,6 +184,11 @@ impl Harness {
                 self.log.push("delete".to_owned());
                 self.slices.remove(&name);
                 self.import.handle_slice_written(&service, &owner, &name, Ok(None), self.now);
+            }
+            Action::Write(Write::DeleteEndpoints { service, uid }) => {
+                self.log.push("delete endpoints".to_owned());
+                let answer = Ok(self.endpoints_are_old);
+                self.import.handle_endpoints_deleted(&service, &uid, answer);
             }
             Action::Confirm(source) => self.log.push(format!("confirm {}", source.service)),
             Action::Write(Write::CreateService { service, wanted }) => {
@@ -548,7 +556,9 @@ impl Harness {
     /// Instances that the bridge of a cluster registered.
     fn answer_of(&mut self, source: &Source, cluster: &str, addresses: &[&str]) -> &mut Self {
         let mut all = instances(addresses);
-        all.iter_mut().for_each(|it| it.cluster = Some(cluster.into()));
+        for it in &mut all {
+            it.cluster = Some(cluster.into());
+        }
         self.import.handle_instances(source, all, self.now);
         self.run()
     }
@@ -734,4 +744,28 @@ fn a_watch_that_is_faster_than_an_answer_is_believed_later_too() {
     harness.import.handle_service_gone(&web);
     harness.run().answer(&source("web", None), &["10.0.0.1"]);
     assert_eq!(harness.log()[..1], ["create consul/web Headless"]);
+}
+
+#[test]
+fn what_consul8s_left_goes_once_ours_stands() {
+    for (is_old, dialect) in [(true, true), (false, true), (true, false)] {
+        let mut harness = Harness::new();
+        harness.endpoints_are_old = is_old;
+        let slice = Slice { is_ipv6: false, ports: vec![], endpoints: BTreeMap::new() };
+        let mirrored = "endpointslicemirroring-controller.k8s.io";
+        harness.show(&key(DB), "db-mirrored", "u1", mirrored, slice);
+        let mut db = service("u1", &[(CONSUL8S_NAME, "pg")]);
+        db.labels = [(CONSUL8S_SOURCE.into(), "consul".into())].into();
+        if !dialect {
+            db = service("u1", &[(IMPORT, "pg")]);
+        }
+        harness.service(db).answer(&source("pg", None), &[]);
+        assert_eq!(harness.log(), [""; 0], "nothing of ours is there");
+        harness.answer(&source("pg", None), &["10.0.0.1"]);
+        let wanted: &[&str] = if dialect { &["write 1", "delete endpoints"] } else { &["write 1"] };
+        assert_eq!(harness.log(), wanted);
+        assert!(harness.problems().contains("kubectl delete endpoints db"));
+        harness.answer(&source("pg", None), &["10.0.0.2"]);
+        assert_eq!(harness.log(), ["write 1"], "it is asked once");
+    }
 }
