@@ -58,7 +58,13 @@ async fn measure(kubernetes: &Kubernetes, mode: &str, registrations: usize) -> R
     let bridge = Bridge::start(kubernetes.kubeconfig(), &consul, mode).await?;
     bridge.wait_in_sync(registrations).await?;
     bridge.tell(mode, "started again, nothing to write")?;
-    ensure!(bridge.metric("kube_consul_write_seconds_count").await? < 1.0, "it wrote something");
+    ensure!(
+        bridge
+            .metric("kube_consul_writes_total{record=\"registration\",result=\"applied\"}")
+            .await?
+            < 1.0,
+        "it wrote something"
+    );
     bridge.stop().await?;
     consul.stop().await
 }
@@ -122,7 +128,7 @@ impl Bridge {
     }
 
     async fn readings(&self) -> Result<f64> {
-        self.metric("kube_consul_read_backs_total{result=\"complete\"}").await
+        self.metric("kube_consul_resyncs_total{result=\"complete\"}").await
     }
 
     /// Waits until at least so much is registered, and nothing is left to write.
@@ -132,7 +138,7 @@ impl Bridge {
         self.wait("all registrations", async || {
             // Else what is read back may be all there, and the cluster not yet listed.
             self.get("/readyz").await?;
-            let found = self.metric("kube_consul_registrations ").await?;
+            let found = self.metric("kube_consul_registrations{health=\"passing\"} ").await?;
             Ok(found >= wanted && self.metric("kube_consul_backlog ").await? < 1.0)
         })
         .await

@@ -1,120 +1,312 @@
-//! The metrics, all of which begin with `kube_consul_`.
+//! The metrics of a bridge, and those that every daemon has.
+//!
+//! Names and units are by the conventions of Prometheus: seconds, `_total` for what only grows, the
+//! time at which something happened instead of how long ago that is. Every series is there from the
+//! start, at 0, so that a rate sees the first failure; labels take only the words of enumerations.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::admin::Render;
+use crate::admin::process::Process;
 
 /// The content type of the text format that [`Metrics::render`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The prefix of all metrics but `process_*`.
+pub const PREFIX: &str = "kube_consul";
+
+type Label = [(&'static str, &'static str); 1];
 type Labels<const N: usize> = [(&'static str, &'static str); N];
-type Seconds = Gauge<f64, AtomicU64>;
+
+/// A point in time, in seconds since 1970; 0: never.
+pub type Timestamp = Gauge<f64, AtomicU64>;
+
+/// What Kubernetes is watched for, as the label `kind` names it. Nodes only while they are watched.
+const KINDS: [&str; 2] = ["Service", "EndpointSlice"];
+/// What is written, as the label `record` names it.
+const RECORDS: [&str; 3] = ["registration", "ptr", "node"];
+/// What became of a write, as the label `result` names it.
+const RESULTS: [&str; 8] =
+    ["applied", "conflict", "refused", "denied", "failed", "unanswered", "fenced", "foreign"];
+
+/// The words that labels take and that only others know.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<'a> {
+    /// Reasons of problems.
+    pub reasons: &'a [&'static str],
+    /// Operations of Consul.
+    pub operations: &'a [&'static str],
+    /// Whether there is an election: only then is there `leader`.
+    pub is_elected: bool,
+}
 
 /// All metrics of a bridge.
 pub struct Metrics {
     registry: Registry,
-    /// Writes by record (`registration`, `reverse`) and what became of them.
+    /// Writes by record and by what became of them.
     pub writes: Family<Labels<2>, Counter>,
-    /// Seconds that a write took, by record.
-    pub write_seconds: Family<Labels<1>, Histogram>,
+    /// Requests to Consul.
+    pub requests: ConsulRequests,
+    /// Seconds from a change seen in Kubernetes to Consul's answer to the last write for it.
+    pub propagation: Histogram,
     /// Objects that watches showed or reported as deleted, by kind.
-    pub watch_events: Family<Labels<1>, Counter>,
+    pub watch_events: Family<Label, Counter>,
     /// Failures of watches, by kind.
-    pub watch_failures: Family<Labels<1>, Counter>,
-    /// Readings of Consul, by what became of them.
-    pub read_backs: Family<Labels<1>, Counter>,
-    /// Seconds that the last reading took.
-    pub read_back_seconds: Seconds,
+    pub watch_failures: Family<Label, Counter>,
+    /// Lists beyond the first, by kind.
+    pub relists: Family<Label, Counter>,
+    /// When the API server was last heard of on each watch.
+    pub watch_heard: Family<Label, Timestamp>,
+    /// Resyncs, by what became of them.
+    pub resyncs: Family<Label, Counter>,
+    /// Seconds that a resync took.
+    pub resync_seconds: Histogram,
+    /// When the last complete one ended.
+    pub resynced: Timestamp,
     /// Records that were not as they had been left.
-    pub repaired: Counter,
+    pub drifted: Counter,
+    /// When Consul last had all that can be registered.
+    pub synced: Timestamp,
     /// Services in the cluster.
     pub services: Gauge,
-    /// Our registrations.
-    pub registrations: Gauge,
+    /// Our registrations, by health.
+    pub registrations: Family<Label, Gauge>,
     /// Our PTR records.
     pub ptr_records: Gauge,
     /// Services that are being brought in sync.
     pub backlog: Gauge,
     /// Problems, by reason.
-    pub problems: Family<Labels<1>, Gauge>,
-    /// 1 while removals are held back.
-    pub holding: Gauge,
-    /// 1 while this process leads; always 0 without an election.
+    pub problems: Family<Label, Gauge>,
+    /// Objects and Services of which removals are held back.
+    pub removals_held: Gauge,
+    /// 1 while `/readyz` says 200.
+    pub ready: Gauge,
+    /// 1 while this process leads.
     pub leader: Gauge,
+}
+
+/// Requests to Consul by operation, but for blocking queries.
+#[derive(Clone)]
+pub struct ConsulRequests {
+    seconds: Family<Label, Histogram, fn() -> Histogram>,
+    failures: Family<Label, Counter>,
+}
+
+/// The time now.
+pub fn now(timestamp: &Timestamp) {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    timestamp.set(since.as_secs_f64());
+}
+
+/// The registry of a daemon, with what every one tells of itself.
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Process));
+    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.sub_registry_with_prefix(PREFIX).register("build", "This program", info);
+    registry
+}
+
+/// From half a millisecond, an idle agent's answer, doubling to 16 s, past every deadline.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+/// From 4 ms, doubling to two minutes: a listing may take that long.
+fn long_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.004, 2.0, 16))
+}
+
+// === impl ConsulRequests ===
+
+impl ConsulRequests {
+    /// None yet, of these operations.
+    pub fn new(operations: &[&'static str]) -> Self {
+        let seconds = Family::new_with_constructor(seconds as fn() -> Histogram);
+        let requests = Self { seconds, failures: Family::default() };
+        for operation in operations {
+            drop(requests.seconds.get_or_create(&[("operation", *operation)]));
+            drop(requests.failures.get_or_create(&[("operation", *operation)]));
+        }
+        requests
+    }
+
+    /// Has them shown.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "consul_request_duration_seconds",
+            "Seconds until Consul answered a request, by operation",
+            self.seconds.clone(),
+        );
+        registry.register(
+            "consul_request_failures",
+            "Requests that Consul refused or did not answer, by operation",
+            self.failures.clone(),
+        );
+    }
+
+    /// Notes a request.
+    pub fn asked(&self, operation: &'static str, took: Duration, is_answered: bool) {
+        let label = [("operation", operation)];
+        self.seconds.get_or_create(&label).observe(took.as_secs_f64());
+        if !is_answered {
+            self.failures.get_or_create(&label).inc();
+        }
+    }
 }
 
 // === impl Metrics ===
 
-impl Default for Metrics {
-    fn default() -> Self {
-        // From half a millisecond, an idle agent's answer, doubling to 16 s, past every deadline.
-        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+impl Metrics {
+    /// All at 0.
+    pub fn new(words: &Words<'_>) -> Self {
         let mut metrics = Self {
-            registry: Registry::with_prefix("kube_consul"),
+            registry: registry(),
             writes: Family::default(),
-            write_seconds: Family::new_with_constructor(seconds),
+            requests: ConsulRequests::new(words.operations),
+            propagation: seconds(),
             watch_events: Family::default(),
             watch_failures: Family::default(),
-            read_backs: Family::default(),
-            read_back_seconds: Seconds::default(),
-            repaired: Counter::default(),
+            relists: Family::default(),
+            watch_heard: Family::default(),
+            resyncs: Family::default(),
+            resync_seconds: long_seconds(),
+            resynced: Timestamp::default(),
+            drifted: Counter::default(),
+            synced: Timestamp::default(),
             services: Gauge::default(),
-            registrations: Gauge::default(),
+            registrations: Family::default(),
             ptr_records: Gauge::default(),
             backlog: Gauge::default(),
             problems: Family::default(),
-            holding: Gauge::default(),
+            removals_held: Gauge::default(),
+            ready: Gauge::default(),
             leader: Gauge::default(),
         };
-        metrics.register();
+        metrics.start_at_zero(words.reasons);
+        metrics.register(words.is_elected);
         metrics
     }
-}
 
-impl Metrics {
-    fn register(&mut self) {
-        let r = &mut self.registry;
-        r.register("writes", "Writes to Consul by record and result", self.writes.clone());
-        r.register("write_seconds", "Seconds that a write took", self.write_seconds.clone());
+    fn start_at_zero(&self, reasons: &[&'static str]) {
+        for record in RECORDS {
+            for result in RESULTS {
+                drop(self.writes.get_or_create(&[("record", record), ("result", result)]));
+            }
+        }
+        for kind in KINDS {
+            let label = [("kind", kind)];
+            drop(self.watch_heard.get_or_create(&label));
+            for counters in [&self.watch_events, &self.watch_failures, &self.relists] {
+                drop(counters.get_or_create(&label));
+            }
+        }
+        for result in ["complete", "failed"] {
+            drop(self.resyncs.get_or_create(&[("result", result)]));
+        }
+        for health in ["passing", "critical"] {
+            drop(self.registrations.get_or_create(&[("health", health)]));
+        }
+        for reason in reasons {
+            drop(self.problems.get_or_create(&[("reason", *reason)]));
+        }
+    }
+
+    fn register(&mut self, is_elected: bool) {
+        let r = self.registry.sub_registry_with_prefix(PREFIX);
+        r.register(
+            "writes",
+            "Records written to Consul, by record and result",
+            self.writes.clone(),
+        );
+        self.requests.register(r);
+        r.register(
+            "propagation_seconds",
+            "Seconds from a change seen in Kubernetes to Consul's answer to the last write for it",
+            self.propagation.clone(),
+        );
         r.register(
             "watch_events",
             "Objects that watches showed, by kind",
             self.watch_events.clone(),
         );
         r.register("watch_failures", "Failures of watches, by kind", self.watch_failures.clone());
-        r.register("read_backs", "Readings of Consul by result", self.read_backs.clone());
+        r.register("relists", "Lists beyond the first, by kind", self.relists.clone());
         r.register(
-            "read_back_seconds",
-            "Seconds that the last reading took",
-            self.read_back_seconds.clone(),
+            "watch_last_heard_timestamp_seconds",
+            "When the API server was last heard of on a watch, by kind",
+            self.watch_heard.clone(),
+        );
+        r.register("resyncs", "Resyncs with Consul, by result", self.resyncs.clone());
+        r.register(
+            "resync_duration_seconds",
+            "Seconds that a resync took",
+            self.resync_seconds.clone(),
         );
         r.register(
-            "repaired",
-            "Records that were not as they had been left",
-            self.repaired.clone(),
+            "last_resync_timestamp_seconds",
+            "When the last complete resync ended",
+            self.resynced.clone(),
         );
+        r.register(
+            "drifted_records",
+            "Records that a resync found changed or removed by others",
+            self.drifted.clone(),
+        );
+        r.register(
+            "last_sync_timestamp_seconds",
+            "When Consul last had all that can be registered",
+            self.synced.clone(),
+        );
+        self.register_gauges(is_elected);
+    }
+
+    fn register_gauges(&mut self, is_elected: bool) {
+        let r = self.registry.sub_registry_with_prefix(PREFIX);
         r.register("services", "Services in the cluster", self.services.clone());
-        r.register("registrations", "Our registrations in Consul", self.registrations.clone());
+        r.register(
+            "registrations",
+            "Our registrations in Consul, by health",
+            self.registrations.clone(),
+        );
         r.register("ptr_records", "Our PTR records in Consul", self.ptr_records.clone());
         r.register("backlog", "Services that are being brought in sync", self.backlog.clone());
         r.register("problems", "Problems of objects, by reason", self.problems.clone());
-        r.register("holding", "1 while removals are held back", self.holding.clone());
-        r.register("leader", "1 while this process leads", self.leader.clone());
+        r.register(
+            "removals_held",
+            "Objects and Services of which removals are held back",
+            self.removals_held.clone(),
+        );
+        r.register("ready", "1 while /readyz answers 200", self.ready.clone());
+        if is_elected {
+            r.register("leader", "1 while this process leads", self.leader.clone());
+        }
     }
 
-    /// Notes a write and how long it took.
-    pub fn wrote(&self, record: &'static str, result: &'static str, took: Duration) {
+    /// Notes the write of a record.
+    pub fn wrote(&self, record: &'static str, result: &'static str) {
+        debug_assert!(RECORDS.contains(&record) && RESULTS.contains(&result));
         self.writes.get_or_create(&[("record", record), ("result", result)]).inc();
-        self.write_seconds.get_or_create(&[("record", record)]).observe(took.as_secs_f64());
+    }
+
+    /// The API server was heard of on this kind's watch.
+    pub fn heard(&self, kind: &'static str) {
+        now(&self.watch_heard.get_or_create(&[("kind", kind)]));
+    }
+
+    /// This kind is watched no longer: its age would be mistaken for a silence.
+    pub fn unwatched(&self, kind: &'static str) {
+        self.watch_heard.remove(&[("kind", kind)]);
     }
 }
 
@@ -133,27 +325,4 @@ impl fmt::Debug for Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    /// What a word in `source` stands between, each time.
-    fn between<'a>(source: &'a str, before: &'a str, after: &'a str) -> Vec<&'a str> {
-        let rest = source.split(before).skip(1);
-        rest.filter_map(|rest| Some(rest.trim_start().split_once(after)?.0)).collect()
-    }
-
-    #[test]
-    fn the_documentation_explains_every_metric_and_problem() {
-        let (page, problems) =
-            (include_str!("../../docs/metrics.md"), include_str!("../../docs/problems.md"));
-        let metrics = between(include_str!("metrics.rs"), "r.register(", ",");
-        assert!(metrics.len() > 10, "{metrics:?}");
-        for metric in metrics {
-            let name = format!("`kube_consul_{}", metric.trim_matches('"'));
-            assert!(page.contains(&name), "{name}");
-        }
-        let reasons = between(include_str!("../domain/problem.rs"), "=> \"", "\"");
-        assert!(reasons.len() > 10, "{reasons:?}");
-        for reason in reasons {
-            assert!(problems.contains(&format!("\n| `{reason}` |")), "{reason}");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 pub mod history;
 pub mod metrics;
 mod page;
+mod process;
 mod server;
 pub mod status;
 
@@ -259,7 +260,9 @@ mod tests {
     fn admin() -> (Admin, mpsc::Receiver<Question>) {
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let readiness = watch::channel(Readiness::Ready).1;
-        (Admin { metrics: Arc::new(metrics::Metrics::default()), readiness, questions }, asked)
+        let words = metrics::Words { reasons: &[], operations: &[], is_elected: false };
+        let metrics = Arc::new(metrics::Metrics::new(&words));
+        (Admin { metrics, readiness, questions }, asked)
     }
 
     #[tokio::test]

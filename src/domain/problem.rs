@@ -51,6 +51,26 @@ pub enum Reason {
 // === impl Reason ===
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Reason::InvalidAnnotation,
+        Reason::IgnoredAnnotation,
+        Reason::ImportLabel,
+        Reason::InvalidName,
+        Reason::Incomplete,
+        Reason::NameConflict,
+        Reason::ForeignName,
+        Reason::NoDnsDomain,
+        Reason::ForeignPtrRecord,
+        Reason::Undecodable,
+        Reason::Refused,
+        Reason::Denied,
+        Reason::Failing,
+        Reason::NotInCatalog,
+        Reason::Contested,
+        Reason::ForeignOnNode,
+    ];
+
     /// The word by which Events and metrics name it.
     pub fn as_str(self) -> &'static str {
         match self {

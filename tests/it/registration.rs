@@ -166,7 +166,7 @@ async fn what_changes_nothing_in_consul_costs_no_write() -> Result<()> {
 
 /// Waits until Consul was read back twice more.
 async fn wait_for_resync(bridge: &Bridge) -> Result<()> {
-    let series = "kube_consul_read_backs_total{result=\"complete\"}";
+    let series = "kube_consul_resyncs_total{result=\"complete\"}";
     let before = bridge.metric(series).await?.unwrap_or_default();
     kube_consul_stack::eventually(crate::support::DEADLINE, || async {
         let now = bridge.metric(series).await?.unwrap_or_default();

@@ -183,14 +183,29 @@ async fn three_processes_as_in_the_pod() -> Result<()> {
     let agent = fixture.consul.api().get("/v1/agent/self").await?;
     ensure!(consul["url"] == fixture.consul.url() && consul["datacenter"] == "dc1", "{consul}");
     ensure!(consul["version"] == agent["Config"]["Version"], "{consul}");
-    let line = log_line(&bridge, "registered")?;
+    let line = log_line(&bridge, "synced")?;
     ensure!(line["namespace"] == fixture.namespace && line["service"] == "web", "{line}");
-    ensure!(line["instances"] == 1, "{line}");
+    let counted = ["passing", "critical", "added", "updated", "removed", "ptr_records"];
+    let counted = counted.map(|field| line[field].as_u64());
+    ensure!(counted == [1, 0, 1, 0, 0, 1].map(Some), "{line}");
 
     ensure!(bridge.get("/livez").await?.0 == 200);
     let writes = "kube_consul_writes_total{record=\"registration\",result=\"applied\"}";
     ensure!(bridge.metric(writes).await? == Some(1.0), "{}", bridge.get("/metrics").await?.1);
-    ensure!(bridge.metric("kube_consul_registrations").await? == Some(1.0));
+    let passing = "kube_consul_registrations{health=\"passing\"}";
+    ensure!(bridge.metric(passing).await? == Some(1.0));
+    for (series, least) in [
+        ("kube_consul_ready", 1.0),
+        ("kube_consul_last_sync_timestamp_seconds", 1e9),
+        ("kube_consul_last_resync_timestamp_seconds", 1e9),
+        ("kube_consul_watch_last_heard_timestamp_seconds{kind=\"Service\"}", 1e9),
+        ("kube_consul_consul_request_duration_seconds_count{operation=\"agent_register\"}", 2.0),
+        ("process_resident_memory_bytes", 1e6),
+    ] {
+        let found = bridge.metric(series).await?;
+        ensure!(found.is_some_and(|found| found >= least), "{series}: {found:?}");
+    }
+    ensure!(bridge.metric("kube_consul_leader").await?.is_none(), "there is no election");
     let status = bridge.status().await?;
     let services = status["services"].as_array().into_iter().flatten();
     let ours = services.into_iter().find(|it| it["namespace"] == *fixture.namespace);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::consul::http::config::Config;
 use crate::consul::http::error::Error;
+use crate::consul::http::operation::Observer;
 use crate::consul::http::request::Request;
 use crate::consul::http::setup::BuildError;
 use crate::consul::http::token::{Token, Tokens};
@@ -29,6 +30,12 @@ impl Client {
         let transport = Transport::new(config)?;
         let tokens = Tokens::new(config.token.clone());
         Ok(Self { inner: Arc::new(Inner { transport, tokens }) })
+    }
+
+    /// Has every request from now on told to this observer, whichever clone sends it. The first one
+    /// that is given stays.
+    pub fn observe(&self, observer: Observer) {
+        drop(self.inner.transport.observed.0.set(observer));
     }
 
     /// Where requests go, for people.

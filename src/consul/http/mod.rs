@@ -7,6 +7,7 @@
 //! | [`verifier`] | trust in CA certificates that were given |
 //! | [`authorities`] | naming both CAs where the server's is not trusted |
 //! | [`request`] | one request |
+//! | [`operation`] | what a request asks for, as one of a few words |
 //! | [`error`] | what can go wrong, sorted by what it means for a write |
 //! | [`transport`] | connections, bounded bodies, the headers that say how complete an answer is |
 //! | [`token`] | the token in use, and its renewal |
@@ -17,6 +18,7 @@ mod authorities;
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod operation;
 pub mod request;
 pub mod setup;
 pub mod stream;

@@ -65,6 +65,11 @@ impl Request {
         self
     }
 
+    /// Whether its answer may wait for a change.
+    pub(in crate::consul) fn is_blocking(&self) -> bool {
+        self.query.contains("&wait=")
+    }
+
     /// Adds a query parameter without a value.
     pub(in crate::consul) fn flag(mut self, name: &str) -> Self {
         self.query.extend(["&", name]);

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::consul::http::config::{Address, Config};
 use crate::consul::http::error::Error;
+use crate::consul::http::operation::{Observed, Operation};
 use crate::consul::http::request::{Request, encode};
 use crate::consul::http::setup::{BuildError, basic, trust, with_server_name};
 use crate::consul::http::stream::{Item, Layout, Malformed, Splitter};
@@ -55,6 +56,8 @@ pub(in crate::consul) struct Transport {
     base: String,
     /// Where requests go, for people.
     pub display: String,
+    /// Told how long each request took.
+    pub observed: Observed,
     /// Namespace and partition, encoded, where set.
     tenancy: String,
     /// `dc`, encoded, where set.
@@ -107,6 +110,7 @@ impl Transport {
             config: config.clone(),
             base,
             display: config.display_url(),
+            observed: Observed::default(),
             tenancy: parameter("ns", &config.namespace)
                 + &parameter("partition", &config.partition),
             datacenter: parameter("dc", &config.datacenter),
@@ -140,6 +144,22 @@ impl Transport {
 
     /// Sends a request with this token.
     pub(in crate::consul) async fn send(
+        &self,
+        request: &Request,
+        token: Option<&SecretString>,
+    ) -> Result<Reply, Error> {
+        let began = Instant::now();
+        let result = self.exchange(request, token).await;
+        if let Some(observer) = self.observed.0.get()
+            && !request.is_blocking()
+        {
+            let operation = Operation::of(&request.method, &request.path);
+            observer(operation, began.elapsed(), result.is_ok());
+        }
+        result
+    }
+
+    async fn exchange(
         &self,
         request: &Request,
         token: Option<&SecretString>,

@@ -217,11 +217,15 @@ impl Term {
     }
 
     fn applied(&mut self, target: Target, Write { record, owner, sent }: &Write, index: u64) {
-        let state = self.work.services.entry(owner.clone()).or_default();
-        match sent.content {
-            Content::Registration { .. } | Content::Ptr(_) => state.written += 1,
-            Content::Nothing => state.removed += 1,
-            Content::Read => {}
+        let written = &mut self.work.services.entry(owner.clone()).or_default().written;
+        match (record, &sent.content) {
+            (_, Content::Read) | (RecordKey::NamespaceNode(_), _) => {}
+            (RecordKey::Ptr(_), _) => written.ptr_records += 1,
+            (RecordKey::Registration(_), Content::Nothing) => written.removed += 1,
+            (RecordKey::Registration(id), _) => {
+                let was_there = self.known.registration(owner, id).is_some();
+                *if was_there { &mut written.updated } else { &mut written.added } += 1;
+            }
         }
         match (record, &sent.content) {
             (

@@ -208,19 +208,27 @@ impl Term {
         self.retries.settled(service);
         let services = &mut self.work.services;
         let state = services.remove(service).unwrap_or_default();
+        let mut since = None;
         if self.retries.has_passing(service) {
             // It still is one of those with something to be done.
             services.insert(service.clone(), ServiceState::default());
-        } else if services.is_empty() {
-            // A burst must not leave its memory behind.
-            services.shrink_to(0);
+        } else {
+            since = self.work.changed.remove(service);
+            if services.is_empty() {
+                // A burst must not leave its memory behind.
+                services.shrink_to(0);
+                self.work.changed.shrink_to(0);
+            }
         }
-        if state.written + state.removed > 0 {
+        if state.written.is_any() {
+            let known = self.known.of(service);
+            let critical = known.iter().filter(|known| known.critical).count();
             reports.push(Report::InSync {
                 service: service.clone(),
                 written: state.written,
-                removed: state.removed,
-                instances: self.known.of(service).len(),
+                critical,
+                passing: known.len() - critical,
+                since,
             });
         }
     }

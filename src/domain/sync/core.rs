@@ -546,12 +546,24 @@ impl Core {
             || self.term.as_ref().is_some_and(|term| !term.holds.is_empty())
     }
 
+    /// How many objects and Services there are of which removals are held back.
+    pub fn removals_held(&self) -> usize {
+        let holds = self.term.as_ref().map_or(0, |term| term.holds.len());
+        self.cluster.suspects.objects.len() + holds
+    }
+
+    /// Whether Consul answers, and has all that can be registered.
+    pub fn is_in_sync(&self, now: Moment) -> bool {
+        self.contact.is_heard(now) && self.standing(now).is_in_sync()
+    }
+
     /// How many of what there are.
     pub fn counts(&self) -> Counts {
         let (cluster, term) = (&self.cluster, self.term.as_ref());
         Counts {
             services: cluster.cache.service_count(),
             registrations: term.map_or(0, |term| term.known.registration_count()),
+            critical: term.map_or(0, |term| term.known.critical_count()),
             ptr_records: term.map_or(0, |term| term.known.ptr_count()),
             backlog: term.map_or(0, Term::backlog),
             problems: cluster.problems.count() + term.map_or(0, |term| term.problems.count()),
@@ -617,7 +629,7 @@ impl Core {
 
     pub(super) fn mark(&mut self, changes: Changes) {
         if let Some(term) = &mut self.term {
-            term.mark_changes(changes);
+            term.mark_changes(changes, self.now);
         }
     }
 

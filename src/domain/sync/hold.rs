@@ -27,6 +27,10 @@ impl Holds {
         self.0.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Why what this Service would lose is held back, if it is.
     pub(super) fn of(&self, service: &ObjectKey) -> Option<Cause> {
         self.0.get(service).copied()

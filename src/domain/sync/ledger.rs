@@ -22,6 +22,8 @@ pub struct Ledger {
     /// Registrations under each Consul name, in the form in which Consul looks it up.
     names: HashMap<Arc<str>, usize>,
     registration_count: usize,
+    /// How many of them have a critical check.
+    critical_count: usize,
     /// Registrations of each namespace.
     namespaces: HashMap<Box<str>, usize>,
     /// How many of the PTR keys are ours.
@@ -107,6 +109,7 @@ impl Ledger {
             ptr: HashMap::new(),
             names: HashMap::new(),
             registration_count: 0,
+            critical_count: 0,
             namespaces: HashMap::new(),
             ptr_count: 0,
             resync: 0,
@@ -144,10 +147,12 @@ impl Ledger {
             resend: false,
             resync,
         };
+        self.critical_count += usize::from(critical);
         let all = self.registrations.entry(service.clone()).or_default();
         match place(all, &known.local_id) {
             Ok(place) => {
                 let before = std::mem::replace(&mut all[place], known);
+                self.critical_count -= usize::from(before.critical);
                 self.uncount_name(&before.service);
             }
             Err(place) => {
@@ -165,6 +170,7 @@ impl Ledger {
         let Ok(place) = place(self.of(service), self.local_id(service, id)) else { return };
         let Some(all) = self.registrations.get_mut(service) else { return };
         let before = all.remove(place);
+        self.critical_count -= usize::from(before.critical);
         if all.is_empty() {
             self.registrations.remove(service);
         }
@@ -216,6 +222,11 @@ impl Ledger {
     /// How many registrations there are.
     pub fn registration_count(&self) -> usize {
         self.registration_count
+    }
+
+    /// How many registrations have a critical check.
+    pub fn critical_count(&self) -> usize {
+        self.critical_count
     }
 
     /// How many PTR records are ours.
@@ -300,14 +311,14 @@ mod tests {
         ledger.put(&key, a, "web", None, false);
         ledger.put(&key, a, "api", None, true);
         assert!(ledger.holds_name("web") && ledger.holds_name("api"));
-        assert_eq!(ledger.registration_count(), 2);
+        assert_eq!((ledger.registration_count(), ledger.critical_count()), (2, 1));
         let ids: Vec<_> = ledger.of(&key).iter().map(|known| known.id(&cluster, &key)).collect();
         assert_eq!(ids, [a.into(), b.into()]);
         ledger.deregistered(&key, b);
         ledger.deregistered(&key, "eu_ns_web_http_10.0.0.3");
         assert!(!ledger.holds_name("web"));
         ledger.deregistered(&key, a);
-        assert_eq!(ledger.registration_count(), 0);
+        assert_eq!((ledger.registration_count(), ledger.critical_count()), (0, 0));
         assert!(ledger.of(&key).is_empty());
     }
 

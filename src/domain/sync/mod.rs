@@ -88,6 +88,6 @@ pub use self::hold::Cause;
 pub use self::ledger::KnownRegistration;
 pub use self::plan::Plan;
 pub use self::readiness::{NotReady, Once, Readiness};
-pub use self::report::{Counts, Report};
+pub use self::report::{Counts, Report, Written};
 pub use self::wait::Wait;
 pub use crate::domain::Moment;

@@ -1,5 +1,6 @@
 //! What comes out of the core for people.
 
+use crate::domain::Moment;
 use crate::domain::consul::record::RecordKey;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
@@ -14,12 +15,15 @@ pub enum Report {
     InSync {
         /// The Service.
         service: ObjectKey,
-        /// How many records were written.
-        written: usize,
-        /// How many were removed.
-        removed: usize,
-        /// How many instances it has now.
-        instances: usize,
+        /// What was written of it.
+        written: Written,
+        /// How many instances it has now whose check is critical.
+        critical: usize,
+        /// How many it has whose check is not.
+        passing: usize,
+        /// When the first change was seen in Kubernetes that this was written for; none where a
+        /// resync, a retry or the beginning of a term asked for it.
+        since: Option<Moment>,
     },
     /// An object has a problem that it did not have before.
     Problem(Subject, ObjectKey, Problem),
@@ -63,6 +67,28 @@ pub enum Report {
     Failed(&'static str, String),
 }
 
+/// How many records of a Service were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Registrations that Consul did not have.
+    pub added: usize,
+    /// Registrations that it had with another content.
+    pub updated: usize,
+    /// Registrations that were removed.
+    pub removed: usize,
+    /// PTR records that were written or removed.
+    pub ptr_records: usize,
+}
+
+// === impl Written ===
+
+impl Written {
+    /// Whether anything was written.
+    pub fn is_any(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// How many of what there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -70,6 +96,8 @@ pub struct Counts {
     pub services: usize,
     /// Our registrations in Consul.
     pub registrations: usize,
+    /// Those of them whose check is critical.
+    pub critical: usize,
     /// Our PTR records in Consul.
     pub ptr_records: usize,
     /// Services that have to be planned or have something under way.

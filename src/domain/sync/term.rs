@@ -25,6 +25,7 @@ use crate::domain::sync::names::Names;
 use crate::domain::sync::namespace_nodes::NamespaceNodes;
 use crate::domain::sync::problems::Problems;
 use crate::domain::sync::queue::Queue;
+use crate::domain::sync::report::Written;
 use crate::domain::sync::resync::{Drift, Resync};
 use crate::domain::sync::schedule::Schedule;
 use crate::domain::sync::unserved::Unserved;
@@ -91,6 +92,8 @@ pub(super) struct Work {
     pub(super) planned: Option<(ObjectKey, VecDeque<Planned>)>,
     /// Those with something planned, in flight or to be retried soon.
     pub(super) services: HashMap<ObjectKey, ServiceState>,
+    /// When the first change of Kubernetes was seen of each that is to be brought in sync for one.
+    pub(super) changed: HashMap<ObjectKey, Moment>,
     /// Those that keep a name which they no longer claim, because others hold the new one.
     pub(super) keeping: BTreeSet<ObjectKey>,
 }
@@ -98,8 +101,7 @@ pub(super) struct Work {
 /// What is under way for one Service.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
-    pub(super) written: usize,
-    pub(super) removed: usize,
+    pub(super) written: Written,
     /// Whether it has to be planned again once all that is in flight is answered.
     pub(super) follow_up: bool,
 }
@@ -178,7 +180,13 @@ impl Term {
         }
     }
 
-    pub(super) fn mark_changes(&mut self, changes: Changes) {
+    /// Has planned what a change in Kubernetes concerns.
+    pub(super) fn mark_changes(&mut self, changes: Changes, now: Moment) {
+        if self.is_running() {
+            for service in &changes.services {
+                self.work.changed.entry(service.clone()).or_insert(now);
+            }
+        }
         if !changes.claimants.is_empty() {
             self.mark_each(changes.claimants);
             self.mark_each(self.work.keeping.clone());

@@ -36,12 +36,11 @@ use tokio::time::{Instant, sleep_until};
 
 use self::jobs::{Done, Job};
 use self::leadership::Leadership;
-use self::reporting::{Reporting, reason};
+use self::reporting::{Reporting, bridge_metrics, reason};
 use self::status::{Surroundings, page};
 use self::watches::Watches;
 use self::work::Records;
 use crate::admin::Question;
-use crate::admin::metrics::Metrics;
 use crate::admin::status::{Peer as PeerStatus, Readiness};
 use crate::consul::coordination::election::Lease;
 use crate::consul::coordination::marker::Marker;
@@ -102,8 +101,12 @@ async fn run(
 ) -> Result<(), Error> {
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
-    let metrics = Arc::new(Metrics::default());
-    let shown = Arc::<Metrics>::clone(&metrics);
+    let metrics = Arc::new(bridge_metrics(options.sync.is_elected()));
+    let requests = metrics.requests.clone();
+    consul.observe(Box::new(move |operation, took, is_answered| {
+        requests.asked(operation.as_str(), took, is_answered);
+    }));
+    let shown = metrics.clone();
     let client = Some(kubernetes.client.clone());
     frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| {
         let reporting = Reporting::new(metrics, readiness, reporter);
@@ -343,7 +346,7 @@ impl Bridge {
                     self.core.handle_watch_failure(trouble.kind, denied, now);
                 }
                 Notice::Recovered(kind) => self.reporting.watch_recovered(kind),
-                Notice::Heard(_) => {}
+                Notice::Heard(kind) => self.reporting.heard(kind),
             }
         }
     }
@@ -543,7 +546,8 @@ impl Bridge {
     /// Reports what happened since the last time.
     fn report(&mut self) {
         let reports = self.core.take_reports();
-        self.reporting.update(&self.core, reports, self.options.sync.sink.target());
+        let target = self.options.sync.sink.target();
+        self.reporting.update(&self.core, reports, target, self.now());
         let readiness = match self.core.readiness(self.now()) {
             CoreReadiness::Ready => Readiness::Ready,
             CoreReadiness::NotReady(why) => Readiness::NotReady(self.reason(why)),

@@ -7,14 +7,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::admin::history::{History, Series};
-use crate::admin::metrics::Metrics;
+use crate::admin::metrics::{self, Metrics, Words};
 use crate::admin::status::Readiness;
+use crate::consul::http::operation::Operation;
+use crate::domain::Moment;
 use crate::domain::consul::record::{Answer, RecordKey};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, Subject, WatchEvent};
-use crate::domain::problem::Problem;
+use crate::domain::problem::{Problem, Reason};
 use crate::domain::report::difference::{FieldChange, FieldValue};
-use crate::domain::sync::{Cause, Core, NotReady, Report, Target};
+use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Trouble;
 use crate::run::daemon::retry::LogThrottle;
@@ -27,14 +29,33 @@ const MAX_STRAYS: usize = 50;
 /// 10,000; a TTL check on each makes it four times slower.
 const CROWDED: usize = 1_000;
 
+/// A watch that fails.
+struct Failing {
+    /// The newest failure.
+    why: String,
+    /// How many of its failures are counted.
+    counted: u32,
+}
+
+/// The metrics of a bridge.
+pub(super) fn bridge_metrics(is_elected: bool) -> Metrics {
+    Metrics::new(&Words {
+        reasons: &Reason::ALL.map(Reason::as_str),
+        operations: &Operation::ALL.map(Operation::as_str),
+        is_elected,
+    })
+}
+
 /// Where the bridge reports what it does, and what is remembered only for that.
 pub(super) struct Reporting {
     metrics: Arc<Metrics>,
     readiness: watch::Sender<Readiness>,
     events: Reporter,
     /// Watches that fail, with the newest failure.
-    watch_failures: BTreeMap<Kind, String>,
+    watch_failures: BTreeMap<Kind, Failing>,
     history: History,
+    /// Kinds that were listed: a further list is a relist.
+    listed: BTreeSet<Kind>,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -57,6 +78,7 @@ impl Reporting {
             events,
             watch_failures: BTreeMap::new(),
             history: History::default(),
+            listed: BTreeSet::new(),
             said_crowded: false,
             strays: BTreeSet::new(),
             failures: LogThrottle::default(),
@@ -64,17 +86,29 @@ impl Reporting {
     }
 
     /// Reports what happened since the last time.
-    pub(super) fn update(&mut self, core: &Core, reports: Vec<Report>, target: Target) {
+    pub(super) fn update(
+        &mut self,
+        core: &Core,
+        reports: Vec<Report>,
+        target: Target,
+        now: Moment,
+    ) {
         for report in reports {
-            self.report(core, report);
+            self.report(core, report, now);
         }
         let (counts, metrics) = (core.counts(), &self.metrics);
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.services.set(gauge(counts.services));
-        metrics.registrations.set(gauge(counts.registrations));
+        let passing = counts.registrations - counts.critical;
+        for (health, count) in [("passing", passing), ("critical", counts.critical)] {
+            metrics.registrations.get_or_create(&[("health", health)]).set(gauge(count));
+        }
         metrics.ptr_records.set(gauge(counts.ptr_records));
         metrics.backlog.set(gauge(counts.backlog));
-        metrics.holding.set(i64::from(core.is_holding()));
+        metrics.removals_held.set(gauge(core.removals_held()));
+        if core.is_in_sync(now) {
+            metrics::now(&metrics.synced);
+        }
         if target == Target::Agent {
             self.report_crowd(counts.registrations);
         }
@@ -90,6 +124,7 @@ impl Reporting {
     }
 
     pub(super) fn set_readiness(&self, readiness: Readiness, core: &Core) {
+        self.metrics.ready.set(i64::from(readiness == Readiness::Ready));
         let changed = self.readiness.send_if_modified(|reported| {
             let changes = *reported != readiness;
             *reported = readiness;
@@ -114,27 +149,43 @@ impl Reporting {
         let kind = match event {
             WatchEvent::Seen(seen) => seen.kind(),
             WatchEvent::Deleted(kind, _) => *kind,
-            WatchEvent::ListStarted(_) => return,
+            WatchEvent::ListStarted(kind) => {
+                if self.listed.contains(kind) {
+                    self.metrics.relists.get_or_create(&[("kind", kind.as_str())]).inc();
+                }
+                return;
+            }
             WatchEvent::ListCompleted(kind) => {
                 tracing::debug!(kind = kind.as_str(), "listed completely");
+                self.listed.insert(*kind);
                 self.watch_failures.remove(kind);
-                return;
+                return self.heard(*kind);
             }
         };
         self.history.changed();
+        self.heard(kind);
         self.metrics.watch_events.get_or_create(&[("kind", kind.as_str())]).inc();
+    }
+
+    /// The API server was heard of on the watch of this kind.
+    pub(super) fn heard(&self, kind: Kind) {
+        self.metrics.heard(kind.as_str());
     }
 
     pub(super) fn watch_failed(&mut self, trouble: &Trouble) {
         let kind = trouble.kind.as_str();
-        self.metrics.watch_failures.get_or_create(&[("kind", kind)]).inc();
+        // Not every failure is reported, but each is counted.
+        let counted = self.watch_failures.get(&trouble.kind).map_or(0, |it| it.counted);
+        let new = trouble.failures.checked_sub(counted).unwrap_or(trouble.failures);
+        self.metrics.watch_failures.get_or_create(&[("kind", kind)]).inc_by(new.into());
         tracing::warn!(
             kind,
             failures = trouble.failures,
             "waiting for the Kubernetes API: {}",
             trouble.error
         );
-        self.watch_failures.insert(trouble.kind, trouble.error.to_string());
+        let failing = Failing { why: trouble.error.to_string(), counted: trouble.failures };
+        self.watch_failures.insert(trouble.kind, failing);
     }
 
     pub(super) fn watch_recovered(&mut self, kind: Kind) {
@@ -146,17 +197,19 @@ impl Reporting {
     /// What is watched no longer does not fail.
     pub(super) fn watch_ended(&mut self, kind: Kind) {
         self.watch_failures.remove(&kind);
+        self.listed.remove(&kind);
+        self.metrics.unwatched(kind.as_str());
     }
 
     /// The newest failure of a watch that fails.
     pub(super) fn watch_failure(&self) -> Option<String> {
-        self.watch_failures.iter().next().map(|(kind, why)| format!("{}: {why}", kind.as_str()))
+        self.watch_failures.iter().next().map(|(kind, it)| format!("{}: {}", kind.as_str(), it.why))
     }
 
     pub(super) fn wrote(&mut self, record: &RecordKey, answer: &Answer, took: Duration) {
         let kind = match record {
             RecordKey::Registration(_) => "registration",
-            RecordKey::Ptr(_) => "reverse",
+            RecordKey::Ptr(_) => "ptr",
             RecordKey::NamespaceNode(_) => "node",
         };
         let (result, why) = match answer {
@@ -172,24 +225,26 @@ impl Reporting {
         };
         tracing::debug!(%record, result, why, "write");
         self.history.wrote(matches!(answer, Answer::Applied { .. }), took);
-        self.metrics.wrote(kind, result, took);
+        self.metrics.wrote(kind, result);
     }
 
     pub(super) fn resynced(&self, complete: bool, took: Duration) {
         let result = if complete { "complete" } else { "failed" };
-        self.metrics.read_backs.get_or_create(&[("result", result)]).inc();
-        self.metrics.read_back_seconds.set(took.as_secs_f64());
+        self.metrics.resyncs.get_or_create(&[("result", result)]).inc();
+        self.metrics.resync_seconds.observe(took.as_secs_f64());
+        if complete {
+            metrics::now(&self.metrics.resynced);
+        }
     }
 
-    fn report(&mut self, core: &Core, report: Report) {
+    fn report(&mut self, core: &Core, report: Report, now: Moment) {
         match report {
-            Report::InSync { service, removed, .. } if service.is_orphaned() => {
-                tracing::info!(removed, "removed records of no Service");
-            }
-            Report::InSync { service, written, removed, instances } => {
-                let (namespace, name) = (&service.namespace, &service.name);
-                let what = if written == 0 { "deregistered" } else { "registered" };
-                tracing::info!(%namespace, service = %name, instances, written, removed, "{what}");
+            Report::InSync { service, written, critical, passing, since } => {
+                if let Some(since) = since {
+                    let took = now.saturating_sub(since);
+                    self.metrics.propagation.observe(took.as_secs_f64());
+                }
+                report_synced(&service, written, passing, critical);
             }
             Report::Problem(subject, key, problem) => {
                 self.report_problem(core, subject, key, problem);
@@ -219,8 +274,11 @@ impl Reporting {
                 tracing::info!("what was missing is there again: nothing is removed");
             }
             Report::Fixed(records) => {
-                self.metrics.repaired.inc_by(records as u64);
-                tracing::warn!(records, "others changed our records in Consul: fixing them");
+                self.metrics.drifted.inc_by(records as u64);
+                tracing::warn!(
+                    drifted = records,
+                    "the resync found records that were changed or removed by others, and fixes them"
+                );
             }
             Report::Drifted { service, record, fields, found } => {
                 let (namespace, name) = (&service.namespace, &service.name);
@@ -278,6 +336,28 @@ impl Reporting {
             self.strays.insert(what);
         }
     }
+}
+
+/// One line for what was written of a Service.
+fn report_synced(service: &ObjectKey, written: Written, passing: usize, critical: usize) {
+    let Written { added, updated, removed, ptr_records } = written;
+    if service.is_orphaned() {
+        tracing::info!(removed, ptr_records, "removed records that belong to no Service");
+        return;
+    }
+    let (namespace, name) = (&service.namespace, &service.name);
+    if added + updated + removed == 0 {
+        tracing::info!(%namespace, service = %name, ptr_records, "synced PTR records");
+        return;
+    }
+    let what = match (passing, critical) {
+        (0, 0) => "synced: nothing is registered any more",
+        (0, _) => "synced: no ready endpoints, marked critical",
+        _ => "synced",
+    };
+    tracing::info!(
+        %namespace, service = %name, passing, critical, added, updated, removed, ptr_records, "{what}"
+    );
 }
 
 /// The namespace of an object that has one.

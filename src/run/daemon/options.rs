@@ -97,6 +97,11 @@ impl SyncOptions {
         Some(Election::new(consul.clone(), cluster, self.nodes()?.base(), candidate))
     }
 
+    /// Whether several processes elect the one that writes.
+    pub(in crate::run) fn is_elected(&self) -> bool {
+        matches!(self.sink, SinkOptions::Catalog { leader_elect: true, .. })
+    }
+
     /// What PTR records end with: by the options, else by the agent.
     pub(in crate::run) fn consul_domain(&self, agent: Option<&AgentInfo>) -> Option<ConsulDomain> {
         let of_agent = |field: fn(&AgentInfo) -> &String| agent.map(|agent| field(agent).clone());

@@ -34,7 +34,7 @@ async fn told(bridge: &Bridge) -> Result<String> {
         counts["registrations"],
         counts["ptr_records"],
         counts["problems"],
-        metric("kube_consul_registrations").await?,
+        metric("kube_consul_registrations{health=\"passing\"}").await?,
         metric("kube_consul_ptr_records").await?,
         metric("kube_consul_problems{reason=\"InvalidAnnotation\"}").await?,
     ))

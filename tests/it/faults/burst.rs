@@ -28,7 +28,7 @@ async fn five_hundred_services_at_once_appear_and_then_cost_nothing() -> Result<
 
     fixture.recorder().clear();
     let readings = || async {
-        let series = "kube_consul_read_backs_total{result=\"complete\"}";
+        let series = "kube_consul_resyncs_total{result=\"complete\"}";
         anyhow::Ok(bridge.metric(series).await?.unwrap_or_default())
     };
     let before = readings().await?;
@@ -40,7 +40,7 @@ async fn five_hundred_services_at_once_appear_and_then_cost_nothing() -> Result<
     .await?;
     println!("two readings after {:?}", began.elapsed());
     ensure!(fixture.recorder().writes().is_empty(), "{:#?}", fixture.recorder().writes());
-    let repaired = bridge.metric("kube_consul_repaired_total").await?;
+    let repaired = bridge.metric("kube_consul_drifted_records_total").await?;
     ensure!(repaired.unwrap_or_default() < 1.0, "something was repaired");
     Ok(())
 }

@@ -243,8 +243,8 @@ async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<(
         let said = "30 of 30 records would be removed or turn critical: held back";
         ensure!(bridge.program.has_written(said), "it is not in the log");
         ensure!(bridge.program.has_written("--allow-removals"), "what helps is not in the log");
-        let holding = bridge.metric("kube_consul_holding").await?;
-        ensure!(holding == Some(1.0), "it is not in the metrics: {holding:?}");
+        let holding = bridge.metric("kube_consul_removals_held").await?;
+        ensure!(holding == Some(30.0), "it is not in the metrics: {holding:?}");
         bridge.stop().await?;
     }
     monitor.finish("the Services").await?;

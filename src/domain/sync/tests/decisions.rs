@@ -1,7 +1,7 @@
 //! What the core decides in its own time: when to look, and whether the work is being done.
 
 use super::*;
-use crate::domain::sync::{NotReady, Once, Readiness};
+use crate::domain::sync::{NotReady, Once, Readiness, Written};
 
 fn not_ready(why: NotReady) -> Readiness {
     Readiness::NotReady(why)
@@ -259,4 +259,38 @@ fn each_record_that_waits_says_why() {
     simulation.list(Kind::EndpointSlice, []);
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(waits(&simulation, 9), [(false, Wait::NameUnknown), (true, Wait::NameUnknown)]);
+}
+
+/// What was written of the Service since the last time, and since when it was to be.
+fn synced(simulation: &mut Simulation) -> Vec<(Written, usize, usize, Option<Moment>)> {
+    let reports = simulation.bridge.take_reports().into_iter();
+    let synced = reports.filter_map(|report| match report {
+        Report::InSync { written, passing, critical, since, .. } => {
+            Some((written, passing, critical, since))
+        }
+        _ => None,
+    });
+    synced.collect()
+}
+
+#[test]
+fn what_was_written_is_counted_from_the_change_on() {
+    let mut simulation = in_sync(1);
+    simulation.bridge.take_reports();
+    simulation.now += Duration::from_secs(5);
+    let changed = simulation.now;
+    simulation.seen(slice_seen(1, false));
+    simulation.now += Duration::from_secs(1);
+    simulation.seen(slice_seen(1, false));
+    simulation.step(&mut |_| Fate::Applied);
+    let written = Written { updated: 1, ..Written::default() };
+    assert_eq!(synced(&mut simulation), [(written, 0, 1, Some(changed))]);
+    assert_eq!(
+        (simulation.bridge.counts().registrations, simulation.bridge.counts().critical),
+        (1, 1)
+    );
+    // What a token asks for is no change of Kubernetes.
+    simulation.bridge.handle_token_changed(simulation.now);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(synced(&mut simulation), [(written, 0, 1, None)]);
 }
