@@ -167,6 +167,12 @@ impl ConsulRequests {
 
 // === impl Metrics ===
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(&Words { reasons: &[], operations: &[], is_elected: false })
+    }
+}
+
 impl Metrics {
     /// All at 0.
     pub fn new(words: &Words<'_>) -> Self {

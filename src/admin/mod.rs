@@ -260,9 +260,7 @@ mod tests {
     fn admin() -> (Admin, mpsc::Receiver<Question>) {
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let readiness = watch::channel(Readiness::Ready).1;
-        let words = metrics::Words { reasons: &[], operations: &[], is_elected: false };
-        let metrics = Arc::new(metrics::Metrics::new(&words));
-        (Admin { metrics, readiness, questions }, asked)
+        (Admin { metrics: Arc::new(metrics::Metrics::default()), readiness, questions }, asked)
     }
 
     #[tokio::test]
