@@ -14,6 +14,7 @@ mod import;
 mod kubernetes_edge;
 mod login;
 mod manifests;
+mod monitoring;
 mod objects;
 mod page;
 mod plan;
