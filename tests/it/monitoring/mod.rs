@@ -89,9 +89,10 @@ fn every_alert_is_tested_and_has_a_section_in_the_runbook() -> Result<()> {
     for (alert, rule) in alerts.iter().zip(rules.split("- alert: ").skip(1)) {
         let link = format!("docs/runbook.md#{}\n", alert.to_lowercase());
         ensure!(rule.contains(&link), "{alert} does not lead to {link}");
-        let mut cases = tests.split(&format!("alertname: {alert}\n")).skip(1);
+        let named = format!("alertname: {alert}\n");
+        let cases = tests.split(&named).skip(1);
         let fires = |case: &&str| !case.trim_start().starts_with("exp_alerts: []");
-        let (firing, silent): (Vec<&str>, Vec<&str>) = cases.by_ref().partition(fires);
+        let (firing, silent): (Vec<&str>, Vec<&str>) = cases.partition(fires);
         ensure!(!firing.is_empty() && !silent.is_empty(), "{alert} is not tested both ways");
         let expression = rule.split("for: ").next().unwrap_or_default();
         ensure_served(expression.split("expr:").nth(1).unwrap_or_default(), &documented)?;
