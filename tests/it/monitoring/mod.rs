@@ -1,6 +1,7 @@
 //! The alerting rules and the dashboard, by Prometheus' own tool and beside what is served.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,7 +115,8 @@ fn every_query_of_the_dashboard_parses_and_names_what_is_served() -> Result<()> 
         ensure_served(query, &documented)?;
         // What Grafana puts in.
         let query = query.replace("$__rate_interval", "5m");
-        rules += &format!("  - record: query:number{number}\n    expr: {}\n", Value::from(query));
+        let query = Value::from(query);
+        writeln!(rules, "  - record: query:number{number}\n    expr: {query}")?;
     }
     ensure!(ensure_served("rate(kube_consul_no_such_total[5m])", &documented).is_err());
     let folder = tempfile::tempdir()?;
