@@ -168,6 +168,11 @@ impl<C: Clone + Ord> Claims<C> {
         }
     }
 
+    /// All that it claims.
+    pub fn of(&self, owner: &ObjectKey) -> BTreeMap<Arc<str>, C> {
+        self.of.get(owner).into_iter().flatten().cloned().collect()
+    }
+
     /// Who has it.
     pub fn holder(&self, thing: &str) -> Option<&ObjectKey> {
         self.claimants.get(thing)?.first().map(|(_, owner)| owner)

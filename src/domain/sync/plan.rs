@@ -101,7 +101,12 @@ impl View<'_> {
 
     /// What the Service claims, whatever Consul has.
     fn draft(&self, key: &ObjectKey, desired: &Desired) -> Draft {
-        let ptr_claims = View::ptr_claims(desired);
+        let ptr_claims = if desired.awaits_nodes {
+            // What is registered stays, and nobody else may end what leads to it.
+            self.term.ptr.claims.of(key)
+        } else {
+            View::ptr_claims(desired)
+        };
         let mut released = self.term.ptr.released.get(key).cloned().unwrap_or_default();
         let handovers = self.term.ptr.claims.handovers(key, &ptr_claims).into_iter();
         let left = handovers.filter(|it| it.to.is_none() && it.from.as_ref() == Some(key));

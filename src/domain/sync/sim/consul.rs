@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::consul::names::{ForeignNames, Holder, Holders, lookup_form};
 use crate::domain::consul::record::{
-    Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, PtrOwner,
+    Answer, Check, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, PtrOwner,
     PtrRecord, RecordKey, Registration, Write,
 };
 use crate::domain::consul::registration_id::service_of_id;
@@ -13,6 +13,8 @@ use crate::domain::sync::sim::kubernetes::MACHINES;
 
 /// The tag for which Consul refuses a registration.
 pub(super) const REFUSED_TAG: &str = "t3";
+/// The tag of a registration that fails each time although others do not.
+pub(super) const FAILING_TAG: &str = "t4";
 
 /// A Consul with one cluster's records.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Consul {
     pub(super) others_on: BTreeSet<Box<str>>,
     /// Those whose node is somebody else's.
     pub(super) nodes_of_others: BTreeSet<Box<str>>,
+    /// PTR keys that the bridge of another cluster claims, too.
+    pub(super) claimed_by_others: BTreeSet<Box<str>>,
     /// Names under which machines are registered.
     pub(super) machines: BTreeSet<Box<str>>,
     /// Whether the marker is there: the sentinel, the base node.
@@ -48,6 +52,8 @@ pub(super) struct Consul {
 pub(super) struct Registered {
     pub(super) registration: Registration,
     pub(super) token: u32,
+    /// Whether somebody else has a check on it: maintenance mode, say.
+    pub(super) has_check_of_others: bool,
 }
 
 // === impl Consul ===
@@ -62,6 +68,7 @@ impl Consul {
             nodes: BTreeSet::new(),
             others_on: BTreeSet::new(),
             nodes_of_others: BTreeSet::new(),
+            claimed_by_others: BTreeSet::new(),
             machines: BTreeSet::new(),
             marker: true,
             token: 0,
@@ -80,8 +87,11 @@ impl Consul {
         new.kv = of_others.map(|(key, entry)| (key.clone(), entry.clone())).collect();
         new.index = consul.index;
         new.others_on.clone_from(&consul.others_on);
-        new.nodes.clone_from(&consul.others_on);
+        let are_theirs =
+            |node: &str| consul.others_on.contains(node) || consul.nodes_of_others.contains(node);
+        new.nodes = consul.nodes.iter().filter(|node| are_theirs(node)).cloned().collect();
         new.nodes_of_others.clone_from(&consul.nodes_of_others);
+        new.claimed_by_others.clone_from(&consul.claimed_by_others);
         new.machines.clone_from(&consul.machines);
         new.token = consul.token;
         new
@@ -145,8 +155,9 @@ impl Consul {
                 if self.is_catalog && self.nodes_of_others.contains(&registration.namespace) {
                     return Some(Answer::Foreign("node is somebody else's".to_owned()));
                 }
-                let is_refused = registration.tags.iter().any(|tag| tag == REFUSED_TAG);
-                is_refused.then(|| Answer::Refused("odd tag".to_owned()))
+                let has = |odd: &str| registration.tags.iter().any(|tag| tag == odd);
+                let is_refused = has(REFUSED_TAG).then(|| Answer::Refused("odd tag".to_owned()));
+                is_refused.or(has(FAILING_TAG).then(|| Answer::Failed("odd tag".to_owned())))
             }
             Write::Deregister { .. } => None,
             Write::PutPtr { record, cas } => {
@@ -164,8 +175,15 @@ impl Consul {
                 if self.is_catalog {
                     self.nodes.insert(registration.namespace.clone());
                 }
-                let registration = registration.clone();
-                let registered = Registered { registration, token };
+                let before = self.registrations.get(&registration.id);
+                let mut registration = registration.clone();
+                let had_check = before.map_or(Check::None, |it| it.registration.check);
+                // Only a write that says so takes a check of ours away, and none one of others.
+                if registration.check == Check::None && matches!(write, Write::Register(_)) {
+                    registration.check = had_check;
+                }
+                let has_check_of_others = before.is_some_and(|it| it.has_check_of_others);
+                let registered = Registered { registration, token, has_check_of_others };
                 self.registrations.insert(registered.registration.id.clone(), registered);
             }
             Write::Deregister { id, .. } => drop(self.registrations.remove(id)),
@@ -178,9 +196,26 @@ impl Consul {
             Write::DeletePtr { key, .. } => {
                 self.mind_others(key);
                 self.kv.remove(key);
+                self.others_take(key);
             }
         }
         index
+    }
+
+    /// The bridge of another cluster writes the record where it claims the key and there is none.
+    pub(super) fn others_take(&mut self, key: &str) {
+        if self.claimed_by_others.contains(key) && !self.kv.contains_key(key) {
+            let flags = PtrOwner::flags(&"other".parse().expect("it is a label"));
+            self.put_ptr(key, "web.service.dc1.consul", flags);
+        }
+    }
+
+    /// The bridge of another cluster claims the key no longer.
+    pub(super) fn others_leave(&mut self, key: &str) {
+        let entry = self.kv.get(key);
+        if entry.is_some_and(|entry| self.owner(entry) == PtrOwner::OtherCluster) {
+            self.remove_ptr(key);
+        }
     }
 
     /// A write of ours changes this key.
@@ -239,7 +274,8 @@ impl Consul {
         let id: Box<str> =
             format!("{}_{}_gone_http_10.9.9.9", self.cluster, service.namespace).into();
         let registration = Registration { id: id.clone(), ..registered.registration };
-        self.registrations.insert(id.clone(), Registered { registration, ..registered });
+        let stray = Registered { registration, has_check_of_others: false, ..registered };
+        self.registrations.insert(id.clone(), stray);
         self.changed(RecordKey::Registration(id));
     }
 

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::domain::consul::names::{ForeignNames, lookup_form};
-use crate::domain::consul::record::{Check, RecordKey, Registration, Write};
+use crate::domain::consul::record::{Check, PtrRecord, RecordKey, Registration, Write};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service};
+use crate::domain::services::claims::Rank;
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
-use crate::domain::sync::Moment;
-use crate::domain::sync::sim::consul::{Consul, REFUSED_TAG, Registered};
+use crate::domain::sync::sim::consul::{Consul, Registered};
 use crate::domain::sync::sim::kubernetes::View;
+use crate::domain::sync::sim::world::{registered_by, service_of};
+use crate::domain::sync::{Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.
 pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
@@ -43,6 +45,11 @@ pub(super) struct Term {
     pub(super) names: Option<ForeignNames>,
     /// Names that each Service has had since the term began.
     pub(super) held: BTreeSet<(ObjectKey, Box<str>)>,
+    /// Whether the first reconciliation has been made.
+    pub(super) is_started: bool,
+    /// Services that exist and were no longer selected then, if that would have removed most of what
+    /// was registered: what they have stays until people say otherwise.
+    pub(super) deselected: BTreeSet<ObjectKey>,
 }
 
 /// What follows from a view if every name may be had.
@@ -50,7 +57,7 @@ pub(super) struct Wanted<'v> {
     settings: &'v Settings,
     view: &'v View,
     /// Who wants each name.
-    claimants: BTreeMap<Box<str>, BTreeSet<ObjectKey>>,
+    claimants: BTreeMap<Box<str>, BTreeMap<ObjectKey, Rank>>,
     /// Names that machines have ever had.
     machines: &'v BTreeSet<Box<str>>,
     /// Services of which an incomplete list was rightly believed.
@@ -66,10 +73,10 @@ impl<'v> Wanted<'v> {
         machines: &'v BTreeSet<Box<str>>,
         excused: &'v BTreeSet<ObjectKey>,
     ) -> Self {
-        let mut claimants: BTreeMap<Box<str>, BTreeSet<ObjectKey>> = BTreeMap::new();
+        let mut claimants: BTreeMap<Box<str>, BTreeMap<ObjectKey, Rank>> = BTreeMap::new();
         for (key, service) in services(view) {
-            for name in wanted(settings, key, service).claims(service).into_keys() {
-                claimants.entry((&*name).into()).or_default().insert(key.clone());
+            for (name, rank) in wanted(settings, key, service).claims(service) {
+                claimants.entry((&*name).into()).or_default().insert(key.clone(), rank);
             }
         }
         Self { settings, view, claimants, machines, excused }
@@ -100,7 +107,7 @@ impl<'v> Wanted<'v> {
 
     /// Whether a name that the Service wants is wanted by others, or had by machines.
     pub(super) fn is_disputed(&self, key: &ObjectKey) -> bool {
-        let mut wanted = self.claimants.iter().filter(|(_, of)| of.contains(key));
+        let mut wanted = self.claimants.iter().filter(|(_, of)| of.contains_key(key));
         wanted.any(|(name, of)| of.len() > 1 || self.machines.contains(name))
     }
 
@@ -120,7 +127,11 @@ impl<'v> Wanted<'v> {
     }
 
     /// A registration is written: it must say what is wanted now.
-    pub(super) fn check_register(&self, registration: &Registration) -> Checked {
+    pub(super) fn check_register(
+        &self,
+        registration: &Registration,
+        stands: Option<&Registered>,
+    ) -> Checked {
         let Some(service) = service_of_id(&self.settings.cluster, &registration.id) else {
             return Err(format!("a registration without a Service is written: {registration:?}"));
         };
@@ -138,7 +149,9 @@ impl<'v> Wanted<'v> {
                 "an older state is written: wanted {wanted:?}, written {registration:?}"
             ));
         }
-        if registration.check == Check::Critical && self.is_unread(&service) {
+        let turns_critical = registration.check == Check::Critical
+            && stands.is_some_and(|it| it.registration.check != Check::Critical);
+        if turns_critical && self.is_unread(&service) {
             return Err(format!("{} turns critical out of ignorance", registration.id));
         }
         Ok(())
@@ -156,7 +169,7 @@ impl<'v> Wanted<'v> {
         // The name under which it stands may be another Service's by now.
         let name = stands.map(|it| lookup_form(&it.registration.service));
         let claimants = name.and_then(|name| self.claimants.get(&*name));
-        let is_lost = claimants.is_some_and(|of| of.iter().any(|other| *other != service));
+        let is_lost = claimants.is_some_and(|of| of.keys().any(|other| *other != service));
         let wanted = self.of(&service).unwrap_or_default();
         if wanted.keeps(id) && !self.is_disputed(&service) && !is_lost {
             return Err(format!("{id} is removed although it is wanted"));
@@ -164,45 +177,40 @@ impl<'v> Wanted<'v> {
         Ok(())
     }
 
-    /// The last registration under a name is removed: whoever wants the name must have it by now.
-    /// `sent`: what is under way, and what goes before it.
+    /// The last registration under a name is removed: whoever is to have the name, and can take it
+    /// now, must have done so. `sent`: what is under way, and what goes before it.
     pub(super) fn check_name_left(
         &self,
         id: &str,
         consul: &Consul,
         sent: &[&Registration],
-        names_are_known: bool,
+        plan_of: impl Fn(&ObjectKey) -> Option<Plan>,
     ) -> Checked {
         let Some(left) = consul.registrations.get(id) else { return Ok(()) };
-        let service = service_of_id(&self.settings.cluster, id);
-        let is_wanted = service.and_then(|it| self.of(&it)).is_some_and(|wanted| wanted.keeps(id));
-        if !names_are_known && !is_wanted {
-            // It goes in any case, and nobody may take the name yet.
-            return Ok(());
-        }
         let name = lookup_form(&left.registration.service);
-        let has_name =
-            |it: &Registration| it.id != left.registration.id && lookup_form(&it.service) == name;
+        let has_name = |it: &Registration| &*it.id != id && lookup_form(&it.service) == name;
         let standing = consul.registrations.values().map(|it| &it.registration);
         if self.machines.contains(&*name) || standing.chain(sent.iter().copied()).any(has_name) {
             return Ok(());
         }
         let claimants = self.claimants.get(&*name).into_iter().flatten();
-        let waiting = claimants.filter(|it| !self.excused.contains(it)).find(|service| {
-            let wanted = self.of(service).unwrap_or_default();
-            let takes_it =
-                |it: &Registration| has_name(it) && !it.tags.iter().any(|tag| tag == REFUSED_TAG);
-            // One whose PTR record is another's, or was, may have to wait for that.
-            let mut shared = wanted.reverse.keys();
-            let is_shared = shared.any(|ptr| {
-                consul.kv.contains_key(ptr) || self.claimants_of_ptr(ptr).nth(1).is_some()
-            });
-            !is_shared && wanted.registrations.values().any(takes_it)
+        let holder = claimants.min_by_key(|(service, rank)| (**rank, *service));
+        let holder = holder.map(|(service, _)| service).filter(|it| !self.excused.contains(*it));
+        let Some(holder) = holder else { return Ok(()) };
+        let plan = plan_of(holder).unwrap_or_default();
+        let mut writes = plan.actions.into_iter().flat_map(|planned| match planned {
+            Planned::Write(writes) => writes,
+            Planned::ReadPtr(_) => Vec::new(),
         });
-        match waiting {
-            Some(service) => Err(format!("{name} is left before {service} has taken it")),
-            None => Ok(()),
+        let takes_it = writes.any(|write| registered_by(&write).is_some_and(has_name));
+        // One that stays, but for its name, keeps that until it is known whether it can be taken.
+        let service = service_of_id(&self.settings.cluster, id);
+        let stays = || service.and_then(|it| self.of(&it)).is_some_and(|wanted| wanted.keeps(id));
+        let is_unknown = plan.waits.values().any(|wait| *wait == Wait::NameUnknown);
+        if takes_it || is_unknown && stays() {
+            return Err(format!("{name} is left before {holder} has taken it"));
         }
+        Ok(())
     }
 
     fn claimants_of_ptr(&self, key: &str) -> impl Iterator<Item = &ObjectKey> {
@@ -211,9 +219,18 @@ impl<'v> Wanted<'v> {
             .filter(move |it| self.of(it).is_some_and(|wanted| wanted.reverse.contains_key(key)))
     }
 
-    pub(super) fn check_put_ptr(&self, key: &str) -> Checked {
-        if self.claimants_of_ptr(key).next().is_none() && self.excused.is_empty() {
-            return Err(format!("the PTR record {key} is written, and no Service claims it"));
+    /// A PTR record is written for a Service: it must be the one that it wants.
+    pub(super) fn check_put_ptr(&self, record: &PtrRecord, service: &ObjectKey) -> Checked {
+        if self.excused.contains(service) {
+            return Ok(());
+        }
+        let wanted = self.of(service).unwrap_or_default();
+        let Some(wanted) = wanted.reverse.get(&record.key) else {
+            return Err(format!("{service} claims no PTR record, and it is written: {record:?}"));
+        };
+        let is_named = record.value.split('.').next() == Some(&*wanted.service);
+        if !is_named && !self.is_disputed(service) {
+            return Err(format!("a PTR record leads to another name: {record:?}, {wanted:?}"));
         }
         Ok(())
     }
@@ -241,25 +258,30 @@ impl<'v> Wanted<'v> {
         }
     }
 
-    /// Whether what a list of `kind` hides is so much that it may not be believed; the Services
-    /// that would lose by it.
+    /// The Services that exist and want nothing, if most of what is registered is theirs.
+    pub(super) fn deselected(&self, consul: &Consul) -> BTreeSet<ObjectKey> {
+        let is_deselected = |key: &ObjectKey| {
+            let object = self.view.objects.get(&(Kind::Service, key.clone()));
+            let Some(SeenObject::Service(_, service)) = object else { return false };
+            wanted(self.settings, key, service).ports.is_empty()
+        };
+        let registered = consul.registrations.keys();
+        let services = registered.filter_map(|id| service_of_id(&self.settings.cluster, id));
+        let lost: Vec<ObjectKey> = services.filter(is_deselected).collect();
+        let total = consul.registrations.len();
+        let is_most = total >= MANY && lost.len() * 10 > total * 6;
+        if is_most { lost.into_iter().collect() } else { BTreeSet::new() }
+    }
+
+    /// Whether what a list of `kind` hides is so much that it may not be believed.
     pub(super) fn loses_most(
         settings: &Settings,
         consul: &Consul,
         term: &Term,
         kind: Kind,
         hidden: &[SeenObject],
-    ) -> (bool, BTreeSet<ObjectKey>) {
-        let services: BTreeSet<ObjectKey> = hidden
-            .iter()
-            .filter_map(|object| match object {
-                SeenObject::Service(key, _) => Some(key.clone()),
-                SeenObject::EndpointSlice(key, slice) => {
-                    Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
-                }
-                SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
-            })
-            .collect();
+    ) -> bool {
+        let services: BTreeSet<ObjectKey> = hidden.iter().filter_map(service_of).collect();
         // What is under way is not known to be there.
         let is_known = |registered: &&Registered| {
             let record = RecordKey::Registration(registered.registration.id.clone());
@@ -271,7 +293,7 @@ impl<'v> Wanted<'v> {
             let is_up = kind == Kind::Service || it.registration.check != Check::Critical;
             is_up && service.is_some_and(|service| services.contains(&service))
         });
-        (total >= MANY && lost.count() * 10 > total * 7, services)
+        total >= MANY && lost.count() * 10 > total * 7
     }
 }
 

@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{Kind, SeenObject, Service, WatchEvent};
+use crate::domain::kube::object::{
+    EndpointPort, Kind, Protocol, SeenObject, Service, ServicePort, WatchEvent,
+};
 use crate::domain::sync::Moment;
-use crate::domain::sync::sim::ops::{Endpoints, Mode, Name, Shape, WatchedKind};
+use crate::domain::sync::sim::ops::{Crowd, Endpoints, Mode, Name, Second, Shape, WatchedKind};
 use crate::domain::testing::{ip, node, port, service, slice};
 
 /// The name of [`Name::OfMachines`].
 pub(super) const MACHINES: &str = "postgres";
 
-/// How many endpoints a crowd has: more than a half of all that there may ever be.
-const CROWD: u8 = 40;
+/// How many Services a crowd has, and how many endpoints each of them: together more than a half of
+/// all that there may ever be.
+const CROWD: u8 = 6;
+const CROWD_ENDPOINTS: u8 = 8;
 
 /// The objects of a cluster, and all that has ever happened to them.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +46,11 @@ pub(super) struct Watch {
     state: State,
     /// Until when it says nothing.
     pub(super) stalled_until: Moment,
-    /// How many of its next lists show nothing.
-    pub(super) empty_lists: u8,
+    /// How many of its next lists do not show all, and what they hide: see [`Op::Lists`].
+    ///
+    /// [`Op::Lists`]: crate::domain::sync::sim::ops::Op::Lists
+    pub(super) lying_lists: u8,
+    pub(super) hides: u8,
 }
 
 #[derive(Debug)]
@@ -116,7 +123,8 @@ impl Kubernetes {
             (service.uid.clone(), service.created)
         } else {
             self.created += 1;
-            (format!("uid-{}", self.created).into(), self.created)
+            // Kubernetes has seconds only: some are of one age.
+            (format!("uid-{}", self.created).into(), self.created / 2)
         };
         let tag = format!("t{}", shape.tag);
         let mut annotations = vec![("kube-consul.io/service-tags", tag.as_str())];
@@ -140,8 +148,12 @@ impl Kubernetes {
                     _ => vec![ip(&address(shape.address))],
                 };
                 it.ports[0].node_port = Some(30_000 + u16::from(n % 5));
-                if shape.two_ports {
-                    it.ports.push(port("admin", 81));
+                match shape.second {
+                    Second::None => {}
+                    Second::Tcp => it.ports.push(port("admin", 81)),
+                    Second::Udp => {
+                        it.ports.push(ServicePort { protocol: Protocol::Udp, ..port("quic", 80) });
+                    }
                 }
             })
             .build();
@@ -155,19 +167,41 @@ impl Kubernetes {
             .collect();
         let addresses: Vec<(&str, bool)> =
             addresses.iter().map(|(address, ready)| (address.as_str(), *ready)).collect();
-        let number = 8080 + u16::from(of % 2);
-        let slice = slice(&key(n).name, &[("http", number), ("admin", 9090)], &addresses);
+        let number = 8080 + u16::from(of % 2) + if endpoints.moved { 100 } else { 0 };
+        let mut slice = slice(&key(n).name, &[("http", number), ("admin", 9090)], &addresses);
+        let ports = slice.ports.iter().cloned();
+        let quic = EndpointPort { name: "quic".into(), port: number, protocol: Protocol::Udp };
+        slice.ports = ports.chain([quic]).collect();
         self.put(SeenObject::EndpointSlice(slice_key(n, of), slice));
     }
 
-    /// A headless Service of many endpoints.
-    pub(super) fn put_crowd(&mut self) {
-        let crowd = service().with(|it| it.cluster_ips.clear()).build();
-        self.put(SeenObject::Service(ObjectKey::new("c", "crowd"), crowd));
-        let addresses: Vec<String> = (0..CROWD).map(|n| format!("10.2.0.{n}")).collect();
-        let endpoints: Vec<(&str, bool)> = addresses.iter().map(|it| (it.as_str(), true)).collect();
-        let slice = slice("crowd", &[("http", 8080)], &endpoints);
-        self.put(SeenObject::EndpointSlice(ObjectKey::new("c", "crowd-0"), slice));
+    /// Headless Services of many endpoints, those of which `mask` has the bit.
+    pub(super) fn put_crowd(&mut self, mask: u8, state: Crowd) {
+        for n in (0..CROWD).filter(|n| mask & (1 << n) != 0) {
+            let name = format!("crowd{n}");
+            let (key, slice_key) =
+                (ObjectKey::new("c", &*name), ObjectKey::new("c", format!("{name}-0")));
+            if state == Crowd::Gone {
+                self.delete(Kind::Service, &key);
+                self.delete(Kind::EndpointSlice, &slice_key);
+                continue;
+            }
+            let sync = if state == Crowd::Off { "false" } else { "true" };
+            let crowd = service()
+                .annotations(&[("kube-consul.io/sync", sync)])
+                .with(|it| it.cluster_ips.clear())
+                .build();
+            self.put(SeenObject::Service(key, crowd));
+            let count = if state == Crowd::Few { 2 } else { CROWD_ENDPOINTS };
+            let addresses: Vec<String> = (0..count).map(|of| format!("10.2.{n}.{of}")).collect();
+            let is_ready = state != Crowd::NotReady;
+            let endpoints: Vec<(&str, bool)> =
+                addresses.iter().map(|it| (it.as_str(), is_ready)).collect();
+            self.put(SeenObject::EndpointSlice(
+                slice_key,
+                slice(&name, &[("http", 8080)], &endpoints),
+            ));
+        }
     }
 
     pub(super) fn put_node(&mut self, n: u8, ready: bool) {
@@ -271,7 +305,7 @@ pub(super) fn key_of(object: &SeenObject) -> ObjectKey {
 
 impl Watch {
     pub(super) fn new() -> Self {
-        Self { state: State::ToList, stalled_until: Moment::ZERO, empty_lists: 0 }
+        Self { state: State::ToList, stalled_until: Moment::ZERO, lying_lists: 0, hides: 0 }
     }
 
     /// It ends, and lists again.
@@ -298,9 +332,14 @@ impl Watch {
             State::ToList => {
                 let mut left = kubernetes.list(kind);
                 let mut hidden = Vec::new();
-                if self.empty_lists > 0 {
-                    self.empty_lists -= 1;
-                    hidden = std::mem::take(&mut left);
+                if self.lying_lists > 0 {
+                    self.lying_lists -= 1;
+                    let all = std::mem::take(&mut left).into_iter().enumerate();
+                    let is_hidden = |place: usize| self.hides & (1 << (place % 8)) != 0;
+                    let (lacked, shown): (Vec<_>, Vec<_>) =
+                        all.partition(|(place, _)| is_hidden(*place));
+                    left = shown.into_iter().map(|(_, object)| object).collect();
+                    hidden = lacked.into_iter().map(|(_, object)| object).collect();
                 }
                 let rest = left.split_off(left.len() / 2);
                 let shown = left.into_iter().map(WatchEvent::Seen);

@@ -11,6 +11,8 @@ pub(super) enum Op {
     /// Service `s<n>` is created or changed.
     Service(u8, Shape),
     DeleteService(u8),
+    /// The Services of the crowd of which this mask has the bit.
+    Crowd(u8, Crowd),
     /// A slice of Service `s<n>` is created or changed: the second number tells its slices apart.
     Slice(u8, u8, Endpoints),
     DeleteSlice(u8, u8),
@@ -23,12 +25,14 @@ pub(super) enum Op {
     WatchEnds(u8, WatchedKind),
     /// A watch says nothing for so many milliseconds.
     WatchStalls(u8, WatchedKind, u16),
-    /// The next lists of that kind, so many, show nothing at all.
-    EmptyLists(u8, WatchedKind, u8),
+    /// The next lists of that kind, so many, lack the objects that this mask hides; 255: all.
+    Lists(u8, WatchedKind, u8, u8),
     /// Nodes may not be listed, or may again.
     NodesDenied(bool),
     /// What becomes of the next request to Consul.
     Next(Fate, Pace),
+    /// For so many milliseconds this becomes of every request.
+    Outage(Fate, u16),
     /// From now on readings of Consul take so many milliseconds a request, and fail at that one; 3 is
     /// the reading of names, 4 that of the catalog and of the cluster's identity.
     Readings {
@@ -37,6 +41,8 @@ pub(super) enum Op {
     },
     /// Somebody else changes what stands in Consul.
     Drift(Drift, u8),
+    /// Somebody does this to the same record each so many milliseconds, so many times.
+    Fight(Drift, u8, u16, u8),
     /// What others have in Consul.
     Foreign(Foreign, u8),
     /// Consul is given another token.
@@ -45,8 +51,8 @@ pub(super) enum Op {
     SessionEnds,
     /// A leader can no longer be sure of its lock.
     LeaseEnds(u8),
-    /// A process ends at once and another one is started.
-    Restart(u8),
+    /// A process ends at once, and another one is started after so many milliseconds.
+    Restart(u8, u16),
     /// Time passes: so many milliseconds.
     Pass(u32),
 }
@@ -66,9 +72,32 @@ pub(super) struct Shape {
     pub(super) address: u8,
     pub(super) mode: Mode,
     pub(super) name: Name,
-    pub(super) two_ports: bool,
-    /// The tag `t<n>`; Consul refuses `t3`.
+    pub(super) second: Second,
+    /// The tag `t<n>`; Consul refuses `t3`, and fails at `t4` each time.
     pub(super) tag: u8,
+}
+
+/// The port that a Service may have beside `http` 80.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Second {
+    None,
+    /// `admin` 81.
+    Tcp,
+    /// The same number as the first, and another protocol.
+    Udp,
+}
+
+/// What becomes of Services of the crowd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Crowd {
+    /// All its endpoints are there and ready.
+    Ready,
+    NotReady,
+    /// Few endpoints are left.
+    Few,
+    /// It is not to be registered.
+    Off,
+    Gone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,11 +121,14 @@ pub(super) enum Name {
     OfMachines,
 }
 
-/// Three addresses, of which each bit stands for one.
+/// Three addresses, of which each bit stands for one. Two slices of a Service share them: they
+/// tell its ports apart.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Endpoints {
     pub(super) present: u8,
     pub(super) ready: u8,
+    /// Whether they serve another port than they used to.
+    pub(super) moved: bool,
 }
 
 /// What becomes of a request.
@@ -145,8 +177,11 @@ pub(super) enum Foreign {
     Machines,
     /// A PTR record of somebody's, or none any more.
     Ptr,
-    /// A PTR record of another cluster's.
+    /// The bridge of another cluster claims a PTR key, or does no longer: it writes the record where
+    /// there is none, and removes only its own.
     PtrOfOtherCluster,
+    /// A check on a registration of ours: maintenance mode, say.
+    Check,
     /// A PTR record of ours that no Service claims, as a former process left it.
     PtrOfOurs,
     /// A service of others on the node of a namespace, or none any more.
@@ -190,7 +225,7 @@ pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
         2 => Just(Target::Catalog),
         3 => Just(Target::Elected),
     ];
-    let others = (prop::bool::weighted(0.15), prop::bool::weighted(0.3), prop::bool::weighted(0.4));
+    let others = (prop::bool::weighted(0.2), prop::bool::weighted(0.3), prop::bool::weighted(0.4));
     (targets, others).prop_map(|(target, (crowd, pods_have_ptr, reads_often))| Scenario {
         target,
         crowd,
@@ -199,27 +234,70 @@ pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
     })
 }
 
-pub(super) fn ops() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        30 => kubernetes(),
-        22 => (fates(), paces()).prop_map(|(fate, pace)| Op::Next(fate, pace)),
-        10 => watches(),
-        8 => consul(),
-        6 => leads(),
-        24 => times(),
-    ]
+/// How much more often than usual each kind of event happens in a sequence: some do not happen in
+/// it at all and others all the time, so that what is rare together meets.
+pub(super) fn preferences() -> impl Strategy<Value = Vec<u32>> {
+    let one = prop_oneof![2 => Just(0_u32), 4 => Just(2), 3 => Just(6), 1 => Just(20)];
+    prop::collection::vec(one, kinds_of_ops().len())
 }
 
-fn kubernetes() -> impl Strategy<Value = Op> {
+/// Operations of which each kind is as frequent as [`preferences`] say.
+pub(super) fn ops(preferences: &[u32]) -> impl Strategy<Value = Op> + use<> {
+    let kinds = kinds_of_ops().into_iter().zip(preferences);
+    let weighted = kinds.map(|((weight, kind), preferred)| (weight * preferred, kind));
+    // Time passes in any sequence.
+    let kinds: Vec<_> = weighted.chain([(10, times())]).filter(|(weight, _)| *weight > 0).collect();
+    prop::strategy::Union::new_weighted(kinds)
+}
+
+/// What may happen, and how often it usually does.
+fn kinds_of_ops() -> Vec<(u32, BoxedStrategy<Op>)> {
     let n = || 0..5_u8;
-    prop_oneof![
-        6 => (n(), shapes()).prop_map(|(n, shape)| Op::Service(n, shape)),
-        3 => n().prop_map(Op::DeleteService),
-        6 => (n(), 0..2_u8, endpoints()).prop_map(|(n, of, it)| Op::Slice(n, of, it)),
-        2 => (n(), 0..2_u8).prop_map(|(n, of)| Op::DeleteSlice(n, of)),
-        2 => (0..3_u8, any::<bool>()).prop_map(|(n, ready)| Op::Node(n, ready)),
-        1 => (0..3_u8).prop_map(Op::DeleteNode),
-        2 => (kinds(), n()).prop_map(|(kind, n)| Op::Undecodable(kind, n)),
+    let of = any::<u8>;
+    vec![
+        (10, (n(), shapes()).prop_map(|(n, shape)| Op::Service(n, shape)).boxed()),
+        (4, n().prop_map(Op::DeleteService).boxed()),
+        (9, (n(), 0..2_u8, endpoints()).prop_map(|(n, of, it)| Op::Slice(n, of, it)).boxed()),
+        (3, (n(), 0..2_u8).prop_map(|(n, of)| Op::DeleteSlice(n, of)).boxed()),
+        (2, (0..3_u8, any::<bool>()).prop_map(|(n, ready)| Op::Node(n, ready)).boxed()),
+        (1, (0..3_u8).prop_map(Op::DeleteNode).boxed()),
+        (5, (kinds(), n()).prop_map(|(kind, n)| Op::Undecodable(kind, n)).boxed()),
+        (5, crowds().boxed()),
+        (20, (fates(), paces()).prop_map(|(fate, pace)| Op::Next(fate, pace)).boxed()),
+        (2, (fates(), 1..20_000_u16).prop_map(|(fate, ms)| Op::Outage(fate, ms)).boxed()),
+        (3, (of(), kinds()).prop_map(|(of, kind)| Op::WatchEnds(of, kind)).boxed()),
+        (
+            3,
+            (of(), kinds(), 1..9000_u16)
+                .prop_map(|(of, kind, ms)| Op::WatchStalls(of, kind, ms))
+                .boxed(),
+        ),
+        (
+            2,
+            (of(), kinds(), 1..3_u8, prop_oneof![Just(255_u8), any::<u8>()])
+                .prop_map(|(of, kind, lists, hidden)| Op::Lists(of, kind, lists, hidden))
+                .boxed(),
+        ),
+        (2, prop::bool::weighted(0.7).prop_map(Op::NodesDenied).boxed()),
+        (3, readings().boxed()),
+        (3, (drifts(), of()).prop_map(|(drift, n)| Op::Drift(drift, n)).boxed()),
+        (
+            1,
+            (drifts(), of(), 1000..30_000_u16, 2..40_u8)
+                .prop_map(|(drift, n, each, times)| Op::Fight(drift, n, each, times))
+                .boxed(),
+        ),
+        (4, (foreign(), of()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)).boxed()),
+        (2, Just(Op::Token).boxed()),
+        (2, Just(Op::SessionEnds).boxed()),
+        (3, of().prop_map(Op::LeaseEnds).boxed()),
+        (
+            5,
+            (of(), prop_oneof![1 => Just(1_u16), 1 => 1..30_000_u16])
+                .prop_map(|(n, ms)| Op::Restart(n, ms))
+                .boxed(),
+        ),
+        (14, times()),
     ]
 }
 
@@ -227,7 +305,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
     let modes = prop_oneof![
         6 => Just(Mode::ClusterIp),
         3 => Just(Mode::Headless),
-        2 => Just(Mode::NodePort),
+        3 => Just(Mode::NodePort),
         1 => Just(Mode::Off),
     ];
     let names = prop_oneof![
@@ -236,14 +314,36 @@ fn shapes() -> impl Strategy<Value = Shape> {
         1 => Just(Name::OfAnother),
         2 => Just(Name::OfMachines),
     ];
-    let tags = prop_oneof![8 => 0..3_u8, 1 => Just(3)];
-    (0..4_u8, modes, names, prop::bool::weighted(0.3), tags).prop_map(
-        |(address, mode, name, two_ports, tag)| Shape { address, mode, name, two_ports, tag },
-    )
+    let seconds =
+        prop_oneof![5 => Just(Second::None), 2 => Just(Second::Tcp), 1 => Just(Second::Udp)];
+    let tags = prop_oneof![16 => 0..3_u8, 2 => Just(3), 1 => Just(4)];
+    (0..4_u8, modes, names, seconds, tags).prop_map(|(address, mode, name, second, tag)| Shape {
+        address,
+        mode,
+        name,
+        second,
+        tag,
+    })
 }
 
 fn endpoints() -> impl Strategy<Value = Endpoints> {
-    (0..8_u8, 0..8_u8).prop_map(|(present, ready)| Endpoints { present, ready })
+    (0..8_u8, 0..8_u8, prop::bool::weighted(0.2)).prop_map(|(present, ready, moved)| Endpoints {
+        present,
+        ready,
+        moved,
+    })
+}
+
+fn crowds() -> impl Strategy<Value = Op> {
+    let states = prop_oneof![
+        3 => Just(Crowd::Ready),
+        1 => Just(Crowd::NotReady),
+        1 => Just(Crowd::Few),
+        2 => Just(Crowd::Off),
+        1 => Just(Crowd::Gone),
+    ];
+    (prop_oneof![Just(255_u8), any::<u8>()], states)
+        .prop_map(|(which, state)| Op::Crowd(which, state))
 }
 
 fn kinds() -> impl Strategy<Value = WatchedKind> {
@@ -272,19 +372,14 @@ fn paces() -> impl Strategy<Value = Pace> {
     (one(), one()).prop_map(|(there, back)| Pace(there, back))
 }
 
-fn watches() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        3 => (any::<u8>(), kinds()).prop_map(|(of, kind)| Op::WatchEnds(of, kind)),
-        3 => (any::<u8>(), kinds(), 1..9000_u16)
-            .prop_map(|(of, kind, ms)| Op::WatchStalls(of, kind, ms)),
-        2 => (any::<u8>(), kinds(), 1..3_u8)
-            .prop_map(|(of, kind, lists)| Op::EmptyLists(of, kind, lists)),
-        1 => prop::bool::weighted(0.7).prop_map(Op::NodesDenied),
-    ]
+fn readings() -> impl Strategy<Value = Op> {
+    let fails = prop_oneof![2 => Just(None), 1 => (0..5_u8).prop_map(Some)];
+    (prop_oneof![Just(1_u16), 1..3000_u16], fails)
+        .prop_map(|(each, fails_at)| Op::Readings { each, fails_at })
 }
 
-fn consul() -> impl Strategy<Value = Op> {
-    let drifts = prop_oneof![
+fn drifts() -> impl Strategy<Value = Drift> {
+    prop_oneof![
         3 => Just(Drift::Deregistered),
         2 => Just(Drift::Changed),
         1 => Just(Drift::Stray),
@@ -292,39 +387,28 @@ fn consul() -> impl Strategy<Value = Op> {
         1 => Just(Drift::NodeRemoved),
         1 => Just(Drift::MarkerChanged),
         1 => Just(Drift::AllLost),
-    ];
-    let foreign = prop_oneof![
+    ]
+}
+
+fn foreign() -> impl Strategy<Value = Foreign> {
+    prop_oneof![
         3 => Just(Foreign::Machines),
         2 => Just(Foreign::Ptr),
-        1 => Just(Foreign::PtrOfOtherCluster),
+        2 => Just(Foreign::PtrOfOtherCluster),
         1 => Just(Foreign::PtrOfOurs),
         1 => Just(Foreign::OnNode),
         1 => Just(Foreign::Node),
-    ];
-    let fails = prop_oneof![2 => Just(None), 1 => (0..5_u8).prop_map(Some)];
-    prop_oneof![
-        3 => (prop_oneof![Just(1_u16), 1..3000_u16], fails)
-            .prop_map(|(each, fails_at)| Op::Readings { each, fails_at }),
-        3 => (drifts, any::<u8>()).prop_map(|(drift, n)| Op::Drift(drift, n)),
-        3 => (foreign, any::<u8>()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)),
-        2 => Just(Op::Token),
+        1 => Just(Foreign::Check),
     ]
 }
 
-fn leads() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        2 => Just(Op::SessionEnds),
-        3 => any::<u8>().prop_map(Op::LeaseEnds),
-        2 => any::<u8>().prop_map(Op::Restart),
-    ]
-}
-
-fn times() -> impl Strategy<Value = Op> {
+fn times() -> BoxedStrategy<Op> {
     prop_oneof![
         5 => 1..10_u32,
         4 => 10..3000_u32,
         2 => 3000..35_000_u32,
-        1 => 60_000..100_000_u32,
+        1 => 60_000..300_000_u32,
     ]
     .prop_map(Op::Pass)
+    .boxed()
 }

@@ -1,12 +1,12 @@
 //! Sequences that have failed, each shrunk and named.
 
 use super::ops::{
-    Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Shape, Target, WatchedKind,
+    Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Second, Shape, Target, WatchedKind,
 };
 use super::run;
 
 const SHAPE: Shape =
-    Shape { address: 0, mode: Mode::ClusterIp, name: Name::Own, two_ports: false, tag: 0 };
+    Shape { address: 0, mode: Mode::ClusterIp, name: Name::Own, second: Second::None, tag: 0 };
 
 fn assert_runs(target: Target, ops: &[Op]) {
     let scenario = Scenario { target, crowd: false, pods_have_ptr: false, reads_often: false };
@@ -24,7 +24,7 @@ fn a_service_that_decodes_again_as_it_was_has_no_problem_any_more() {
 #[test]
 fn a_name_that_changes_hands_is_kept_until_it_is_known_who_else_has_it() {
     let sharing = Shape { address: 2, name: Name::OfAnother, ..SHAPE };
-    let two_ports = Shape { address: 2, two_ports: true, ..SHAPE };
+    let two_ports = Shape { address: 2, second: Second::Tcp, ..SHAPE };
     let ops = [
         Op::Service(0, sharing),
         Op::Pass(7),
@@ -44,7 +44,7 @@ fn what_others_have_on_a_node_keeps_it_beside_what_is_ours() {
 
 #[test]
 fn a_registration_applied_late_is_followed_by_the_newer_one() {
-    let ready = Op::Slice(0, 0, Endpoints { present: 1, ready: 1 });
+    let ready = Op::Slice(0, 0, Endpoints { present: 1, ready: 1, moved: false });
     let late = Op::Next(Fate::AppliedLate(20_000), Pace(1, 1));
     assert_runs(Target::Agent, &[late, Op::Service(0, SHAPE), Op::Pass(5), ready, Op::Pass(500)]);
 }
@@ -53,6 +53,19 @@ fn a_registration_applied_late_is_followed_by_the_newer_one() {
 fn what_the_first_reading_shows_is_sent_again_with_the_token_that_changed_meanwhile() {
     let slowly = Op::Readings { each: 360, fails_at: None };
     let ops =
-        [Op::Service(0, SHAPE), slowly, Op::Pass(1084), Op::Restart(0), Op::Pass(1), Op::Token];
+        [Op::Service(0, SHAPE), slowly, Op::Pass(1084), Op::Restart(0, 1), Op::Pass(1), Op::Token];
+    assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn while_nodes_are_unknown_nobody_ends_the_ptr_record_of_what_stays() {
+    let shape = |address, mode| Shape { address, mode, ..SHAPE };
+    let ops = [
+        Op::Service(1, shape(2, Mode::ClusterIp)),
+        Op::Pass(10),
+        Op::Service(3, shape(2, Mode::ClusterIp)),
+        Op::DeleteService(3),
+        Op::Service(1, shape(0, Mode::NodePort)),
+    ];
     assert_runs(Target::Agent, &ops);
 }

@@ -4,8 +4,12 @@ mod actions;
 mod election;
 mod end;
 mod outside;
+mod process;
 mod readings;
 mod requests;
+
+use self::process::Process;
+pub(super) use self::{actions::registered_by, process::service_of};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,18 +23,19 @@ use crate::domain::consul::record::{
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
-use crate::domain::kube::object::{Kind, Subject};
+use crate::domain::kube::object::{Kind, SeenObject, Subject, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::services::desired::wanted;
 use crate::domain::services::settings::{PtrScope, Settings};
-use crate::domain::sync::sim::consul::{Consul, REFUSED_TAG};
+use crate::domain::sync::sim::consul::{Consul, FAILING_TAG, REFUSED_TAG};
 use crate::domain::sync::sim::invariants::{Checked, MAY_STILL_APPLY, Term, Wanted};
 use crate::domain::sync::sim::kubernetes::{
     Kubernetes, MACHINES, Said, View, Watch, address, key_of,
 };
-use crate::domain::sync::sim::ops::{Drift, Fate, Foreign, Op, Pace, Scenario, Target};
+use crate::domain::sync::sim::ops::{Crowd, Drift, Fate, Foreign, Op, Pace, Scenario, Target};
 use crate::domain::sync::{
-    Action, Capacity, Config, Core, Group, Moment, Peer, Readiness, Report, Target as CoreTarget,
+    Action, Capacity, Cause, Config, Core, Group, Moment, Peer, Readiness, Report,
+    Target as CoreTarget, Wait,
 };
 use crate::domain::testing::ip;
 
@@ -64,6 +69,8 @@ pub(super) struct World {
     serial: u64,
     requests: BTreeMap<u64, Request>,
     fates: VecDeque<(Fate, Pace)>,
+    /// What becomes of each request, and until when.
+    outage: Option<(Fate, Moment)>,
     /// How long each request of a reading takes, and which fails.
     readings: (Duration, Option<u8>),
     /// Names that machines have ever had.
@@ -76,30 +83,6 @@ pub(super) struct World {
     disturbed: Moment,
     steps: usize,
     trace: bool,
-}
-
-/// A process, in the place of one that may have been there before.
-struct Process {
-    core: Core,
-    capacity: Capacity,
-    /// Problems that it has told and not taken back.
-    told: BTreeSet<(Subject, ObjectKey, Problem)>,
-    number: u64,
-    is_connected: bool,
-    lead: Lead,
-    terms: u64,
-    term: Term,
-    reading: Option<Reading>,
-    /// When the last reading of this term began that ended well.
-    read: Option<Moment>,
-    /// When something was last asked, answered or said.
-    busy: Moment,
-    watches: BTreeMap<Kind, Watch>,
-    view: View,
-    /// By kind, Services that lose by a list that was rightly believed.
-    excused: BTreeMap<Kind, BTreeSet<ObjectKey>>,
-    /// By kind, since when its lists lack more than may be believed.
-    lacking_since: BTreeMap<Kind, Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,6 +111,8 @@ enum Event {
     Campaign(Of),
     Renewal(Of, u32),
     SessionOver(u32),
+    /// Somebody changes something once more.
+    Drifts(Drift, u8),
     Arrives(u64),
     AppliedLate(Late),
     NodeGoes(u64),
@@ -192,7 +177,7 @@ enum Part {
     Kv,
 }
 
-fn cluster() -> ClusterName {
+pub(super) fn cluster() -> ClusterName {
     "kubernetes".parse().expect("it is a label")
 }
 
@@ -215,6 +200,7 @@ impl World {
             serial: 0,
             requests: BTreeMap::new(),
             fates: VecDeque::new(),
+            outage: None,
             readings: (TICK, None),
             machines: BTreeSet::new(),
             applied: Vec::new(),
@@ -224,13 +210,14 @@ impl World {
             trace: false,
         };
         if scenario.crowd {
-            new.kubernetes.put_crowd();
+            new.kubernetes.put_crowd(255, Crowd::Ready);
         }
         let count = if scenario.target == Target::Elected { BRIDGES } else { 1 };
         for place in 0..count {
             let process = new.process();
             new.processes.push(process);
-            new.started(place);
+            let of = new.of(place);
+            new.after(TICK, Event::Connect(of));
         }
         new
     }
@@ -280,17 +267,15 @@ impl World {
             term: Term::default(),
             reading: None,
             read: None,
+            read_all: None,
             busy: self.now,
             watches: watches.into(),
             view: View::default(),
             excused: BTreeMap::new(),
             lacking_since: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            identified: None,
         }
-    }
-
-    fn started(&mut self, place: usize) {
-        let of = self.of(place);
-        self.after(TICK, Event::Connect(of));
     }
 
     fn of(&self, place: usize) -> Of {
@@ -377,27 +362,21 @@ impl World {
             }
             Said::Events(events) => {
                 for event in events {
+                    process.note_change(&event);
                     process.view.take(&event, &[]);
                     process.core.handle_watch(event, now);
                 }
             }
-            Said::Listed(events, mut hidden) => {
-                let (is_most, services) =
-                    Wanted::loses_most(&self.settings, &self.consul, &process.term, kind, &hidden);
-                let since = process.lacking_since.get(&kind).copied();
-                if hidden.is_empty() {
-                    process.excused.remove(&kind);
-                    process.lacking_since.remove(&kind);
-                } else if is_most && since.is_none_or(|since| now < since + SECOND_LIST) {
-                    process.lacking_since.entry(kind).or_insert(now);
-                } else {
-                    process.excused.entry(kind).or_default().extend(services);
-                    hidden.clear();
-                }
+            Said::Listed(events, hidden) => {
+                let hidden = process.weigh(&self.settings, &self.consul, kind, hidden, now);
                 for event in events {
+                    process.note_change(&event);
                     process.view.take(&event, &hidden);
                     process.core.handle_watch(event, now);
                 }
+                let view = &process.view.objects;
+                let exists = |key: &ObjectKey| view.contains_key(&(Kind::Service, key.clone()));
+                process.term.deselected.retain(exists);
             }
         }
         self.turn(place)
@@ -420,6 +399,10 @@ impl World {
             }
             Event::SessionOver(session) => {
                 self.session_over(session);
+                Ok(())
+            }
+            Event::Drifts(drift, n) => {
+                self.drift(drift, n);
                 Ok(())
             }
             Event::Arrives(request) => {
@@ -467,6 +450,9 @@ impl World {
             }
             Event::Identity(of) if self.is_there(of) => {
                 let result = self.told_to_fail(4);
+                if result.is_ok() {
+                    self.processes[of.place].identified = Some(self.now);
+                }
                 self.processes[of.place].core.handle_identity(result, self.now);
                 self.turn(of.place)
             }
@@ -494,36 +480,6 @@ pub(super) struct Past {
     pub(super) services: BTreeSet<ObjectKey>,
     pub(super) namespaces: BTreeSet<Box<str>>,
     pub(super) ptr: BTreeSet<Box<str>>,
-}
-
-// === impl Process ===
-
-impl Process {
-    /// What it tells must be what it says when it is asked.
-    fn take_reports(&mut self) -> Checked {
-        for report in self.core.take_reports() {
-            let (is_right, told) = match report {
-                Report::Problem(subject, key, problem) => {
-                    let told = (subject, key, problem);
-                    (self.told.insert(told.clone()), told)
-                }
-                Report::Solved(subject, key, problem)
-                | Report::Withdrawn(subject, key, problem) => {
-                    let told = (subject, key, problem);
-                    (self.told.remove(&told), told)
-                }
-                _ => continue,
-            };
-            if !is_right {
-                return Err(format!("a problem is told, or taken back, twice: {told:?}"));
-            }
-        }
-        let count = self.core.problems().len();
-        if count != self.told.len() {
-            return Err(format!("{} problems are told, and {count} are there", self.told.len()));
-        }
-        Ok(())
-    }
 }
 
 /// Which Service has which name by this registration.

@@ -8,6 +8,7 @@ impl World {
     /// Lets the core do what is due, and does what it wants.
     pub(super) fn turn(&mut self, place: usize) -> Checked {
         let now = self.now;
+        self.note_start(place);
         let core = &mut self.processes[place].core;
         if core.next_timeout().is_some_and(|due| due <= now) {
             core.handle_timeout(now);
@@ -18,7 +19,11 @@ impl World {
             if actions > MOST_ACTIONS {
                 return Err(format!("more and more is to be done at once: {action:?}"));
             }
-            if !matches!(action, Action::Heartbeat | Action::ReadCatalog) {
+            let looks = matches!(
+                action,
+                Action::Heartbeat | Action::ReadCatalog | Action::ReadNames | Action::Resync { .. }
+            );
+            if !looks {
                 self.processes[place].busy = now;
             }
             self.act(place, action)?;
@@ -28,6 +33,22 @@ impl World {
             return Err("all is done, and it wants to be woken at once".to_owned());
         }
         process.take_reports()
+    }
+
+    /// Looks at what there was at the first reconciliation of a term.
+    fn note_start(&mut self, place: usize) {
+        let process = &mut self.processes[place];
+        let is_running = || process.core.plan_of(&ObjectKey::orphaned(), self.now).is_some();
+        if process.term.is_started || !is_running() {
+            return;
+        }
+        process.term.is_started = true;
+        let is_undisturbed = process.read.is_some_and(|began| began > self.disturbed);
+        if is_undisturbed && !self.settings.allow_removals {
+            let none = BTreeSet::new();
+            let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &none);
+            process.term.deselected = wanted.deselected(&self.consul);
+        }
     }
 
     pub(super) fn act(&mut self, place: usize, action: Action) -> Checked {
@@ -107,14 +128,12 @@ impl World {
         }
         let mut excused: BTreeSet<ObjectKey> =
             process.excused.values().flatten().cloned().collect();
-        if process.excused.contains_key(&Kind::Node) {
+        if process.excused.get(&Kind::Node).is_some_and(|it| !it.is_empty()) {
             let all = process.view.objects.values().map(key_of);
             excused.extend(all);
         }
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
-        let is_undisturbed = process.read.is_some_and(|began| began > self.disturbed);
-        let is_calm = is_undisturbed && !process.term.has_failures && !is_holding;
         let mut sent: Vec<&Registration> = self
             .requests
             .values()
@@ -126,8 +145,9 @@ impl World {
             .filter_map(registered_by)
             .collect();
         let writes = groups.iter().flat_map(|group| &group.writes);
-        sent.extend(writes.clone().filter_map(registered_by));
-        for write in writes {
+        sent.extend(writes.filter_map(registered_by));
+        let of = groups.iter().flat_map(|it| it.writes.iter().map(|write| (&it.service, write)));
+        for (writer, write) in of {
             process.term.begin(&write.key(), flight)?;
             process.term.check_silent(write, &self.consul)?;
             match write {
@@ -137,18 +157,29 @@ impl World {
                     let service = service.unwrap_or_else(ObjectKey::orphaned);
                     process.term.check_name(&service, &registration.service)?;
                     if !is_holding {
-                        wanted.check_register(registration)?;
+                        let stands = self.consul.registrations.get(&registration.id);
+                        wanted.check_register(registration, stands)?;
                     }
                 }
                 Write::Deregister { id, namespace, .. } => {
                     process.term.check_node(namespace)?;
                     wanted.check_deregister(id, self.consul.registrations.get(id))?;
-                    if is_calm {
-                        let names_are_known = process.term.names.is_some();
-                        wanted.check_name_left(id, &self.consul, &sent, names_are_known)?;
+                    if process.term.deselected.contains(writer) {
+                        return Err(format!("{id} is removed, and nobody has allowed that"));
+                    }
+                    let lacking_since = process.confirmed.get(writer);
+                    if lacking_since.is_some_and(|since| process.identified < Some(*since)) {
+                        return Err(format!("{id} is removed, maybe of another cluster"));
+                    }
+                    // What has failed is tried again by itself, and may be overtaken.
+                    if !process.term.has_failures {
+                        let plan_of = |service: &ObjectKey| process.core.plan_of(service, self.now);
+                        wanted.check_name_left(id, &self.consul, &sent, plan_of)?;
                     }
                 }
-                Write::PutPtr { record, .. } if !is_holding => wanted.check_put_ptr(&record.key)?,
+                Write::PutPtr { record, .. } if !is_holding => {
+                    wanted.check_put_ptr(record, writer)?;
+                }
                 Write::DeletePtr { key, .. } => {
                     wanted.check_delete_ptr(key, &self.consul)?;
                 }
@@ -163,8 +194,9 @@ impl World {
         if under_way >= self.processes[of.place].capacity.flights {
             return Err(format!("{under_way} requests are under way, and one more is sent"));
         }
-        let (fate, Pace(there, back)) =
-            self.fates.pop_front().unwrap_or((Fate::Applied, Pace(1, 1)));
+        let outage = self.outage.filter(|(_, until)| self.now < *until);
+        let usual = outage.map_or(Fate::Applied, |(fate, _)| fate);
+        let (fate, Pace(there, back)) = self.fates.pop_front().unwrap_or((usual, Pace(1, 1)));
         let session = match self.processes[of.place].lead {
             Lead::Leading { session } => Some(session),
             Lead::Alone | Lead::Candidate { .. } => None,
@@ -179,7 +211,7 @@ impl World {
     }
 }
 
-fn registered_by(write: &Write) -> Option<&Registration> {
+pub(in crate::domain::sync::sim) fn registered_by(write: &Write) -> Option<&Registration> {
     match write {
         Write::Register(registration) | Write::Replace(registration) => Some(registration),
         _ => None,

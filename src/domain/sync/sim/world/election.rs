@@ -31,6 +31,9 @@ impl World {
 
     pub(super) fn campaign(&mut self, place: usize) -> Checked {
         let Lead::Candidate { ending } = self.processes[place].lead else { return Ok(()) };
+        if !self.processes[place].is_connected {
+            return Ok(());
+        }
         let of = self.of(place);
         if let Some(session) = ending {
             // It must be known to be over: it may hold the lock.
@@ -71,7 +74,7 @@ impl World {
         process.lead = Lead::Candidate { ending: Some(session) };
         process.terms += 1;
         process.term = Term::default();
-        (process.reading, process.read) = (None, None);
+        (process.reading, process.read, process.read_all) = (None, None, None);
         process.core.handle_lost(now);
         let of = self.of(place);
         let delay = if is_quick { Duration::ZERO } else { 5 * TICK };

@@ -26,6 +26,12 @@ impl World {
             && !self.problems().iter().any(|(_, _, reason)| is_for_good(reason))
     }
 
+    /// Whether the leader has read all for that long, since somebody else changed anything.
+    pub(in crate::domain::sync::sim) fn read_for(&self, time: Duration) -> bool {
+        let since = self.leader().and_then(|it| it.read_since(self.disturbed));
+        since.is_some_and(|since| self.now >= since + time)
+    }
+
     pub(super) fn leader(&self) -> Option<&Process> {
         self.processes.iter().find(|it| !matches!(it.lead, Lead::Candidate { .. }))
     }
@@ -46,6 +52,43 @@ impl World {
             )
         });
         format!("{}; {} requests", each.collect::<Vec<_>>().join("; "), self.requests.len())
+    }
+
+    /// Whether only people can say what becomes of what is held back: a selection that would remove
+    /// most is done once they allow it. Nothing else may be held when all else is done.
+    pub(in crate::domain::sync::sim) fn awaits_allowance(&self) -> Result<bool, String> {
+        let Some(leader) = self.leader() else { return Ok(false) };
+        let core = &leader.core;
+        if !core.is_holding() || !core.is_settled() || self.now < leader.busy + QUIET {
+            return Ok(false);
+        }
+        let registered = self.consul.registrations.keys();
+        let services = registered.filter_map(|id| service_of_id(&self.settings.cluster, id));
+        let services: BTreeSet<ObjectKey> = services.chain([ObjectKey::orphaned()]).collect();
+        let mut awaits = false;
+        for service in services {
+            let plan = core.plan_of(&service, self.now).unwrap_or_default();
+            let held = plan.waits.into_values().filter_map(|wait| match wait {
+                Wait::Held(cause) => Some(cause),
+                _ => None,
+            });
+            for cause in held {
+                let exists = leader.view.objects.contains_key(&(Kind::Service, service.clone()));
+                if cause == Cause::Absence || !exists && !service.is_orphaned() {
+                    return Err(format!("what {service} has is held back for good: {cause:?}"));
+                }
+                awaits = true;
+            }
+        }
+        if awaits { Ok(true) } else { Err("something is held, and nothing waits".to_owned()) }
+    }
+
+    /// People allow what is held back, and start all bridges again.
+    pub(in crate::domain::sync::sim) fn allow_removals(&mut self) {
+        self.settings.allow_removals = true;
+        for place in 0..self.processes.len() {
+            self.restart(place, true, TICK);
+        }
     }
 
     /// What is wrong, as the leader says.
@@ -72,10 +115,13 @@ impl World {
     /// the name that they want, or Consul refuses what they are now.
     pub(in crate::domain::sync::sim) fn depends_on_the_past(&self) -> Past {
         let mut past = Past::default();
+        // Who was first there has it.
+        past.ptr.extend(self.consul.claimed_by_others.iter().cloned());
         for (key, service) in self.kubernetes.services() {
             let wanted = wanted(&self.settings, key, service);
             let mut names = wanted.claims(service).into_keys();
-            let is_refused = service.annotations.values().any(|value| &**value == REFUSED_TAG);
+            let is_odd = |value: &str| [REFUSED_TAG, FAILING_TAG].contains(&value);
+            let is_refused = service.annotations.values().any(|value| is_odd(value));
             let is_in_the_way = self.consul.nodes_of_others.contains(&key.namespace);
             let is_disputed = names.any(|name| self.machines.contains(&*name));
             if is_refused || is_disputed {

@@ -13,6 +13,10 @@ impl World {
         match op {
             Op::Service(n, shape) => self.kubernetes.put_service(*n, shape),
             Op::DeleteService(n) => self.kubernetes.delete_service(*n),
+            Op::Crowd(mask, state) if self.scenario.crowd => {
+                self.kubernetes.put_crowd(*mask, *state);
+            }
+            Op::Crowd(..) => {}
             Op::Slice(n, of, endpoints) => self.kubernetes.put_slice(*n, *of, endpoints),
             Op::DeleteSlice(n, of) => self.kubernetes.delete_slice(*n, *of),
             Op::Node(n, ready) => self.kubernetes.put_node(*n, *ready),
@@ -34,19 +38,28 @@ impl World {
                     watch.stalled_until = watch.stalled_until.max(until);
                 }
             }
-            Op::EmptyLists(n, kind, lists) => {
+            Op::Lists(n, kind, lists, hides) => {
                 let place = place(*n);
                 if let Some(watch) = self.processes[place].watches.get_mut(&kind.kind()) {
-                    watch.empty_lists = *lists;
+                    (watch.lying_lists, watch.hides) = (*lists, *hides);
                     watch.ends();
                 }
             }
             Op::NodesDenied(denied) => self.kubernetes.nodes_denied = *denied,
             Op::Next(fate, times) => self.fates.push_back((*fate, *times)),
+            Op::Outage(fate, ms) => {
+                self.outage = Some((*fate, self.now + Duration::from_millis((*ms).into())));
+            }
             Op::Readings { each, fails_at } => {
                 self.readings = (Duration::from_millis((*each).into()), *fails_at);
             }
             Op::Drift(drift, n) => self.drift(*drift, *n),
+            Op::Fight(drift, n, each, times) => {
+                for round in 0..u32::from(*times) {
+                    let after = Duration::from_millis((*each).into()) * round;
+                    self.after(after, Event::Drifts(*drift, *n));
+                }
+            }
             Op::Foreign(foreign, n) => self.foreign(*foreign, *n),
             Op::Token => return self.new_token(),
             Op::SessionEnds => {
@@ -55,7 +68,10 @@ impl World {
                 }
             }
             Op::LeaseEnds(n) => return self.lost(place(*n), *n & 8 != 0),
-            Op::Restart(n) => self.restart(place(*n), *n & 8 != 0),
+            Op::Restart(n, ms) => {
+                let down = Duration::from_millis((*ms).into());
+                self.restart(place(*n), *n & 8 != 0, down);
+            }
             Op::Pass(ms) => return self.pass(Duration::from_millis((*ms).into())),
         }
         // What is due now is done before anything else happens.
@@ -126,8 +142,19 @@ impl World {
                 }
             }
             Foreign::PtrOfOtherCluster => {
-                let flags = PtrOwner::flags(&"other".parse().expect("it is a label"));
-                self.consul.put_ptr(&ptr, "web.service.dc1.consul", flags);
+                toggle(&mut self.consul.claimed_by_others, &ptr);
+                if self.consul.claimed_by_others.contains(&*ptr) {
+                    self.consul.others_take(&ptr);
+                } else {
+                    self.consul.others_leave(&ptr);
+                }
+            }
+            Foreign::Check => {
+                let count = self.consul.registrations.len().max(1);
+                let mut registered = self.consul.registrations.values_mut();
+                if let Some(registered) = registered.nth(usize::from(n) % count) {
+                    registered.has_check_of_others ^= true;
+                }
             }
             Foreign::PtrOfOurs => {
                 let flags = PtrOwner::flags(&cluster());
@@ -178,7 +205,7 @@ impl World {
         }
     }
 
-    pub(super) fn restart(&mut self, place: usize, is_graceful: bool) {
+    pub(super) fn restart(&mut self, place: usize, is_graceful: bool, down: Duration) {
         self.forgive_old_tokens();
         let sent = self.requests.values().filter_map(|request| match &request.what {
             What::Write(groups) => Some(groups.iter().flatten().map(Write::key)),
@@ -191,17 +218,24 @@ impl World {
             let after = if is_graceful { TICK } else { SESSION };
             self.after(after, Event::SessionOver(session));
         }
-        self.started(place);
+        let until = self.now + down;
+        for watch in self.processes[place].watches.values_mut() {
+            watch.stalled_until = until;
+        }
+        let of = self.of(place);
+        self.after(down.max(TICK), Event::Connect(of));
     }
 
     /// No more faults. What is under way still goes its way.
     pub(in crate::domain::sync::sim) fn heal(&mut self) -> Checked {
         self.fates.clear();
+        self.outage = None;
+        self.events.retain(|_, event| !matches!(event, Event::Drifts(..)));
         self.readings = (TICK, None);
         self.kubernetes.heal();
         for process in &mut self.processes {
             for watch in process.watches.values_mut() {
-                watch.empty_lists = 0;
+                watch.lying_lists = 0;
                 // A list that hid what is there is not the last one.
                 watch.ends();
                 watch.stalled_until = watch.stalled_until.min(self.now);

@@ -69,7 +69,7 @@ impl World {
         let process = &mut self.processes[of.place];
         let began = process.reading.take().map(|reading| reading.began);
         if result.is_ok() {
-            process.read = began;
+            process.has_read(began, self.disturbed, now);
         }
         process.term.read += usize::from(result.is_ok());
         process.core.handle_resync(result, now);

@@ -115,6 +115,8 @@ impl World {
                     self.old_tokens.extend(groups.iter().flatten().map(Write::key));
                 }
             }
+            // What others put on it meanwhile would go with it: Consul has no check-and-set for that.
+            What::RemoveNode(namespace) if self.consul.others_on.contains(namespace) => {}
             What::RemoveNode(namespace) => self.consul.remove_node(namespace),
             What::ReadPtr(_) => {}
         }

@@ -1,0 +1,153 @@
+//! A bridge: its core, what it was told, and what it may believe of that.
+
+use super::*;
+
+/// A process, in the place of one that may have been there before.
+pub(super) struct Process {
+    pub(super) core: Core,
+    pub(super) capacity: Capacity,
+    /// Problems that it has told and not taken back.
+    pub(super) told: BTreeSet<(Subject, ObjectKey, Problem)>,
+    pub(super) number: u64,
+    pub(super) is_connected: bool,
+    pub(super) lead: Lead,
+    pub(super) terms: u64,
+    pub(super) term: Term,
+    pub(super) reading: Option<Reading>,
+    /// When the last reading of this term began that ended well.
+    pub(super) read: Option<Moment>,
+    /// When the first one ended that began later than anybody else had changed anything.
+    pub(super) read_all: Option<(Moment, Moment)>,
+    /// When something was last asked, answered or said.
+    pub(super) busy: Moment,
+    pub(super) watches: BTreeMap<Kind, Watch>,
+    pub(super) view: View,
+    /// By kind, Services that lose by a list that was rightly believed.
+    pub(super) excused: BTreeMap<Kind, BTreeSet<ObjectKey>>,
+    /// What its lists lack although it exists, since when, if it is more than may be believed.
+    pub(super) lacking_since: BTreeMap<Kind, BTreeMap<ObjectKey, Moment>>,
+    /// Services that lose by what a second list has confirmed, and since when the first lacked it.
+    pub(super) confirmed: BTreeMap<ObjectKey, Moment>,
+    /// When the cluster was last known to be the same.
+    pub(super) identified: Option<Moment>,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// A reading that began then is over.
+    pub(super) fn has_read(&mut self, began: Option<Moment>, disturbed: Moment, now: Moment) {
+        self.read = began;
+        let is_new = self.read_since(disturbed).is_none();
+        if is_new && began.is_some_and(|began| began > disturbed) {
+            self.read_all = Some((disturbed, now));
+        }
+    }
+
+    /// Since when it has read all that had been disturbed by then.
+    pub(super) fn read_since(&self, disturbed: Moment) -> Option<Moment> {
+        self.read_all.filter(|(of, _)| *of == disturbed).map(|(_, since)| since)
+    }
+
+    /// A Service that changes, or is seen to go, is as any other from then on.
+    pub(super) fn note_change(&mut self, event: &WatchEvent) {
+        match event {
+            WatchEvent::Seen(object) => {
+                if let Some(service) = service_of(object) {
+                    self.confirmed.remove(&service);
+                }
+            }
+            WatchEvent::Deleted(_, key) => {
+                // A slice is named after its Service.
+                let service = key.name.rsplit_once('-').map_or(&*key.name, |(service, _)| service);
+                self.confirmed.remove(&ObjectKey::new(key.namespace.clone(), service));
+            }
+            _ => {}
+        }
+        match event {
+            WatchEvent::Seen(SeenObject::Service(key, service)) => {
+                let known = self.view.objects.get(&(Kind::Service, key.clone()));
+                let same = SeenObject::Service(key.clone(), service.clone());
+                if known != Some(&same) {
+                    self.term.deselected.remove(key);
+                }
+            }
+            WatchEvent::Deleted(Kind::Service, key) => drop(self.term.deselected.remove(key)),
+            _ => {}
+        }
+    }
+
+    /// A list is over that lacks these objects, which exist. Gives those of which it may not be
+    /// believed: they are most of what is registered, and no second list has confirmed it.
+    pub(super) fn weigh(
+        &mut self,
+        settings: &Settings,
+        consul: &Consul,
+        kind: Kind,
+        hidden: Vec<SeenObject>,
+        now: Moment,
+    ) -> Vec<SeenObject> {
+        let is_most = Wanted::loses_most(settings, consul, &self.term, kind, &hidden);
+        let before = self.lacking_since.remove(&kind).unwrap_or_default();
+        let excused = self.excused.entry(kind).or_default();
+        if hidden.is_empty() {
+            self.confirmed.retain(|service, _| !excused.contains(service));
+            excused.clear();
+        }
+        let mut lacking = BTreeMap::new();
+        let mut unbelieved = Vec::new();
+        for object in hidden {
+            let key = key_of(&object);
+            let since = before.get(&key).copied();
+            if is_most && since.is_none_or(|since| now < since + SECOND_LIST) {
+                lacking.insert(key, since.unwrap_or(now));
+                unbelieved.push(object);
+            } else {
+                if is_most {
+                    let confirmed = service_of(&object).into_iter().zip(since);
+                    self.confirmed.extend(confirmed);
+                }
+                excused.extend(service_of(&object));
+            }
+        }
+        self.lacking_since.insert(kind, lacking);
+        unbelieved
+    }
+
+    /// What it tells must be what it says when it is asked.
+    pub(super) fn take_reports(&mut self) -> Checked {
+        for report in self.core.take_reports() {
+            let (is_right, told) = match report {
+                Report::Problem(subject, key, problem) => {
+                    let told = (subject, key, problem);
+                    (self.told.insert(told.clone()), told)
+                }
+                Report::Solved(subject, key, problem)
+                | Report::Withdrawn(subject, key, problem) => {
+                    let told = (subject, key, problem);
+                    (self.told.remove(&told), told)
+                }
+                _ => continue,
+            };
+            if !is_right {
+                return Err(format!("a problem is told, or taken back, twice: {told:?}"));
+            }
+        }
+        let count = self.core.problems().len();
+        if count != self.told.len() {
+            return Err(format!("{} problems are told, and {count} are there", self.told.len()));
+        }
+        Ok(())
+    }
+}
+
+/// The Service that the object is, or belongs to.
+pub(in crate::domain::sync::sim) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
+    match object {
+        SeenObject::Service(key, _) => Some(key.clone()),
+        SeenObject::EndpointSlice(key, slice) => {
+            Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
+        }
+        SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
+    }
+}
