@@ -41,7 +41,8 @@
 //!    on.
 //! 8. *Bounds*: **Everything is bounded**: queues, requests under way, delays, bodies, deadlines,
 //!    each by a named constant that says where its number comes from.
-//! 9. *Fencing*: **A deposed leader cannot write.** Each transaction asks for the leader's lock.
+//! 9. *Fencing*: **A deposed leader cannot write.** With leader election, which only the catalog sink
+//!    has, each transaction checks the lock. Nothing else is fenced: an agent belongs to one bridge.
 //! 10. *Persistence*: **An exit keeps registrations** in whatever outlives the process. Removing
 //!     them is `purge`.
 //! 11. *Secrecy*: **Secrets stay secret**: no token in a log, an error, a page or an argument.

@@ -71,7 +71,7 @@ pub fn final_error(message: &str) {
     } else {
         format!("error: {message}")
     };
-    // Where nobody reads it any more, the exit code is all that can be told.
+    // Where nobody reads it any more, the exit code is all that is left.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 

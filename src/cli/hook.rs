@@ -312,7 +312,7 @@ impl HookCli {
         Self::parse_from(legacy::arguments(std::env::args_os()))
     }
 
-    /// Runs it and gives the exit code; an error is told on standard error.
+    /// Runs it and gives the exit code; an error is reported on standard error.
     pub fn run(self) -> u8 {
         if let Err(error) = self.log.start() {
             return usage(&error);
@@ -327,7 +327,7 @@ impl HookCli {
 // === impl RegisterArgs ===
 
 impl RegisterArgs {
-    /// Runs it and gives the exit code; an error is told on standard error.
+    /// Runs it and gives the exit code; an error is reported on standard error.
     pub fn run(self, acl_file: &AclFileArgs) -> u8 {
         finish(self.options(acl_file, Name::Own))
     }
@@ -363,7 +363,7 @@ impl RegisterArgs {
 // === impl DeregisterArgs ===
 
 impl DeregisterArgs {
-    /// Runs it and gives the exit code; an error is told on standard error.
+    /// Runs it and gives the exit code; an error is reported on standard error.
     pub fn run(self, acl_file: &AclFileArgs) -> u8 {
         finish(self.options(acl_file, Name::Own))
     }
@@ -399,7 +399,7 @@ fn consul(acl_file: &AclFileArgs, name: Name, timeout: Duration, wait: &WaitArgs
 }
 
 /// The configuration of the environment, without what the original's library passed over: that
-/// must not end a container which it started. Each such variable is told.
+/// must not end a container which it started. Each such variable is reported.
 fn consul_config(lookup: Lookup<'_>, name: Name) -> (Result<Config, ConfigError>, Vec<String>) {
     let set = |variable: &str| lookup(variable).filter(|value| !value.is_empty());
     let mut ignored: Vec<(&str, &str)> = Vec::new();

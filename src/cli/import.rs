@@ -292,7 +292,7 @@ pub(super) fn is_invoked_as_consul8s(program: Option<OsString>) -> bool {
 // === impl Consul8sCli ===
 
 impl Consul8sCli {
-    /// Runs it and gives the exit code; an error is told on standard error.
+    /// Runs it and gives the exit code; an error is reported on standard error.
     pub(super) fn run(self) -> u8 {
         let log =
             LogArgs { log_level: logging::DEFAULT_LEVEL.to_owned(), log_format: LogFormat::Auto };

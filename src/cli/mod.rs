@@ -215,7 +215,7 @@ impl Cli {
     }
 }
 
-/// The exit code of a subcommand, its error told on standard error.
+/// The exit code of a subcommand, its error reported on standard error.
 fn finish(result: Result<(), run::Error>) -> u8 {
     let Err(error) = result else { return EXIT_DONE };
     match &error {

@@ -32,7 +32,7 @@ pub struct PlanArgs {
 // === impl PlanArgs ===
 
 impl PlanArgs {
-    /// Runs it and gives the exit code; an error is told on standard error.
+    /// Runs it and gives the exit code; an error is reported on standard error.
     pub(super) fn run(self) -> u8 {
         let options = match self.bridge.options_for_plan() {
             Ok(options) => options,

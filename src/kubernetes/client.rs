@@ -19,7 +19,7 @@ use crate::kubernetes::errors::failure;
 use crate::kubernetes::limits::with_limits;
 
 /// Time to open a connection. Within [`super::limits::HEADERS_TIMEOUT`], so that a connection that cannot be made
-/// is told as such.
+/// is reported as such.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a pod finds its credentials.

@@ -16,7 +16,7 @@ pub fn status_line(code: u16, reason: &str, message: &str) -> String {
 pub fn failure(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status_line(status.code, &status.reason, &status.message),
-        // The message may quote the body: only where it went wrong is told.
+        // The message may quote the body: only where it went wrong is reported.
         kube::Error::SerdeError(error) => {
             format!(
                 "the response is not the JSON that was expected (line {}, column {})",

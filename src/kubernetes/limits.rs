@@ -38,7 +38,7 @@ pub const WATCH_SECONDS: u32 = 190;
 /// than the 5 s of kube's watcher, which ends such a watch without a word.
 const WATCH_GRACE: Duration = Duration::from_secs(4);
 
-/// Silence that is told as a fault when an overdue watch is ended. Servers send a bookmark about
+/// Silence that is reported as a fault when an overdue watch is ended. Servers send a bookmark about
 /// every minute; one and a half of that is not silence yet.
 const SILENCE: Duration = Duration::from_secs(90);
 

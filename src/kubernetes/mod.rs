@@ -10,7 +10,7 @@
 //!
 //! Two invariants are kept here. **Nothing is removed out of ignorance**: `ListCompleted` is said
 //! only of a quorum list whose every page arrived whole. **One bad object harms only itself**: an
-//! object that does not decode is told as such, and the rest of its page arrives.
+//! object that does not decode is reported as such, and the rest of its page arrives.
 
 pub mod client;
 pub mod endpoints;
@@ -25,7 +25,7 @@ pub mod watch;
 mod wire;
 
 /// What a log filter has to silence: kube logs the whole body of a response that it cannot read
-/// at `warn`, each denied watch at `warn` and each broken connection at `error`. All of it is told
+/// at `warn`, each denied watch at `warn` and each broken connection at `error`. All of it is reported
 /// again by [`watch::Trouble`], shortened and at a bounded rate.
 ///
 /// The syntax is that of `tracing_subscriber::EnvFilter`.

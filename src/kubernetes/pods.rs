@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use kube::api::{Api, PartialObjectMeta};
 
-use crate::domain::hook::k8s::{Action, Container, ContainerPort, Pod, Port, Probe};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::pod::{Action, Container, ContainerPort, Pod, Port, Probe};
 use crate::kubernetes::errors::failure;
 
 /// Kubernetes' defaults of a probe, in seconds.

@@ -22,9 +22,9 @@ use crate::domain::text::one_line;
 use crate::kubernetes::pool::Pool;
 use crate::kubernetes::wire::{self, Text};
 
-/// How many left-out parts of one object are told: the first few show what is wrong, and an
+/// How many left-out parts of one object are reported: the first few show what is wrong, and an
 /// object may have a thousand endpoints.
-const LEFT_OUT_TOLD: usize = 8;
+const LEFT_OUT_REPORTED: usize = 8;
 
 /// Longest quotation of a value that is wrong: more than any address or number needs.
 const QUOTED_BYTES: usize = 64;
@@ -475,14 +475,14 @@ fn unix_seconds(text: &Text<'_>) -> i64 {
 /// Collects what is left out of one object.
 #[derive(Default)]
 pub(super) struct LeftOut {
-    told: Vec<Box<str>>,
+    reported: Vec<Box<str>>,
     more: usize,
 }
 
 impl LeftOut {
     pub(super) fn tell(&mut self, sentence: impl FnOnce() -> String) {
-        if self.told.len() < LEFT_OUT_TOLD {
-            self.told.push(sentence().into());
+        if self.reported.len() < LEFT_OUT_REPORTED {
+            self.reported.push(sentence().into());
         } else {
             self.more += 1;
         }
@@ -501,9 +501,9 @@ impl LeftOut {
 
     pub(super) fn into_box(mut self) -> Box<[Box<str>]> {
         if self.more > 0 {
-            self.told.push(format!("{} more parts are left out", self.more).into());
+            self.reported.push(format!("{} more parts are left out", self.more).into());
         }
-        self.told.into()
+        self.reported.into()
     }
 }
 

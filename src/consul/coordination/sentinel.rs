@@ -24,7 +24,7 @@ pub struct Sentinel {
     id: String,
 }
 
-/// The sentinel's content as the agent told it.
+/// The sentinel's content as the agent has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentHash(String);
 

@@ -241,7 +241,7 @@ const CONTENT: [&str; 13] = [
 /// What a server's words have before them where another one forwarded the request.
 const FORWARDED: &str = "rpc error making call: ";
 
-/// How a body that did not arrive whole is told: that is not its content's fault.
+/// How a body that did not arrive whole is reported: that is not its content's fault.
 const BROKEN_OFF: &str = "unexpected EOF";
 
 /// Texts of a 500 that mean a missing right, also behind `rpc error making call: `.

@@ -12,7 +12,7 @@ use crate::consul::http::error::Error;
 use crate::consul::http::request::Request;
 use crate::consul::http::transport::Reply;
 
-/// How long one query may wait. A change is told at once whatever this is: it bounds how long a
+/// How long one query may wait. A change is answered at once whatever this is: it bounds how long a
 /// peer that is gone without a word is taken for a quiet one.
 const WAIT: Duration = Duration::from_mins(1);
 /// Consul answers up to a sixteenth of [`WAIT`] late; the rest is for the way.

@@ -18,7 +18,7 @@ use crate::consul::read::wire::{ServiceEntry, decode};
 use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, PtrOwner, SOURCE, SOURCE_META};
 use crate::domain::kube::names::ClusterName;
 
-/// Other nodes that are told of one by one; a cluster has as many as bridges were ever run beside
+/// Other nodes that are reported one by one; a cluster has as many as bridges were ever run beside
 /// an agent.
 const MAX_OTHER_NODES: usize = 100;
 

@@ -11,7 +11,7 @@ pub type Left = (String, String);
 
 impl Client {
     /// Makes these operations, at most [`MAX_OPERATIONS`]: all but those that Consul refuses,
-    /// each of which is told by its name.
+    /// each of which is reported by its name.
     pub async fn remove_all(
         &self,
         operations: Vec<(String, Operation)>,

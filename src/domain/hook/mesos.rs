@@ -446,7 +446,7 @@ mod tests {
         let decision = decide(&read(&json!({"frameworks": frameworks})), &place()).unwrap();
         assert_eq!(decision.registrations[0].name, "web");
 
-        // What hides the one that is looked for is told.
+        // What hides the one that is looked for is reported.
         for (state, found) in [
             (json!({"frameworks": null}), "no such framework"),
             (json!({"frameworks": [5]}), "no such framework, and one that cannot be read"),

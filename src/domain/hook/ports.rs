@@ -64,7 +64,7 @@ impl PortDefinitions {
 
     /// The ports that are services, where `name` is the pod's own: those marked as service,
     /// those with a name of their own, and the first where none is marked. A port's own name
-    /// stays in force for the ports after it. What is left out although it is wrong is told in
+    /// stays in force for the ports after it. What is left out although it is wrong is reported in
     /// `warnings`.
     pub(super) fn services<'a>(
         &'a self,

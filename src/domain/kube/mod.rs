@@ -5,5 +5,6 @@ pub mod cache;
 pub mod names;
 pub mod object;
 pub mod packed;
+pub mod pod;
 pub mod selector;
 pub mod store;

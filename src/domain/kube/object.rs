@@ -157,7 +157,7 @@ pub enum Kind {
     Node,
 }
 
-/// The kind of the object that a problem is told of.
+/// The kind of the object that a problem is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     /// A Service.

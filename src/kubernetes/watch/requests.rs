@@ -315,7 +315,7 @@ fn oversized<P: Watched>(beginning: Beginning) -> Result<Slim<P>, Failure> {
 }
 
 fn malformed(error: &serde_json::Error) -> Failure {
-    // Its message may quote the text: only where it went wrong is told, and our own words.
+    // Its message may quote the text: only where it went wrong is reported, and our own words.
     let text = error.to_string();
     let own = text.starts_with("a ").then_some(text);
     let place = format!(

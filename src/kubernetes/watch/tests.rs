@@ -652,8 +652,8 @@ async fn trouble_is_told_at_a_bounded_rate_and_its_end_once() {
     let server = Server::new(Lists::Status(500), Watches::Healthy(Vec::new()));
     let mut stream = start(&server);
     let notices = collect(&mut stream, 600).await;
-    // Delays of 22 to 30 s after the first minute, each failure told but for the first few.
-    assert_within("told in 600 s", troubles(&notices).len(), 15..=27);
+    // Delays of 22 to 30 s after the first minute, each failure reported but for the first few.
+    assert_within("reported in 600 s", troubles(&notices).len(), 15..=27);
     let failures: Vec<_> = troubles(&notices).iter().map(|it| it.failures).collect();
     assert!(failures[0] == 1 && failures[1] > 3, "{failures:?}");
     server.set(one_page(), Watches::Healthy(Vec::new()));
@@ -661,7 +661,7 @@ async fn trouble_is_told_at_a_bounded_rate_and_its_end_once() {
     let mut reports = notices.iter().filter(|notice| !matches!(notice, Notice::Heard(_)));
     assert_eq!(reports.next_back(), Some(&Notice::Recovered(Kind::Service)));
     assert_eq!(notices.iter().filter(|it| matches!(it, Notice::Recovered(_))).count(), 1);
-    // Healed: the next fault is told at once and tried again within a second.
+    // Healed: the next fault is reported at once and tried again within a second.
     server.set(one_page(), Watches::Status(500));
     let notices = collect(&mut stream, 200).await;
     let first = troubles(&notices)[0];
@@ -706,7 +706,7 @@ async fn a_list_that_is_asked_for_begins_after_that() {
     assert_eq!(events(&collect(&mut stream, 20).await), ["started", "+web", "completed"]);
     assert_eq!(server.count(Asked::List), 2);
 
-    // In the middle of a list: what is left of it is not told.
+    // In the middle of a list: what is left of it is not reported.
     relist.request();
     assert_eq!(events(&[stream.next().await.unwrap()]), ["started"]);
     assert_eq!(events(&[stream.next().await.unwrap()]), ["+web"]);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::domain::hook::Target;
-use crate::domain::hook::k8s::{Attempt, Decision};
+use crate::domain::hook::k8s::Decision;
+use crate::domain::hook::k8s::probes::Attempt;
 use crate::domain::kube::names::ObjectKey;
 use crate::probe::{Failed, Prober};
 use crate::run::hook::Error;

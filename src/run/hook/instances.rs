@@ -1,6 +1,7 @@
 //! The agent and the catalog: instances are written to the one and waited for in the other.
 
 use std::cell::RefCell;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,18 +13,16 @@ use crate::consul::http::{error, token};
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::instances;
 use crate::consul::write::registration::AgentService;
+use crate::domain::backoff::Backoff;
 use crate::domain::hook::HookRegistration;
 use crate::domain::hook::k8s::is_of_another_pod;
 use crate::domain::text::chain;
 use crate::run::hook::retry::{Unsettled, retry};
 use crate::run::hook::{ConsulOptions, Error};
 
-/// Time between two looks at the catalog, at first: an agent's write is there within some
-/// milliseconds.
-const FIRST_LOOK: Duration = Duration::from_millis(10);
-
-/// The same later on: what waiting costs at most beyond the catalog's own time.
-const LATER_LOOKS: Duration = Duration::from_millis(250);
+/// Between two looks at the catalog: an agent's write is there within some milliseconds, and the
+/// longest delay is what waiting costs at most beyond the catalog's own time.
+const LOOKS: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
 
 /// Time for a question to the agent that a removal does not depend on: it answers from memory, in
 /// a millisecond; a lost SYN is sent again after one second.
@@ -84,7 +83,7 @@ impl Instance {
 // === impl Instances ===
 
 impl Instances {
-    /// The agent that the options name. Their errors are told only here: whoever has nothing to
+    /// The agent that the options name. Their errors are reported only here: whoever has nothing to
     /// register needs no agent.
     pub(super) async fn new(options: ConsulOptions) -> Result<Self, Error> {
         let ConsulOptions { config, acl_file, timeout, wait_catalog } = options;
@@ -216,11 +215,11 @@ impl Instances {
     }
 
     /// Waits, for `bound` at most, until the agent has run the check of each with success. That
-    /// it has not in time is only told.
+    /// it has not in time is only logged.
     pub(super) async fn wait_passing(&self, ids: &[&str], bound: Duration) {
         let deadline = Instant::now() + bound;
         for id in ids {
-            let mut delay = FIRST_LOOK;
+            let mut delays = LOOKS.delays(RandomState::new().hash_one(()));
             loop {
                 let found =
                     match timeout_at(deadline, instances::is_passing(&self.client, id)).await {
@@ -230,6 +229,7 @@ impl Instances {
                         Ok(Err(error)) => chain(&error),
                         Err(_) => "no answer".to_owned(),
                     };
+                let delay = delays.advance();
                 if Instant::now() + delay >= deadline {
                     tracing::warn!(
                         id,
@@ -240,7 +240,6 @@ impl Instances {
                     break;
                 }
                 sleep(delay).await;
-                delay = (delay * 2).min(LATER_LOOKS);
             }
         }
     }
@@ -280,7 +279,7 @@ impl Instances {
     }
 
     /// Waits until the catalog shows all of `instances`, or none. That it does not in time is
-    /// only told: the agent has done what was asked, and goes on trying.
+    /// only logged: the agent has done what was asked, and goes on trying.
     async fn wait(&self, instances: Vec<Instance>, wanted: Wanted) {
         if self.wait_catalog == Duration::ZERO || instances.is_empty() {
             return;
@@ -327,7 +326,7 @@ impl Instances {
     ) -> Result<(), Unseen> {
         let mut deadline = deadline;
         let mut found = Unseen::Late("no answer".to_owned());
-        let mut delay = FIRST_LOOK;
+        let mut delays = LOOKS.delays(RandomState::new().hash_one(()));
         loop {
             let look = instances::is_in_catalog(&self.client, name, id, node);
             match timeout_at(deadline, look).await {
@@ -346,11 +345,11 @@ impl Instances {
                 Ok(Err(unknown)) => found = Unseen::Late(chain(&unknown)),
                 Err(_) => return Err(found),
             }
+            let delay = delays.advance();
             if Instant::now() + delay >= deadline {
                 return Err(found);
             }
             sleep(delay).await;
-            delay = (delay * 2).min(LATER_LOOKS);
         }
     }
 }
@@ -364,7 +363,7 @@ fn is_hidden(unknown: &Unknown) -> bool {
     }
 }
 
-/// The token of the flag's file, else of the environment. A file that gives none is told and
+/// The token of the flag's file, else of the environment. A file that gives none is logged and
 /// passed over, as there: whether a token is needed is the agent's to say.
 async fn first_token(acl_file: Option<PathBuf>, environment: TokenSource) -> TokenSource {
     for source in acl_file.map(TokenSource::File).into_iter().chain([environment]) {
@@ -379,7 +378,7 @@ async fn first_token(acl_file: Option<PathBuf>, environment: TokenSource) -> Tok
     TokenSource::Anonymous
 }
 
-/// Each is told, the error counts them.
+/// Each is logged, the error counts them.
 fn several(failures: &[(String, Unsettled<error::Error>)], of: usize) -> Error {
     let mut ids = Vec::with_capacity(failures.len());
     for (id, error) in failures {

@@ -150,7 +150,7 @@ pub enum Error {
         /// Why.
         source: Unsettled<consul::Error>,
     },
-    /// The agent did not remove several; each was told.
+    /// The agent did not remove several; each was logged.
     #[error("cannot deregister {count} of {of} instances: {ids}")]
     DeregisterSome {
         /// How many are left.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use kube::Client;
 use tokio::time::{Instant, sleep};
 
-use crate::domain::hook::k8s::{Pod, Variables, decide, registered};
+use crate::domain::hook::k8s::{Variables, decide, registered};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::pod::Pod;
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Access, Environment, connect};
 use crate::kubernetes::pods;

@@ -78,7 +78,7 @@ fn key(registration: &Registration) -> RecordKey {
     RecordKey::Registration(registration.id.clone())
 }
 
-/// What stands on the node of a namespace, with its checks.
+/// What is registered on the node of a namespace, with its checks.
 async fn on(consul: &Consul, namespace: &str) -> Vec<Registration> {
     let mut found = Vec::new();
     let client = client(consul.url());
@@ -353,55 +353,4 @@ async fn a_node_goes_only_when_nothing_stands_on_it() {
     let behind = self::sink(&recorder.url());
     let lost = behind.remove_namespace_node("empty").await;
     assert!(matches!(lost, NamespaceNodeAnswer::Unanswered(_)), "{lost:?}");
-}
-
-/// How fast transactions of so many groups go in, so many at a time: instances a second.
-async fn throughput(url: &str, namespaces: &[&str], at_a_time: usize, groups: usize) -> usize {
-    use futures::StreamExt as _;
-    const INSTANCES: usize = 10_000;
-    let sink = sink(url);
-    let instance = |number: usize| {
-        let mut one = registration(namespaces[number * namespaces.len() / INSTANCES], number);
-        one.check = Check::None;
-        vec![Write::Register(one)]
-    };
-    let all: Vec<Vec<Write>> = (0..INSTANCES).map(instance).collect();
-    let began = std::time::Instant::now();
-    let requests = all.chunks(groups).map(|some| sink.write(some.to_vec()));
-    let answers = futures::stream::iter(requests).buffer_unordered(at_a_time);
-    let answers: Vec<_> = answers.flat_map(futures::stream::iter).collect().await;
-    let took = began.elapsed();
-    assert!(answers.iter().all(|(_, answer)| *answer == APPLIED));
-    usize::try_from(INSTANCES as u128 * 1_000_000 / took.as_micros()).unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement: how many transactions at a time, and how large"]
-async fn the_fastest_way_to_write() {
-    let one = consul().await;
-    let three = kube_consul_stack::ConsulCluster::start().await.unwrap();
-    let many: Vec<String> = (0..50).map(|number| format!("ns{number}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    for (what, url) in [("in memory", one.url()), ("three servers", three.servers[0].url())] {
-        for (at_a_time, groups) in [(1, 20), (4, 20), (8, 20), (16, 20), (1, 60), (4, 60), (8, 60)]
-        {
-            let mut rates = Vec::new();
-            for namespaces in [&["a", "b"][..], &many] {
-                // Each time from nothing: what is there already costs less.
-                for namespace in namespaces {
-                    let gone = json!({"Node": format!("k8s-c.{namespace}"), "Datacenter": "dc1"});
-                    client_put(url, &gone).await;
-                }
-                rates.push(throughput(url, namespaces, at_a_time, groups).await);
-            }
-            println!(
-                "{what}, {at_a_time} at a time, {groups} groups: {rates:?} instances a second on 2 and 50 nodes"
-            );
-        }
-    }
-}
-
-async fn client_put(url: &str, gone: &Value) {
-    let api = kube_consul_stack::ConsulApi::new(url, None, None).unwrap();
-    api.put("/v1/catalog/deregister", gone).await.unwrap();
 }

@@ -4,13 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::{
-    Consul, ConsulApi, ConsulCluster, ConsulOptions, ProgramOptions, eventually,
-};
+use kube_consul_stack::{ConsulApi, ConsulCluster, ConsulOptions, ProgramOptions, eventually};
 use serde_json::json;
 
 use super::support::{nodes, operations};
-use crate::support::{Addresses, Bridge, Fixture, Objects, catalog_bridge, for_each, numbered};
+use crate::support::{Addresses, Bridge, Fixture, Objects, for_each, numbered};
 
 /// Of a debug build on two cores that other tests use too: seconds otherwise.
 const LONG: Duration = Duration::from_mins(3);
@@ -158,36 +156,6 @@ async fn all_fail_and_recover(
         let (took, told) = (began.elapsed(), Instant::now());
         wait_for_critical(servers.api(), &objects.namespace, wanted).await?;
         println!("{wanted} critical {:?} after the last was told of ({took:?})", told.elapsed());
-    }
-    Ok(())
-}
-
-#[tokio::test]
-#[ignore = "a measurement: from a change in Kubernetes to its effect in Consul"]
-async fn how_soon_a_change_is_visible() -> Result<()> {
-    let servers = Fixture::servers(ConsulOptions::server()).await?;
-    let objects = servers.objects("latency").await?;
-    objects.create_all(&numbered("svc", 100)).await?;
-    let alone = Consul::start(ConsulOptions::dev()).await?;
-    for (what, consul) in [("three servers", &servers.consul.servers[0]), ("in memory", &alone)] {
-        let bridge =
-            ready(catalog_bridge(consul.url(), CLUSTER, &objects.namespace).await?).await?;
-        let mut times = Vec::new();
-        for number in 0..50 {
-            let tag = format!("{}-{number}-", what.len());
-            let began = Instant::now();
-            objects.tag("svc-050", &tag).await?;
-            let told = began.elapsed();
-            let path = "/v1/health/service/svc-050";
-            while !consul.api().get(path).await?.to_string().contains(&tag) {}
-            times.push((began.elapsed(), told));
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        times.sort();
-        let (all, told) = times[times.len() / 2];
-        println!("{what}: visible after {all:?} at the median, {told:?} of it the API server's");
-        println!("fastest {:?}, slowest {:?}", times[0].0, times[times.len() - 1].0);
-        bridge.stop().await?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::support::{
 
 const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
 
-/// The second look comes no sooner, and so does what it allows.
+/// The confirmation comes no sooner, and so does what it allows.
 const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 
 /// A scripted API server with 30 Services, and a Consul.

@@ -1,7 +1,20 @@
 //! What a container's probes give: Consul's check, and what is tried before registering.
 
-use crate::domain::hook::k8s::{Action, Attempt, Container, Pod, Port};
+use std::time::Duration;
+
 use crate::domain::hook::{HookCheck, Invalid, Target, authority, quoted, url};
+use crate::domain::kube::pod::{Action, Container, Pod, Port};
+
+/// A probe to try until it succeeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What is asked; none: only the container can ask, and only its initial delay is waited for.
+    pub target: Option<Target>,
+    /// Time to the first try.
+    pub initial_delay: Duration,
+    /// Time from one try to the next.
+    pub period: Duration,
+}
 
 /// Consul's check: the readiness probe, else the liveness probe, at the pod's address.
 pub(super) fn check(

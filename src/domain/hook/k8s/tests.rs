@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::kube::pod::{Action, ContainerPort, Port, Probe};
 
 const IP: &str = "10.0.0.1";
 
