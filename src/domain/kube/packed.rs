@@ -47,7 +47,8 @@ impl PackedSlice {
             packer.endpoint(endpoint, pod_before);
             pod_before = endpoint.pod.as_deref().unwrap_or(pod_before);
         }
-        Self { bytes: packer.bytes.into(), shared: packer.shared.into() }
+        // Copies: what grew and is shrunk in its place leaves a hole behind each slice.
+        Self { bytes: packer.bytes.as_slice().into(), shared: packer.shared.as_slice().into() }
     }
 
     /// What was packed, as the slice of this Service.
