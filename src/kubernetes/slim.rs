@@ -419,30 +419,30 @@ fn protocol(text: Option<&Text<'_>>) -> Protocol {
 }
 
 fn endpoints(endpoints: Vec<wire::Endpoint<'_>>, left_out: &mut LeftOut) -> Box<[Endpoint]> {
-    endpoints
-        .into_iter()
-        .enumerate()
-        .filter_map(|(index, endpoint)| {
-            let text = endpoint.addresses.unwrap_or_default().0.unwrap_or_default();
-            let Some(address) = parse_address(&text.0) else {
-                left_out.address(|| format!("endpoints[{index}].addresses[0]"), &text.0);
-                return None;
-            };
-            let conditions = endpoint.conditions.unwrap_or_default();
-            let ready = conditions.ready.unwrap_or(true);
-            // By the API's guidance an absent `serving` is as `ready`.
-            let serving = conditions.serving.unwrap_or(ready);
-            Some(Endpoint {
-                address,
-                ready,
-                draining: !ready && serving && conditions.terminating.unwrap_or(false),
-                pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
-                hostname: hostname(endpoint.hostname),
-                node: endpoint.node_name.map(|text| text.0.into()),
-                zone: endpoint.zone.map(|text| text.0.into()),
-            })
-        })
-        .collect()
+    // Not collected, which would take the room of what was decoded, and leave what is beyond it in
+    // pieces behind each slice of a page.
+    let mut kept = Vec::with_capacity(endpoints.len());
+    for (index, endpoint) in endpoints.into_iter().enumerate() {
+        let text = endpoint.addresses.unwrap_or_default().0.unwrap_or_default();
+        let Some(address) = parse_address(&text.0) else {
+            left_out.address(|| format!("endpoints[{index}].addresses[0]"), &text.0);
+            continue;
+        };
+        let conditions = endpoint.conditions.unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        // By the API's guidance an absent `serving` is as `ready`.
+        let serving = conditions.serving.unwrap_or(ready);
+        kept.push(Endpoint {
+            address,
+            ready,
+            draining: !ready && serving && conditions.terminating.unwrap_or(false),
+            pod: endpoint.target_ref.and_then(wire::TargetRef::pod),
+            hostname: hostname(endpoint.hostname),
+            node: endpoint.node_name.map(|text| text.0.into()),
+            zone: endpoint.zone.map(|text| text.0.into()),
+        });
+    }
+    kept.into()
 }
 
 /// A host name, unless it is empty.

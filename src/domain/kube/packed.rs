@@ -47,8 +47,7 @@ impl PackedSlice {
             packer.endpoint(endpoint, pod_before);
             pod_before = endpoint.pod.as_deref().unwrap_or(pod_before);
         }
-        // Copies: what grew and is shrunk in its place leaves a hole behind each slice.
-        Self { bytes: packer.bytes.as_slice().into(), shared: packer.shared.as_slice().into() }
+        Self { bytes: packer.bytes.into(), shared: packer.shared.into() }
     }
 
     /// What was packed, as the slice of this Service.
