@@ -159,7 +159,10 @@ impl Cluster {
             });
         self.cache.set_node_user(key, uses_nodes);
         let handovers = self.name_claims.set(key, claims);
-        let concerned = handovers.into_iter().flat_map(|handover| {
+        // What it leaves comes first: whoever takes that is planned before it moves on.
+        let (left, others): (Vec<_>, Vec<_>) =
+            handovers.into_iter().partition(|handover| handover.from.as_ref() == Some(key));
+        let concerned = left.into_iter().chain(others).flat_map(|handover| {
             let claimants: Vec<ObjectKey> = self.name_claims.claimants(&handover.thing).collect();
             claimants.into_iter().chain(handover.from)
         });

@@ -237,7 +237,9 @@ impl<'v> Wanted<'v> {
 
     /// A PTR record is removed: nothing may claim it, and its instance may not stay for want of
     /// knowledge.
-    pub(super) fn check_delete_ptr(&self, key: &str, consul: &Consul) -> Checked {
+    ///
+    /// `is_prompt`: nothing has failed, so that whoever claims it has been planned by now.
+    pub(super) fn check_delete_ptr(&self, key: &str, consul: &Consul, is_prompt: bool) -> Checked {
         let of_address = consul.registrations.values().map(|it| &it.registration);
         let mut of_address = of_address.filter(|it| key.rsplit('/').next() == Some(&*it.address));
         let is_unknown = |service: &ObjectKey| {
@@ -253,8 +255,10 @@ impl<'v> Wanted<'v> {
         let mut claimants = self.claimants_of_ptr(key);
         let undisputed = claimants.find(|it| !self.is_disputed(it) && !self.excused.contains(it));
         match undisputed {
-            Some(service) => Err(format!("the PTR record {key} is removed, {service} claims it")),
-            None => Ok(()),
+            Some(service) if is_prompt => {
+                Err(format!("the PTR record {key} is removed, {service} claims it"))
+            }
+            _ => Ok(()),
         }
     }
 

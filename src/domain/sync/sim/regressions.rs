@@ -69,3 +69,17 @@ fn while_nodes_are_unknown_nobody_ends_the_ptr_record_of_what_stays() {
     ];
     assert_runs(Target::Agent, &ops);
 }
+
+#[test]
+fn a_name_is_taken_by_another_before_its_holder_moves_to_a_further_one() {
+    let shared = Op::Service(2, Shape { name: Name::Shared, ..SHAPE });
+    let moves = Shape { mode: Mode::Headless, name: Name::OfAnother, ..SHAPE };
+    let ops = [
+        Op::Service(0, SHAPE),
+        shared,
+        Op::Pass(6),
+        Op::Service(3, Shape { name: Name::Shared, ..SHAPE }),
+        Op::Service(2, moves),
+    ];
+    assert_runs(Target::Agent, &ops);
+}

@@ -181,7 +181,8 @@ impl World {
                     wanted.check_put_ptr(record, writer)?;
                 }
                 Write::DeletePtr { key, .. } => {
-                    wanted.check_delete_ptr(key, &self.consul)?;
+                    let is_prompt = !process.term.has_failures;
+                    wanted.check_delete_ptr(key, &self.consul, is_prompt)?;
                 }
                 Write::PutPtr { .. } => {}
             }
