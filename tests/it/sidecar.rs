@@ -261,6 +261,10 @@ async fn the_old_sidecar_works_as_it_did_and_serves_nothing_else() -> Result<()>
         ensure!(sidecar.get(path).await?.0 == 404, "{path}");
     }
     ensure!(sidecar.program.has_written("register complete, waiting for signals"));
+    let hang_up = ["-HUP", &sidecar.program.pid().to_string()];
+    ensure!(std::process::Command::new("kill").args(hang_up).status()?.success());
+    sleep(Duration::from_millis(200)).await;
+    ensure!(sidecar.program.exit_status().is_none(), "a hang-up ends it");
     sidecar.program.interrupt().await;
     daemon.answer(SyncKind::Deregister).await?;
     sidecar.program.wait_for_code(0, SOON).await

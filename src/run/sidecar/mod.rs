@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -62,6 +63,9 @@ pub struct Options {
 pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
         let signals = Signals::listen()?;
+        // By default it would end the process without a deregistration.
+        let _ignored = signal(SignalKind::hangup())
+            .map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))?;
         let address = &options.bind_address;
         let listener = listen(address).await.map_err(|error| {
             Error::Usage(format!(
