@@ -763,6 +763,7 @@ async fn l12_no_reading_is_stale() {
         cluster: cluster(),
         marker: Marker::BaseNode(names),
         consistency: Consistency::Leader,
+        fence: None,
         seen,
     };
     assert!(reader.look().await.unwrap());

@@ -11,6 +11,7 @@ use crate::consul::coordination::marker::{Marker, MarkerError};
 use crate::consul::coordination::owner::{ClaimError, Owner, OwnerKey};
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::{Consistency, Unknown};
+use crate::consul::write::txn::Encoded;
 use crate::domain::consul::node_names::NodeNames;
 use crate::domain::consul::record::{Observation, ObservedRegistration};
 use crate::domain::consul::registration_id::service_of_id;
@@ -27,9 +28,18 @@ pub struct Reader {
     pub marker: Marker,
     /// How fresh the servers' answers have to be.
     pub consistency: Consistency,
+    /// The lock that what is put right asks for.
+    pub fence: Option<Encoded>,
     /// Takes what is shown, while the reading goes on. Who listens polls the reading too: what
     /// waits is at most what one poll can parse.
     pub seen: mpsc::UnboundedSender<Observation>,
+}
+
+/// What a reading shows that is not as a bridge leaves it.
+#[derive(Debug, Default)]
+struct Odd {
+    /// Nodes of ours that have lost their mark.
+    unmarked: Vec<Box<str>>,
 }
 
 /// Why a reading proves nothing.
@@ -56,28 +66,23 @@ impl Reader {
         if owner != Owner::Ours {
             return Ok(owner);
         }
-        let mut unmarked = Vec::new();
-        if !self.registrations(&mut unmarked).await? {
+        let mut odd = Odd::default();
+        if !self.registrations(&mut odd).await? {
             self.show(Observation::MarkerMissing);
             self.marker.ensure(&self.client, &self.cluster).await?;
-            if !self.registrations(&mut unmarked).await? {
+            if !self.registrations(&mut odd).await? {
                 return Err(self.marker.missing().into());
             }
         }
         self.ptr_records().await?;
-        for node in unmarked {
-            // It is read all the same next time.
-            if let Err(error) = self.client.mark_node(&node, &self.cluster).await {
-                tracing::warn!(%node, error = error.chain(), "a node of ours cannot be marked again");
-            }
-        }
+        self.put_right(&odd).await;
         Ok(owner)
     }
 
     /// Reads all that is ours and writes nothing, whosever the records are. Whether our marker
     /// is there.
     pub async fn look(&self) -> Result<bool, Unknown> {
-        let marked = self.registrations(&mut Vec::new()).await?;
+        let marked = self.registrations(&mut Odd::default()).await?;
         self.ptr_records().await?;
         Ok(marked)
     }
@@ -88,26 +93,21 @@ impl Reader {
         self.client.ptr_records(self.consistency, each).await.map(drop)
     }
 
-    /// Whether our marker is there: only then is absent what was not shown. Adds the nodes of ours
-    /// that have lost their mark.
-    async fn registrations(&self, unmarked: &mut Vec<Box<str>>) -> Result<bool, Unknown> {
+    /// Whether our marker is there: only then is absent what was not shown. Notes what is odd.
+    async fn registrations(&self, odd: &mut Odd) -> Result<bool, Unknown> {
         match &self.marker {
             Marker::Sentinel(_) => {
                 let seen = self.seen.clone();
                 let each = move |observed| drop(seen.send(Observation::Registration(observed)));
                 Ok(self.client.agent_registrations(&self.cluster, each).await?.marker)
             }
-            Marker::BaseNode(names) => self.catalog(names, unmarked).await,
+            Marker::BaseNode(names) => self.catalog(names, odd).await,
         }
     }
 
     /// Node by node: what is registered on one that is not there is nothing.
-    async fn catalog(
-        &self,
-        names: &NodeNames,
-        unmarked: &mut Vec<Box<str>>,
-    ) -> Result<bool, Unknown> {
-        unmarked.clear();
+    async fn catalog(&self, names: &NodeNames, odd: &mut Odd) -> Result<bool, Unknown> {
+        *odd = Odd::default();
         let nodes = self.client.nodes(names, &self.cluster, self.consistency).await?;
         for node in &nodes.others {
             let stray = format!("node {node} with the mark of this cluster: purge removes it");
@@ -123,15 +123,27 @@ impl Reader {
             if self.namespace_node(names, namespace).await? {
                 has_ours = true;
                 self.show(Observation::NamespaceNode(namespace.clone()));
-                unmarked.push(names.of_namespace(namespace));
+                odd.unmarked.push(names.of_namespace(namespace));
             }
         }
         // What we have written shows that this is the Consul to which we wrote, as the mark would.
         if nodes.unmarked_base && (has_ours || !nodes.namespaces.is_empty()) {
-            unmarked.push(names.base().into());
+            odd.unmarked.push(names.base().into());
             return Ok(true);
         }
         Ok(nodes.marker)
+    }
+
+    /// Marks nodes of ours again. What fails is tried again with the next resync, and is read all the
+    /// same.
+    async fn put_right(&self, odd: &Odd) {
+        let fence = self.fence.as_ref();
+        for node in &odd.unmarked {
+            if let Err(error) = self.client.mark_node(node, &self.cluster, fence).await {
+                let error = error.chain();
+                tracing::warn!(%node, error, "a node of ours cannot be marked again");
+            }
+        }
     }
 
     /// Reads the node of a namespace. Whether something of ours is on it.

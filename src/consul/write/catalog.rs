@@ -92,6 +92,11 @@ impl CatalogSink {
         Self { fence, trusted: Arc::default(), ..self }
     }
 
+    /// The operation that rolls a transaction back unless the lock is held.
+    pub fn fence(&self) -> Option<&Encoded> {
+        self.fence.as_ref()
+    }
+
     /// Makes these changes, each group whole or not at all, and says what became of each.
     pub async fn write(&self, groups: Vec<Vec<Write>>) -> Vec<(RecordKey, Answer)> {
         let mut answers = Vec::new();

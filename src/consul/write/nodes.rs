@@ -57,9 +57,15 @@ impl Client {
     }
 
     /// Marks a node of the cluster again from which somebody took the mark: registering anything on a
-    /// node replaces its meta and its address. Without a fence, as it says what every leader says.
-    pub async fn mark_node(&self, node: &str, cluster: &ClusterName) -> Result<(), Error> {
-        self.transaction([&Operation::SetNode(body(node, cluster)).encode()]).await?;
+    /// node replaces its meta and its address.
+    pub async fn mark_node(
+        &self,
+        node: &str,
+        cluster: &ClusterName,
+        fence: Option<&Encoded>,
+    ) -> Result<(), Error> {
+        let mark = Operation::SetNode(body(node, cluster)).encode();
+        self.transaction(fence.into_iter().chain([&mark])).await?;
         tracing::warn!(node, "somebody registered this node of ours anew: its mark is back");
         Ok(())
     }

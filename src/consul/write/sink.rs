@@ -3,6 +3,7 @@
 use crate::consul::write::agent::AgentSink;
 use crate::consul::write::catalog::CatalogSink;
 use crate::consul::write::fence::Fence;
+use crate::consul::write::txn::Encoded;
 use crate::domain::consul::record::{Answer, NamespaceNodeAnswer, RecordKey, Write};
 
 /// Requests to an agent under way at a time: measured at three to four times the rate of one,
@@ -49,6 +50,14 @@ impl Sink {
     pub fn set_fence(&mut self, fence: Option<Fence>) {
         if let Sink::Catalog(sink) = self {
             *sink = sink.clone().fenced(fence);
+        }
+    }
+
+    /// The lock that writes ask for.
+    pub fn fence(&self) -> Option<&Encoded> {
+        match self {
+            Sink::Agent(_) => None,
+            Sink::Catalog(sink) => sink.fence(),
         }
     }
 

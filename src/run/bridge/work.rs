@@ -83,9 +83,10 @@ impl Work {
 
     pub(super) fn resync(&mut self, is_consistent: bool) {
         let Records { client, cluster, marker, owner, uid, .. } = self.records.clone();
+        let fence = self.sink.fence().cloned();
         let consistency = if is_consistent { Consistency::Consistent } else { Consistency::Leader };
         let (shows, seen) = mpsc::unbounded_channel();
-        let reader = Reader { client, cluster, marker, consistency, seen: shows };
+        let reader = Reader { client, cluster, marker, consistency, fence, seen: shows };
         let job = jobs::resync(reader, owner, uid).boxed();
         self.resync = Some(Resync { job, seen, ended: None });
     }

@@ -281,6 +281,8 @@ impl<'a> Planner<'a> {
             cluster: self.options.settings.cluster.clone(),
             marker: self.marker.clone(),
             consistency: Consistency::Consistent,
+            // It only looks.
+            fence: None,
             seen,
         };
         let look = async move { reader.look().await.map_err(|error| chain(&error)) };
