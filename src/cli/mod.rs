@@ -11,6 +11,7 @@ mod connections;
 mod hook;
 mod import;
 mod katalog;
+mod node;
 mod pages;
 mod plan;
 mod purge;
@@ -105,6 +106,9 @@ enum Command {
     /// Hold a pod unready until it is in Consul's catalog, and deregister it before it ends
     #[command(after_help = sidecar::EXAMPLES)]
     Sidecar(sidecar::SidecarArgs),
+    /// Keep the pods of one node registered with that node's agent
+    #[command(after_help = node::EXAMPLES)]
+    Node(Box<node::NodeArgs>),
     /// Register an instance with Consul's agent, from a lifecycle hook
     Register(RegisterArgs),
     /// Remove an instance from Consul's agent, from a lifecycle hook
@@ -202,6 +206,10 @@ impl Cli {
             Command::Sidecar(args) => match args.options(&katalog::environment) {
                 Err(error) => usage(&error),
                 Ok(options) => finish(run::sidecar::main(options)),
+            },
+            Command::Node(args) => match args.options() {
+                Err(error) => usage(&*error),
+                Ok(options) => finish(run::node::main(options)),
             },
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),

@@ -54,6 +54,7 @@ pub mod hash;
 pub mod hook;
 pub mod import;
 pub mod kube;
+pub mod node;
 pub mod problem;
 pub mod report;
 pub mod retries;

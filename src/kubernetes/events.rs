@@ -180,6 +180,7 @@ impl Regarding {
             Subject::EndpointSlice => (EndpointSlices::api_version(), EndpointSlices::NAME),
             Subject::Namespace => ("v1".to_owned(), "Namespace"),
             Subject::Node => (Nodes::api_version(), Nodes::NAME),
+            Subject::Pod => ("v1".to_owned(), "Pod"),
         };
         let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {

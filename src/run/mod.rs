@@ -8,6 +8,7 @@
 //! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
 //! | [`import`] | keeps the endpoints of Services as Consul has the instances |
 //! | [`sidecar`] | holds a pod unready until it is in the catalog, and deregisters it first |
+//! | [`node`] | keeps the pods of one node registered with that node's agent |
 //! | [`install`] | copies the program into a volume |
 //! | [`daemon`] | the frame of a daemon: what the long-running commands share |
 
@@ -16,6 +17,7 @@ pub mod daemon;
 pub mod hook;
 pub mod import;
 pub mod install;
+pub mod node;
 pub mod plan;
 pub mod purge;
 pub mod sidecar;

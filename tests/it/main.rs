@@ -16,6 +16,7 @@ mod kubernetes_edge;
 mod login;
 mod manifests;
 mod monitoring;
+mod node;
 mod objects;
 mod page;
 mod plan;

@@ -15,6 +15,7 @@
 //! | [`instances`] | single instances, for the registration hook |
 //! | [`followed`] | a service that an import follows |
 //! | [`agent`] | what the agent and the servers say of themselves |
+//! | [`pods`] | a node daemon's registrations in its agent and in the catalog |
 //! | `wire` | services, checks and keys as Consul's JSON has them |
 
 pub mod agent;
@@ -26,5 +27,6 @@ pub mod keys;
 pub mod marks;
 pub mod names;
 pub mod nodes;
+pub mod pods;
 pub mod registrations;
 pub(in crate::consul) mod wire;

@@ -138,7 +138,7 @@ impl Client {
 }
 
 /// Sends a request whose answer has no body that matters.
-async fn done(client: &Client, request: &Request) -> Result<(), Error> {
+pub(in crate::consul) async fn done(client: &Client, request: &Request) -> Result<(), Error> {
     client.send(request).await?.into_found().await.map(drop)
 }
 

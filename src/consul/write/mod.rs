@@ -15,6 +15,7 @@ pub mod agent;
 pub mod catalog;
 pub mod fence;
 pub mod nodes;
+pub mod pods;
 pub mod registration;
 pub mod removal;
 pub mod sink;

@@ -56,6 +56,9 @@ pub struct AgentCheck<'a> {
     /// Its name, if it is not the one that Consul makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<&'a str>,
+    /// What people read beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<&'a str>,
     /// How it begins; none: critical, as Consul has it. An agent keeps the status of a check that it
     /// has already.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,6 +204,7 @@ impl<'a> From<&'a Registration> for AgentService<'a> {
             check: check.map(|status| AgentCheck {
                 id: Some(readiness_check_id(&registration.id).into()),
                 name: Some(READINESS_CHECK),
+                notes: None,
                 status: Some(status),
                 deregister_critical_after: None,
                 kind: CheckKind::Ttl { ttl: READINESS_TTL },
@@ -249,6 +253,7 @@ impl<'a> From<&'a HookCheck> for AgentCheck<'a> {
         Self {
             id: None,
             name: None,
+            notes: None,
             status: check.begins_passing.then_some(CheckStatus::Passing),
             deregister_critical_after: Some(DEREGISTER_CRITICAL_AFTER),
             kind: CheckKind::Active { interval, timeout, target },

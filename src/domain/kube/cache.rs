@@ -62,6 +62,7 @@ impl ClusterCache {
             Kind::Service => self.services.list_started(),
             Kind::EndpointSlice => self.slices.listing.start(),
             Kind::Node => self.nodes.list_started(),
+            Kind::Pod => {}
         }
     }
 
@@ -71,6 +72,7 @@ impl ClusterCache {
             Kind::Service => self.services.list_completed(),
             Kind::EndpointSlice => self.slices.list_completed(),
             Kind::Node => self.nodes.list_completed(),
+            Kind::Pod => Vec::new(),
         }
     }
 
@@ -99,6 +101,7 @@ impl ClusterCache {
                     Kind::Service => self.services.undecodable(key, reason),
                     Kind::EndpointSlice => self.slices.undecodable(key, reason),
                     Kind::Node => self.nodes.undecodable(key, reason),
+                    Kind::Pod => {}
                 }
                 services
             }
@@ -112,6 +115,7 @@ impl ClusterCache {
             Kind::Service => drop(self.services.remove(key)),
             Kind::EndpointSlice => self.slices.remove(key),
             Kind::Node => drop(self.nodes.remove(key)),
+            Kind::Pod => {}
         }
         services
     }
@@ -122,6 +126,7 @@ impl ClusterCache {
             Kind::Service => [key.clone()].into(),
             Kind::EndpointSlice => self.slices.service_of.get(key).cloned().into_iter().collect(),
             Kind::Node => self.node_users.clone(),
+            Kind::Pod => BTreeSet::new(),
         }
     }
 
@@ -230,7 +235,8 @@ impl ClusterCache {
         match kind {
             Kind::Service => self.services.listing(),
             Kind::EndpointSlice => &self.slices.listing,
-            Kind::Node => self.nodes.listing(),
+            // No Service depends on a pod: none is here.
+            Kind::Node | Kind::Pod => self.nodes.listing(),
         }
     }
 }

@@ -155,6 +155,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node: watched only while a Service uses node ports. Its key has no namespace.
     Node,
+    /// `v1` Pod: watched by the daemon of its node only.
+    Pod,
 }
 
 /// The kind of the object that a problem is about.
@@ -168,6 +170,8 @@ pub enum Subject {
     Namespace,
     /// A Node.
     Node,
+    /// A Pod.
+    Pod,
 }
 
 /// What one watch says, in the order of the API's protocol: a list (`ListStarted`, each object
@@ -247,6 +251,7 @@ impl Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::Pod => "Pod",
         }
     }
 }
@@ -259,6 +264,7 @@ impl Subject {
             Subject::EndpointSlice => "EndpointSlice",
             Subject::Namespace => "Namespace",
             Subject::Node => "Node",
+            Subject::Pod => "Pod",
         }
     }
 }
@@ -269,6 +275,7 @@ impl From<Kind> for Subject {
             Kind::Service => Subject::Service,
             Kind::EndpointSlice => Subject::EndpointSlice,
             Kind::Node => Subject::Node,
+            Kind::Pod => Subject::Pod,
         }
     }
 }

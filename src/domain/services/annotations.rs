@@ -262,13 +262,13 @@ fn is_printable(text: &str) -> bool {
 }
 
 /// Whether Consul takes `name` as a meta key.
-fn is_meta_key(name: &str) -> bool {
+pub fn is_meta_key(name: &str) -> bool {
     (1..=MAX_META_KEY).contains(&name.len())
         && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
 }
 
 /// Splits at commas; `\,` is a comma within a tag. Trimmed, empty ones and repetitions dropped.
-fn split_tags(text: &str) -> Vec<String> {
+pub fn split_tags(text: &str) -> Vec<String> {
     let mut tags = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -146,7 +146,7 @@ impl Cluster {
             Kind::Service => vec![ObjectKey::orphaned()],
             Kind::EndpointSlice => self.cache.concerned_by_unread(key),
             // Whoever uses nodes is concerned by any change of one.
-            Kind::Node => Vec::new(),
+            Kind::Node | Kind::Pod => Vec::new(),
         }
     }
 

@@ -310,7 +310,7 @@ impl Reporting {
         tracing::warn!(kind = subject.as_str(), namespace, %name, "{problem}");
         let uid = match subject {
             Subject::Service => core.cache().service(&key).map(|service| service.uid.clone()),
-            Subject::EndpointSlice | Subject::Node | Subject::Namespace => None,
+            Subject::EndpointSlice | Subject::Node | Subject::Namespace | Subject::Pod => None,
         };
         self.events.report(Regarding { kind: subject, key, uid }, problem);
     }

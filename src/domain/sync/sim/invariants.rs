@@ -121,7 +121,7 @@ impl<'v> Wanted<'v> {
                     let of = unread.name.rsplit_once('-').map_or(&*unread.name, |(of, _)| of);
                     never_read && unread.namespace == key.namespace && of == &*key.name
                 }
-                Kind::Node => false,
+                Kind::Node | Kind::Pod => false,
             }
         })
     }

@@ -1,0 +1,135 @@
+//! A node daemon's registrations, in its agent and in the catalog.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+
+use crate::consul::http::client::Client;
+use crate::consul::http::error::Error;
+use crate::consul::http::request::{Request, encode};
+use crate::consul::http::stream::{Layout, Malformed};
+use crate::consul::read::blocking::BlockingQuery;
+use crate::consul::read::evidence::{Unknown, certain, failed};
+use crate::consul::read::registrations::AGENT_SERVICES;
+use crate::consul::read::wire::decode;
+use crate::domain::node::core::Found;
+use crate::domain::node::wanted::{CheckStatus, Registration};
+
+/// What is ours, and what has an ID of ours without being so.
+const FILTER: &str =
+    "Meta[\"external-sync-source\"] == \"katalog-sync\" or ID matches \"^katalog-sync_\"";
+/// Beginning of our IDs.
+const PREFIX: &str = "katalog-sync_";
+const CHECKS: &str = "the agent's checks";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service {
+    #[serde(rename = "ID")]
+    id: Box<str>,
+    service: Box<str>,
+    tags: Option<Vec<String>>,
+    meta: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    port: i64,
+    #[serde(default)]
+    address: Box<str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check<'a> {
+    #[serde(rename = "CheckID", borrow)]
+    id: Cow<'a, str>,
+    #[serde(rename = "ServiceID", borrow)]
+    service: Cow<'a, str>,
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(borrow)]
+    output: Cow<'a, str>,
+    #[serde(borrow, default)]
+    r#type: Option<Cow<'a, str>>,
+}
+
+/// Reads what the agent has of ours, and what has an ID of ours.
+pub async fn agent(client: &Client) -> Result<Vec<Found>, Unknown> {
+    let request = Request::get("/v1/agent/services").parameter("filter", FILTER).listing();
+    let (reply, evidence) = client.open(&request, AGENT_SERVICES).await?;
+    let mut services = Vec::new();
+    let reply = reply.into_found().await.map_err(failed(AGENT_SERVICES))?;
+    let items = reply.items(Layout::Members, |item| {
+        if item.is_cut {
+            return Err(too_large());
+        }
+        let service: Service = decode("a service", item.value)?;
+        // A Consul that does not know the filter ignores it.
+        let is_ours = |meta: &BTreeMap<String, String>| {
+            meta.get("external-sync-source").is_some_and(|it| it == "katalog-sync")
+        };
+        if service.id.starts_with(PREFIX) || service.meta.as_ref().is_some_and(is_ours) {
+            services.push(service);
+        }
+        Ok(())
+    });
+    items.await.map_err(failed(AGENT_SERVICES))?;
+    certain(evidence, services.is_empty(), AGENT_SERVICES)?;
+    let mut checks = if services.is_empty() { HashMap::new() } else { checks(client).await? };
+    let found = services.into_iter().map(|service| Found {
+        check: checks.remove(&service.id),
+        registration: Registration {
+            id: service.id,
+            name: service.service,
+            address: service.address,
+            port: u16::try_from(service.port).unwrap_or_default(),
+            tags: service.tags.unwrap_or_default(),
+            meta: service.meta.unwrap_or_default(),
+            ttl: None,
+            deregister_critical_after: None,
+        },
+    });
+    Ok(found.collect())
+}
+
+/// The TTL checks that have the ID of their service.
+async fn checks(client: &Client) -> Result<HashMap<Box<str>, (CheckStatus, Box<str>)>, Unknown> {
+    let request = Request::get("/v1/agent/checks").listing();
+    let (reply, _) = client.open(&request, CHECKS).await?;
+    let mut checks = HashMap::new();
+    let reply = reply.into_found().await.map_err(failed(CHECKS))?;
+    let items = reply.items(Layout::Members, |item| {
+        if item.is_cut {
+            return Err(too_large());
+        }
+        let check: Check<'_> = decode("a check", item.value)?;
+        // Older agents do not say of which type a check is.
+        let is_ttl = check.r#type.as_deref().is_none_or(|it| it.is_empty() || it == "ttl");
+        if check.id == check.service
+            && is_ttl
+            && let Some(status) = CheckStatus::parse(&check.status)
+        {
+            checks.insert((&*check.id).into(), (status, (&*check.output).into()));
+        }
+        Ok(())
+    });
+    items.await.map_err(failed(CHECKS))?;
+    Ok(checks)
+}
+
+fn too_large() -> Malformed {
+    let reason = "it is larger".to_owned();
+    Malformed::Item { expected: "an item of at most 1 MiB", reason }
+}
+
+/// Waits until the agent's service of this ID is another one, or gone: it may have lost its state.
+/// A minute at most. A failed request is an error: an agent that cannot be asked lost nothing so far.
+pub async fn agent_changed(client: &Client, id: &str) -> Result<(), Error> {
+    let request = Request::get(format!("/v1/agent/service/{}", encode(id)));
+    let reply = client.send(&request).await?;
+    if !reply.is_found() {
+        return Ok(());
+    }
+    let hash = reply.header("X-Consul-ContentHash").unwrap_or_default().to_owned();
+    let mut query = BlockingQuery::by_hash(request, &hash);
+    query.next(client).await.map(drop)
+}

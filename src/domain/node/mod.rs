@@ -1,0 +1,20 @@
+//! The pods of one node in that node's agent: what is registered, when, and what a sidecar is told.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`pod`] | what is read of a pod |
+//! | [`annotations`] | its annotations, in both dialects |
+//! | [`wanted`] | from a pod to its registrations, and whether it is ready |
+//! | [`core`] | what is written when: events in by `handle_…`, actions out by `poll_action`, one timer |
+//! | `record` | one registration: what the agent has, what is wanted, the next heartbeat |
+//! | `sidecar` | what is known of a pod's sidecar |
+
+pub mod annotations;
+pub mod core;
+pub mod pod;
+pub mod record;
+mod sidecar;
+pub mod wanted;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! The pods of one node, as far as its daemon reads them.
+
+use k8s_openapi::api::core::v1::{
+    Container as ApiContainer, ContainerStatus, Pod as ApiPod, PodStatus,
+};
+
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
+use crate::domain::node::pod::{Container, GATES, PREFIXES, Phase, Pod, Seen, Status};
+use crate::kubernetes::slim::{Content, Identity, Watched};
+
+/// Pods, as far as the daemon of their node reads them.
+#[derive(Clone, Copy, Debug)]
+pub struct NodePods;
+
+// === impl NodePods ===
+
+impl Watched for NodePods {
+    type Object = Pod;
+    type Seen = Seen;
+    const KIND: Kind = Kind::Pod;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Pod";
+    const PLURAL: &'static str = "pods";
+    const GRANTED_BY: &'static str = "manifests/node/rbac.yaml";
+
+    fn decode(json: &str) -> Result<(Identity, Content<Pod>), serde_json::Error> {
+        let object: ApiPod = serde_json::from_str(json)?;
+        let key = ObjectKey::new(
+            object.metadata.namespace.clone().unwrap_or_default(),
+            object.metadata.name.clone().unwrap_or_default(),
+        );
+        let resource_version = object.metadata.resource_version.clone().unwrap_or_default();
+        Ok((Identity { key, resource_version }, Content::Object(project(object))))
+    }
+
+    fn seen(key: ObjectKey, object: Pod) -> Seen {
+        Seen::Pod(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> Seen {
+        Seen::Undecodable(key, why)
+    }
+}
+
+/// What is kept of a pod.
+pub(super) fn project(object: ApiPod) -> Pod {
+    let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
+    let status = object.status.unwrap_or_default();
+    let annotations = metadata.annotations.unwrap_or_default().into_iter();
+    let is_read = |key: &str| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+    let gates = spec.readiness_gates.unwrap_or_default();
+    let gates = gates.iter().filter_map(|gate| {
+        GATES
+            .into_iter()
+            .find(|it| *it == gate.condition_type)
+            .map(|it| (it, condition(&status, it)))
+    });
+    let statuses = status.container_statuses.as_deref().unwrap_or_default();
+    let of_init = status.init_container_statuses.as_deref().unwrap_or_default();
+    let native = spec.init_containers.unwrap_or_default().into_iter();
+    let native = native.filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.into_iter().map(|it| container(it, false, statuses));
+    Pod {
+        uid: metadata.uid.unwrap_or_default().into(),
+        annotations: annotations
+            .filter(|(key, _)| is_read(key))
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect(),
+        phase: match status.phase.as_deref() {
+            Some("Running") => Phase::Running,
+            Some("Succeeded" | "Failed") => Phase::Ended,
+            _ => Phase::Pending,
+        },
+        is_terminating: metadata.deletion_timestamp.is_some(),
+        gates: gates.collect(),
+        containers: containers.chain(native.map(|it| container(it, true, of_init))).collect(),
+        ip: status.pod_ip.filter(|ip| !ip.is_empty()).map(Into::into),
+    }
+}
+
+fn container(object: ApiContainer, is_native_sidecar: bool, all: &[ContainerStatus]) -> Container {
+    let status = all.iter().find(|status| status.name == object.name);
+    let ports = object.ports.unwrap_or_default().into_iter().filter_map(|port| {
+        Some((port.name.unwrap_or_default().into(), u16::try_from(port.container_port).ok()?))
+    });
+    Container {
+        name: object.name.into(),
+        is_native_sidecar,
+        ports: ports.collect(),
+        status: status.map(|it| Status { is_ready: it.ready, restarts: it.restart_count }),
+    }
+}
+
+fn condition(status: &PodStatus, gate: &str) -> Option<bool> {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.find(|it| it.type_ == gate).map(|it| it.status == "True")
+}

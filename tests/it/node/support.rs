@@ -1,0 +1,175 @@
+//! A node with pods of the test's own, its agent, and a daemon.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube_consul_stack::{Consul, ConsulOptions, Kubernetes, ProgramOptions, eventually};
+use serde_json::{Value, json};
+
+use crate::support::{Bridge, DEADLINE, for_each, kube_consul};
+
+/// Annotations of katalog-sync.
+pub const WISH: &str = "katalog-sync.wish.com";
+
+/// A node, a namespace, the node's agent, and a server apart from it.
+pub struct Site {
+    pub kubernetes: &'static Kubernetes,
+    pub server: Consul,
+    pub agent: Consul,
+    pub node: String,
+    pub namespace: String,
+}
+
+impl Site {
+    pub async fn new(prefix: &str) -> Result<Self> {
+        let (kubernetes, server) =
+            tokio::try_join!(Kubernetes::shared(), Consul::start(ConsulOptions::server()))?;
+        server.wait_ready().await?;
+        let agent = Consul::start(ConsulOptions::client([&server]));
+        let (agent, namespace) = tokio::try_join!(agent, kubernetes.namespace(prefix))?;
+        // One name in both, as on a real node.
+        let node = namespace.clone();
+        kubernetes.node(&node).await?;
+        Ok(Self { kubernetes, server, agent, node, namespace })
+    }
+
+    /// The daemon of the node.
+    pub fn command(&self) -> ProgramOptions {
+        kube_consul()
+            .args(["node", "--node", &self.node, "--log-level", "info,kube_consul=debug"])
+            .args(["--kubeconfig".as_ref(), self.kubernetes.kubeconfig()])
+            .env("CONSUL_HTTP_ADDR", self.agent.url())
+    }
+
+    /// A daemon that is ready.
+    pub async fn daemon(&self) -> Result<Bridge> {
+        let daemon = Bridge::start(self.command()).await?;
+        daemon.wait_ready().await?;
+        Ok(daemon)
+    }
+
+    pub fn pods(&self) -> Result<Api<Pod>> {
+        Ok(Api::namespaced(self.kubernetes.client()?, &self.namespace))
+    }
+
+    /// Creates a pod of the node with these annotations and one container `app` with port 8080.
+    pub async fn pod(&self, name: &str, annotations: Value) -> Result<()> {
+        self.object(json!({
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]},
+        }))
+        .await
+    }
+
+    /// Creates a pod of the node.
+    pub async fn object(&self, mut object: Value) -> Result<()> {
+        object["spec"]["nodeName"] = json!(self.node);
+        for kind in ["containers", "initContainers"] {
+            for container in object["spec"][kind].as_array_mut().into_iter().flatten() {
+                container["image"] = json!("example.invalid/app");
+            }
+        }
+        if object["spec"]["initContainers"].is_null() {
+            object["spec"].as_object_mut().context("a spec")?.remove("initContainers");
+        }
+        self.pods()?.create(&Default::default(), &serde_json::from_value(object)?).await?;
+        Ok(())
+    }
+
+    /// Creates pods `web-0` and so on that are registered as `web`.
+    pub async fn many(&self, count: usize) -> Result<()> {
+        let names: Vec<_> = (0..count).map(|n| format!("web-{n}")).collect();
+        for_each(&names, |name| async move {
+            self.pod(name, json!({format!("{WISH}/service-names"): "web"})).await
+        })
+        .await
+    }
+
+    /// Says of a pod's containers whether they are ready, as its kubelet would.
+    pub async fn ready(&self, name: &str, ready: bool) -> Result<()> {
+        let pod = self.pods()?.get(name).await?;
+        let mut statuses = serde_json::to_value(pod.status.and_then(|it| it.container_statuses))?;
+        for status in statuses.as_array_mut().into_iter().flatten() {
+            status["ready"] = json!(ready);
+        }
+        self.status(name, json!({"containerStatuses": statuses})).await
+    }
+
+    /// Changes the status of a pod, as its kubelet would.
+    pub async fn status(&self, name: &str, status: Value) -> Result<()> {
+        let patch = Patch::Merge(json!({"status": status}));
+        self.pods()?.patch_status(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    pub async fn annotate(&self, name: &str, annotations: Value) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        self.pods()?.patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Deletes a pod at once, as its kubelet does once its containers have ended.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        self.pods()?.delete(name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    /// The instances of a service in the catalog: `address:port status`, by ID.
+    pub async fn catalog(&self, service: &str) -> Result<Vec<String>> {
+        let found = self.server.api().get(&format!("/v1/health/service/{service}")).await?;
+        let mut shown: Vec<_> = found.as_array().into_iter().flatten().map(instance).collect();
+        shown.sort();
+        Ok(shown)
+    }
+
+    /// Waits until the catalog has exactly these instances of a service, and says how long it took.
+    pub async fn wait_for(&self, service: &str, wanted: &[&str]) -> Result<Duration> {
+        let began = Instant::now();
+        eventually(DEADLINE, || async {
+            let found = self.catalog(service).await?;
+            ensure!(found == wanted, "{service} is {found:?}, want {wanted:?}");
+            Ok(())
+        })
+        .await?;
+        Ok(began.elapsed())
+    }
+
+    /// The service that the agent has under the ID of a pod's registration.
+    pub async fn in_agent(&self, service: &str, pod: &str) -> Result<Value> {
+        let all = self.agent.api().get("/v1/agent/services").await?;
+        Ok(all[self.id(service, pod)].clone())
+    }
+
+    /// The check of a pod's registration in the agent.
+    pub async fn check(&self, service: &str, pod: &str) -> Result<Value> {
+        let all = self.agent.api().get("/v1/agent/checks").await?;
+        Ok(all[self.id(service, pod)].clone())
+    }
+
+    pub fn id(&self, service: &str, pod: &str) -> String {
+        format!("katalog-sync_{service}_{}_{pod}", self.namespace)
+    }
+
+    /// The address of a pod.
+    pub async fn ip(&self, name: &str) -> Result<String> {
+        eventually(DEADLINE, || async {
+            let status = self.pods()?.get(name).await?.status.unwrap_or_default();
+            let ip = status.pod_ip.filter(|ip| !ip.is_empty()).context("no address yet");
+            ensure!(status.phase.as_deref() == Some("Running"), "it does not run yet");
+            ip
+        })
+        .await
+    }
+}
+
+/// `pod:port status` of an instance, where the status is that of its own check.
+fn instance(entry: &Value) -> String {
+    let service = &entry["Service"];
+    let pod = service["Meta"]["external-k8s-pod"].as_str().unwrap_or("?");
+    let checks = entry["Checks"].as_array().into_iter().flatten();
+    let own = checks.into_iter().find(|check| check["CheckID"] == service["ID"]);
+    let status = own.map_or("-", |check| check["Status"].as_str().unwrap_or("?"));
+    format!("{pod}:{} {status}", service["Port"])
+}
