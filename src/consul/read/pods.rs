@@ -28,7 +28,8 @@ const CHECKS: &str = "the agent's checks";
 struct Service {
     #[serde(rename = "ID")]
     id: Box<str>,
-    service: Box<str>,
+    #[serde(rename = "Service")]
+    name: Box<str>,
     tags: Option<Vec<String>>,
     meta: Option<BTreeMap<String, String>>,
     #[serde(default)]
@@ -79,7 +80,7 @@ pub async fn agent(client: &Client) -> Result<Vec<Found>, Unknown> {
         check: checks.remove(&service.id),
         registration: Registration {
             id: service.id,
-            name: service.service,
+            name: service.name,
             address: service.address,
             port: u16::try_from(service.port).unwrap_or_default(),
             tags: service.tags.unwrap_or_default(),

@@ -34,6 +34,17 @@ pub enum Health {
     Critical,
 }
 
+/// What a pod says of its sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedSidecar<'a> {
+    /// It has none.
+    None,
+    /// The container of this name.
+    Container(&'a str),
+    /// One that the pod does not have: the pod is not registered, as it never was.
+    Unknown,
+}
+
 /// Reads the annotations of one pod and gathers what is wrong with them.
 #[derive(Debug)]
 pub struct Reader<'a> {
@@ -107,15 +118,15 @@ impl<'a> Reader<'a> {
         }
         // Native sidecars are init containers, whose ports do not count.
         let mut containers = self.pod.containers.iter().filter(|it| !it.is_native_sidecar);
-        let first = containers.find_map(|container| container.ports.first());
-        first.map(|(_, number)| *number).unwrap_or_else(|| {
-            let message = format!(
-                "no container names a port, and no annotation does: {:?} is registered with port 0",
-                excerpt(service)
-            );
-            self.problems.push(Problem::new(Reason::Incomplete, message));
-            0
-        })
+        if let Some((_, number)) = containers.find_map(|container| container.ports.first()) {
+            return *number;
+        }
+        let message = format!(
+            "no container names a port, and no annotation does: {:?} is registered with port 0",
+            excerpt(service)
+        );
+        self.problems.push(Problem::new(Reason::Incomplete, message));
+        0
     }
 
     /// The tags of a service: its own, or those of all.
@@ -179,15 +190,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The sidecar's container, if the pod has one. `Err`: it names one that the pod does not have,
-    /// and is not registered, as it never was.
-    pub fn sidecar(&mut self) -> Result<Option<&'a str>, ()> {
-        let Some((key, value)) = self.get("sidecar") else { return Ok(None) };
+    /// The container that the pod names as its sidecar, if it does.
+    pub fn sidecar(&mut self) -> NamedSidecar<'a> {
+        let Some((key, value)) = self.get("sidecar") else { return NamedSidecar::None };
         if self.pod.container(value).is_some() {
-            return Ok(Some(value));
+            return NamedSidecar::Container(value);
         }
         self.problem(key, "the name of a container of the pod; the pod is not registered", value);
-        Err(())
+        NamedSidecar::Unknown
     }
 
     /// The containers that do not count.

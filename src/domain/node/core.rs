@@ -17,7 +17,7 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::WatchEvent;
 use crate::domain::kube::store::Store;
 use crate::domain::node::pod::{Phase, Pod, Seen};
-use crate::domain::node::record::{Known, Pause, Record, Step, fraction};
+use crate::domain::node::record::{Known, Record, Step, fraction};
 use crate::domain::node::sidecar::Sidecar;
 use crate::domain::node::wanted::{
     CheckStatus, Defaults, LINK, MARK, Registration, State, Wanted, deregistered, wanted,
@@ -31,12 +31,6 @@ pub const MAX_FLIGHTS: usize = 64;
 const RESYNC: Duration = Duration::from_mins(1);
 /// Between two attempts to read an agent that does not answer. All is back within 2 s of its answer.
 const REREAD: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
-/// Between two tries of a write: a check of 11 s has been tried five times before it runs out.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-/// When a right is missing: people grant it.
-const DENIED_RETRY: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(1));
-/// When content is refused.
-const REFUSED_RETRY: Backoff = Backoff::new(Duration::from_mins(1), Duration::from_mins(30));
 /// How long a list that lost more than half is not believed: the second one is another quorum read.
 const HOLD: Duration = Duration::from_secs(10);
 
@@ -264,89 +258,35 @@ impl Core {
     pub fn handle_answer(&mut self, id: &str, action: &Action, answer: Answer, now: Moment) {
         self.flights -= 1;
         self.writes += 1;
-        let writes = self.writes;
+        if let Answer::Failed(why) = &answer {
+            self.agent.failure = Some(why.clone());
+            self.agent.next = self.agent.next.min(now + REREAD.first);
+        } else {
+            self.answered(now);
+        }
         let default_ttl = self.default_ttl();
         let Some(record) = self.records.get_mut(id) else { return };
         record.in_flight = false;
-        record.written = writes;
+        record.written = self.writes;
         let pod = record.pod.clone();
-        self.touched.insert(pod.clone());
-        if !matches!(answer, Answer::Failed(_)) {
-            self.answered(now);
-        }
-        let Some(record) = self.records.get_mut(id) else { return };
-        match answer {
+        let report = match answer {
             Answer::Done => {
                 record.attempt = 0;
                 record.pause = None;
-                match action {
-                    Action::Register(registration, state) => {
-                        // The agent keeps the status of a check that it has already.
-                        let is_new = record.known.is_none() && !record.is_uncertain;
-                        let check = is_new.then(|| (state.status, None));
-                        record.is_uncertain = false;
-                        record.known =
-                            Some(Known { registration: (**registration).clone(), check });
-                        record.refreshed(id, default_ttl, now);
-                        self.reports.push_back(Report::Registered(pod, id.into(), state.status));
-                    }
-                    Action::Update { state, .. } => {
-                        let output = Some(state.output.clone());
-                        if let Some(known) = &mut record.known {
-                            let changed =
-                                known.check.as_ref().is_none_or(|it| it.0 != state.status);
-                            known.check = Some((state.status, output));
-                            if changed {
-                                self.reports.push_back(Report::Changed(
-                                    pod,
-                                    id.into(),
-                                    state.status,
-                                ));
-                            }
-                        }
-                        record.refreshed(id, default_ttl, now);
-                    }
-                    _ => {
-                        record.known = None;
-                        self.reports.push_back(Report::Deregistered(pod, id.into()));
-                    }
-                }
+                done(record, id, action, default_ttl, now)
             }
             Answer::UnknownCheck(why) => {
                 record.known = None;
                 record.is_uncertain = true;
-                self.reports.push_back(Report::Drifted(id.into(), why));
+                Some(Report::Drifted(id.into(), why))
             }
-            Answer::Refused(why) => {
-                let content = record.wanted.as_ref().map(|(registration, _)| registration.clone());
-                let problem = Problem::new(Reason::Refused, format!("Consul refuses {id}: {why}"));
-                let until = now + REFUSED_RETRY.delay(record.attempt, &id);
-                record.pause =
-                    Some(Pause { until, content, problem: Some(problem), passes: false });
-                record.attempt += 1;
+            failed => {
+                record.failed(id, !matches!(action, Action::Update { .. }), failed, now);
+                None
             }
-            Answer::Denied(why) => {
-                let problem = Problem::new(Reason::Denied, format!("{id}: {why}"));
-                let until = now + DENIED_RETRY.delay(record.attempt, &id);
-                let problem = Some(problem);
-                record.pause = Some(Pause { until, content: None, problem, passes: false });
-                record.attempt += 1;
-            }
-            Answer::Failed(why) => {
-                // Whether it was done is not known. A registration is sent again as a whole.
-                record.is_uncertain = true;
-                if !matches!(action, Action::Update { .. })
-                    && let Some(known) = &mut record.known
-                {
-                    known.check = None;
-                }
-                let until = now + RETRY.delay(record.attempt, &id);
-                record.pause = Some(Pause { until, content: None, problem: None, passes: true });
-                record.attempt = record.attempt.saturating_add(1);
-                self.agent.failure = Some(why);
-                self.agent.next = self.agent.next.min(now + REREAD.first);
-            }
-        }
+        };
+        self.reports.extend(report);
+        self.touched.insert(pod);
         self.touch(id, now);
     }
 
@@ -641,7 +581,6 @@ impl Core {
             if record.in_flight || record.written > began {
                 continue;
             }
-            let check = check.map(|(status, output)| (status, output));
             if let Some(why) = drift(record.known.as_ref(), &registration, check.as_ref()) {
                 self.reports.push_back(Report::Drifted(id.clone(), why));
             }
@@ -652,7 +591,7 @@ impl Core {
                 self.agent.deregistered.insert(pod.clone(), restarts);
             }
             let record = self.records.entry(id.clone()).or_insert_with(|| Record::new(pod));
-            take_up(record, registration, check);
+            take_up(record, registration, check.map(|(status, _)| status));
             self.touch(&id, now);
         }
         let gone = self.records.iter_mut().filter(|(id, record)| {
@@ -821,13 +760,42 @@ pub struct PodView<'a> {
     pub problems: &'a BTreeSet<Problem>,
 }
 
-/// The agent has this.
-fn take_up(
+/// The agent did it.
+fn done(
     record: &mut Record,
-    mut registration: Registration,
-    check: Option<(CheckStatus, Box<str>)>,
-) {
-    let Some((status, _)) = check else {
+    id: &str,
+    action: &Action,
+    default_ttl: Duration,
+    now: Moment,
+) -> Option<Report> {
+    let pod = record.pod.clone();
+    match action {
+        Action::Register(registration, state) => {
+            // The agent keeps the status of a check that it has already.
+            let is_new = record.known.is_none() && !record.is_uncertain;
+            let check = is_new.then_some((state.status, None));
+            record.is_uncertain = false;
+            record.known = Some(Known { registration: (**registration).clone(), check });
+            record.refreshed(id, default_ttl, now);
+            Some(Report::Registered(pod, id.into(), state.status))
+        }
+        Action::Update { state, .. } => {
+            record.refreshed(id, default_ttl, now);
+            let known = record.known.as_mut()?;
+            let before = known.check.replace((state.status, Some(state.output.clone())));
+            let changed = before.is_none_or(|(status, _)| status != state.status);
+            changed.then(|| Report::Changed(pod, id.into(), state.status))
+        }
+        _ => {
+            record.known = None;
+            Some(Report::Deregistered(pod, id.into()))
+        }
+    }
+}
+
+/// The agent has this.
+fn take_up(record: &mut Record, mut registration: Registration, status: Option<CheckStatus>) {
+    let Some(status) = status else {
         // Without its check it has to be registered again.
         record.known = None;
         return;

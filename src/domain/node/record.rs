@@ -5,9 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::Moment;
+use crate::domain::backoff::Backoff;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::node::core::Answer;
 use crate::domain::node::wanted::{CheckStatus, Registration, State};
-use crate::domain::problem::Problem;
+use crate::domain::problem::{Problem, Reason};
+
+/// Between two tries of a write: a check of 11 s has been tried five times before it runs out.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// When a right is missing: people grant it.
+const DENIED_RETRY: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_mins(1));
+/// When content is refused.
+const REFUSED_RETRY: Backoff = Backoff::new(Duration::from_mins(1), Duration::from_mins(30));
 
 /// A registration with everything that is known of it.
 #[derive(Debug)]
@@ -112,6 +121,35 @@ impl Record {
             return Step::Update(state.clone());
         }
         Step::Wait(self.next_beat(state.status))
+    }
+
+    /// The agent did not do it. `whole`: it was more than the check's state.
+    pub(super) fn failed(&mut self, id: &str, whole: bool, answer: Answer, now: Moment) {
+        let attempt = self.attempt;
+        self.attempt = attempt.saturating_add(1);
+        let content = || self.wanted.as_ref().map(|(registration, _)| registration.clone());
+        let pause = |backoff: Backoff, content, problem: Option<Problem>| {
+            let (until, passes) = (now + backoff.delay(attempt, &id), problem.is_none());
+            Some(Pause { until, content, problem, passes })
+        };
+        match answer {
+            Answer::Refused(why) => {
+                let problem = Problem::new(Reason::Refused, format!("Consul refuses {id}: {why}"));
+                self.pause = pause(REFUSED_RETRY, content(), Some(problem));
+            }
+            Answer::Denied(why) => {
+                let problem = Problem::new(Reason::Denied, format!("{id}: {why}"));
+                self.pause = pause(DENIED_RETRY, None, Some(problem));
+            }
+            Answer::Done | Answer::UnknownCheck(_) | Answer::Failed(_) => {
+                // Whether it was done is not known.
+                self.pause = pause(RETRY, None, None);
+                self.is_uncertain = true;
+                if let Some(known) = self.known.as_mut().filter(|_| whole) {
+                    known.check = None;
+                }
+            }
+        }
     }
 
     fn removal(&self, held: bool, now: Moment) -> Step {

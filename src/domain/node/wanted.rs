@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::node::annotations::{Health, Reader};
+use crate::domain::node::annotations::{Health, NamedSidecar, Reader};
 use crate::domain::node::pod::{Phase, Pod};
 use crate::domain::node::sidecar::Sidecar;
 use crate::domain::problem::{Problem, Reason};
@@ -94,8 +94,10 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
     let mut reader = Reader::new(pod);
     let Some(names) = reader.names() else { return Wanted::default() };
     let mut wanted = Wanted { is_ours: true, ..Wanted::default() };
-    let Ok(container) = reader.sidecar() else {
-        return Wanted { problems: reader.problems, ..wanted };
+    let container = match reader.sidecar() {
+        NamedSidecar::None => None,
+        NamedSidecar::Container(name) => Some(name),
+        NamedSidecar::Unknown => return Wanted { problems: reader.problems, ..wanted },
     };
     wanted.sidecar = container.map(Into::into);
     let excluded = reader.excluded();
@@ -131,14 +133,14 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
         return wanted;
     };
     for name in names {
-        let status = match reader.health(&name) {
+        let health = reader.health(&name);
+        let status = match health {
             Some(Health::Passing) => CheckStatus::Passing,
             Some(Health::Warning) => CheckStatus::Warning,
-            Some(Health::Critical) => CheckStatus::Critical,
             None if is_passing => CheckStatus::Passing,
-            None => CheckStatus::Critical,
+            Some(Health::Critical) | None => CheckStatus::Critical,
         };
-        let is_fixed = reader.health(&name).is_some();
+        let is_fixed = health.is_some();
         let mut meta = reader.meta(&name);
         meta.extend(our_meta(key));
         let registration = Registration {

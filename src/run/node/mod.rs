@@ -74,9 +74,10 @@ pub enum PodSource {
 /// Runs until a signal.
 pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
-        let listener = match options.serves_admin {
-            true => Some(listen(options.common.admin_addr).await?),
-            false => None,
+        let listener = if options.serves_admin {
+            Some(listen(options.common.admin_addr).await?)
+        } else {
+            None
         };
         Box::pin(run(options, listener, signals()?)).await
     })

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube_consul_stack::{Consul, ConsulOptions, Kubernetes, ProgramOptions, eventually};
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl Site {
         if object["spec"]["initContainers"].is_null() {
             object["spec"].as_object_mut().context("a spec")?.remove("initContainers");
         }
-        self.pods()?.create(&Default::default(), &serde_json::from_value(object)?).await?;
+        self.pods()?.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
         Ok(())
     }
 

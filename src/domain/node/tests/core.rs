@@ -1,0 +1,383 @@
+//! What is written when.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::domain::Moment;
+use crate::domain::kube::object::{Kind, WatchEvent};
+use crate::domain::node::core::{Action, Answer, Core, Found, Report};
+use crate::domain::node::pod::Seen;
+use crate::domain::node::wanted::{CheckStatus, Registration};
+
+/// An agent that keeps what it is told, and lets checks run out.
+struct Agent {
+    services: BTreeMap<Box<str>, (Registration, CheckStatus, Box<str>, Moment)>,
+    core: Core,
+    now: Moment,
+    /// Requests by kind.
+    log: Vec<String>,
+    is_away: bool,
+    relists: usize,
+    expired: usize,
+}
+
+impl Agent {
+    fn new() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            core: Core::new(defaults()),
+            now: Moment::ZERO,
+            log: Vec::new(),
+            is_away: false,
+            relists: 0,
+            expired: 0,
+        }
+    }
+
+    /// A new daemon beside the same agent.
+    fn restart(&mut self) {
+        self.core = Core::new(defaults());
+        self.log.clear();
+    }
+
+    fn watch(&mut self, event: WatchEvent<Seen>) {
+        // The core's time does not begin at nought.
+        self.core.handle_watch(event, self.now);
+    }
+
+    fn list(&mut self, pods: &[(&str, Pod)]) {
+        self.watch(WatchEvent::ListStarted(Kind::Pod));
+        for (name, pod) in pods {
+            self.see(name, pod);
+        }
+        self.watch(WatchEvent::ListCompleted(Kind::Pod));
+        self.settle();
+    }
+
+    fn see(&mut self, name: &str, pod: &Pod) {
+        self.watch(WatchEvent::Seen(Seen::Pod(key(name), pod.clone())));
+    }
+
+    fn change(&mut self, name: &str, pod: &Pod) {
+        self.see(name, pod);
+        self.settle();
+    }
+
+    fn delete(&mut self, name: &str) {
+        self.watch(WatchEvent::Deleted(Kind::Pod, key(name)));
+        self.settle();
+    }
+
+    /// Does all that is to be done now.
+    fn settle(&mut self) {
+        while let Some(action) = self.core.poll_action(self.now) {
+            self.answer(&action);
+        }
+    }
+
+    fn answer(&mut self, action: &Action) {
+        let now = self.now;
+        let failed = || Answer::Failed("nobody there".to_owned());
+        match action {
+            Action::ReadAgent if self.is_away => {
+                self.core.handle_agent(Err("nobody there".to_owned()), now);
+            }
+            Action::ReadAgent => {
+                let found = self.services.values().map(|(registration, status, output, _)| Found {
+                    registration: Registration { ttl: None, ..registration.clone() },
+                    check: Some((*status, output.clone())),
+                });
+                let found = found.collect();
+                self.core.handle_agent(Ok((found, Some("n1".into()))), now);
+            }
+            Action::Relist => self.relists += 1,
+            Action::Register(registration, state) => {
+                self.log.push(format!("register {}", registration.id));
+                if self.is_away {
+                    return self.core.handle_answer(&registration.id, action, failed(), now);
+                }
+                let ttl = now + registration.ttl.unwrap();
+                let before = self.services.get(&registration.id);
+                let (status, output) =
+                    before.map_or((state.status, "".into()), |it| (it.1, it.2.clone()));
+                let kept = ((**registration).clone(), status, output, ttl);
+                self.services.insert(registration.id.clone(), kept);
+                self.core.handle_answer(&registration.id, action, Answer::Done, now);
+            }
+            Action::Update { id, state, .. } => {
+                self.log.push(format!("{} {id}", state.status.as_str()));
+                let answer = match self.services.get_mut(id) {
+                    _ if self.is_away => failed(),
+                    None => Answer::UnknownCheck("Unknown check ID".to_owned()),
+                    Some((registration, status, output, ttl)) => {
+                        *status = state.status;
+                        *output = (&*state.output).into();
+                        *ttl = now + registration.ttl.unwrap();
+                        Answer::Done
+                    }
+                };
+                self.core.handle_answer(id, action, answer, now);
+            }
+            Action::Deregister(id) => {
+                self.log.push(format!("deregister {id}"));
+                self.services.remove(id);
+                self.core.handle_answer(id, action, Answer::Done, now);
+            }
+        }
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            let next = self.core.next_timeout().unwrap_or(end);
+            self.now = next.max(self.now + Duration::from_millis(1)).min(end);
+            for (_, status, output, ttl) in self.services.values_mut() {
+                if *ttl <= self.now && *status != CheckStatus::Critical {
+                    self.expired += 1;
+                    *status = CheckStatus::Critical;
+                    *output = format!("TTL expired (last output before timeout follows): {output}")
+                        .into();
+                }
+            }
+            self.settle();
+        }
+    }
+
+    fn status(&self, pod: &str) -> Option<&'static str> {
+        let id = format!("katalog-sync_web_shop_{pod}");
+        self.services.get(&*id).map(|(_, status, ..)| status.as_str())
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        std::iter::from_fn(|| self.core.poll_report()).collect()
+    }
+}
+
+fn web() -> Pod {
+    pod(&[("service-names", "web")])
+}
+
+fn many(count: usize) -> Vec<(String, Pod)> {
+    (0..count).map(|n| (format!("web-{n}"), web())).collect()
+}
+
+fn list(agent: &mut Agent, pods: &[(String, Pod)]) {
+    let pods: Vec<_> = pods.iter().map(|(name, pod)| (name.as_str(), pod.clone())).collect();
+    agent.list(&pods);
+}
+
+#[test]
+fn heartbeats_are_one_request_each_half_ttl_and_evenly_spread() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(250));
+    assert_eq!(agent.services.len(), 250);
+    agent.pass(Duration::from_secs(6));
+    let mut seconds = Vec::new();
+    for _ in 0..11 {
+        agent.log.clear();
+        agent.pass(Duration::from_millis(500));
+        seconds.push(agent.log.len());
+    }
+    let total: usize = seconds.iter().sum();
+    assert!((249..=251).contains(&total), "{total} in half a TTL");
+    // 250 in eleven parts: 23 each.
+    assert!(seconds.iter().all(|count| (8..=45).contains(count)), "{seconds:?}");
+    assert_eq!(agent.expired, 0);
+}
+
+#[test]
+fn taking_over_writes_nothing_and_lets_nothing_expire() {
+    let mut agent = Agent::new();
+    let pods = many(20);
+    list(&mut agent, &pods);
+    agent.pass(Duration::from_secs(20));
+    agent.restart();
+    list(&mut agent, &pods);
+    assert_eq!(agent.log, Vec::<String>::new());
+    agent.pass(Duration::from_mins(1));
+    assert_eq!(agent.expired, 0);
+    assert!(!agent.log.iter().any(|it| it.starts_with("register")), "{:?}", agent.log);
+}
+
+#[test]
+fn a_daemon_that_was_gone_makes_passing_again_what_ran_out() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(2));
+    for (_, status, output, _) in agent.services.values_mut() {
+        *status = CheckStatus::Critical;
+        *output = "TTL expired (last output before timeout follows): {}".into();
+    }
+    agent.restart();
+    list(&mut agent, &many(2));
+    assert_eq!((agent.status("web-0"), agent.log.len()), (Some("passing"), 2));
+}
+
+#[test]
+fn only_what_is_ours_and_was_seen_to_be_gone_is_removed() {
+    let mut agent = Agent::new();
+    let pods = many(10);
+    list(&mut agent, &pods);
+    agent.delete("web-0");
+    assert_eq!(agent.status("web-0"), None);
+    // A list that lost one of nine is believed, one that lost more than half is looked at again.
+    list(&mut agent, &pods[2..]);
+    assert_eq!(agent.services.len(), 8);
+    list(&mut agent, &pods[9..]);
+    assert_eq!(agent.services.len(), 8);
+    assert!(agent.core.is_holding());
+    agent.pass(Duration::from_secs(15));
+    assert_eq!((agent.services.len(), agent.relists, agent.expired), (8, 1, 0));
+    // All are there again.
+    list(&mut agent, &pods[2..]);
+    assert!(!agent.core.is_holding());
+    assert_eq!(agent.services.len(), 8);
+    list(&mut agent, &[]);
+    agent.pass(Duration::from_secs(11));
+    list(&mut agent, &[]);
+    assert_eq!(agent.services.len(), 0);
+    // A list that broke off shows nothing.
+    let mut agent = Agent::new();
+    list(&mut agent, &pods);
+    agent.watch(WatchEvent::ListStarted(Kind::Pod));
+    agent.settle();
+    assert_eq!(agent.services.len(), 10);
+}
+
+#[test]
+fn what_is_in_the_way_and_not_ours_is_left() {
+    let mut agent = Agent::new();
+    list(&mut agent, &[("web-0".to_owned(), web())]);
+    let id: Box<str> = "katalog-sync_web_shop_web-0".into();
+    agent.services.get_mut(&id).unwrap().0.meta.clear();
+    agent.restart();
+    list(&mut agent, &[("web-0".to_owned(), web())]);
+    assert_eq!(agent.log, Vec::<String>::new());
+    let problem =
+        |it: &Report| matches!(it, Report::Problem(_, it) if it.message.contains("is not ours"));
+    assert!(agent.reports().iter().any(problem));
+}
+
+#[test]
+fn p6_what_a_sidecar_deregistered_stays_critical_over_a_restart() {
+    let mut agent = Agent::new();
+    let mut pod = pod(&[("service-names", "web"), ("sidecar", "sync")]);
+    pod.containers.push(container("sync", Some(true)));
+    agent.list(&[("web-0", pod.clone())]);
+    // Its container is ready: it registered with whoever was here before.
+    assert_eq!(agent.status("web-0"), Some("passing"));
+    agent.services.values_mut().next().unwrap().2 = "deregistered by its sidecar, restart 0".into();
+    agent.services.values_mut().next().unwrap().1 = CheckStatus::Critical;
+    agent.restart();
+    agent.list(&[("web-0", pod.clone())]);
+    agent.pass(Duration::from_secs(30));
+    assert_eq!((agent.status("web-0"), agent.log.len()), (Some("critical"), 0));
+    // Consul quotes it when the TTL has run out.
+    agent.services.values_mut().next().unwrap().2 =
+        "TTL expired (last output before timeout follows): deregistered by its sidecar, restart 0"
+            .into();
+    agent.restart();
+    agent.list(&[("web-0", pod.clone())]);
+    assert_eq!(agent.status("web-0"), Some("critical"));
+    // A terminal phase deregisters, whatever the statuses still say.
+    agent.change("web-0", &Pod { phase: Phase::Ended, ..pod });
+    assert_eq!(agent.status("web-0"), None);
+}
+
+#[test]
+fn p7_a_pod_of_the_same_name_begins_anew_without_a_gap() {
+    let sidecar = |uid: &str, ip: &str, ready| {
+        let mut pod = pod(&[("service-names", "web"), ("sidecar", "sync")]);
+        pod.containers.push(container("sync", Some(ready)));
+        Pod { uid: uid.into(), ip: Some(ip.into()), ..pod }
+    };
+    let mut agent = Agent::new();
+    agent.list(&[("db-0", sidecar("1", "10.1.0.1", true))]);
+    assert_eq!(agent.status("db-0"), Some("passing"));
+    agent.log.clear();
+    // By a relist: the old one was never seen to go.
+    agent.list(&[("db-0", sidecar("2", "10.1.0.2", false))]);
+    assert_eq!(agent.status("db-0"), Some("critical"));
+    assert_eq!(&*agent.services.values().next().unwrap().0.address, "10.1.0.2");
+    assert!(!agent.log.iter().any(|it| it.starts_with("deregister")), "{:?}", agent.log);
+}
+
+#[test]
+fn p8_an_address_that_goes_for_a_moment_removes_nothing() {
+    let mut agent = Agent::new();
+    agent.list(&[("web-0", web())]);
+    let gone = Pod { ip: None, containers: vec![container("app", Some(false))], ..web() };
+    agent.change("web-0", &gone);
+    assert_eq!(agent.status("web-0"), Some("critical"));
+    agent.change("web-0", &Pod { ip: Some("10.1.0.9".into()), ..web() });
+    assert_eq!(agent.status("web-0"), Some("passing"));
+    assert_eq!(&*agent.services.values().next().unwrap().0.address, "10.1.0.9");
+}
+
+#[test]
+fn p9_a_check_that_was_not_answered_is_tried_again_in_time() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(50));
+    agent.pass(Duration::from_secs(20));
+    for _ in 0..5 {
+        agent.is_away = true;
+        agent.pass(Duration::from_secs(4));
+        agent.is_away = false;
+        agent.pass(Duration::from_secs(8));
+    }
+    assert_eq!(agent.expired, 0);
+}
+
+#[test]
+fn p10_a_check_that_the_agent_does_not_know_is_registered_again() {
+    let mut agent = Agent::new();
+    agent.list(&[("web-0", web())]);
+    agent.services.clear();
+    agent.reports();
+    agent.pass(Duration::from_secs(6));
+    assert_eq!(agent.status("web-0"), Some("passing"));
+    assert!(agent.reports().iter().any(|it| matches!(it, Report::Drifted(..))));
+}
+
+#[test]
+fn p11_an_agent_that_answers_again_is_filled_within_two_seconds() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(60));
+    agent.is_away = true;
+    agent.pass(Duration::from_secs(40));
+    agent.services.clear();
+    agent.is_away = false;
+    agent.core.handle_agent_changed(agent.now);
+    agent.pass(Duration::from_secs(2));
+    assert_eq!(agent.services.len(), 60);
+    assert_eq!(agent.status("web-59"), Some("passing"));
+}
+
+#[test]
+fn p12_another_agent_removes_nothing_and_gets_nothing() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(2));
+    agent.log.clear();
+    agent.core.handle_agent(Ok((vec![], Some("n2".into()))), agent.now);
+    agent.delete("web-0");
+    assert_eq!((agent.log.len(), agent.services.len()), (0, 2));
+    assert!(agent.core.agent().1.unwrap().contains("several agents answer"));
+    agent.pass(Duration::from_mins(2));
+    assert_eq!((agent.status("web-0"), agent.status("web-1")), (None, Some("passing")));
+}
+
+#[test]
+fn a_refusal_waits_for_another_content_and_harms_nobody_else() {
+    let mut agent = Agent::new();
+    agent.list(&[]);
+    agent.see("web-0", &web());
+    let action = agent.core.poll_action(agent.now).unwrap();
+    let refused = Answer::Refused("Invalid Service Meta".to_owned());
+    agent.core.handle_answer("katalog-sync_web_shop_web-0", &action, refused, agent.now);
+    agent.change("web-1", &web());
+    assert_eq!((agent.status("web-0"), agent.status("web-1")), (None, Some("passing")));
+    assert!(agent.reports().iter().any(|it| matches!(it, Report::Problem(..))));
+    agent.change("web-0", &pod(&[("service-names", "web"), ("service-port", "81")]));
+    assert_eq!(agent.status("web-0"), Some("passing"));
+}
