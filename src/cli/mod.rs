@@ -136,6 +136,9 @@ pub fn main() -> ExitCode {
     if import::is_invoked_as_consul8s(std::env::args_os().next()) {
         return ExitCode::from(import::Consul8sCli::parse().run());
     }
+    if katalog::is_invoked_as(node::OLD_NAME) {
+        return ExitCode::from(node::OldCli::main());
+    }
     if katalog::is_invoked_as(sidecar::OLD_NAME) {
         return ExitCode::from(sidecar::OldCli::main());
     }
@@ -207,8 +210,8 @@ impl Cli {
                 Err(error) => usage(&error),
                 Ok(options) => finish(run::sidecar::main(options)),
             },
-            Command::Node(args) => match args.options() {
-                Err(error) => usage(&*error),
+            Command::Node(args) => match args.options(&katalog::environment) {
+                Err(error) => usage(&error),
                 Ok(options) => finish(run::node::main(options)),
             },
             Command::Register(args) => args.run(&self.acl_file),

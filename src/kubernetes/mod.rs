@@ -4,6 +4,7 @@
 //! - [`limits`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
 //! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
 //! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::kube::object::WatchEvent)s.
+//! - [`kubelet`] shows the same by polling the node's kubelet.
 //! - [`node`] decodes the pods of one node, for its daemon.
 //! - [`pods`] gets one pod and its node, for the registration hook.
 //! - [`errors`] makes what the client fails with fit for a line.
@@ -18,6 +19,7 @@ pub mod endpoints;
 pub mod errors;
 pub mod events;
 pub mod import;
+pub mod kubelet;
 pub mod limits;
 pub mod node;
 pub mod pods;

@@ -4,9 +4,16 @@ use k8s_openapi::api::core::v1::{
     Container as ApiContainer, ContainerStatus, Pod as ApiPod, PodStatus,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Error as KubeError};
+use serde_json::json;
+
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::node::pod::{Container, GATES, PREFIXES, Phase, Pod, Seen, Status};
+use crate::domain::node::waiting::{GatePatch, PatchError};
+use crate::kubernetes::errors::failure;
 use crate::kubernetes::slim::{Content, Identity, Watched};
 
 /// Pods, as far as the daemon of their node reads them.
@@ -26,12 +33,9 @@ impl Watched for NodePods {
 
     fn decode(json: &str) -> Result<(Identity, Content<Pod>), serde_json::Error> {
         let object: ApiPod = serde_json::from_str(json)?;
-        let key = ObjectKey::new(
-            object.metadata.namespace.clone().unwrap_or_default(),
-            object.metadata.name.clone().unwrap_or_default(),
-        );
         let resource_version = object.metadata.resource_version.clone().unwrap_or_default();
-        Ok((Identity { key, resource_version }, Content::Object(project(object))))
+        let (key, pod) = key_and_pod(object);
+        Ok((Identity { key, resource_version }, Content::Object(pod)))
     }
 
     fn seen(key: ObjectKey, object: Pod) -> Seen {
@@ -43,8 +47,18 @@ impl Watched for NodePods {
     }
 }
 
+/// Whose it is, and what is kept of it.
+pub(super) fn key_and_pod(object: ApiPod) -> (ObjectKey, Pod) {
+    let metadata = &object.metadata;
+    let key = ObjectKey::new(
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    );
+    (key, project(object))
+}
+
 /// What is kept of a pod.
-pub(super) fn project(object: ApiPod) -> Pod {
+fn project(object: ApiPod) -> Pod {
     let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
     let status = object.status.unwrap_or_default();
     let annotations = metadata.annotations.unwrap_or_default().into_iter();
@@ -95,4 +109,40 @@ fn container(object: ApiContainer, is_native_sidecar: bool, all: &[ContainerStat
 fn condition(status: &PodStatus, gate: &str) -> Option<bool> {
     let mut conditions = status.conditions.iter().flatten();
     conditions.find(|it| it.type_ == gate).map(|it| it.status == "True")
+}
+
+/// Sets conditions of a pod, if it still has the uid that is meant.
+pub async fn patch_gates(client: &Client, patch: &GatePatch) -> Result<(), PatchError> {
+    let api: Api<ApiPod> = Api::namespaced(client.clone(), &patch.pod.namespace);
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let condition = |gate: &&str| {
+        json!({
+            "type": gate,
+            "status": if patch.status { "True" } else { "False" },
+            "reason": patch.reason,
+            "message": patch.message,
+            "lastTransitionTime": Time(now),
+        })
+    };
+    // Strategic: conditions are merged by their type, and those of others stay as they are.
+    let body = Patch::Strategic(json!({
+        "metadata": {"uid": patch.uid},
+        "status": {"conditions": patch.gates.iter().map(condition).collect::<Vec<_>>()},
+    }));
+    let patched = api.patch_status(&patch.pod.name, &PatchParams::default(), &body).await;
+    let Err(error) = patched else { return Ok(()) };
+    match &error {
+        // Another uid is a conflict, or an invalid change.
+        KubeError::Api(status) if matches!(status.code, 404 | 409 | 422) => Err(PatchError::Gone),
+        KubeError::Api(status) if matches!(status.code, 401 | 403) => {
+            Err(PatchError::Denied(format!(
+                "readiness gate: expected the right to patch pods/status of pods of this node, found \
+                 none ({}); {} grants it, and the admission policy beside it wants a token that names \
+                 the node: one of a pod, on Kubernetes 1.30 and newer",
+                failure(&error),
+                NodePods::GRANTED_BY
+            )))
+        }
+        _ => Err(PatchError::Failed(failure(&error))),
+    }
 }

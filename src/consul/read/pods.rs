@@ -10,10 +10,11 @@ use crate::consul::http::error::Error;
 use crate::consul::http::request::{Request, encode};
 use crate::consul::http::stream::{Layout, Malformed};
 use crate::consul::read::blocking::BlockingQuery;
-use crate::consul::read::evidence::{Unknown, certain, failed};
+use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
 use crate::consul::read::registrations::AGENT_SERVICES;
 use crate::consul::read::wire::decode;
 use crate::domain::node::core::Found;
+use crate::domain::node::waiting::Entry;
 use crate::domain::node::wanted::{CheckStatus, Registration};
 
 /// What is ours, and what has an ID of ours without being so.
@@ -22,6 +23,9 @@ const FILTER: &str =
 /// Beginning of our IDs.
 const PREFIX: &str = "katalog-sync_";
 const CHECKS: &str = "the agent's checks";
+/// Of a service in the catalog, what is ours.
+const OURS_IN_CATALOG: &str = "Service.Meta[\"external-sync-source\"] == \"katalog-sync\"";
+const CATALOG: &str = "the service in the catalog";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -133,4 +137,99 @@ pub async fn agent_changed(client: &Client, id: &str) -> Result<(), Error> {
     let hash = reply.header("X-Consul-ContentHash").unwrap_or_default().to_owned();
     let mut query = BlockingQuery::by_hash(request, &hash);
     query.next(client).await.map(drop)
+}
+
+/// A Consul service whose entries in the catalog are followed.
+#[derive(Debug)]
+pub struct CatalogService {
+    client: Client,
+    request: Request,
+    changes: BlockingQuery,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthEntry {
+    service: InCatalog,
+    checks: Option<Vec<HealthCheck>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InCatalog {
+    #[serde(rename = "ID")]
+    id: Box<str>,
+    #[serde(default)]
+    address: Box<str>,
+    #[serde(default)]
+    port: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthCheck {
+    #[serde(rename = "CheckID")]
+    id: Box<str>,
+    status: Box<str>,
+}
+
+// === impl CatalogService ===
+
+impl CatalogService {
+    /// Nothing is asked yet; the first answer comes at once.
+    pub fn new(client: Client, name: &str) -> Self {
+        let path = format!("/v1/health/service/{}", encode(name));
+        let request =
+            Consistency::Leader.of_path(path).parameter("filter", OURS_IN_CATALOG).listing();
+        let path = format!("/v1/health/service/{}", encode(name));
+        let changes = Request::get(path).parameter("filter", OURS_IN_CATALOG);
+        Self { client, request, changes: BlockingQuery::by_index(changes) }
+    }
+
+    /// Waits until the service may have changed, a minute at most, and reads it: a streamed answer
+    /// wakes and proves nothing.
+    pub async fn next(&mut self) -> Result<Vec<Entry>, Unknown> {
+        let changed = async {
+            let reply = self.changes.next(&self.client).await?.into_found().await?;
+            reply.items(Layout::Elements, |_| Ok(())).await
+        };
+        if let Err(error) = changed.await {
+            self.changes.reset();
+            return Err(failed(CATALOG)(error));
+        }
+        self.read().await
+    }
+
+    /// Reads it.
+    pub async fn read(&mut self) -> Result<Vec<Entry>, Unknown> {
+        let read = self.read_once().await;
+        if read.is_err() {
+            self.changes.reset();
+        }
+        read
+    }
+
+    async fn read_once(&self) -> Result<Vec<Entry>, Unknown> {
+        let (reply, evidence) = self.client.open(&self.request, CATALOG).await?;
+        let mut found = Vec::new();
+        let reply = reply.into_found().await.map_err(failed(CATALOG))?;
+        let items = reply.items(Layout::Elements, |item| {
+            if item.is_cut {
+                return Err(too_large());
+            }
+            let HealthEntry { service, checks } = decode("an instance", item.value)?;
+            let mut checks = checks.unwrap_or_default().into_iter();
+            let own = checks.find(|check| check.id == service.id);
+            found.push(Entry {
+                status: own.and_then(|check| CheckStatus::parse(&check.status)),
+                id: service.id,
+                address: service.address,
+                port: u16::try_from(service.port).unwrap_or_default(),
+            });
+            Ok(())
+        });
+        items.await.map_err(failed(CATALOG))?;
+        certain(evidence, found.is_empty(), CATALOG)?;
+        Ok(found)
+    }
 }

@@ -19,10 +19,12 @@ use crate::domain::kube::store::Store;
 use crate::domain::node::pod::{Phase, Pod, Seen};
 use crate::domain::node::record::{Known, Record, Step, fraction};
 use crate::domain::node::sidecar::Sidecar;
+use crate::domain::node::waiting::{GatePatch, Waiting};
 use crate::domain::node::wanted::{
     CheckStatus, Defaults, LINK, MARK, Registration, State, Wanted, deregistered, wanted,
 };
 use crate::domain::problem::{Problem, Reason};
+use crate::domain::sidecar::SyncError;
 
 /// Requests to the agent at a time: an agent takes 200 connections of one client, and 250 checks of
 /// which every fifth takes a quarter of 11 s keep 25 busy.
@@ -54,6 +56,14 @@ pub enum Action {
     },
     /// Remove this from the agent: [`Core::handle_answer`].
     Deregister(Box<str>),
+    /// Follow this service in the catalog: [`Core::handle_catalog`].
+    Follow(Box<str>),
+    /// Follow it no longer.
+    Unfollow(Box<str>),
+    /// Set conditions of a pod: [`Core::handle_patched`].
+    Patch(Box<GatePatch>),
+    /// Answer the request of this number.
+    Reply(u64, Result<(), SyncError>),
 }
 
 /// What became of a write.
@@ -103,10 +113,10 @@ pub enum Report {
 
 /// What is known of a pod beside what Kubernetes shows.
 #[derive(Debug)]
-struct PodState {
+pub(super) struct PodState {
     uid: Box<str>,
-    sidecar: Sidecar,
-    wanted: Wanted,
+    pub(super) sidecar: Sidecar,
+    pub(super) wanted: Wanted,
     /// What was reported.
     problems: BTreeSet<Problem>,
 }
@@ -115,9 +125,9 @@ struct PodState {
 #[derive(Debug)]
 pub struct Core {
     defaults: Defaults,
-    pods: Store<Pod>,
-    states: BTreeMap<ObjectKey, PodState>,
-    records: BTreeMap<Box<str>, Record>,
+    pub(super) pods: Store<Pod>,
+    pub(super) states: BTreeMap<ObjectKey, PodState>,
+    pub(super) records: BTreeMap<Box<str>, Record>,
     /// When each record is looked at.
     queue: BTreeSet<(Moment, Box<str>)>,
     flights: usize,
@@ -125,7 +135,8 @@ pub struct Core {
     writes: u64,
     agent: Agent,
     /// Pods whose problems may have changed.
-    touched: BTreeSet<ObjectKey>,
+    pub(super) touched: BTreeSet<ObjectKey>,
+    pub(super) waiting: Waiting,
     hold: Option<Hold>,
     is_relist_wanted: bool,
     /// When the list that is under way began.
@@ -191,6 +202,7 @@ impl Core {
                 other: None,
             },
             touched: BTreeSet::new(),
+            waiting: Waiting::default(),
             hold: None,
             is_relist_wanted: false,
             list_began: Moment::ZERO,
@@ -286,6 +298,7 @@ impl Core {
             }
         };
         self.reports.extend(report);
+        self.waiting.touch(&pod);
         self.touched.insert(pod);
         self.touch(id, now);
     }
@@ -299,6 +312,9 @@ impl Core {
         }
         if std::mem::take(&mut self.is_relist_wanted) {
             return Some(Action::Relist);
+        }
+        if let Some(action) = self.poll_waiting(now) {
+            return Some(action);
         }
         if !self.is_started() || self.agent.other.is_some() {
             return None;
@@ -324,7 +340,7 @@ impl Core {
             self.is_started() && self.flights < MAX_FLIGHTS && self.agent.other.is_none();
         let record = self.queue.first().map(|(due, _)| *due).filter(|_| may_write);
         let hold = self.hold.as_ref().map(|hold| hold.ask);
-        [read, record, hold].into_iter().flatten().min()
+        [read, record, hold, self.waiting.next_timeout()].into_iter().flatten().min()
     }
 
     /// What is to be told next.
@@ -503,6 +519,7 @@ impl Core {
 
     fn pod_gone(&mut self, key: &ObjectKey, is_missing: bool, now: Moment) {
         self.pods.remove(key);
+        self.waiting.touch(key);
         if let Some(state) = self.states.remove(key) {
             let solved = state.problems.into_iter();
             self.reports.extend(solved.map(|problem| Report::Solved(key.clone(), problem)));
@@ -625,7 +642,7 @@ impl Core {
     }
 
     /// What a pod wants now.
-    fn plan(&mut self, key: &ObjectKey, now: Moment) {
+    pub(super) fn plan(&mut self, key: &ObjectKey, now: Moment) {
         let Some(pod) = self.pods.get(key) else { return };
         let before = self.states.remove(key).filter(|state| state.uid == pod.uid);
         let mut state = before.unwrap_or_else(|| PodState {
@@ -647,6 +664,7 @@ impl Core {
         let has_no_address = pod.phase == Phase::Running && pod.ip.is_none();
         self.states.insert(key.clone(), state);
         self.touched.insert(key.clone());
+        self.waiting.touch(key);
         let mut left: BTreeSet<_> = self.ids_of(key).into_iter().collect();
         for (registration, state) in wanted {
             let id = registration.id.clone();
@@ -734,6 +752,7 @@ impl Core {
         if let Some(why) = self.pods.listing().reason(key) {
             now.insert(Problem::new(Reason::Undecodable, why));
         }
+        now.extend(self.waiting.problem(key).cloned());
         for (registration, _) in &state.wanted.registrations {
             now.extend(self.agent.foreign.get(&registration.id).cloned());
             let record = self.records.get(&registration.id);

@@ -7,6 +7,7 @@
 //! | [`wanted`] | from a pod to its registrations, and whether it is ready |
 //! | [`core`] | what is written when: events in by `handle_…`, actions out by `poll_action`, one timer |
 //! | `record` | one registration: what the agent has, what is wanted, the next heartbeat |
+//! | [`waiting`] | who waits for the catalog: sidecars that asked, readiness gates |
 //! | `sidecar` | what is known of a pod's sidecar |
 
 pub mod annotations;
@@ -14,6 +15,7 @@ pub mod core;
 pub mod pod;
 pub mod record;
 mod sidecar;
+pub mod waiting;
 pub mod wanted;
 
 #[cfg(test)]

@@ -98,6 +98,14 @@ pub enum Error {
         /// How many.
         count: u32,
     },
+    /// The kubelet did not give the list of its pods.
+    #[error("cannot list the pods of the kubelet at {url}: {cause}")]
+    Kubelet {
+        /// Where it was asked.
+        url: String,
+        /// What failed.
+        cause: String,
+    },
     /// The server's storage is older than what it has shown before.
     #[error(
         "expected {target} at version {expected} or newer, found {found}: the storage of the \

@@ -6,20 +6,27 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `follow` | services whose entries in the catalog somebody waits for |
 //! | `reporting` | logs, Events, metrics, readiness, `/status` |
 
+mod follow;
 mod reporting;
 
+use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, OptionFuture};
-use futures::stream::{BoxStream, FuturesUnordered, StreamExt as _};
+use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt as _};
+use kube::Client;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::follow::Follower;
 use self::reporting::{Metrics, NodePage, Reporting};
 use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
@@ -28,10 +35,14 @@ use crate::consul::write::pods as write;
 use crate::domain::Moment;
 use crate::domain::node::core::{Action, Answer, Core, Found};
 use crate::domain::node::pod::Seen;
+use crate::domain::node::waiting::{GatePatch, PatchError};
 use crate::domain::node::wanted::Defaults;
+use crate::domain::sidecar::SyncError;
 use crate::domain::text::chain;
-use crate::kubernetes::client::Connected;
-use crate::kubernetes::node::NodePods;
+use crate::grpc::address::Address;
+use crate::grpc::server::{self, Listener, SyncRequest};
+use crate::kubernetes::kubelet::Kubelet;
+use crate::kubernetes::node::{NodePods, patch_gates};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::listen;
@@ -44,6 +55,8 @@ use crate::run::daemon::signals::{Stop, signals};
 const EVENTS_A_TURN: usize = 256;
 /// How long writes under way may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// How long the last sidecars may take to read their answers: they ask the next daemon again.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// Before the next query that notices a lost agent, after one that failed.
 const CANARY_PAUSE: Duration = Duration::from_millis(500);
 /// The longest turn without anything: readiness depends on time too.
@@ -58,10 +71,14 @@ pub struct Options {
     pub pods: PodSource,
     /// What is wanted where annotations say nothing.
     pub defaults: Defaults,
+    /// Where sidecars are answered, if anywhere.
+    pub sidecars: Option<Address>,
     /// Whether there is an admin server.
     pub serves_admin: bool,
     /// Where the metrics are served too, as katalog-sync served them.
     pub metrics_address: Option<String>,
+    /// Whether a profiler was asked for, which there is not.
+    pub has_pprof: bool,
 }
 
 /// Where the pods come from.
@@ -69,6 +86,8 @@ pub struct Options {
 pub enum PodSource {
     /// The API server: the pods of this node.
     Node(String),
+    /// The node's kubelet.
+    Kubelet(Kubelet),
 }
 
 /// Runs until a signal.
@@ -88,29 +107,60 @@ async fn run(
     listener: Option<TcpListener>,
     stop: impl Future<Output = Stop>,
 ) -> Result<(), Error> {
-    let kubernetes = kubernetes(&options.common).await?;
+    let kubernetes = match (kubernetes(&options.common).await, &options.pods) {
+        (Err(error), PodSource::Kubelet(_)) => {
+            tracing::info!("without the Kubernetes API: no readiness gates, no Events ({error})");
+            None
+        }
+        (found, _) => Some(found?),
+    };
+    let sidecars = match &options.sidecars {
+        Some(address) => Some(listen_for_sidecars(address).await?),
+        None => None,
+    };
     let consul = consul(&options.common.consul)?;
     let metrics = Arc::new(Metrics::default());
     if let Some(address) = &options.metrics_address {
         serve_metrics(address, Arc::<Metrics>::clone(&metrics)).await?;
     }
-    let PodSource::Node(node) = &options.pods;
+    if options.has_pprof {
+        tracing::info!("--pprof-bind-address: there is no Go profiler; nothing listens there");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        node,
-        kubernetes = kubernetes.url,
+        pods = ?options.pods,
+        kubernetes = kubernetes.as_ref().map(|it| it.url.as_str()),
         consul = consul.url(),
         "registering the pods of this node"
     );
     let shown = Arc::<Metrics>::clone(&metrics);
-    let client = Some(kubernetes.client.clone());
-    frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| async {
+    let client = kubernetes.map(|it| it.client);
+    let events = client.clone();
+    frame::run(listener, shown, events, |Inside { readiness, asked, reporter }| async {
+        let (requests, calls) = mpsc::channel(server::QUEUE);
+        let (quit, quits) = oneshot::channel::<()>();
+        let served = sidecars.map(|listener| {
+            let quits = async { quits.await.unwrap_or_default() };
+            tokio::spawn(server::serve(listener, requests, quits))
+        });
         let reporting = Reporting::new(metrics, readiness, reporter);
-        let daemon = Daemon::new(options, &kubernetes, consul.clone(), reporting);
+        let daemon = Daemon::new(options, client, consul.clone(), reporting);
         // A login is not ended: an agent goes on using the token of each registration.
-        Box::pin(daemon.run(asked, stop)).await
+        let result = Box::pin(daemon.run(asked, calls, stop)).await;
+        drop(quit);
+        if let Some(mut served) = served
+            && timeout(LAST_ANSWERS, &mut served).await.is_err()
+        {
+            served.abort();
+        }
+        result
     })
     .await
+}
+
+async fn listen_for_sidecars(address: &Address) -> Result<Listener, Error> {
+    let listener = Listener::bind(address).await;
+    listener.map_err(|error| Error::Usage(format!("--bind-address: {}", chain(&error))))
 }
 
 /// Serves the metrics where katalog-sync did.
@@ -149,7 +199,21 @@ struct Daemon {
     /// Waits until the agent may have lost what it had.
     canary: Option<BoxFuture<'static, ()>>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    follower: Follower,
+    kubernetes: Option<Client>,
+    patches: FuturesUnordered<BoxFuture<'static, Patched>>,
+    calls: Calls,
     reporting: Reporting,
+}
+
+/// A patch that was answered.
+type Patched = (GatePatch, Result<(), PatchError>);
+
+/// The calls of sidecars that wait for their answer.
+#[derive(Default)]
+struct Calls {
+    next: u64,
+    replies: HashMap<u64, oneshot::Sender<Result<(), SyncError>>>,
 }
 
 /// A write that was answered.
@@ -165,20 +229,31 @@ struct Written {
 impl Daemon {
     fn new(
         options: Options,
-        kubernetes: &Connected,
+        kubernetes: Option<Client>,
         consul: ConsulClient,
         reporting: Reporting,
     ) -> Self {
         let relist = Relist::default();
-        let PodSource::Node(node) = options.pods;
-        let fields = Some(format!("spec.nodeName={node}"));
-        let scope = Scope { fields, ..Scope::default() };
-        let watcher = Watcher::within(kubernetes.client.clone(), vec![scope]);
+        let pods = match (options.pods, &kubernetes) {
+            (PodSource::Node(node), Some(client)) => {
+                let fields = Some(format!("spec.nodeName={node}"));
+                let scope = Scope { fields, ..Scope::default() };
+                let watcher = Watcher::within(client.clone(), vec![scope]);
+                watcher.watch::<NodePods>(relist.clone())
+            }
+            (PodSource::Kubelet(kubelet), _) => kubelet.watch(relist.clone()),
+            // There is an API wherever pods come from it.
+            (PodSource::Node(_), None) => stream::pending().boxed(),
+        };
         Self {
             began: Instant::now(),
             core: Core::new(options.defaults),
-            pods: watcher.watch::<NodePods>(relist.clone()),
+            pods,
             relist,
+            follower: Follower::new(consul.clone()),
+            kubernetes,
+            patches: FuturesUnordered::new(),
+            calls: Calls::default(),
             consul,
             reading: None,
             canary: None,
@@ -194,6 +269,7 @@ impl Daemon {
     async fn run(
         mut self,
         mut asked: mpsc::Receiver<Question<NodePage>>,
+        mut calls: mpsc::Receiver<SyncRequest>,
         stop: impl Future<Output = Stop>,
     ) -> Result<(), Error> {
         let mut stop = std::pin::pin!(stop);
@@ -217,6 +293,17 @@ impl Daemon {
                     self.core.handle_agent_changed(now);
                 }
                 Some(written) = self.writes.next() => self.take_written(&written),
+                Some((name, shown)) = self.follower.next() => match shown {
+                    Ok(entries) => self.core.handle_catalog(&name, entries),
+                    Err(why) => self.reporting.catalog_failed(&name, &why),
+                },
+                Some((patch, result)) = self.patches.next() => {
+                    Reporting::patched(&patch, &result);
+                    let now = self.now();
+                    self.core.handle_patched(&patch, result, now);
+                }
+                Some(call) = calls.recv() => self.take_call(call),
+                number = self.calls.gone() => self.core.handle_request_gone(number),
                 Some(question) = asked.recv() => {
                     let now = self.now();
                     self.reporting.answer(&self.core, question, now);
@@ -238,6 +325,22 @@ impl Daemon {
                 Action::Relist => {
                     tracing::info!("relist: looking a second time at what is missing");
                     self.relist.request();
+                    continue;
+                }
+                Action::Follow(name) => {
+                    self.follower.follow(name.clone());
+                    continue;
+                }
+                Action::Unfollow(name) => {
+                    self.follower.unfollow(name);
+                    continue;
+                }
+                Action::Reply(number, result) => {
+                    self.calls.reply(*number, result.clone());
+                    continue;
+                }
+                Action::Patch(patch) => {
+                    self.patch((**patch).clone());
                     continue;
                 }
                 Action::Register(registration, _) => registration.id.clone(),
@@ -264,6 +367,29 @@ impl Daemon {
                 .boxed(),
             );
         }
+    }
+
+    fn patch(&mut self, patch: GatePatch) {
+        let client = self.kubernetes.clone();
+        let work = async move {
+            let result = match client {
+                Some(client) => patch_gates(&client, &patch).await,
+                None => Err(PatchError::Denied(
+                    "readiness gate: expected a Kubernetes API to set its condition at, found none"
+                        .to_owned(),
+                )),
+            };
+            (patch, result)
+        };
+        self.patches.push(work.boxed());
+    }
+
+    fn take_call(&mut self, call: SyncRequest) {
+        let SyncRequest { kind, caller, peer, reply } = call;
+        tracing::debug!(pod = %caller.pod, container = &*caller.container, ?kind, ?peer, "asked");
+        let number = self.calls.keep(reply);
+        let now = self.now();
+        self.core.handle_request(number, kind, &caller.pod, now);
     }
 
     fn take_notices(&mut self, first: Notice<Seen>) {
@@ -302,6 +428,37 @@ impl Daemon {
         if timeout(LAST_WRITES, rest).await.is_err() {
             tracing::warn!("{} writes were not answered in time", self.writes.len());
         }
+    }
+}
+
+// === impl Calls ===
+
+impl Calls {
+    fn keep(&mut self, reply: oneshot::Sender<Result<(), SyncError>>) -> u64 {
+        self.next += 1;
+        self.replies.insert(self.next, reply);
+        self.next
+    }
+
+    fn reply(&mut self, number: u64, result: Result<(), SyncError>) {
+        if let Some(reply) = self.replies.remove(&number) {
+            // Whoever asked may be gone.
+            let _ = reply.send(result);
+        }
+    }
+
+    /// The next call for whose answer nobody waits any more.
+    async fn gone(&mut self) -> u64 {
+        let number = poll_fn(|context| {
+            let mut closed = self.replies.iter_mut();
+            let gone = closed.find_map(|(number, reply)| {
+                reply.poll_closed(context).is_ready().then_some(*number)
+            });
+            gone.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        self.replies.remove(&number);
+        number
     }
 }
 

@@ -15,12 +15,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Reading, Written};
-use crate::admin::status::{PAGE, Readiness};
+use crate::admin::status::Readiness;
 use crate::admin::{Question, Render};
 use crate::domain::Moment;
 use crate::domain::kube::object::{Subject, WatchEvent};
 use crate::domain::node::core::{Action, Answer, Core, Report};
 use crate::domain::node::pod::Seen;
+use crate::domain::node::waiting::{GatePatch, PatchError};
 use crate::domain::node::wanted::CheckStatus;
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Notice;
@@ -206,6 +207,28 @@ impl Reporting {
         }
     }
 
+    pub(super) fn catalog_failed(&mut self, service: &str, why: &str) {
+        if self.throttle.should_log() {
+            tracing::warn!(
+                service,
+                error = why,
+                "the catalog does not show what sidecars and gates wait for"
+            );
+        }
+    }
+
+    pub(super) fn patched(patch: &GatePatch, result: &Result<(), PatchError>) {
+        match result {
+            Ok(()) => tracing::info!(
+                pod = %patch.pod,
+                gates = ?patch.gates,
+                status = patch.status,
+                "readiness gate set"
+            ),
+            Err(why) => tracing::debug!(pod = %patch.pod, ?why, "readiness gate not set"),
+        }
+    }
+
     pub(super) fn wrote(&mut self, written: &Written) {
         let kind = match written.action {
             Action::Register(..) => "register",
@@ -294,18 +317,14 @@ impl Reporting {
 
     /// Answers what the admin server asks.
     pub(super) fn answer(&self, core: &Core, question: Question<NodePage>, now: Moment) {
-        let (after, reply) = match question {
-            Question::Page(after, reply) => (after, reply),
+        let (selection, reply) = match question {
+            Question::Page(selection, reply) => (selection, reply),
             Question::Alive(reply) => return reply.send(()).unwrap_or_default(),
         };
         let reason = self.why_not_ready(core, now);
         let mut pods: Vec<PodStatus> = Vec::new();
-        let mut next = None;
-        for (key, view) in core.pods(after.as_ref()).take(PAGE + 1) {
-            if pods.len() == PAGE {
-                next = pods.last().map(|it| format!("{}/{}", it.namespace, it.name));
-                break;
-            }
+        let (page, next) = selection.page(core.pods(selection.after.as_ref()));
+        for (key, view) in page {
             let services = view.registrations.iter().map(|(id, status, beat)| ServiceStatus {
                 id: (*id).to_owned(),
                 status: status.map(CheckStatus::as_str),

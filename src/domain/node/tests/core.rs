@@ -1,14 +1,17 @@
 //! What is written when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
 use crate::domain::Moment;
 use crate::domain::kube::object::{Kind, WatchEvent};
 use crate::domain::node::core::{Action, Answer, Core, Found, Report};
+use crate::domain::node::pod::GATES;
 use crate::domain::node::pod::Seen;
+use crate::domain::node::waiting::Entry;
 use crate::domain::node::wanted::{CheckStatus, Registration};
+use crate::domain::sidecar::SyncKind;
 
 /// An agent that keeps what it is told, and lets checks run out.
 struct Agent {
@@ -17,6 +20,8 @@ struct Agent {
     now: Moment,
     /// Requests by kind.
     log: Vec<String>,
+    followed: BTreeSet<Box<str>>,
+    shown: BTreeMap<Box<str>, Vec<Entry>>,
     is_away: bool,
     relists: usize,
     expired: usize,
@@ -29,6 +34,8 @@ impl Agent {
             core: Core::new(defaults()),
             now: Moment::ZERO,
             log: Vec::new(),
+            followed: BTreeSet::new(),
+            shown: BTreeMap::new(),
             is_away: false,
             relists: 0,
             expired: 0,
@@ -38,6 +45,8 @@ impl Agent {
     /// A new daemon beside the same agent.
     fn restart(&mut self) {
         self.core = Core::new(defaults());
+        self.followed.clear();
+        self.shown.clear();
         self.log.clear();
     }
 
@@ -71,9 +80,35 @@ impl Agent {
 
     /// Does all that is to be done now.
     fn settle(&mut self) {
-        while let Some(action) = self.core.poll_action(self.now) {
-            self.answer(&action);
+        loop {
+            while let Some(action) = self.core.poll_action(self.now) {
+                self.answer(&action);
+            }
+            if !self.show_catalog() {
+                return;
+            }
         }
+    }
+
+    /// Shows what is followed, as the agent has it. Whether that was news.
+    fn show_catalog(&mut self) -> bool {
+        let mut is_new = false;
+        for name in &self.followed {
+            let of = self.services.values().filter(|(it, ..)| it.name == *name);
+            let entries: Vec<_> = of
+                .map(|(it, status, ..)| Entry {
+                    id: it.id.clone(),
+                    address: it.address.clone(),
+                    port: it.port,
+                    status: Some(*status),
+                })
+                .collect();
+            is_new |= self.shown.get(name) != Some(&entries);
+            self.shown.insert(name.clone(), entries.clone());
+            self.core.handle_catalog(name, entries);
+        }
+        self.shown.retain(|name, _| self.followed.contains(name));
+        is_new
     }
 
     fn answer(&mut self, action: &Action) {
@@ -92,6 +127,17 @@ impl Agent {
                 self.core.handle_agent(Ok((found, Some("n1".into()))), now);
             }
             Action::Relist => self.relists += 1,
+            Action::Follow(name) => drop(self.followed.insert(name.clone())),
+            Action::Unfollow(name) => drop(self.followed.remove(name)),
+            Action::Reply(number, result) => {
+                let shown =
+                    result.as_ref().map_or_else(|error| format!("{error:?}"), |()| "ok".into());
+                self.log.push(format!("{number} {shown}"));
+            }
+            Action::Patch(patch) => {
+                self.log.push(format!("gate {} {}", patch.status, patch.reason));
+                self.core.handle_patched(patch, Ok(()), now);
+            }
             Action::Register(registration, state) => {
                 self.log.push(format!("register {}", registration.id));
                 if self.is_away {
@@ -379,5 +425,75 @@ fn a_refusal_waits_for_another_content_and_harms_nobody_else() {
     assert_eq!((agent.status("web-0"), agent.status("web-1")), (None, Some("passing")));
     assert!(agent.reports().iter().any(|it| matches!(it, Report::Problem(..))));
     agent.change("web-0", &pod(&[("service-names", "web"), ("service-port", "81")]));
+    assert_eq!(agent.status("web-0"), Some("passing"));
+}
+
+#[test]
+fn p4_p5_gates_are_set_at_most_twice_and_stay() {
+    let gated = |ready, condition| Pod {
+        gates: vec![(GATES[0], condition)],
+        containers: vec![container("app", Some(ready))],
+        ..web()
+    };
+    let mut agent = Agent::new();
+    let patches = |agent: &mut Agent| {
+        let all = std::mem::take(&mut agent.log).into_iter();
+        all.filter(|it| it.starts_with("gate")).collect::<Vec<_>>()
+    };
+    agent.list(&[("web-0", gated(false, None))]);
+    assert_eq!(patches(&mut agent), ["gate false ContainersNotReady"]);
+    agent.change("web-0", &gated(true, Some(false)));
+    assert_eq!(patches(&mut agent), ["gate true Done"]);
+    assert!(agent.followed.is_empty(), "nobody waits for the catalog any more");
+    // What is seen may be older than what was set.
+    agent.change("web-0", &gated(false, Some(false)));
+    agent.change("web-0", &gated(true, Some(true)));
+    agent.pass(Duration::from_mins(2));
+    assert!(patches(&mut agent).is_empty());
+    agent.restart();
+    agent.list(&[("web-0", gated(false, Some(true)))]);
+    agent.change("web-0", &gated(true, Some(true)));
+    assert!(patches(&mut agent).is_empty());
+    // Another pod of that name begins anew.
+    agent.change("web-0", &Pod { uid: "2".into(), ..gated(true, None) });
+    assert_eq!(patches(&mut agent).last().map(String::as_str), Some("gate true Done"));
+}
+
+#[test]
+fn p1_a_sidecar_is_answered_when_the_catalog_shows_what_it_asked_for() {
+    let sidecar = |app, sync, restarts| {
+        let mut pod = pod(&[("service-names", "web"), ("sidecar", "sync")]);
+        pod.containers = vec![container("app", Some(app)), container("sync", Some(sync))];
+        pod.containers[1].status.as_mut().unwrap().restarts = restarts;
+        pod
+    };
+    let mut agent = Agent::new();
+    let ask = |agent: &mut Agent, number, kind, name: &str| {
+        agent.log.clear();
+        agent.core.handle_request(number, kind, &key(name), agent.now);
+        agent.settle();
+        agent.log.join("; ")
+    };
+    let early = ask(&mut agent, 1, SyncKind::Register, "web-0");
+    assert!(early.contains("Unavailable"), "{early}");
+    agent.list(&[("web-0", sidecar(false, false, 0)), ("plain", web())]);
+    assert!(ask(&mut agent, 2, SyncKind::Register, "nope").contains("UnknownPod"));
+    assert!(ask(&mut agent, 3, SyncKind::Register, "plain").contains("NoSidecar"));
+    assert!(ask(&mut agent, 4, SyncKind::Register, "web-0").contains("NotReady"));
+    agent.change("web-0", &sidecar(true, false, 0));
+    assert_eq!(agent.status("web-0"), Some("passing"));
+    assert_eq!(ask(&mut agent, 5, SyncKind::Register, "web-0"), "5 ok");
+    let gone = ask(&mut agent, 6, SyncKind::Deregister, "web-0");
+    assert_eq!(gone, "critical katalog-sync_web_shop_web-0; 6 ok");
+    // Another status event, and a restart of the daemon.
+    agent.change("web-0", &sidecar(true, true, 0));
+    assert_eq!(agent.status("web-0"), Some("critical"));
+    agent.restart();
+    agent.list(&[("web-0", sidecar(true, true, 0))]);
+    assert_eq!(agent.status("web-0"), Some("critical"));
+    // Its container has started again: it has to register.
+    agent.change("web-0", &sidecar(true, true, 1));
+    assert_eq!(agent.status("web-0"), Some("critical"));
+    assert!(ask(&mut agent, 7, SyncKind::Register, "web-0").ends_with("7 ok"));
     assert_eq!(agent.status("web-0"), Some("passing"));
 }

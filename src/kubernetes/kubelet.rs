@@ -1,0 +1,221 @@
+//! The pods of a node as its kubelet shows them: one HTTP request after the other, for roles that may
+//! not watch pods at the API server.
+//!
+//! Whatever is not a whole `PodList` is a failure, and shows nothing: it removes nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt as _};
+use k8s_openapi::api::core::v1::Pod as ApiPod;
+use reqwest::Certificate;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use crate::domain::kube::object::{Kind, WatchEvent};
+use crate::domain::node::pod::Seen;
+use crate::domain::text::{chain, one_line};
+use crate::kubernetes::node::key_and_pod;
+use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Trouble};
+
+/// How long an answer may take: a kubelet has its pods in memory.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Largest answer: 250 pods of 64 kB.
+const MAX_BODY: usize = 16 << 20;
+/// A failure is reported at first and then no more often than this.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Where a pod finds its token and the cluster's CA.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// As much of an answer that is no list as is shown.
+const SHOWN: usize = 200;
+
+/// How a kubelet is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubelet {
+    /// The URL of its list of pods.
+    pub url: String,
+    /// Whatever certificate it shows.
+    pub skip_verify: bool,
+    /// Between two requests.
+    pub interval: Duration,
+    /// Where token and CA are found, if not where a pod finds them.
+    pub service_account: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    kind: Option<String>,
+    items: Option<Vec<ApiPod>>,
+}
+
+// === impl Kubelet ===
+
+impl Kubelet {
+    /// The pods, again and again. A list that is asked for comes with the next request.
+    pub fn watch(self, relist: Relist) -> BoxStream<'static, Notice<Seen>> {
+        let state = (self, relist, 0_u32, None::<Instant>, true);
+        stream::unfold(state, |(kubelet, relist, failures, said, first)| async move {
+            if !first {
+                sleep(kubelet.interval).await;
+            }
+            relist.take();
+            let (notices, failures, said) = match kubelet.list().await {
+                Ok(pods) => {
+                    let mut notices = vec![Notice::Event(WatchEvent::ListStarted(Kind::Pod))];
+                    notices
+                        .extend(pods.into_iter().map(|pod| Notice::Event(WatchEvent::Seen(pod))));
+                    notices.push(Notice::Event(WatchEvent::ListCompleted(Kind::Pod)));
+                    (notices, 0, None)
+                }
+                Err(why) => {
+                    let failures = failures + 1;
+                    let is_due = said.is_none_or(|said: Instant| said.elapsed() >= SAY_EVERY);
+                    let trouble = Notice::Trouble(Trouble {
+                        kind: Kind::Pod,
+                        error: WatchError::Kubelet { url: kubelet.shown_url(), cause: why },
+                        failures,
+                        retry_in: kubelet.interval,
+                    });
+                    let notices = if is_due { vec![trouble] } else { Vec::new() };
+                    (notices, failures, if is_due { Some(Instant::now()) } else { said })
+                }
+            };
+            Some((stream::iter(notices), (kubelet, relist, failures, said, false)))
+        })
+        .flatten()
+        .boxed()
+    }
+
+    /// Without the password that it may have.
+    fn shown_url(&self) -> String {
+        match (self.url.split_once("://"), self.url.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+            _ => self.url.clone(),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Seen>, String> {
+        let request = self.client()?.get(&self.url);
+        let request = match self.read("token") {
+            Some(token) => request.bearer_auth(token.trim()),
+            None => request,
+        };
+        let failed = |error: reqwest::Error| chain(&error.without_url());
+        let mut response = request.send().await.map_err(failed)?;
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > MAX_BODY {
+                return Err(format!("expected at most {MAX_BODY} bytes, found more"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let shown = || one_line(&String::from_utf8_lossy(&body), SHOWN);
+        if !status.is_success() {
+            return Err(format!("expected a PodList, found HTTP {status}: {}", shown()));
+        }
+        let list: List = serde_json::from_slice(&body)
+            .map_err(|error| format!("expected a PodList, found {:?}: {error}", shown()))?;
+        match (list.kind.as_deref(), list.items) {
+            (Some("PodList" | "List"), items) => {
+                let items = items.unwrap_or_default().into_iter();
+                Ok(items.map(key_and_pod).map(|(key, pod)| Seen::Pod(key, pod)).collect())
+            }
+            _ => Err(format!("expected a PodList, found {:?}", shown())),
+        }
+    }
+
+    /// A client for one request: token and CA are renewed on disk, and requests are seconds apart.
+    fn client(&self) -> Result<reqwest::Client, String> {
+        let mut builder = reqwest::Client::builder()
+            .timeout(DEADLINE)
+            .tls_danger_accept_invalid_certs(self.skip_verify);
+        builder = match self.read("ca.crt") {
+            Some(pem) if !self.skip_verify => {
+                let all = Certificate::from_pem_bundle(pem.as_bytes());
+                builder.tls_certs_only(all.map_err(|error| format!("ca.crt: {}", chain(&error)))?)
+            }
+            _ => builder.tls_certs_only([]),
+        };
+        builder.build().map_err(|error| chain(&error))
+    }
+
+    fn read(&self, name: &str) -> Option<String> {
+        let folder = self.service_account.clone().unwrap_or_else(|| SERVICE_ACCOUNT.into());
+        fs::read_to_string(folder.join(name)).ok().filter(|text| !text.trim().is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const PODS: &str = r#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":[
+        {"metadata":{"name":"web-0","namespace":"shop","uid":"1"},"spec":{"containers":[{"name":"a"}]},
+         "status":{"phase":"Running","podIP":"10.1.0.1"}}]}"#;
+
+    /// A kubelet that gives one answer, byte by byte as it stands, and shows what it was asked.
+    async fn answers(answer: String) -> (Kubelet, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://user:pw@{}/pods", listener.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let folder = Some("/nonexistent".into());
+        let kubelet = Kubelet {
+            url,
+            skip_verify: false,
+            interval: Duration::from_millis(1),
+            service_account: folder,
+        };
+        (kubelet, asked)
+    }
+
+    fn http(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn a_list_of_pods_is_read_with_the_password_of_its_url() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let (kubelet, asked) = answers(http("200 OK", PODS)).await;
+        let pods = kubelet.list().await.unwrap();
+        assert!(matches!(&pods[..], [Seen::Pod(key, _)] if key.to_string() == "shop/web-0"));
+        assert!(asked.await.unwrap().to_lowercase().contains("authorization: basic"));
+        let (kubelet, _) = answers(http("200 OK", r#"{"kind":"PodList","items":[]}"#)).await;
+        assert_eq!(kubelet.list().await, Ok(vec![]));
+    }
+
+    #[tokio::test]
+    async fn whatever_is_no_list_shows_nothing() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let half = format!("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{PODS}");
+        for answer in [
+            http("401 Unauthorized", "Unauthorized"),
+            http("403 Forbidden", r#"{"kind":"Status","status":"Failure"}"#),
+            http("500 Internal Server Error", PODS),
+            http("200 OK", r#"{"kind":"Status","status":"Failure","code":401}"#),
+            http("200 OK", "{}"),
+            http("200 OK", "null"),
+            http("200 OK", ""),
+            half,
+        ] {
+            let (kubelet, _asked) = answers(answer.clone()).await;
+            let found = kubelet.list().await;
+            assert!(found.is_err(), "{answer:?} is {found:?}");
+            let (kubelet, _asked) = answers(answer).await;
+            let mut notices = kubelet.watch(Relist::default());
+            let first = notices.next().await.unwrap();
+            let Notice::Trouble(trouble) = first else { panic!("{first:?}") };
+            assert!(!trouble.error.to_string().contains("pw"), "{}", trouble.error);
+        }
+    }
+}
