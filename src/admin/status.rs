@@ -13,6 +13,9 @@ pub const PAGE: usize = 200;
 /// Most tags that are shown of an instance.
 pub const TAGS: usize = 20;
 
+/// Most problems of one Service on a page: more of them are no easier to mend.
+pub const MAX_PROBLEMS: usize = 20;
+
 /// Whether the work is being done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
@@ -50,6 +53,10 @@ pub struct Page {
     pub holding: bool,
     /// The last 15 minutes.
     pub history: Vec<Series>,
+    /// How many objects and Services these are of.
+    pub removals_held: usize,
+    /// The watches of the Kubernetes API.
+    pub watches: Vec<WatchStatus>,
     /// The first [`PAGE`] problems.
     pub problems: Vec<ObjectProblem>,
     /// At most [`PAGE`] Services of the namespaces that are registered, by namespace and name.
@@ -79,6 +86,8 @@ pub struct Counts {
     pub services: usize,
     /// Our registrations in Consul.
     pub registrations: usize,
+    /// Those of them whose check is critical.
+    pub critical: usize,
     /// Our PTR records in Consul.
     pub ptr_records: usize,
     /// Services that are being brought in sync.
@@ -124,11 +133,37 @@ pub struct ServiceStatus {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its instances in Consul.
+    /// Why it is not to be registered, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_selected: Option<String>,
+    /// Its instances in Consul, at most [`PAGE`].
     pub instances: Vec<InstanceStatus>,
+    /// What is wrong with it, at most [`MAX_PROBLEMS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<ServiceProblem>,
     /// Records that are not as they ought to be and not written now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<WaitingRecord>,
+}
+
+/// A problem of a Service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceProblem {
+    /// What kind of problem.
+    pub reason: &'static str,
+    /// What was expected, what was found and what to do.
+    pub message: String,
+}
+
+/// One watch of the Kubernetes API.
+#[derive(Clone, Debug, Serialize)]
+pub struct WatchStatus {
+    /// What is watched.
+    pub kind: &'static str,
+    /// How long ago the API server was last heard of on it.
+    pub seconds_since_heard: u64,
+    /// The newest failure, while it fails.
+    pub trouble: Option<String>,
 }
 
 /// A record that is not as it ought to be and not written now.

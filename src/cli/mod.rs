@@ -7,6 +7,7 @@
 #![allow(clippy::doc_markdown, reason = "doc comments are help texts here")]
 
 mod bridge;
+mod check;
 mod connections;
 mod hook;
 mod import;
@@ -16,6 +17,7 @@ mod pages;
 mod plan;
 mod purge;
 mod sidecar;
+mod status;
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -97,6 +99,15 @@ enum Command {
     /// Show what bridge would change now, and change nothing
     #[command(after_help = plan::EXAMPLES, mut_args = plan::of_plan)]
     Plan(Box<PlanArgs>),
+    /// Check each thing that the bridge needs, and say what to do about what does not hold
+    #[command(after_help = check::EXAMPLES, mut_args = check::of_check, visible_alias = "doctor")]
+    Check(Box<check::CheckArgs>),
+    /// Show what a running bridge does, and each Service
+    #[command(after_help = status::STATUS_EXAMPLES)]
+    Status(status::StatusArgs),
+    /// Show what of a Service is in Consul, and why the rest is not
+    #[command(after_help = status::EXPLAIN_EXAMPLES)]
+    Explain(status::ExplainArgs),
     /// Remove everything that one cluster owns in Consul, after showing it
     #[command(after_help = purge::EXAMPLES)]
     Purge(Box<PurgeArgs>),
@@ -198,6 +209,14 @@ impl Cli {
                 Ok(options) => finish(run::bridge::main(options)),
             },
             Command::Plan(args) => args.run(),
+            Command::Check(args) => args.run(),
+            Command::Status(args) => {
+                finish(run::status::status(&args.admin_url.to_string(), args.output))
+            }
+            Command::Explain(status::ExplainArgs { service, status }) => {
+                let url = status.admin_url.to_string();
+                finish(run::status::explain(&url, &service, status.output))
+            }
             Command::Purge(args) => match args.options() {
                 Err(error) => usage(&*error),
                 Ok(options) => finish(run::purge::main(options)),

@@ -157,7 +157,7 @@ fn every_flag_has_its_variable_but_for_consent() {
             assert_eq!(env.and_then(|name| name.to_str()), Some(expected.as_str()), "--{long}");
         }
     }
-    assert_eq!(consent, ["allow-removals", "allow-removals", "yes"]);
+    assert_eq!(consent, ["allow-removals", "allow-removals", "allow-removals", "yes"]);
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub mod import;
 pub mod kubelet;
 pub mod limits;
 pub mod node;
+pub mod permissions;
 pub mod pods;
 pub mod pool;
 pub mod slim;

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`bridge`] | keeps Consul in sync with the Services of the cluster |
 //! | [`plan`] | shows what `bridge` would change now, and changes nothing |
+//! | [`check`] | whether each thing holds that `bridge` needs |
+//! | [`status`] | what a running bridge says of itself and of a Service |
 //! | [`purge`] | removes everything that one cluster owns in Consul |
 //! | [`hook`] | `register` and `deregister`: one instance, from a lifecycle hook |
 //! | [`import`] | keeps the endpoints of Services as Consul has the instances |
@@ -13,6 +15,7 @@
 //! | [`daemon`] | the frame of a daemon: what the long-running commands share |
 
 pub mod bridge;
+pub mod check;
 pub mod daemon;
 pub mod hook;
 pub mod import;
@@ -21,6 +24,7 @@ pub mod node;
 pub mod plan;
 pub mod purge;
 pub mod sidecar;
+pub mod status;
 
 use thiserror::Error;
 

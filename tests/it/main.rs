@@ -3,6 +3,7 @@
 mod acl;
 mod addresses;
 mod catalog;
+mod check;
 mod conflicts;
 mod consul_edge;
 mod documentation;

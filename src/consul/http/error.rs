@@ -396,7 +396,12 @@ impl Error {
 
     /// The message with those of its sources, for where only text can go.
     pub fn chain(&self) -> String {
-        chain(self)
+        let mut text = chain(self);
+        // In rustls' words: what came was no TLS.
+        if text.contains("InvalidContentType") {
+            text.push_str(" (the port does not speak TLS: is it that of plain HTTP?)");
+        }
+        text
     }
 }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | where Consul is and who to be there: every variable of Consul's own command |
 //! | [`setup`] | certificates, server name, HTTP authentication |
+//! | [`certificate`] | when certificates run out |
 //! | [`verifier`] | trust in CA certificates that were given |
 //! | [`authorities`] | naming both CAs where the server's is not trusted |
 //! | [`request`] | one request |
@@ -15,6 +16,7 @@
 //! | [`stream`] | long answers, item by item |
 
 mod authorities;
+pub mod certificate;
 pub mod client;
 pub mod config;
 pub mod error;

@@ -221,7 +221,10 @@ fn files_in(directory: &Path) -> Result<Vec<PathBuf>, BuildError> {
     Ok(files)
 }
 
-fn read_pem(purpose: &'static str, path: &Path) -> Result<Vec<u8>, BuildError> {
+pub(in crate::consul) fn read_pem(
+    purpose: &'static str,
+    path: &Path,
+) -> Result<Vec<u8>, BuildError> {
     let failed = |source| BuildError::Read { purpose, path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut pem = Vec::new();

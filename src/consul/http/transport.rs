@@ -101,7 +101,7 @@ impl Transport {
     /// Reads the certificate files; connects to nothing.
     pub(in crate::consul) fn new(config: &Config) -> Result<Self, BuildError> {
         let stamp = stamp(config);
-        let (http, base) = connections(config)?;
+        let (http, base) = connections(config, false)?;
         let parameter = |name: &str, value: &Option<String>| {
             value.as_ref().map(|value| format!("&{name}={}", encode(value))).unwrap_or_default()
         };
@@ -126,7 +126,7 @@ impl Transport {
             current.looked = Instant::now();
             let stamp = stamp(&self.config);
             if stamp != current.stamp {
-                match connections(&self.config) {
+                match connections(&self.config, false) {
                     Ok((http, _)) => {
                         tracing::info!("the certificate files for Consul were renewed");
                         current.http = http;
@@ -211,7 +211,10 @@ impl Transport {
 }
 
 /// The connection pool that this configuration asks for, and what URLs begin with.
-fn connections(config: &Config) -> Result<(reqwest::Client, String), BuildError> {
+pub(in crate::consul) fn connections(
+    config: &Config,
+    shows_certificate: bool,
+) -> Result<(reqwest::Client, String), BuildError> {
     let mut base = config.base_url();
     let mut headers = HeaderMap::new();
     if let Some(auth) = &config.http_auth {
@@ -219,6 +222,7 @@ fn connections(config: &Config) -> Result<(reqwest::Client, String), BuildError>
     }
     let mut builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
+        .tls_info(shows_certificate)
         .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .tcp_keepalive(KEEPALIVE)

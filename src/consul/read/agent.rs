@@ -17,6 +17,10 @@ pub struct AgentInfo {
     pub node: String,
     /// The domain that its DNS answers for, without the dot at the end.
     pub dns_domain: String,
+    /// The port of its DNS; -1 without.
+    pub dns_port: i32,
+    /// Connections that one address may have to it at a time; 0: as many as it likes.
+    pub max_connections: u32,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +42,10 @@ struct AgentConfig {
 struct AgentDebugConfig {
     #[serde(rename = "DNSDomain")]
     dns_domain: String,
+    #[serde(rename = "DNSPort", default)]
+    dns_port: i32,
+    #[serde(rename = "HTTPMaxConnsPerClient", default)]
+    max_connections: u32,
 }
 
 // === impl Client ===
@@ -52,6 +60,8 @@ impl Client {
             datacenter: config.datacenter,
             node: config.node_name,
             dns_domain: debug_config.dns_domain.trim_end_matches('.').to_owned(),
+            dns_port: debug_config.dns_port,
+            max_connections: debug_config.max_connections,
         })
     }
 

@@ -16,6 +16,7 @@
 //! | [`followed`] | a service that an import follows |
 //! | [`agent`] | what the agent and the servers say of themselves |
 //! | [`pods`] | a node daemon's registrations in its agent and in the catalog |
+//! | [`permissions`] | what the token may do |
 //! | `wire` | services, checks and keys as Consul's JSON has them |
 
 pub mod agent;
@@ -27,6 +28,7 @@ pub mod keys;
 pub mod marks;
 pub mod names;
 pub mod nodes;
+pub mod permissions;
 pub mod pods;
 pub mod registrations;
 pub(in crate::consul) mod wire;

@@ -8,6 +8,7 @@
 //! configuration files from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::str::FromStr;
 
 use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE_META};
@@ -88,8 +89,12 @@ pub fn overrides(
         tags: reader.tags(),
         meta: reader.meta(),
         weight: reader.weight(),
-        address: reader.word(Annotation::Address, AddressMode::WORDS),
-        node_address: reader.word(Annotation::NodeAddress, NodeAddress::WORDS),
+        address: reader.word(Annotation::Address, AddressMode::WORDS, settings.address),
+        node_address: reader.word(
+            Annotation::NodeAddress,
+            NodeAddress::WORDS,
+            settings.node_address,
+        ),
         join: reader.flag(Annotation::Join),
     };
     reader.unknown_keys();
@@ -142,8 +147,10 @@ impl<'a> Reader<'a> {
         counts
     }
 
+    /// In the form of the API server's own validation.
     fn problem(&mut self, key: &str, expected: &str, found: &str) {
-        let message = format!("annotation {key}: expected {expected}, found {:?}", excerpt(found));
+        let found = excerpt(found);
+        let message = format!("invalid value {found:?} for annotation {key}: must be {expected}");
         self.problems.push(Problem::new(Reason::InvalidAnnotation, message));
     }
 
@@ -152,17 +159,26 @@ impl<'a> Reader<'a> {
         let (key, value) = self.get(annotation)?;
         let flag = parse_bool(value.trim());
         if flag.is_none() {
-            self.problem(key, "true or false; the default applies", value);
+            self.problem(key, "true or false; using the default", value);
         }
         flag
     }
 
     /// One of some words.
-    fn word<T: FromStr>(&mut self, annotation: Annotation, words: &[&str]) -> Option<T> {
+    fn word<T: FromStr>(
+        &mut self,
+        annotation: Annotation,
+        words: &[&str],
+        default: impl Display,
+    ) -> Option<T> {
         let (key, value) = self.get(annotation)?;
         let word = value.trim().parse().ok();
         if word.is_none() {
-            let expected = format!("one of {}; the default applies", words.join(", "));
+            let expected = format!(
+                "one of {}; using {default:?}",
+                words.join(", "),
+                default = default.to_string()
+            );
             self.problem(key, &expected, value);
         }
         word
@@ -241,8 +257,13 @@ impl<'a> Reader<'a> {
             if !is_known && !name.starts_with(&meta) {
                 let words = Annotation::WORDS.join(", ");
                 let words = words.replace("service-meta", "service-meta-<key>");
-                let expected = format!("one of {words} after the prefix; it has no effect");
-                self.problem(key, &expected, name);
+                let meant = closest(name).map_or_else(
+                    || format!("known are {words}"),
+                    |word| format!("did you mean {}{word}?", ANNOTATION_PREFIXES[0]),
+                );
+                let message =
+                    format!("unknown annotation {:?} has no effect: {meant}", excerpt(key));
+                self.problems.push(Problem::new(Reason::InvalidAnnotation, message));
             }
         }
     }
@@ -255,6 +276,13 @@ impl Annotation {
     fn word_of_consul_k8s(self) -> Option<&'static str> {
         (self == Annotation::Sync).then_some("service-sync")
     }
+}
+
+/// The annotation that was most likely meant: one of which it takes few changes to be it.
+fn closest(name: &str) -> Option<&'static str> {
+    // Swapped, missing, doubled letters; more than a third of the word is another word.
+    let distances = Annotation::WORDS.iter().map(|word| (strsim::osa_distance(name, word), *word));
+    distances.min().filter(|(distance, word)| distance * 3 <= word.len()).map(|(_, word)| word)
 }
 
 fn is_printable(text: &str) -> bool {
@@ -379,6 +407,34 @@ mod tests {
             assert!(problems[0].contains(annotation), "{problems:?}");
             assert!(problems[0].len() < 400, "{problems:?}");
         }
+    }
+
+    #[test]
+    fn messages_have_the_form_of_kubernetes_and_name_what_was_meant() {
+        for (annotation, value, message) in [
+            (
+                "kube-consul.io/address",
+                "clusterip",
+                "invalid value \"clusterip\" for annotation kube-consul.io/address: must be one of \
+                 auto, cluster-ip, endpoints, node-port, load-balancer, external-ip; using \"auto\"",
+            ),
+            (
+                "kube-consul.io/sync",
+                "maybe",
+                "invalid value \"maybe\" for annotation kube-consul.io/sync: must be true or false; \
+                 using the default",
+            ),
+            (
+                "kube-consul.io/servce-name",
+                "x",
+                "unknown annotation \"kube-consul.io/servce-name\" has no effect: did you mean \
+                 kube-consul.io/service-name?",
+            ),
+        ] {
+            assert_eq!(read(&[(annotation, value)]).2, [message]);
+        }
+        let (_, _, unknown) = read(&[("kube-consul.io/moon", "x")]);
+        assert!(unknown[0].contains("has no effect: known are "), "{unknown:?}");
     }
 
     #[test]

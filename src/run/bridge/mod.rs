@@ -522,10 +522,12 @@ impl Bridge {
     fn sentinel_lost(&mut self, lost: Lost) {
         match lost {
             Lost::Vanished => {
-                tracing::warn!("the agent lost what was registered: filling it again");
+                tracing::warn!(
+                    "the agent has restarted without its state: registering everything again"
+                );
             }
             Lost::Changed => {
-                tracing::warn!("somebody changed the sentinel: looking at everything again");
+                tracing::warn!("somebody changed the sentinel: resyncing");
             }
         }
         self.core.handle_marker_lost(self.began.elapsed());
@@ -593,6 +595,7 @@ impl Bridge {
                 datacenter: agent.map(|agent| agent.datacenter.clone()),
                 trouble: self.core.consul_failure().map(ToOwned::to_owned),
             },
+            watches: self.reporting.watches(),
             now: self.now(),
         }
     }

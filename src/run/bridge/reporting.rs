@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::admin::history::{History, Series};
 use crate::admin::metrics::{self, Metrics, Words};
-use crate::admin::status::Readiness;
+use crate::admin::status::{Readiness, WatchStatus};
 use crate::consul::http::operation::Operation;
 use crate::domain::Moment;
 use crate::domain::consul::record::{Answer, RecordKey};
@@ -56,6 +57,8 @@ pub(super) struct Reporting {
     history: History,
     /// Kinds that were listed: a further list is a relist.
     listed: BTreeSet<Kind>,
+    /// When the API server was last heard of on each watch.
+    heard: BTreeMap<Kind, Instant>,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -79,6 +82,7 @@ impl Reporting {
             watch_failures: BTreeMap::new(),
             history: History::default(),
             listed: BTreeSet::new(),
+            heard: BTreeMap::new(),
             said_crowded: false,
             strays: BTreeSet::new(),
             failures: LogThrottle::default(),
@@ -168,8 +172,19 @@ impl Reporting {
     }
 
     /// The API server was heard of on the watch of this kind.
-    pub(super) fn heard(&self, kind: Kind) {
+    pub(super) fn heard(&mut self, kind: Kind) {
         self.metrics.heard(kind.as_str());
+        self.heard.insert(kind, Instant::now());
+    }
+
+    /// The watches for `/status`.
+    pub(super) fn watches(&self) -> Vec<WatchStatus> {
+        let watch = |(kind, heard): (&Kind, &Instant)| WatchStatus {
+            kind: kind.as_str(),
+            seconds_since_heard: heard.elapsed().as_secs(),
+            trouble: self.watch_failures.get(kind).map(|it| it.why.clone()),
+        };
+        self.heard.iter().map(watch).collect()
     }
 
     pub(super) fn watch_failed(&mut self, trouble: &Trouble) {
@@ -198,6 +213,7 @@ impl Reporting {
     pub(super) fn watch_ended(&mut self, kind: Kind) {
         self.watch_failures.remove(&kind);
         self.listed.remove(&kind);
+        self.heard.remove(&kind);
         self.metrics.unwatched(kind.as_str());
     }
 
@@ -268,7 +284,7 @@ impl Reporting {
                 }
             ),
             Report::Released { confirmed: true } => {
-                tracing::info!("what was held back is confirmed");
+                tracing::info!("a second list agrees: what was held back is removed");
             }
             Report::Released { confirmed: false } => {
                 tracing::info!("what was missing is there again: nothing is removed");

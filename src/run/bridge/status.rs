@@ -1,13 +1,18 @@
 //! The pages of `/status`.
 
+use std::collections::BTreeMap;
+
 use crate::admin::Selection;
 use crate::admin::history::Series;
 use crate::admin::status::{
-    Counts, InstanceStatus, ObjectProblem, PAGE, Page, Peer, Readiness, ServiceStatus, TAGS,
-    WaitingRecord,
+    Counts, InstanceStatus, MAX_PROBLEMS, ObjectProblem, PAGE, Page, Peer, Readiness,
+    ServiceProblem, ServiceStatus, TAGS, WaitingRecord, WatchStatus,
 };
 use crate::domain::Moment;
-use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Subject;
+use crate::domain::problem::Problem;
+use crate::domain::services::desired::not_selected;
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::{Cause, Core, Wait};
 
@@ -19,6 +24,7 @@ pub(super) struct Surroundings {
     pub(super) history: Vec<Series>,
     pub(super) kubernetes: Peer,
     pub(super) consul: Peer,
+    pub(super) watches: Vec<WatchStatus>,
     pub(super) now: Moment,
 }
 
@@ -29,13 +35,27 @@ pub(super) fn page(
     selection: &Selection,
     surroundings: Surroundings,
 ) -> Page {
-    let Surroundings { cluster_uid, leadership, readiness, history, kubernetes, consul, now } =
-        surroundings;
+    let Surroundings {
+        cluster_uid,
+        leadership,
+        readiness,
+        history,
+        kubernetes,
+        consul,
+        watches,
+        now,
+    } = surroundings;
+    let problems = core.problems();
+    let mut of_services: BTreeMap<&ObjectKey, Vec<&Problem>> = BTreeMap::new();
+    for &(_, key, problem) in problems.iter().filter(|(subject, ..)| *subject == Subject::Service) {
+        of_services.entry(key).or_default().push(problem);
+    }
     let services = core.cache().services_after(selection.after.as_ref());
     let registered = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
     let (services, next) = selection.page(registered);
+    let services = services.into_iter();
     let services =
-        services.into_iter().map(|(key, _)| service(core, &settings.cluster, key, now)).collect();
+        services.map(|(key, _)| service(core, settings, key, of_services.get(key), now)).collect();
     let counts = core.counts();
     Page {
         command: "bridge",
@@ -53,22 +73,31 @@ pub(super) fn page(
         counts: Counts {
             services: counts.services,
             registrations: counts.registrations,
+            critical: counts.critical,
             ptr_records: counts.ptr_records,
             backlog: counts.backlog,
             problems: counts.problems,
         },
         holding: core.is_holding(),
+        removals_held: core.removals_held(),
+        watches,
         history,
-        problems: core.problems().into_iter().take(PAGE).map(ObjectProblem::new).collect(),
+        problems: problems.into_iter().take(PAGE).map(ObjectProblem::new).collect(),
         services,
         next,
     }
 }
 
-fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey, now: Moment) -> ServiceStatus {
+fn service(
+    core: &Core,
+    settings: &Settings,
+    key: &ObjectKey,
+    problems: Option<&Vec<&Problem>>,
+    now: Moment,
+) -> ServiceStatus {
     let desired = core.desired_of(key);
     let instances = core.registrations_of(key).iter().take(PAGE).map(|known| {
-        let id = known.id(cluster, key);
+        let id = known.id(&settings.cluster, key);
         let wanted = desired.as_ref().and_then(|desired| desired.registrations.get(&id));
         let tags = wanted.map(|it| it.tags.iter().take(TAGS).cloned().collect());
         InstanceStatus {
@@ -80,10 +109,17 @@ fn service(core: &Core, cluster: &ClusterName, key: &ObjectKey, now: Moment) -> 
             id: id.into(),
         }
     });
+    let problems = problems.into_iter().flatten().take(MAX_PROBLEMS).map(|problem| {
+        let message = problem.message.clone();
+        ServiceProblem { reason: problem.reason.as_str(), message }
+    });
+    let object = core.cache().service(key);
     ServiceStatus {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
+        not_selected: object.and_then(|service| not_selected(settings, key, service)),
         instances: instances.collect(),
+        problems: problems.collect(),
         waiting: waiting(core, key, now),
     }
 }
@@ -131,4 +167,44 @@ fn words(wait: &Wait, now: Moment) -> String {
         Wait::PtrForeign => "somebody else has this PTR record",
     };
     words.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_to_wait_is_told_in_its_own_words() {
+        let until = Moment::from_secs(70);
+        let all = [
+            Wait::Held(Cause::Absence),
+            Wait::Held(Cause::Selection),
+            Wait::InFlight,
+            Wait::Backoff { until },
+            Wait::Denied { until },
+            Wait::Failing { until },
+            Wait::Contested { until },
+            Wait::Refused,
+            Wait::NameUnknown,
+            Wait::NameNotLookedUp,
+            Wait::NameConflict,
+            Wait::SlicesBehind { until },
+            Wait::NameForeign,
+            Wait::NodesUnknown,
+            Wait::Unread,
+            Wait::NodeGoing,
+            Wait::AfterReplacement,
+            Wait::WithPtr,
+            Wait::WithInstance,
+            Wait::DomainUnknown,
+            Wait::PtrForeign,
+        ];
+        let told: BTreeSet<String> =
+            all.iter().map(|it| words(it, Moment::from_secs(10))).collect();
+        assert_eq!(told.len(), all.len(), "{told:?}");
+        let timed = told.iter().filter(|it| it.ends_with("tried again in 60 s")).count();
+        assert_eq!(timed, 4, "{told:?}");
+    }
 }

@@ -100,7 +100,7 @@ pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
 }
 
 /// Reads both sides and makes the plan.
-async fn make(options: &Options, consul: &ConsulClient) -> Result<Plan, Error> {
+pub(in crate::run) async fn make(options: &Options, consul: &ConsulClient) -> Result<Plan, Error> {
     let Options { common, sync, timeout: limit } = options;
     let kubernetes = kubernetes(common).await?;
     let waits = PendingDependencies::default();

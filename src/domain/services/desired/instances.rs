@@ -443,8 +443,10 @@ impl<'a> Builder<'a> {
             }
         }
         if left_out > 0 {
+            // Without annotations it is the ports that are too many.
+            let of_ports = self.overrides.meta.is_empty();
             self.out.problems.push(Problem::new(
-                Reason::InvalidAnnotation,
+                if of_ports { Reason::Incomplete } else { Reason::InvalidAnnotation },
                 format!(
                     "Consul takes at most {MAX_META_PAIRS} meta pairs; {left_out} are left out"
                 ),

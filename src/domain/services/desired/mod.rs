@@ -261,23 +261,50 @@ pub fn left_out(sentences: &[Box<str>]) -> impl Iterator<Item = Problem> {
 
 /// Whether the Service is to be registered, and what is wrong with what says so.
 fn selection(settings: &Settings, key: &ObjectKey, service: &Service) -> (bool, Vec<Problem>) {
-    if service.kind == ServiceType::ExternalName
-        || !settings.includes_namespace(&key.namespace)
-        || !settings.selector.selects(&service.labels)
+    let (why, problems) = unselected(settings, key, service);
+    (why.is_none(), problems)
+}
+
+/// Why the Service is not to be registered, in words; none: it is.
+pub fn not_selected(settings: &Settings, key: &ObjectKey, service: &Service) -> Option<String> {
+    unselected(settings, key, service).0
+}
+
+/// Why the Service is not to be registered, and what is wrong with what says so.
+fn unselected(
+    settings: &Settings,
+    key: &ObjectKey,
+    service: &Service,
+) -> (Option<String>, Vec<Problem>) {
+    let because = |why: &str| (Some(why.to_owned()), Vec::new());
+    if service.kind == ServiceType::ExternalName {
+        return because("its type is ExternalName");
+    }
+    if !settings.includes_namespace(&key.namespace) {
+        return because("its namespace is left out by --namespace or --deny-namespace");
+    }
+    if !settings.selector.selects(&service.labels) {
+        return because("its labels do not match --selector");
+    }
+    if service.annotations.contains_key(IMPORT_ANNOTATION) {
         // Its endpoints are Consul's: sending them back would make a loop.
-        || service.annotations.contains_key(IMPORT_ANNOTATION)
-    {
-        return (false, Vec::new());
+        return because("its endpoints are imported from Consul");
     }
     let (sync, mut problems) = sync(settings, key, service);
     if !sync.unwrap_or(settings.default_sync) {
-        return (false, problems);
+        let why = match sync {
+            Some(_) => "an annotation says that it is not (sync: \"false\")",
+            None => "no annotation asks for it, and --default-sync is false",
+        };
+        return (Some(why.to_owned()), problems);
     }
     let has_label =
         |(name, value): &(&str, &str)| service.labels.get(*name).is_some_and(|v| &**v == *value);
-    let label = IMPORTED.iter().find(|label| has_label(label));
-    if label == Some(&LABEL_OF_README) {
-        let (name, value) = LABEL_OF_README;
+    let Some(label) = IMPORTED.iter().find(|label| has_label(label)) else {
+        return (None, problems);
+    };
+    let (name, value) = label;
+    if *label == LABEL_OF_README {
         problems.push(Problem::new(
             Reason::ImportLabel,
             format!(
@@ -286,7 +313,7 @@ fn selection(settings: &Settings, key: &ObjectKey, service: &Service) -> (bool, 
             ),
         ));
     }
-    (label.is_none(), problems)
+    (Some(format!("the label {name}: {value} says that it mirrors one of Consul")), problems)
 }
 
 fn wanted_ports<'s>(
@@ -361,10 +388,10 @@ fn primary_port<'s>(
             problems.push(Problem::new(
                 Reason::InvalidAnnotation,
                 format!(
-                    "annotation service-port: expected one of the Service's ports ({}) or a number \
-                     from 1 to 65535, found {:?}; the first port is used",
-                    labels.join(", "),
+                    "invalid value {:?} for annotation service-port: must be one of the Service's \
+                     ports ({}) or a number from 1 to 65535; using the first port",
                     excerpt(asked),
+                    labels.join(", "),
                 ),
             ));
             (first, None)
@@ -428,7 +455,7 @@ fn permitted_name<'w>(
             Permit::Granted(neighbours) => (Standing::Granted, neighbours),
             Permit::Unknown => (Standing::Undecided, Neighbours::default()),
             Permit::ForeignToo(holder, neighbours) => {
-                problems.push(foreign(name, &holder, "what is registered already stays"));
+                problems.push(foreign(name, &holder, "what this Service has registered stays"));
                 (Standing::Granted, neighbours)
             }
             Permit::Foreign(holder) => {

@@ -1,0 +1,106 @@
+//! The Kubernetes API: whether it answers, who the cluster is, what may be done.
+
+use crate::domain::services::settings::{AddressMode, Settings};
+use crate::kubernetes::client::{Connected, server_version};
+use crate::kubernetes::permissions::{Permission, is_permitted};
+use crate::kubernetes::watch::Scope;
+use crate::run::check::report::{Finding, failed, ok, skipped, warning};
+use crate::run::check::{Ask, CLUSTER, KUBERNETES};
+use crate::run::daemon::checks::{self, Identity};
+use crate::run::daemon::options::{Common, SyncOptions};
+
+const PERMISSION: &str = "permission";
+const REMEDY: &str = "apply manifests/base/rbac.yaml, or manifests/namespaces with --namespace, for this \
+    service account";
+
+/// What was found, and the cluster's uid.
+pub(super) async fn check(
+    common: &Common,
+    sync: &SyncOptions,
+    kubernetes: &Connected,
+    ask: Ask,
+) -> (Vec<Finding>, Option<String>) {
+    let Connected { client, url, source } = kubernetes;
+    let version = ask.of(server_version(client)).await;
+    let mut findings = match &version {
+        Ok(version) => vec![ok(KUBERNETES, format!("{version} at {url}, by {source}"))],
+        Err(why) => vec![failed(
+            KUBERNETES,
+            format!("{url}, by {source}: {why}"),
+            "check --kube-url, --kubeconfig or the pod's service account, and the network in between",
+        )],
+    };
+    if version.is_err() {
+        let why = "the Kubernetes API does not answer";
+        findings.extend([skipped(PERMISSION, why), skipped(CLUSTER, why)]);
+        return (findings, None);
+    }
+    for (permission, is_needed) in needed(&sync.settings, common.cluster_uid.is_some()) {
+        findings.push(permitted(kubernetes, &permission, is_needed, ask).await);
+    }
+    let (finding, uid) = identity(common, kubernetes, ask).await;
+    findings.push(finding);
+    (findings, uid)
+}
+
+/// The permissions of the shipped roles that these options need, and whether nothing works without.
+fn needed(settings: &Settings, knows_uid: bool) -> Vec<(Permission, bool)> {
+    let mut all = Vec::new();
+    for scope in Scope::of(&settings.namespaces, &settings.deny_namespaces) {
+        for (group, resource) in [("", "services"), ("discovery.k8s.io", "endpointslices")] {
+            for verb in ["list", "watch"] {
+                let namespace = scope.namespace.clone();
+                all.push((Permission { group, resource, verb, namespace, name: None }, true));
+            }
+        }
+    }
+    let cluster_wide = |group, resource, verb| {
+        let (namespace, name) = (None, None);
+        Permission { group, resource, verb, namespace, name }
+    };
+    if settings.address == AddressMode::NodePort {
+        all.extend(["list", "watch"].map(|verb| (cluster_wide("", "nodes", verb), true)));
+    }
+    if !knows_uid {
+        let name = Some("kube-system");
+        all.push((Permission { name, ..cluster_wide("", "namespaces", "get") }, true));
+    }
+    // In a namespace of those that are registered, where only these may be written to.
+    let namespace = settings.namespaces.iter().next().cloned();
+    let events = cluster_wide("events.k8s.io", "events", "create");
+    all.push((Permission { namespace, ..events }, false));
+    all
+}
+
+async fn permitted(
+    kubernetes: &Connected,
+    permission: &Permission,
+    is_needed: bool,
+    ask: Ask,
+) -> Finding {
+    let check = format!("{PERMISSION} {permission}");
+    match ask.of_text(is_permitted(&kubernetes.client, permission)).await {
+        Ok(true) => ok(check, "granted"),
+        Ok(false) if is_needed => failed(check, "not granted", REMEDY),
+        Ok(false) => warning(check, "not granted: problems are not written as Events", REMEDY),
+        Err(why) => warning(check, format!("cannot be asked for: {why}"), REMEDY),
+    }
+}
+
+async fn identity(common: &Common, kubernetes: &Connected, ask: Ask) -> (Finding, Option<String>) {
+    let given = common.cluster_uid.as_deref();
+    match ask.of(checks::identity(&kubernetes.client, given)).await {
+        Ok(Identity::Known(uid)) => (ok(CLUSTER, format!("uid {uid}")), Some(uid)),
+        Ok(Identity::Differs { given, found }) => {
+            let what = format!("--cluster-uid says {given}, kube-system has {found}");
+            let remedy = "check which cluster the Kubernetes flags lead to, or give this uid";
+            (failed(CLUSTER, what, remedy), None)
+        }
+        Ok(Identity::Denied(why)) => {
+            let remedy =
+                "allow reading the namespace kube-system, or give its uid with --cluster-uid";
+            (failed(CLUSTER, why, remedy), None)
+        }
+        Err(why) => (failed(CLUSTER, why, "check the API server"), None),
+    }
+}
