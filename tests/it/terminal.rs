@@ -238,8 +238,9 @@ async fn what_has_no_service_is_told_without_one() -> Result<()> {
         let is_empty = |field: &str| line[field] == "";
         ensure!(!is_empty("namespace") && !is_empty("service") && !is_empty("name"), "{line}");
     }
-    let orphans = lines.iter().find(|it| it["message"] == "removed records of no Service");
-    ensure!(orphans.is_some_and(|it| it["removed"] == 1), "{said}");
+    let orphans =
+        lines.iter().find(|it| it["message"] == "removed records that belong to no Service");
+    ensure!(orphans.is_some_and(|it| it["ptr_records"] == 1), "{said}");
     Ok(())
 }
 
