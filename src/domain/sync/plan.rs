@@ -118,13 +118,20 @@ impl View<'_> {
             unknown_names: desired.unknown_names.clone(),
             unserved: desired.unserved.clone(),
             releases_hold: self.term.holds.of(key).is_some()
-                && self.cluster.cache.service(key).is_some()
-                && self.lost(key, desired).next().is_none(),
+                && self.has_nothing_to_lose(key, desired),
             ..Outcome::default()
         };
         let names = &mut desired.unknown_names.iter();
         let adding = names.any(|name| self.term.names.comes_soon(name));
         Draft { adding, outcome, ..Draft::default() }
+    }
+
+    /// Whether nothing is left to be held for the Service, or for the records of none.
+    fn has_nothing_to_lose(&self, key: &ObjectKey, desired: &Desired) -> bool {
+        if key.is_orphaned() {
+            return !self.loses(key);
+        }
+        self.cluster.cache.service(key).is_some() && self.lost(key, desired).next().is_none()
     }
 
     /// Why what is undecided waits.

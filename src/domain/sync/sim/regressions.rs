@@ -1,7 +1,8 @@
 //! Sequences that have failed, each shrunk and named.
 
 use super::ops::{
-    Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Second, Shape, Target, WatchedKind,
+    Crowd, Drift, Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Second, Shape, Target,
+    WatchedKind,
 };
 use super::run;
 
@@ -82,4 +83,19 @@ fn a_name_is_taken_by_another_before_its_holder_moves_to_a_further_one() {
         Op::Service(2, moves),
     ];
     assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
+    let scenario =
+        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let ops = vec![
+        Op::Pass(10),
+        Op::Service(0, SHAPE),
+        Op::Crowd(255, Crowd::Off),
+        Op::Restart(0, 1),
+        Op::Pass(2),
+        Op::Drift(Drift::AllLost, 0),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
