@@ -130,10 +130,31 @@ async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
     cluster.apply_file(&manifest("base/namespace.yaml")).await?;
     let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
     cluster.apply_yaml(&shop.to_string()).await?;
-    for overlay in ["acl", "catalog-ha", "catalog-ha-acl", "namespaces", "node"] {
+    for overlay in ["acl", "catalog-ha", "catalog-ha-acl", "namespaces", "node", "node-kubelet"] {
         let path = path(overlay);
         let dry = ["apply", "--kustomize", &path, "--dry-run=server"];
         without_warning(&[&dry[..], &SERVER_SIDE].concat()).await?;
+    }
+    // Its namespace allows the one thing that others forbid: a port of the node.
+    let path = path("node-sidecars");
+    let dry = ["apply", "--kustomize", &path, "--dry-run=server"];
+    let said = kubectl(&[&dry[..], &SERVER_SIDE].concat()).await?.stderr();
+    let warned = "would violate PodSecurity \"restricted:latest\": hostPort (";
+    ensure!(said.contains(warned) && !said.contains("), "), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_node_daemon_takes_the_flags_of_the_manifests() -> Result<()> {
+    for overlay in ["node", "node-sidecars", "node-kubelet"] {
+        let objects = objects(overlay).await?;
+        let node = container(of_kind(&objects, "DaemonSet")?, "node")?;
+        let arguments = strings(&node["args"]);
+        let arguments = arguments.iter().map(|it| it.replace("$(HOST_IP)", "127.0.0.1"));
+        // The last one is wrong: it is read once all before it were taken.
+        let options = kube_consul().args(arguments).arg("--admin-addr=nowhere");
+        let said = ends_with(2, options).await?;
+        ensure!(said.contains("--admin-addr"), "{overlay}: {said}");
     }
     Ok(())
 }
