@@ -14,6 +14,7 @@
 //! | [`sync`] | the state of a bridge: from events and answers to the next writes |
 //! | [`hook`] | what the registration hook registers |
 //! | [`import`] | from Consul to Kubernetes: what a Service asks for, and the slices that make it |
+//! | [`node`] | which pods of a node stand in its agent, and with which health |
 //! | [`sidecar`] | what a sidecar asks the daemon of its node for |
 //! | [`report`] | what people are shown: differences between records, the forecast of `plan` |
 //! | [`problem`] | what is wrong with an object, for those who can fix it |
