@@ -168,13 +168,13 @@ async fn a_consul_that_stood_still_gets_what_changed_meanwhile() -> Result<()> {
         fixture.patch(name, &json!({"spec": {"ports": [{"name": "http", "port": 81}]}})).await?;
     }
     fixture.create(numbered("new", 0..5)).await?;
-    // As many as are ever sent at a time, none of them answered.
+    // All that may be sent, none of it answered: new names are looked up first.
     let unanswered = || {
         let writes = fixture.recorder().writes();
         writes.iter().filter(|write| write.status.is_none()).count()
     };
     eventually(DEADLINE, || async {
-        ensure!(unanswered() >= 15, "{} writes are under way", unanswered());
+        ensure!(unanswered() >= 10, "{} writes are under way", unanswered());
         Ok(())
     })
     .await?;
