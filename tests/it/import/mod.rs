@@ -4,4 +4,5 @@ mod create;
 mod faults;
 mod follow;
 pub mod support;
+mod unusual;
 mod usage;
