@@ -8,7 +8,6 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -317,10 +316,8 @@ impl Metrics {
 }
 
 impl Render for Metrics {
-    fn render(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    fn registry(&self) -> &Registry {
+        &self.registry
     }
 }
 

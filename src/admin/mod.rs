@@ -24,6 +24,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures::stream;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
@@ -91,8 +93,15 @@ impl Selection {
 
 /// Counters that can be shown.
 pub trait Render: Send + Sync {
+    /// Where they are registered.
+    fn registry(&self) -> &Registry;
+
     /// All of them in the `OpenMetrics` text format.
-    fn render(&self) -> Result<String, fmt::Error>;
+    fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, self.registry())?;
+        Ok(text)
+    }
 }
 
 /// What the handlers need.

@@ -13,10 +13,12 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::{Client, Error as KubeError};
 use serde_json::{Value, json};
 
-use crate::domain::import::create::{CREATED, OF_CONSUL_K8S, SERVICE_SYNC, Wanted};
+use crate::domain::import::create::Wanted;
 use crate::domain::import::layout::{Slice, SlicePort};
 use crate::domain::import::object::{Form, MANAGED_BY, OwnedSlice, Seen, Service, Version};
-use crate::domain::import::source::{CONSUL8S_SOURCE, Pairs, REGISTRATION};
+use crate::domain::import::source::{
+    CONSUL8S_SOURCE, CREATED, OF_CONSUL_K8S, Pairs, REGISTRATION, SERVICE_SYNC,
+};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::kubernetes::errors::failure;

@@ -5,16 +5,9 @@ use crate::domain::hash::fnv1a_32;
 use crate::domain::import::instance::Instance;
 use crate::domain::import::layout::ServicePort;
 use crate::domain::import::object::{Form, Service};
-use crate::domain::import::source::{IMPORT, Pairs, Source, TAGS};
+use crate::domain::import::source::{IMPORT, Pairs, SERVICE_SYNC, Source, TAGS};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
-
-/// The label of Services that were made here.
-pub const CREATED: (&str, &str) = ("app.kubernetes.io/managed-by", "kube-consul-import");
-/// The label of Services that consul-k8s made.
-pub const OF_CONSUL_K8S: (&str, &str) = ("consul", "true");
-/// Keeps consul-k8s from registering a Service.
-pub const SERVICE_SYNC: &str = "consul.hashicorp.com/service-sync";
 
 /// The longest name of a Service: one DNS label.
 const MAX_NAME: usize = 63;

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::domain::import::create::SERVICE_SYNC;
-use crate::domain::import::source::Import;
+use crate::domain::import::source::{Import, SERVICE_SYNC};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Protocol;
 use crate::domain::problem::{Problem, Reason};

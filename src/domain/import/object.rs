@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::domain::import::create::{CREATED, OF_CONSUL_K8S};
 use crate::domain::import::layout::{ServicePort, Slice};
-use crate::domain::import::source::Pairs;
+use crate::domain::import::source::{CREATED, OF_CONSUL_K8S, Pairs};
 use crate::domain::kube::names::ObjectKey;
 
 /// The value of label `endpointslice.kubernetes.io/managed-by` on our slices.

@@ -34,6 +34,12 @@ pub const CONSUL8S_NAME: &str = "consul8s/service.name";
 pub const CONSUL8S_SOURCE: &str = "consul8s_source";
 /// The label that its README names.
 pub const REGISTRATION: &str = "registration";
+/// The label of Services that were made here.
+pub const CREATED: (&str, &str) = ("app.kubernetes.io/managed-by", "kube-consul-import");
+/// The label of Services that consul-k8s made.
+pub const OF_CONSUL_K8S: (&str, &str) = ("consul", "true");
+/// Keeps consul-k8s from registering a Service.
+pub const SERVICE_SYNC: &str = "consul.hashicorp.com/service-sync";
 
 /// Longest name of a Consul service or datacenter: what Consul registers.
 const MAX_NAME: usize = 255;

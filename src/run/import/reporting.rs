@@ -1,11 +1,9 @@
 //! What the import tells people: logs, Events, metrics, readiness, `/status`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -135,10 +133,8 @@ impl Metrics {
 }
 
 impl Render for Metrics {
-    fn render(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    fn registry(&self) -> &Registry {
+        &self.registry
     }
 }
 

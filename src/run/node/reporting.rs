@@ -1,10 +1,8 @@
 //! What the daemon tells people: logs, Events, metrics, readiness, `/status`.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -136,10 +134,8 @@ impl Default for Metrics {
 }
 
 impl Render for Metrics {
-    fn render(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    fn registry(&self) -> &Registry {
+        &self.registry
     }
 }
 

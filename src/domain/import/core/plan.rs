@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use super::create::Step;
 use super::{Action, Importer, Moment, OldEndpoints, Report, State, Write};
-use crate::domain::import::create::SERVICE_SYNC;
 use crate::domain::import::instance::{Endpoints, Group, Imported};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
 use crate::domain::import::object::{Form, OwnedSlice, Service};
-use crate::domain::import::source::Import;
+use crate::domain::import::source::{Import, SERVICE_SYNC};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::parse_bool;

@@ -2,10 +2,12 @@ use std::collections::VecDeque;
 
 use super::failures::RETRY;
 use super::*;
-use crate::domain::import::create::{CREATED, CreateAs, SERVICE_SYNC};
+use crate::domain::import::create::CreateAs;
 use crate::domain::import::instance::Health;
 use crate::domain::import::object::{Form, MANAGED_BY};
-use crate::domain::import::source::{CONSUL8S_NAME, CONSUL8S_SOURCE, DATACENTERS, IMPORT, KEEP};
+use crate::domain::import::source::{
+    CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, IMPORT, KEEP, SERVICE_SYNC,
+};
 
 const DB: &str = "shop/db";
 
