@@ -1,5 +1,6 @@
 //! What Consul's answers mean for the records that were written.
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::Moment;
@@ -227,13 +228,18 @@ impl Term {
                 *if was_there { &mut written.updated } else { &mut written.added } += 1;
             }
         }
+        let name_before = match record {
+            RecordKey::Registration(id) => self.known.registration(owner, id),
+            _ => None,
+        };
+        let name_before = name_before.map(|known| Arc::clone(&known.service));
         match (record, &sent.content) {
             (
                 RecordKey::Registration(id),
                 Content::Registration { name, fingerprint, critical },
             ) => {
                 self.known.put(owner, id, name, Some(*fingerprint), *critical);
-                self.names.taken(&lookup_form(name));
+                self.names.taken(&lookup_form(name), owner);
                 if sent.old_token {
                     self.known.resend(owner, id);
                 }
@@ -257,6 +263,9 @@ impl Term {
                 }
             }
             (RecordKey::NamespaceNode(_), _) => {}
+        }
+        if let Some(name) = name_before.filter(|name| !self.known.holds_name(name)) {
+            self.names.left((&*lookup_form(&name)).into());
         }
     }
 

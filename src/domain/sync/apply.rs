@@ -105,7 +105,10 @@ impl Term {
             self.wait(&service, record, wait);
         }
         let Some(mut outcome) = plan.outcome else { return };
-        let follow_up = outcome.follow_up || self.flights.has(&service);
+        let follow_up = outcome.follow_up || outcome.again || self.flights.has(&service);
+        if outcome.again {
+            self.work.queue.push(service.clone());
+        }
         self.unserved.note(&service, std::mem::take(&mut outcome.unserved), now);
         let puts = if self.ptr.awaited.is_empty() { BTreeSet::new() } else { puts(&plan.actions) };
         self.apply_outcome(&service, outcome, &puts, reports);

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::domain::consul::names::{ForeignNames, Holders};
+use crate::domain::kube::names::ObjectKey;
 
 /// Look-ups under way at a time: at a millisecond each, thousands of names a second, and a small
 /// part of the connections that Consul lets one address have (200).
@@ -38,6 +39,11 @@ pub(super) struct Names {
     failed: BTreeMap<Arc<str>, String>,
     /// Names that the listing under way tells.
     listing: BTreeSet<Arc<str>>,
+    /// Names that we have left since the last listing began: what it shows there of ours may be what
+    /// we have removed meanwhile.
+    left: HashSet<Arc<str>>,
+    /// Services whose instances under a name somebody else removed: they have not given it up.
+    lost: BTreeMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
 
 /// Who else holds a name.
@@ -114,6 +120,7 @@ impl Names {
 
     /// A listing begins: it tells of all that is asked by now.
     pub(super) fn begin_listing(&mut self) {
+        self.left.clear();
         self.listing.append(&mut self.due);
         self.listing.extend(std::mem::take(&mut self.failed).into_keys());
     }
@@ -126,7 +133,15 @@ impl Names {
     }
 
     /// Takes the listing. Gives for which names it says something new; `None`: it is the first one.
-    pub(super) fn listed(&mut self, foreign: ForeignNames) -> Option<BTreeSet<Box<str>>> {
+    /// `is_held`: which names we hold, so that what it shows of ours there may be no other replica's.
+    pub(super) fn listed(
+        &mut self,
+        mut foreign: ForeignNames,
+        is_held: impl Fn(&str) -> bool,
+    ) -> Option<BTreeSet<Box<str>>> {
+        for (name, holders) in &mut foreign {
+            holders.ours &= !is_held(name) && !self.left.contains(&**name);
+        }
         let told = std::mem::take(&mut self.listing);
         let news = self.foreign.as_ref().map(|before| {
             let all = before.keys().chain(foreign.keys());
@@ -150,19 +165,45 @@ impl Names {
         }
     }
 
-    /// Somebody removed what we had under the name: it is ours to write again at once, and who else
-    /// holds it is told by the next listing.
-    pub(super) fn lost(&mut self, name: Arc<str>) {
+    /// Somebody removed what the Service had under the name: it is the Service's to write again at
+    /// once, and who else holds it is told by the next listing.
+    pub(super) fn lost(&mut self, name: Arc<str>, service: &ObjectKey) {
+        self.lost.entry(Arc::clone(&name)).or_default().insert(service.clone());
         self.free.insert(name);
     }
 
-    /// We have taken the name: should we give it up, it is looked up before we take it again.
-    pub(super) fn taken(&mut self, name: &str) {
-        self.free.remove(name);
+    /// Whether the Service has lost what it had under the name, and may have it back.
+    pub(super) fn has_lost(&self, name: &str, service: &ObjectKey) -> bool {
+        self.lost.get(name).is_some_and(|services| services.contains(service))
     }
 
-    /// Forgets that these names are free unless `is_wanted`.
-    pub(super) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
-        self.free.retain(|name| is_wanted(name));
+    /// The Service has taken the name: should we give it up, it is looked up before we take it again.
+    pub(super) fn taken(&mut self, name: &str, service: &ObjectKey) {
+        self.free.remove(name);
+        if let Some(services) = self.lost.get_mut(name) {
+            services.remove(service);
+            if services.is_empty() {
+                self.lost.remove(name);
+            }
+        }
+    }
+
+    /// We have removed the last of what we had under the name.
+    pub(super) fn left(&mut self, name: Arc<str>) {
+        self.left.insert(name);
+    }
+
+    /// Forgets which names are free, unless they are wanted and not held, and who has lost one and no
+    /// longer claims it.
+    pub(super) fn retain(
+        &mut self,
+        is_free: impl Fn(&str) -> bool,
+        claims: impl Fn(&str, &ObjectKey) -> bool,
+    ) {
+        self.free.retain(|name| is_free(name));
+        self.lost.retain(|name, services| {
+            services.retain(|service| claims(name, service));
+            !services.is_empty()
+        });
     }
 }

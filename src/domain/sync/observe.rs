@@ -191,7 +191,7 @@ impl Term {
             .collect();
         for (service, id, before) in unseen {
             if let Some(known) = self.known.registration(&service, &id) {
-                self.names.lost((&*lookup_form(&known.service)).into());
+                self.names.lost((&*lookup_form(&known.service)).into(), &service);
             }
             self.known.deregistered(&service, &id);
             let before = before.map_or(Before::Uncertain, Before::Content);

@@ -53,6 +53,8 @@ pub(super) struct Outcome {
     pub(super) releases_hold: bool,
     /// Whether the answers may leave something to do or to tell.
     pub(super) follow_up: bool,
+    /// Whether it is planned once more, after those that wait for their turn now.
+    pub(super) again: bool,
 }
 
 /// A plan in the making.
@@ -319,9 +321,8 @@ impl View<'_> {
 
     /// The failures of records that are neither wanted nor there are past.
     fn clear_old_failures(&self, key: &ObjectKey, desired: &Desired, draft: &mut Draft) {
-        let failed = self.term.retries.of(key);
-        let old = failed
-            .filter(|it| !self.term.flights.carries(it) && !self.concerns(key, it, desired, draft));
+        // One that another Service is writing by now is no longer this one's, either.
+        let old = self.term.retries.of(key).filter(|it| !self.concerns(key, it, desired, draft));
         let old: Vec<RecordKey> = old.cloned().collect();
         draft.outcome.cleared.extend(old);
     }

@@ -110,7 +110,8 @@ impl View<'_> {
         None
     }
 
-    /// The removals of the PTR records of the Service that nobody claims any more.
+    /// The removals of the PTR records of the Service that nobody claims any more. Services that wait
+    /// for their turn may: what the Service gives up now is removed once they have been planned.
     pub(super) fn ptr_deletes(
         &self,
         key: &ObjectKey,
@@ -119,6 +120,10 @@ impl View<'_> {
     ) -> BTreeMap<Box<str>, Write> {
         let mut deletes = BTreeMap::new();
         let mut released = std::mem::take(&mut draft.outcome.released);
+        let before = self.term.ptr.released.get(key);
+        let may_be_claimed = |ptr: &str| {
+            !self.term.work.queue.is_empty() && !before.is_some_and(|it| it.contains(ptr))
+        };
         released.retain(|ptr| {
             let claim = draft.outcome.ptr_claims.get(&**ptr);
             if self.term.ptr.claims.holder_if(ptr, key, claim).is_some() {
@@ -136,6 +141,10 @@ impl View<'_> {
                     return false;
                 }
                 (_, Some(wait)) => self.wait_for_ptr(ptr, wait, draft),
+                (Some(PtrState::Ours(_) | PtrState::Unknown), None) if may_be_claimed(ptr) => {
+                    draft.outcome.again = true;
+                    draft.wait(record, Wait::AfterReplacement);
+                }
                 (Some(PtrState::Unknown), None) => draft.read(ptr.clone()),
                 (Some(PtrState::Ours(_)), None) => {
                     let cas = known.map_or(0, |known| known.index);

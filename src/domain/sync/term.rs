@@ -247,9 +247,12 @@ impl Term {
 
     /// Sets the Consul names under which others than bridges hold instances.
     pub(super) fn set_names(&mut self, names: ForeignNames, cluster: &Cluster) {
-        let news = self.names.listed(names);
-        let claims = &cluster.name_claims;
-        self.names.retain(|name| claims.holder(name).is_some() && !self.known.holds_name(name));
+        let (known, claims) = (&self.known, &cluster.name_claims);
+        let news = self.names.listed(names, |name| known.holds_name(name));
+        self.names.retain(
+            |name| claims.holder(name).is_some() && !known.holds_name(name),
+            |name, service| claims.claimants(name).any(|claimant| claimant == *service),
+        );
         let Some(news) = news else { return self.mark_all(cluster) };
         let concerned: Vec<ObjectKey> =
             news.iter().flat_map(|name| claims.claimants(name)).collect();

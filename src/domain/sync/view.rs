@@ -93,7 +93,8 @@ impl View<'_> {
         let claims = &self.cluster.name_claims;
         // By this Service: another one's right to the name is no reason to join it.
         let mut known = self.term.known.of(service).iter();
-        let held = known.any(|known| *lookup_form(&known.service) == *name);
+        let held = known.any(|known| *lookup_form(&known.service) == *name)
+            || self.term.names.has_lost(name, service);
         if self.settings.on_conflict != OnConflict::Merge
             && let Some(holder) = claims.holder(name)
             && holder != service

@@ -348,3 +348,11 @@ impl Consul {
         self.machines.iter().map(|name| of(name)).collect()
     }
 }
+
+/// What the write registers.
+pub(super) fn registered_by(write: &Write) -> Option<&Registration> {
+    match write {
+        Write::Register(registration) | Write::Replace(registration) => Some(registration),
+        _ => None,
+    }
+}

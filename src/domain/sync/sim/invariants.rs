@@ -12,9 +12,8 @@ use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service
 use crate::domain::services::claims::Rank;
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
-use crate::domain::sync::sim::consul::{Consul, Registered};
-use crate::domain::sync::sim::kubernetes::View;
-use crate::domain::sync::sim::world::{registered_by, service_of};
+use crate::domain::sync::sim::consul::{Consul, Registered, registered_by};
+use crate::domain::sync::sim::kubernetes::{View, service_of};
 use crate::domain::sync::{Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.

@@ -301,6 +301,17 @@ pub(super) fn key_of(object: &SeenObject) -> ObjectKey {
     }
 }
 
+/// The Service that the object is, or belongs to.
+pub(super) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
+    match object {
+        SeenObject::Service(key, _) => Some(key.clone()),
+        SeenObject::EndpointSlice(key, slice) => {
+            Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
+        }
+        SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
+    }
+}
+
 // === impl Watch ===
 
 impl Watch {
@@ -393,7 +404,8 @@ impl View {
                 self.see(kind, key, object.clone());
             }
             WatchEvent::ListCompleted(kind) => {
-                let shown = self.listing.remove(kind).unwrap_or_default();
+                let mut shown = self.listing.remove(kind).unwrap_or_default();
+                shown.extend(hidden.iter().map(key_of));
                 let is_gone = |(of, key): &(Kind, ObjectKey)| of == kind && !shown.contains(key);
                 self.objects.retain(|place, _| !is_gone(place));
                 self.unread.retain(|place| !is_gone(place));

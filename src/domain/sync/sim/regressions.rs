@@ -99,3 +99,73 @@ fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
+
+#[test]
+fn what_cannot_be_read_and_is_missing_from_a_list_is_held_as_it_was() {
+    let scenario =
+        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let ops = vec![
+        Op::Pass(5),
+        Op::Service(0, SHAPE),
+        Op::Service(2, Shape { tag: 3, ..SHAPE }),
+        Op::Pass(2),
+        Op::Undecodable(WatchedKind::Services, 2),
+        Op::Lists(0, WatchedKind::Services, 1, 255),
+        Op::Pass(60_000),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
+
+#[test]
+fn a_ptr_record_is_not_removed_while_the_next_claimant_waits_for_its_turn() {
+    let at = |n, address| Op::Service(n, Shape { address, ..SHAPE });
+    let headless = Op::Service(2, Shape { mode: Mode::Headless, ..SHAPE });
+    assert_runs(Target::Catalog, &[at(2, 1), Op::Pass(10), at(0, 0), at(3, 1), headless]);
+}
+
+#[test]
+fn a_name_of_others_that_one_service_leaves_is_not_joined_by_the_next() {
+    let of_machines = Shape { name: Name::OfMachines, ..SHAPE };
+    let ops = [
+        Op::Foreign(Foreign::Machines, 1),
+        Op::Service(2, SHAPE),
+        Op::Foreign(Foreign::OnNode, 20),
+        Op::Service(3, of_machines.clone()),
+        Op::Foreign(Foreign::Machines, 1),
+        Op::Drift(Drift::Deregistered, 0),
+        Op::Pass(9),
+        Op::Foreign(Foreign::Machines, 41),
+        Op::SessionEnds,
+        Op::Service(2, Shape { tag: 1, ..of_machines }),
+    ];
+    assert_runs(Target::Elected, &ops);
+}
+
+#[test]
+fn a_node_that_others_keep_does_not_hide_that_a_hold_waits_for_people() {
+    let scenario =
+        Scenario { target: Target::Catalog, crowd: true, pods_have_ptr: false, reads_often: true };
+    let ops = vec![
+        Op::Pass(5),
+        Op::Crowd(255, Crowd::Off),
+        Op::Restart(0, 1),
+        Op::Foreign(Foreign::OnNode, 0),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
+
+#[test]
+fn the_failure_of_a_ptr_record_that_another_service_writes_by_now_is_nobodys_backlog() {
+    let shape = |address, name| Shape { address, name, ..SHAPE };
+    let ops = [
+        Op::Service(3, SHAPE),
+        Op::Service(0, shape(3, Name::OfMachines)),
+        Op::Service(4, shape(3, Name::Own)),
+        Op::Pass(7),
+        Op::Next(Fate::Lost, Pace(1, 1)),
+        Op::Service(3, shape(0, Name::OfMachines)),
+        Op::Service(0, shape(3, Name::Own)),
+        Op::Service(3, shape(1, Name::Own)),
+    ];
+    assert_runs(Target::Catalog, &ops);
+}

@@ -9,7 +9,6 @@ mod readings;
 mod requests;
 
 use self::process::Process;
-pub(super) use self::{actions::registered_by, process::service_of};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,10 +26,10 @@ use crate::domain::kube::object::{Kind, SeenObject, Subject, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::services::desired::wanted;
 use crate::domain::services::settings::{PtrScope, Settings};
-use crate::domain::sync::sim::consul::{Consul, FAILING_TAG, REFUSED_TAG};
+use crate::domain::sync::sim::consul::{Consul, FAILING_TAG, REFUSED_TAG, registered_by};
 use crate::domain::sync::sim::invariants::{Checked, MAY_STILL_APPLY, Term, Wanted};
 use crate::domain::sync::sim::kubernetes::{
-    Kubernetes, MACHINES, Said, View, Watch, address, key_of,
+    Kubernetes, MACHINES, Said, View, Watch, address, key_of, service_of,
 };
 use crate::domain::sync::sim::ops::{Crowd, Drift, Fate, Foreign, Op, Pace, Scenario, Target};
 use crate::domain::sync::{

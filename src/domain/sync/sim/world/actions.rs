@@ -19,9 +19,14 @@ impl World {
             if actions > MOST_ACTIONS {
                 return Err(format!("more and more is to be done at once: {action:?}"));
             }
+            // A node that others keep is looked at with each reading.
             let looks = matches!(
                 action,
-                Action::Heartbeat | Action::ReadCatalog | Action::ReadNames | Action::Resync { .. }
+                Action::Heartbeat
+                    | Action::ReadCatalog
+                    | Action::ReadNames
+                    | Action::RemoveNamespaceNode { .. }
+                    | Action::Resync { .. }
             );
             if !looks {
                 self.processes[place].busy = now;
@@ -209,12 +214,5 @@ impl World {
         self.requests.insert(number, request);
         self.after(Duration::from_millis(there.into()), Event::Arrives(number));
         Ok(())
-    }
-}
-
-pub(in crate::domain::sync::sim) fn registered_by(write: &Write) -> Option<&Registration> {
-    match write {
-        Write::Register(registration) | Write::Replace(registration) => Some(registration),
-        _ => None,
     }
 }

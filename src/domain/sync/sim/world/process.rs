@@ -140,14 +140,3 @@ impl Process {
         Ok(())
     }
 }
-
-/// The Service that the object is, or belongs to.
-pub(in crate::domain::sync::sim) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
-    match object {
-        SeenObject::Service(key, _) => Some(key.clone()),
-        SeenObject::EndpointSlice(key, slice) => {
-            Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
-        }
-        SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
-    }
-}

@@ -148,7 +148,9 @@ impl World {
         let Some(reply) = request.reply.take() else { return Ok(()) };
         let (of, flight, now) = (request.of, request.flight, self.now);
         let is_current = self.is_current(of);
-        self.processes[of.place].busy = now;
+        if !matches!(reply, Reply::Node(NamespaceNodeAnswer::Foreign { .. })) {
+            self.processes[of.place].busy = now;
+        }
         if !is_current {
             return Ok(());
         }
