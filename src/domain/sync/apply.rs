@@ -105,8 +105,8 @@ impl Term {
             self.wait(&service, record, wait);
         }
         let Some(mut outcome) = plan.outcome else { return };
-        let follow_up = outcome.follow_up || outcome.again || self.flights.has(&service);
-        if outcome.again {
+        let follow_up = outcome.follow_up || plan.again || self.flights.has(&service);
+        if plan.again {
             self.work.queue.push(service.clone());
         }
         self.unserved.note(&service, std::mem::take(&mut outcome.unserved), now);

@@ -28,6 +28,8 @@ pub struct Plan {
     pub waits: BTreeMap<RecordKey, Wait>,
     /// What else follows; `None`: everything stays as it is until the waits are over.
     pub(super) outcome: Option<Outcome>,
+    /// Whether it is planned once more, after those that wait for their turn now.
+    pub(super) again: bool,
 }
 
 /// What follows from a plan beside its actions.
@@ -53,8 +55,6 @@ pub(super) struct Outcome {
     pub(super) releases_hold: bool,
     /// Whether the answers may leave something to do or to tell.
     pub(super) follow_up: bool,
-    /// Whether it is planned once more, after those that wait for their turn now.
-    pub(super) again: bool,
 }
 
 /// A plan in the making.
@@ -70,6 +70,7 @@ pub(super) struct Draft {
     pub(super) adding: bool,
     pub(super) waits: BTreeMap<RecordKey, Wait>,
     pub(super) outcome: Outcome,
+    pub(super) again: bool,
 }
 
 // === impl View ===
@@ -419,7 +420,7 @@ impl Draft {
         self.outcome.follow_up |= !self.reads.is_empty();
         let reads = self.reads.into_iter().map(Planned::ReadPtr);
         let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
-        Plan { actions, waits: self.waits, outcome: Some(self.outcome) }
+        Plan { actions, waits: self.waits, outcome: Some(self.outcome), again: self.again }
     }
 }
 

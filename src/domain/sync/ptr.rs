@@ -142,7 +142,7 @@ impl View<'_> {
                 }
                 (_, Some(wait)) => self.wait_for_ptr(ptr, wait, draft),
                 (Some(PtrState::Ours(_) | PtrState::Unknown), None) if may_be_claimed(ptr) => {
-                    draft.outcome.again = true;
+                    draft.again = true;
                     draft.wait(record, Wait::AfterReplacement);
                 }
                 (Some(PtrState::Unknown), None) => draft.read(ptr.clone()),

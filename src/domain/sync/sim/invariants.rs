@@ -13,7 +13,7 @@ use crate::domain::services::claims::Rank;
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::sim::consul::{Consul, Registered, registered_by};
-use crate::domain::sync::sim::kubernetes::{View, service_of};
+use crate::domain::sync::sim::kubernetes::{View, service_of, service_of_slice};
 use crate::domain::sync::{Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.
@@ -116,10 +116,7 @@ impl<'v> Wanted<'v> {
             let never_read = !self.view.objects.contains_key(&(*kind, unread.clone()));
             match kind {
                 Kind::Service => unread == key && never_read,
-                Kind::EndpointSlice => {
-                    let of = unread.name.rsplit_once('-').map_or(&*unread.name, |(of, _)| of);
-                    never_read && unread.namespace == key.namespace && of == &*key.name
-                }
+                Kind::EndpointSlice => never_read && service_of_slice(unread) == *key,
                 Kind::Node | Kind::Pod => false,
             }
         })

@@ -308,8 +308,16 @@ pub(super) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
         SeenObject::EndpointSlice(key, slice) => {
             Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
         }
+        SeenObject::Undecodable(Kind::Service, key, _) => Some(key.clone()),
+        SeenObject::Undecodable(Kind::EndpointSlice, key, _) => Some(service_of_slice(key)),
         SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
     }
+}
+
+/// The Service after which a slice is named.
+pub(super) fn service_of_slice(slice: &ObjectKey) -> ObjectKey {
+    let service = slice.name.rsplit_once('-').map_or(&*slice.name, |(service, _)| service);
+    ObjectKey::new(slice.namespace.clone(), service)
 }
 
 // === impl Watch ===

@@ -58,9 +58,7 @@ impl Process {
                 }
             }
             WatchEvent::Deleted(_, key) => {
-                // A slice is named after its Service.
-                let service = key.name.rsplit_once('-').map_or(&*key.name, |(service, _)| service);
-                self.confirmed.remove(&ObjectKey::new(key.namespace.clone(), service));
+                self.confirmed.remove(&service_of_slice(key));
             }
             _ => {}
         }
