@@ -304,11 +304,12 @@ pub(super) fn key_of(object: &SeenObject) -> ObjectKey {
 /// The Service that the object is, or belongs to.
 pub(super) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
     match object {
-        SeenObject::Service(key, _) => Some(key.clone()),
+        SeenObject::Service(key, _) | SeenObject::Undecodable(Kind::Service, key, _) => {
+            Some(key.clone())
+        }
         SeenObject::EndpointSlice(key, slice) => {
             Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
         }
-        SeenObject::Undecodable(Kind::Service, key, _) => Some(key.clone()),
         SeenObject::Undecodable(Kind::EndpointSlice, key, _) => Some(service_of_slice(key)),
         SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
     }
@@ -436,6 +437,15 @@ impl View {
             self.unread.remove(&(kind, key.clone()));
             self.objects.insert((kind, key), object);
         }
+    }
+
+    /// Services that cannot be read, or of which a slice cannot.
+    pub(super) fn unread_services(&self) -> impl Iterator<Item = ObjectKey> {
+        self.unread.iter().filter_map(|(kind, key)| match kind {
+            Kind::Service => Some(key.clone()),
+            Kind::EndpointSlice => Some(service_of_slice(key)),
+            Kind::Node | Kind::Pod => None,
+        })
     }
 
     /// Nodes are watched no longer.

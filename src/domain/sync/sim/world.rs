@@ -367,11 +367,15 @@ impl World {
                 }
             }
             Said::Listed(events, hidden) => {
+                let shows_all = hidden.is_empty();
                 let hidden = process.weigh(&self.settings, &self.consul, kind, hidden, now);
                 for event in events {
                     process.note_change(&event);
                     process.view.take(&event, &hidden);
                     process.core.handle_watch(event, now);
+                }
+                if shows_all {
+                    process.shown_all(kind);
                 }
                 let view = &process.view.objects;
                 let exists = |key: &ObjectKey| view.contains_key(&(Kind::Service, key.clone()));

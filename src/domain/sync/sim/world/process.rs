@@ -88,10 +88,6 @@ impl Process {
         let is_most = Wanted::loses_most(settings, consul, &self.term, kind, &hidden);
         let before = self.lacking_since.remove(&kind).unwrap_or_default();
         let excused = self.excused.entry(kind).or_default();
-        if hidden.is_empty() {
-            self.confirmed.retain(|service, _| !excused.contains(service));
-            excused.clear();
-        }
         let mut lacking = BTreeMap::new();
         let mut unbelieved = Vec::new();
         for object in hidden {
@@ -110,6 +106,15 @@ impl Process {
         }
         self.lacking_since.insert(kind, lacking);
         unbelieved
+    }
+
+    /// A list is over that showed all there is: what earlier ones lacked is known again, but for
+    /// what cannot be read. Of that an older state may be known, or nothing.
+    pub(super) fn shown_all(&mut self, kind: Kind) {
+        let excused = self.excused.entry(kind).or_default();
+        self.confirmed.retain(|service, _| !excused.contains(service));
+        let unread: BTreeSet<ObjectKey> = self.view.unread_services().collect();
+        excused.retain(|service| unread.contains(service));
     }
 
     /// What it tells must be what it says when it is asked.
