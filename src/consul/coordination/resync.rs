@@ -11,11 +11,13 @@ use crate::consul::coordination::marker::{Marker, MarkerError};
 use crate::consul::coordination::owner::{ClaimError, Owner, OwnerKey};
 use crate::consul::http::client::Client;
 use crate::consul::read::evidence::{Consistency, Unknown};
+use crate::consul::write::nodes::Stray;
 use crate::consul::write::txn::Encoded;
 use crate::domain::consul::node_names::NodeNames;
 use crate::domain::consul::record::{Observation, ObservedRegistration};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::ClusterName;
+use crate::domain::text::chain;
 
 /// Everything that a reading needs.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub struct Reader {
 struct Odd {
     /// Nodes of ours that have lost their mark.
     unmarked: Vec<Box<str>>,
+    /// What is ours on the base node.
+    strays: Vec<Stray>,
 }
 
 /// Why a reading proves nothing.
@@ -126,6 +130,9 @@ impl Reader {
                 odd.unmarked.push(names.of_namespace(namespace));
             }
         }
+        if nodes.marker || nodes.unmarked_base {
+            self.base_node(names.base(), odd).await;
+        }
         // What we have written shows that this is the Consul to which we wrote, as the mark would.
         if nodes.unmarked_base && (has_ours || !nodes.namespaces.is_empty()) {
             odd.unmarked.push(names.base().into());
@@ -134,8 +141,34 @@ impl Reader {
         Ok(nodes.marker)
     }
 
-    /// Marks nodes of ours again. What fails is tried again with the next resync, and is read all the
-    /// same.
+    /// Reads the base node, on which no bridge registers anything. What has our mark there is nobody's:
+    /// a copy by hand, or what a tool moved.
+    ///
+    /// Nothing else depends on it: where it cannot be read, say because somebody has put a service
+    /// there that our token may not see, the rest of the reading is as true.
+    async fn base_node(&self, base: &str, odd: &mut Odd) {
+        // One whose name has a dot may be a namespace's node to a bridge with another --node-name.
+        let removes = !base.contains('.');
+        let each = |ObservedRegistration { registration, .. }: ObservedRegistration| {
+            let id = &registration.id;
+            let then = if removes { "it is removed" } else { "purge removes it" };
+            self.show(Observation::Stray(format!("service ID {id} on base node {base}: {then}")));
+            if removes {
+                let (id, name) = (registration.id, registration.service);
+                odd.strays.push(Stray { node: base.into(), id, name });
+            }
+        };
+        let listing =
+            self.client.catalog_registrations(base, &self.cluster, self.consistency, each);
+        if let Err(error) = listing.await {
+            odd.strays.clear();
+            let why = chain(&error);
+            self.show(Observation::Stray(format!("base node {base} cannot be read: {why}")));
+        }
+    }
+
+    /// Marks nodes of ours again, and removes what is ours where no bridge registers anything. What
+    /// fails is tried again with the next resync, and is read all the same.
     async fn put_right(&self, odd: &Odd) {
         let fence = self.fence.as_ref();
         for node in &odd.unmarked {
@@ -143,6 +176,10 @@ impl Reader {
                 let error = error.chain();
                 tracing::warn!(%node, error, "a node of ours cannot be marked again");
             }
+        }
+        if let Err(error) = self.client.remove_strays(&odd.strays, fence).await {
+            let error = error.chain();
+            tracing::warn!(error, "what is ours on the base node cannot be removed");
         }
     }
 

@@ -5,9 +5,20 @@ use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, OperationFailure};
 use crate::consul::read::evidence::{Consistency, Unknown};
 use crate::consul::read::nodes::ADDRESS;
-use crate::consul::write::txn::{Encoded, NodeBody, Operation};
+use crate::consul::write::txn::{Encoded, MAX_OPERATIONS, NodeBody, Operation};
 use crate::domain::consul::record::{CLUSTER_META, SOURCE, SOURCE_META};
 use crate::domain::kube::names::ClusterName;
+
+/// Something of ours in a place where no bridge registers anything.
+#[derive(Clone, Debug)]
+pub struct Stray {
+    /// The node that it is on.
+    pub node: Box<str>,
+    /// Its service ID.
+    pub id: Box<str>,
+    /// Its service name.
+    pub name: Box<str>,
+}
 
 /// A synthetic node of the cluster.
 pub(in crate::consul) fn body(node: &str, cluster: &ClusterName) -> NodeBody {
@@ -68,6 +79,24 @@ impl Client {
         self.transaction(fence.into_iter().chain([&mark])).await?;
         tracing::warn!(node, "somebody registered this node of ours anew: its mark is back");
         Ok(())
+    }
+
+    /// Removes these, as many as one transaction takes: the next resync shows the others.
+    pub async fn remove_strays(
+        &self,
+        strays: &[Stray],
+        fence: Option<&Encoded>,
+    ) -> Result<(), Error> {
+        if strays.is_empty() {
+            return Ok(());
+        }
+        let removal = |Stray { node, id, name }: &Stray| {
+            let (node, id, name) = (node.clone(), id.clone(), name.clone());
+            Operation::DeleteService { node, id, name }.encode()
+        };
+        let most = MAX_OPERATIONS - usize::from(fence.is_some());
+        let removals: Vec<Encoded> = strays.iter().take(most).map(removal).collect();
+        self.transaction(fence.into_iter().chain(&removals)).await.map(drop)
     }
 
     async fn holds_ours(&self, node: &str, cluster: &ClusterName) -> Result<bool, NodeError> {

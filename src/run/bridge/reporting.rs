@@ -348,7 +348,7 @@ impl Reporting {
     /// Says once what is found where nothing of ours belongs.
     fn report_stray(&mut self, what: String) {
         if self.strays.len() < MAX_STRAYS && !self.strays.contains(&what) {
-            tracing::warn!("left alone: {what}");
+            tracing::warn!("{what}");
             self.strays.insert(what);
         }
     }

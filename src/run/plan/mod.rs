@@ -339,7 +339,7 @@ impl<'a> Planner<'a> {
             }
             Observation::MarkerMissing => {}
             Observation::Stray(what) => {
-                self.notes.insert(format!("left alone: {what}"));
+                self.notes.insert(what);
             }
         }
     }

@@ -222,9 +222,9 @@ async fn o15_pods_of_a_service_renamed_to_a_name_of_others_have_its_former_name(
     bridge.stop().await
 }
 
-/// N11: a node of ours that somebody registered anew, which takes our mark from it.
+/// N11, N12: a node of ours that somebody registered anew, which takes our mark from it.
 #[tokio::test]
-async fn n11_what_is_on_a_node_that_lost_its_mark_is_followed() -> Result<()> {
+async fn n11_n12_what_is_on_a_node_that_lost_its_mark_is_followed() -> Result<()> {
     let fixture = Fixture::new("overwritten").await?;
     let (api, namespace) = (fixture.consul.api(), fixture.namespace.as_str());
     fixture.web("web", &[("http", 80)]).await?;
@@ -246,6 +246,19 @@ async fn n11_what_is_on_a_node_that_lost_its_mark_is_followed() -> Result<()> {
     let bridge = fixture.bridge_with(&flags).await?;
     fixture.delete("web").await?;
     dns.wait_for("web.service.consul", A, &[]).await?;
+    // N12: what carries our mark on the base node, where no bridge registers anything.
+    let meta = json!({"kube-consul-cluster": "kubernetes", "external-source": "kubernetes"});
+    let stray = json!({"Node": "k8s-kubernetes", "SkipNodeUpdate": true, "Address": "192.0.2.1",
+        "Service": {"ID": "stray", "Service": "stray", "Address": "192.0.2.8", "Meta": meta}});
+    api.put("/v1/catalog/register", &stray).await?;
+    // A service of somebody else's there is none of our business.
+    let theirs = json!({"Node": "k8s-kubernetes", "SkipNodeUpdate": true, "Address": "192.0.2.1",
+        "Service": {"ID": "theirs", "Service": "theirs", "Address": "192.0.2.7"}});
+    api.put("/v1/catalog/register", &theirs).await?;
+    fixture.wait_for_instances("stray", 0).await?;
+    let log = bridge.program.stderr();
+    ensure!(log.contains("service ID stray on base node k8s-kubernetes: it is removed"), "{log}");
+    fixture.wait_for_instances("theirs", 1).await?;
     // Somebody's check of the node keeps it.
     let check = json!({"Node": node, "SkipNodeUpdate": true, "Address": "192.0.2.1",
         "Check": {"CheckID": "theirs", "Name": "theirs", "Status": "passing"}});
