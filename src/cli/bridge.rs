@@ -1,19 +1,14 @@
 //! The flags of `bridge`.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
-use crate::domain::kube::names::{ClusterName, is_label};
-use crate::domain::kube::selector::Selector;
-use crate::domain::services::settings::{
-    AddressMode, Annotation, AnnotationPolicy, HealthMode, JoinExisting, NodeAddress, OnConflict,
-    PtrScope, Settings,
-};
-use crate::domain::services::template::NameTemplate;
+use crate::cli::registered::RegisteredArgs;
+use crate::cli::{ConsulArgs, KubernetesArgs, duration};
+use crate::domain::kube::names::ClusterName;
+use crate::domain::services::settings::HealthMode;
 use crate::kubernetes::client::Environment;
 use crate::run::bridge::Options;
 use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
@@ -59,110 +54,6 @@ pub struct BridgeArgs {
     kubernetes: KubernetesArgs,
     #[command(flatten)]
     consul: ConsulArgs,
-}
-
-/// What is registered.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "What is registered")]
-pub struct RegisteredArgs {
-    /// Which addresses are registered
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_ADDRESS",
-        default_value_t = AddressMode::Auto,
-        value_parser = word::<AddressMode>(AddressMode::WORDS),
-        value_name = "MODE"
-    )]
-    address: AddressMode,
-    /// How names are made; of {service}, {namespace}, {cluster} and {port}
-    #[arg(long, env = "KUBE_CONSUL_NAME_TEMPLATE", default_value_t = NameTemplate::default(), value_name = "TEMPLATE")]
-    name_template: NameTemplate,
-    /// Which instances have a check: those that are not ready (critical), always all (with --sink
-    /// catalog only), or none
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_HEALTH",
-        default_value_t = HealthMode::Unready,
-        value_parser = word::<HealthMode>(HealthMode::WORDS),
-        value_name = "MODE"
-    )]
-    health: HealthMode,
-    /// Whether Services without an annotation are registered
-    #[arg(long, env = "KUBE_CONSUL_DEFAULT_SYNC", default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
-    default_sync: bool,
-    /// Only this namespace (repeatable); '*' is all [default: all]
-    #[arg(short = 'n', long, env = "KUBE_CONSUL_NAMESPACE", value_delimiter = ',', value_parser = namespace_or_all, value_name = "NAMESPACE")]
-    namespace: Vec<Box<str>>,
-    /// Not this namespace (repeatable, wins)
-    #[arg(long, env = "KUBE_CONSUL_DENY_NAMESPACE", value_delimiter = ',', value_parser = namespace, value_name = "NAMESPACE")]
-    deny_namespace: Vec<Box<str>>,
-    /// Only Services with these labels, for example 'app=web,tier in (front,back)'
-    #[arg(
-        short = 'l',
-        long,
-        env = "KUBE_CONSUL_SELECTOR",
-        default_value = "",
-        hide_default_value = true,
-        value_name = "SELECTOR"
-    )]
-    selector: Selector,
-    /// When two Services want one name: the first has it, all share it (merge), or the others are
-    /// NAME-NAMESPACE (suffix)
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_ON_CONFLICT",
-        default_value_t = OnConflict::First,
-        value_parser = word::<OnConflict>(OnConflict::WORDS),
-        value_name = "POLICY"
-    )]
-    on_conflict: OnConflict,
-    /// Which names that others hold are joined: none (never), those of other syncs of Kubernetes,
-    /// another cluster's bridge among them (kubernetes), or all (always)
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_JOIN_EXISTING",
-        default_value_t = JoinExisting::Never,
-        value_parser = word::<JoinExisting>(JoinExisting::WORDS),
-        value_name = "POLICY"
-    )]
-    join_existing: JoinExisting,
-    /// Which annotations count, by their names after the prefix, comma-separated; or none
-    /// [default: all]
-    #[arg(long, env = "KUBE_CONSUL_ANNOTATIONS", value_delimiter = ',', value_name = "LIST")]
-    annotations: Vec<String>,
-    /// With --annotations: a namespace in which all annotations count (repeatable)
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_TRUSTED_NAMESPACE",
-        value_delimiter = ',',
-        value_parser = namespace,
-        value_name = "NAMESPACE"
-    )]
-    trusted_namespace: Vec<Box<str>>,
-    /// Which address of a node is registered [default: external-first]
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_NODE_ADDRESS",
-        value_parser = word::<NodeAddress>(NodeAddress::WORDS),
-        value_name = "TYPE"
-    )]
-    node_address: Option<NodeAddress>,
-    /// Which addresses get a PTR record: those of Services, all (pods' too), or none (off)
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_REVERSE_DNS",
-        default_value_t = PtrScope::Services,
-        value_parser = word::<PtrScope>(PtrScope::WORDS),
-        value_name = "SCOPE"
-    )]
-    reverse_dns: PtrScope,
-    /// Datacenter in PTR records, and with --sink catalog the one that is written to
-    /// [default: the agent's]
-    #[arg(long, env = "KUBE_CONSUL_DATACENTER", value_name = "NAME")]
-    datacenter: Option<String>,
-    /// DNS domain in PTR records [default: the agent's]
-    #[arg(long, env = "KUBE_CONSUL_DNS_DOMAIN", value_name = "DOMAIN")]
-    dns_domain: Option<String>,
 }
 
 /// How it runs. Under no heading: that of the flags before would go on.
@@ -214,28 +105,6 @@ enum Conflict {
         "--node-name: expected 1 to 128 letters, digits, dots, dashes or underscores, found {0:?}"
     )]
     NodeName(String),
-    #[error("--dns-domain: expected a DNS name such as consul, found {0:?}")]
-    Domain(String),
-    #[error(
-        "--annotations: expected all, none, or some of {words}, found {0:?}",
-        words = Annotation::WORDS.join(", ")
-    )]
-    Annotations(String),
-    #[error(
-        "--trusted-namespace: expected --annotations beside it: without, all annotations count in \
-         every namespace"
-    )]
-    TrustedAnyway,
-    #[error(
-        "--trusted-namespace {0}: expected a namespace that is registered, found it left out by \
-         --namespace or --deny-namespace"
-    )]
-    TrustedNotRegistered(Box<str>),
-    #[error(
-        "--node-address: expected --address node-port, or the annotation address to count, found \
-         neither: no node is registered"
-    )]
-    NoNodes,
 }
 
 // === impl BridgeArgs ===
@@ -256,34 +125,15 @@ impl BridgeArgs {
         if self.registered.health == HealthMode::Always && self.sink == SinkKind::Agent {
             return Err(Conflict::PassingCheckInAgent.into());
         }
-        if let Some(domain) = &self.registered.dns_domain
-            && !domain.split('.').all(is_label)
-        {
-            return Err(Conflict::Domain(domain.clone()).into());
-        }
         let sink = self.sink_options()?;
-        let annotations = self.registered.annotation_policy()?;
         let mut consul = self.consul.config()?;
         if self.sink == SinkKind::Catalog {
             // An agent answers for its own datacenter only.
             consul.datacenter.clone_from(&self.registered.datacenter);
         }
-        let settings = Settings {
-            cluster: self.cluster,
-            name_template: self.registered.name_template,
-            address: self.registered.address,
-            health: self.registered.health,
-            default_sync: self.registered.default_sync,
-            namespaces: selected(self.registered.namespace),
-            deny_namespaces: self.registered.deny_namespace.into_iter().collect(),
-            selector: self.registered.selector,
-            on_conflict: self.registered.on_conflict,
-            reverse: self.registered.reverse_dns,
-            join_existing: self.registered.join_existing,
-            annotations,
-            node_address: self.registered.node_address.unwrap_or(NodeAddress::ExternalFirst),
-            allow_removals: self.running.allow_removals,
-        };
+        let datacenter = self.registered.datacenter.clone();
+        let dns_domain = self.registered.dns_domain.clone();
+        let settings = self.registered.settings(self.cluster, self.running.allow_removals)?;
         Ok(Options {
             common: Common {
                 access: self.kubernetes.access(),
@@ -293,12 +143,7 @@ impl BridgeArgs {
                 adopt: self.adopt,
                 admin_addr: self.running.admin_addr,
             },
-            sync: SyncOptions {
-                settings,
-                sink,
-                datacenter: self.registered.datacenter,
-                dns_domain: self.registered.dns_domain,
-            },
+            sync: SyncOptions { settings, sink, datacenter, dns_domain },
             resync: self.running.resync,
             once: self.running.once.then_some(self.running.timeout),
         })
@@ -325,67 +170,8 @@ impl BridgeArgs {
     }
 }
 
-// === impl RegisteredArgs ===
-
-impl RegisteredArgs {
-    /// Which annotations count; what makes no sense beside it is an error.
-    fn annotation_policy(&self) -> Result<AnnotationPolicy, Conflict> {
-        let allowed = match &*self.annotations {
-            [] => None,
-            [word] if word == "all" => None,
-            [word] if word == "none" => Some(BTreeSet::new()),
-            words => {
-                let read = |word: &String| {
-                    word.trim().parse().map_err(|_| Conflict::Annotations(word.clone()))
-                };
-                Some(words.iter().map(read).collect::<Result<BTreeSet<Annotation>, _>>()?)
-            }
-        };
-        if allowed.is_none() && !self.trusted_namespace.is_empty() {
-            return Err(Conflict::TrustedAnyway);
-        }
-        for namespace in &self.trusted_namespace {
-            let is_denied = self.deny_namespace.contains(namespace);
-            if is_denied || !(self.namespace.is_empty() || self.namespace.contains(namespace)) {
-                return Err(Conflict::TrustedNotRegistered(namespace.clone()));
-            }
-        }
-        let never_by_annotation = self.trusted_namespace.is_empty()
-            && allowed.as_ref().is_some_and(|it| !it.contains(&Annotation::Address));
-        if self.node_address.is_some()
-            && self.address != AddressMode::NodePort
-            && never_by_annotation
-        {
-            return Err(Conflict::NoNodes);
-        }
-        let trusted_namespaces = self.trusted_namespace.iter().cloned().collect();
-        Ok(AnnotationPolicy { allowed, trusted_namespaces })
-    }
-}
-
 /// What an ACL rule and a path can name without surprise.
 fn is_node_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=128).contains(&name.len()) && name.bytes().all(allowed)
-}
-
-/// What stands for all namespaces.
-const ALL_NAMESPACES: &str = "*";
-
-fn namespace_or_all(text: &str) -> Result<Box<str>, String> {
-    if text == ALL_NAMESPACES { Ok(text.into()) } else { namespace(text) }
-}
-
-/// The namespaces that are selected; none: all.
-fn selected<C: FromIterator<Box<str>>>(namespaces: Vec<Box<str>>) -> C {
-    let all = namespaces.iter().any(|namespace| **namespace == *ALL_NAMESPACES);
-    namespaces.into_iter().filter(|_| !all).collect()
-}
-
-fn namespace(text: &str) -> Result<Box<str>, String> {
-    if is_label(text) {
-        Ok(text.into())
-    } else {
-        Err(format!("expected the name of a namespace, found {text:?}"))
-    }
 }

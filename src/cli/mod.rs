@@ -16,6 +16,7 @@ mod node;
 mod pages;
 mod plan;
 mod purge;
+mod registered;
 mod sidecar;
 mod status;
 

@@ -44,7 +44,7 @@ fn l14_an_empty_variable_is_unset() {
 fn wrong_usage_names_the_flag_and_what_was_expected() {
     for (args, expected) in [
         (vec!["--cluster", "Not A Label"], "--cluster"),
-        (vec!["--address", "moon"], "auto, cluster-ip"),
+        (vec!["--address", "moon"], "auto, by-type, cluster-ip"),
         (vec!["--name-template", "{pod}"], "{service}"),
         (vec!["--selector", "a b"], "app=web"),
         (vec!["--namespace", "A"], "expected the name of a namespace"),
@@ -67,6 +67,15 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
         ),
         (vec!["--node-address", "moon"], "external-first, internal, external"),
         (vec!["--node-address", "internal", "--annotations", "sync"], "no node is registered"),
+        (vec!["--node-port-nodes", "all", "--annotations", "sync"], "no node is registered"),
+        (vec!["--service-type", "clusterip"], "ClusterIP, NodePort, LoadBalancer, ExternalName"),
+        (vec!["--service-type", "ExternalName"], "--external-name beside it"),
+        (vec!["--extra-ports", "no"], "on, off"),
+        (vec!["--tag", " "], "expected a tag"),
+        (vec!["--tag-from-label", "a b"], "expected the key of a label"),
+        (vec!["--tag-from-label", "team="], "expected KEY=TAG"),
+        (vec!["--meta-from-label", "app.kubernetes.io/name"], "expected KEY=META"),
+        (vec!["--meta-from-label", "team=external-source"], "does not mark ownership"),
         (vec!["--kube-url", "http://a", "--kubeconfig", "b"], "--kube-url"),
         (vec!["--nonsense"], "--nonsense"),
     ] {

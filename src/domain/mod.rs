@@ -20,6 +20,7 @@
 //! | [`problem`] | what is wrong with an object, for those who can fix it |
 //! | [`hash`] | a hash that is the same in each process |
 //! | [`text`] | text that others wrote, made fit to be shown |
+//! | `words` | enumerations that users write as words |
 //!
 //! # Glossary
 //!
@@ -65,6 +66,7 @@ pub mod sync;
 #[cfg(test)]
 mod testing;
 pub mod text;
+mod words;
 
 /// A point in time: how long the process has been running.
 pub type Moment = std::time::Duration;

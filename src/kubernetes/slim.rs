@@ -185,6 +185,7 @@ impl Watched for Services {
             kind,
             cluster_ips: cluster_ips(spec.cluster_ips, spec.cluster_ip, &mut left_out),
             external_ips: addresses(&external_ips, "spec.externalIPs", &mut left_out),
+            external_name: spec.external_name.map(Text::into_box),
             load_balancer: object.status.unwrap_or_default().addresses(),
             ports: service_ports(spec.ports.unwrap_or_default(), &mut left_out),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -196,7 +197,6 @@ impl Watched for Services {
         // What is collected from the text's parts takes up their room: here four ports'.
         service.cluster_ips.shrink_to_fit();
         service.external_ips.shrink_to_fit();
-        service.load_balancer.shrink_to_fit();
         service.ports.shrink_to_fit();
         let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
         Ok((identity, Content::Object(service)))
@@ -310,16 +310,14 @@ impl Watched for Nodes {
 }
 
 fn service_type(text: Option<&Text<'_>>) -> Result<ServiceType, serde_json::Error> {
-    match text.map_or("ClusterIP", |text| &*text.0) {
-        "ClusterIP" => Ok(ServiceType::ClusterIp),
-        "NodePort" => Ok(ServiceType::NodePort),
-        "LoadBalancer" => Ok(ServiceType::LoadBalancer),
-        "ExternalName" => Ok(ServiceType::ExternalName),
-        other => Err(serde_json::Error::custom(format_args!(
-            "spec.type: expected ClusterIP, NodePort, LoadBalancer or ExternalName, found {:?}",
-            one_line(other, QUOTED_BYTES)
-        ))),
-    }
+    let text = text.map_or("ClusterIP", |text| &*text.0);
+    text.parse().map_err(|_| {
+        serde_json::Error::custom(format_args!(
+            "spec.type: expected one of {}, found {:?}",
+            ServiceType::WORDS.join(", "),
+            one_line(text, QUOTED_BYTES)
+        ))
+    })
 }
 
 fn cluster_ips(

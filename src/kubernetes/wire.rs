@@ -85,6 +85,8 @@ pub struct ServiceSpec<'a> {
     #[serde(borrow, rename = "externalIPs")]
     pub external_ips: Option<Vec<Text<'a>>>,
     #[serde(borrow)]
+    pub external_name: Option<Text<'a>>,
+    #[serde(borrow)]
     pub ports: Option<Vec<ServicePort<'a>>>,
     pub publish_not_ready_addresses: Option<bool>,
     #[serde(borrow)]
@@ -125,7 +127,7 @@ struct Ingress<'a> {
 
 impl ServiceStatus<'_> {
     /// Of each load-balancer ingress the address or else the host name.
-    pub fn addresses(self) -> Vec<Box<str>> {
+    pub fn addresses(self) -> Box<[Box<str>]> {
         let ingress = self.load_balancer.unwrap_or_default().ingress.unwrap_or_default();
         let given = |text: &Text<'_>| !text.0.is_empty();
         ingress

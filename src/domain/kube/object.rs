@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::domain::words::words;
+
 /// A `v1` Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -24,8 +26,10 @@ pub struct Service {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`, in their order.
     pub external_ips: Vec<IpAddr>,
+    /// `spec.externalName`, of the type that has one.
+    pub external_name: Option<Box<str>>,
     /// `status.loadBalancer.ingress`: each an IP address or a host name, in their order.
-    pub load_balancer: Vec<Box<str>>,
+    pub load_balancer: Box<[Box<str>]>,
     /// `spec.ports`, in their order: the first is the primary one.
     pub ports: Vec<ServicePort>,
     /// `spec.publishNotReadyAddresses`.
@@ -38,7 +42,7 @@ pub struct Service {
 }
 
 /// `spec.type` of a Service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServiceType {
     /// `ClusterIP`, headless ones too.
     ClusterIp,
@@ -46,9 +50,16 @@ pub enum ServiceType {
     NodePort,
     /// `LoadBalancer`.
     LoadBalancer,
-    /// `ExternalName`: never registered.
+    /// `ExternalName`.
     ExternalName,
 }
+
+words!(ServiceType {
+    "ClusterIP" => ClusterIp,
+    "NodePort" => NodePort,
+    "LoadBalancer" => LoadBalancer,
+    "ExternalName" => ExternalName,
+});
 
 /// One of `spec.ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -231,7 +231,7 @@ impl<'a> Reader<'a> {
                 }
                 let expected = if RESERVED_META.contains(&name) {
                     "a meta key that does not mark ownership"
-                } else if name.starts_with(CONSULS_META) {
+                } else if is_reserved_meta(name) {
                     "a meta key that does not begin with \"consul-\", which Consul keeps for itself"
                 } else if !is_meta_key(name) {
                     "a meta key of at most 128 of A-Z, a-z, 0-9, '-' and '_'"
@@ -293,6 +293,11 @@ fn is_printable(text: &str) -> bool {
 pub fn is_meta_key(name: &str) -> bool {
     (1..=MAX_META_KEY).contains(&name.len())
         && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
+}
+
+/// Whether Consul keeps the meta key for itself, or it says whose an instance is.
+pub fn is_reserved_meta(name: &str) -> bool {
+    name.starts_with(CONSULS_META) || RESERVED_META.contains(&name)
 }
 
 /// Splits at commas; `\,` is a comma within a tag. Trimmed, empty ones and repetitions dropped.

@@ -4,5 +4,6 @@
 pub mod annotations;
 pub mod claims;
 pub mod desired;
+pub mod labels;
 pub mod settings;
 pub mod template;

@@ -1,15 +1,15 @@
 //! What the operator chose for the bridge.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use crate::domain::consul::names::Holder;
 use crate::domain::kube::names::ClusterName;
-use crate::domain::kube::object::NodeAddressType;
+use crate::domain::kube::object::{NodeAddressType, ServiceType};
 use crate::domain::kube::selector::Selector;
+use crate::domain::services::labels::{LabelMeta, LabelTag};
 use crate::domain::services::template::NameTemplate;
+use crate::domain::words::words;
 
 /// The options that decide what is registered.
 #[derive(Clone, Debug)]
@@ -30,6 +30,18 @@ pub struct Settings {
     pub deny_namespaces: BTreeSet<Box<str>>,
     /// Labels that a Service must have.
     pub selector: Selector,
+    /// Types of Services to register; empty: all.
+    pub service_types: BTreeSet<ServiceType>,
+    /// Whether Services of type ExternalName are registered.
+    pub external_name: bool,
+    /// Whether ports other than the primary one are registered.
+    pub extra_ports: ExtraPorts,
+    /// Tags that every instance has.
+    pub tags: Vec<String>,
+    /// Tags that come from labels.
+    pub label_tags: Vec<LabelTag>,
+    /// Meta pairs that come from labels.
+    pub label_meta: Vec<LabelMeta>,
     /// What to do when two Services want one name.
     pub on_conflict: OnConflict,
     /// Which addresses get a PTR record.
@@ -40,6 +52,8 @@ pub struct Settings {
     pub annotations: AnnotationPolicy,
     /// Which address of a node is registered.
     pub node_address: NodeAddress,
+    /// Which nodes are registered; `None`: as the address mode says.
+    pub node_port_nodes: Option<NodePortNodes>,
     /// Whether many removals of objects that still exist are made at the first reconciliation.
     pub allow_removals: bool,
 }
@@ -49,6 +63,9 @@ pub struct Settings {
 pub enum AddressMode {
     /// The cluster IPs; the endpoints of a headless Service.
     Auto,
+    /// What consul-k8s' catalog sync registers: `spec.externalIPs`, else by the Service's type its
+    /// load balancer, its nodes, or its endpoints.
+    ByType,
     /// The cluster IPs.
     ClusterIp,
     /// Each endpoint.
@@ -116,6 +133,24 @@ pub enum NodeAddress {
     External,
 }
 
+/// Which nodes are registered at a node port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortNodes {
+    /// All that lead to it: with `externalTrafficPolicy: Local` those that have an endpoint.
+    All,
+    /// Those that kube-proxy finds an endpoint on.
+    WithEndpoints,
+}
+
+/// Whether ports other than the primary one are registered, each under a name of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtraPorts {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
+}
+
 /// An annotation that the bridge reads, by its name after the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Annotation {
@@ -148,48 +183,9 @@ pub struct AnnotationPolicy {
     pub trusted_namespaces: BTreeSet<Box<str>>,
 }
 
-/// A word that is none of those expected.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected one of {expected}, found {found:?}")]
-pub struct UnknownWord {
-    expected: String,
-    found: String,
-}
-
-/// Gives an enumeration its words: parsing, `Display` and the list for help texts.
-macro_rules! words {
-    ($type:ident { $($word:literal => $variant:ident),+ $(,)? }) => {
-        impl $type {
-            /// The words that users write, in the order of the documentation.
-            pub const WORDS: &'static [&'static str] = &[$($word),+];
-
-            /// Its word.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = UnknownWord;
-
-            fn from_str(text: &str) -> Result<Self, UnknownWord> {
-                match text {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord { expected: Self::WORDS.join(", "), found: text.to_owned() }),
-                }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.word())
-            }
-        }
-    };
-}
-
 words!(AddressMode {
     "auto" => Auto,
+    "by-type" => ByType,
     "cluster-ip" => ClusterIp,
     "endpoints" => Endpoints,
     "node-port" => NodePort,
@@ -204,6 +200,8 @@ words!(NodeAddress {
     "internal" => Internal,
     "external" => External,
 });
+words!(NodePortNodes { "all" => All, "with-endpoints" => WithEndpoints });
+words!(ExtraPorts { "on" => On, "off" => Off });
 words!(Annotation {
     "sync" => Sync,
     "service-name" => ServiceName,
@@ -231,11 +229,18 @@ impl Settings {
             namespaces: BTreeSet::new(),
             deny_namespaces: BTreeSet::new(),
             selector: Selector::default(),
+            service_types: BTreeSet::new(),
+            external_name: false,
+            extra_ports: ExtraPorts::On,
+            tags: Vec::new(),
+            label_tags: Vec::new(),
+            label_meta: Vec::new(),
             on_conflict: OnConflict::First,
             reverse: PtrScope::Services,
             join_existing: JoinExisting::Never,
             annotations: AnnotationPolicy::default(),
             node_address: NodeAddress::ExternalFirst,
+            node_port_nodes: None,
             allow_removals: false,
         }
     }

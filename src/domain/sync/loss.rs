@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use crate::domain::consul::record::Check;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
-use crate::domain::services::desired::{Desired, wanted};
-use crate::domain::services::settings::AddressMode;
+use crate::domain::services::desired::{AddressSource, Desired, wanted};
 use crate::domain::sync::hold::Cause;
 use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
@@ -65,15 +64,15 @@ impl View<'_> {
         let unread = cache.has_unread_slice(key) || cache.may_miss_node(key);
         let service = cache.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
         let wanted = wanted(self.settings, key, service);
-        let mode = (!wanted.ports.is_empty()).then_some(wanted.address);
+        let addresses = (!wanted.ports.is_empty()).then_some(wanted.addresses);
         if desired.instances() == 0 {
             // With the list of what it is made from empty, a selected Service has no instance.
             let no_slices = || cache.slices(key).next().is_none();
             let no_nodes = || cache.nodes().is_none_or(|mut nodes| nodes.next().is_none());
-            let absent = match mode {
-                Some(AddressMode::Endpoints) => no_slices(),
-                Some(AddressMode::NodePort) => {
-                    no_nodes() || (service.external_traffic_local && no_slices())
+            let absent = match addresses {
+                Some(AddressSource::Endpoints) => no_slices(),
+                Some(AddressSource::Nodes { with_endpoints }) => {
+                    no_nodes() || (with_endpoints && no_slices())
                 }
                 _ => false,
             };
@@ -84,7 +83,8 @@ impl View<'_> {
         // A Service that keeps a record and has new ones is a move: what counts is how many
         // fewer there are, and how many turn critical.
         let turning = known.iter().filter(|known| self.turns_critical(key, known, desired)).count();
-        let made_of_others = matches!(mode, Some(AddressMode::Endpoints | AddressMode::NodePort));
+        let made_of_others =
+            matches!(addresses, Some(AddressSource::Endpoints | AddressSource::Nodes { .. }));
         let fewer =
             if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
         (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))

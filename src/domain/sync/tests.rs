@@ -7,6 +7,7 @@ mod nodes;
 mod shared_ptr;
 mod slices;
 mod table;
+mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

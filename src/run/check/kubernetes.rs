@@ -58,8 +58,10 @@ fn needed(settings: &Settings, knows_uid: bool) -> Vec<(Permission, bool)> {
         let (namespace, name) = (None, None);
         Permission { group, resource, verb, namespace, name }
     };
-    if settings.address == AddressMode::NodePort {
-        all.extend(["list", "watch"].map(|verb| (cluster_wide("", "nodes", verb), true)));
+    if matches!(settings.address, AddressMode::NodePort | AddressMode::ByType) {
+        // Without nodes every Service lacks its instances, or only those of type NodePort.
+        let is_needed = settings.address == AddressMode::NodePort;
+        all.extend(["list", "watch"].map(|verb| (cluster_wide("", "nodes", verb), is_needed)));
     }
     if !knows_uid {
         let name = Some("kube-system");

@@ -16,9 +16,10 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{Overrides, is_meta_value};
 use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::{
-    Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr, port_label,
+    AddressSource, Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr,
+    port_label,
 };
-use crate::domain::services::settings::{AddressMode, HealthMode, PtrScope, Settings};
+use crate::domain::services::settings::{HealthMode, PtrScope, Settings};
 use crate::domain::text::excerpt;
 
 /// Consul takes at most this many meta pairs.
@@ -34,7 +35,7 @@ pub(super) struct Builder<'a> {
     key: &'a ObjectKey,
     service: &'a Service,
     overrides: &'a Overrides,
-    mode: AddressMode,
+    addresses: AddressSource,
     out: Desired,
 }
 
@@ -70,7 +71,7 @@ impl<'a> Builder<'a> {
             key,
             service,
             overrides: &wanted.overrides,
-            mode: wanted.address,
+            addresses: wanted.addresses,
             out: Desired::default(),
         }
     }
@@ -90,10 +91,24 @@ impl<'a> Builder<'a> {
         } else {
             self.out.served.insert(port_label(port.port).into());
         }
-        let mut targets = match self.mode {
-            AddressMode::Endpoints => self.endpoint_targets(port, &serving),
-            AddressMode::NodePort => self.node_targets(port.port, &serving, nodes),
-            _ => self.address_targets(port.port, &serving),
+        let mut targets = match self.addresses {
+            AddressSource::Endpoints => self.endpoint_targets(port, &serving),
+            AddressSource::Nodes { with_endpoints } => {
+                self.node_targets(port.port, &serving, nodes, with_endpoints)
+            }
+            AddressSource::ExternalName => self.external_name(port.port),
+            AddressSource::ClusterIps => {
+                let addresses = texts(&self.service.cluster_ips);
+                self.address_targets(AddressKind::ClusterIp, addresses, port.port, &serving)
+            }
+            AddressSource::LoadBalancer => {
+                let addresses = self.balancer_addresses();
+                self.address_targets(AddressKind::LoadBalancer, addresses, port.port, &serving)
+            }
+            AddressSource::ExternalIps => {
+                let addresses = texts(&self.service.external_ips);
+                self.address_targets(AddressKind::ExternalIp, addresses, port.port, &serving)
+            }
         };
         if let Some(number) = port.number {
             for target in &mut targets {
@@ -117,18 +132,29 @@ impl<'a> Builder<'a> {
         self.out
     }
 
+    /// The host that the Service is an alias for. Nobody watches over it, so it counts as ready.
+    fn external_name<'s>(&self, port: &ServicePort) -> Vec<Target<'s>> {
+        let name = self.service.external_name.iter().map(|name| name.trim_end_matches('.'));
+        let target = |name: &str| Target {
+            address: name.into(),
+            port: port.port,
+            ready: true,
+            kind: None,
+            endpoint: None,
+            node: None,
+            zone: None,
+        };
+        name.filter(|name| !name.is_empty()).map(target).collect()
+    }
+
     /// The Service's own addresses of some kind.
     fn address_targets<'s>(
         &mut self,
+        kind: AddressKind,
+        addresses: Vec<Box<str>>,
         port: &ServicePort,
         serving: &[Serving<'s>],
     ) -> Vec<Target<'s>> {
-        let texts = |addresses: &[IpAddr]| addresses.iter().map(|a| a.to_string().into()).collect();
-        let (kind, addresses): (AddressKind, Vec<Box<str>>) = match self.mode {
-            AddressMode::LoadBalancer => (AddressKind::LoadBalancer, self.balancer_addresses()),
-            AddressMode::ExternalIp => (AddressKind::ExternalIp, texts(&self.service.external_ips)),
-            _ => (AddressKind::ClusterIp, texts(&self.service.cluster_ips)),
-        };
         if addresses.is_empty() {
             self.lacks("an address that the Service does not have");
         }
@@ -164,9 +190,8 @@ impl<'a> Builder<'a> {
         addresses
     }
 
-    /// Each node that leads to the port: all of them, or with `externalTrafficPolicy: Local` those
-    /// that kube-proxy finds an endpoint on, since the others drop what comes (whatever `--health`
-    /// says). consul-k8s registers the nodes that have an endpoint, in both cases.
+    /// Each node that leads to the port: all of them, or those that kube-proxy finds an endpoint on;
+    /// with `externalTrafficPolicy: Local` the others drop what comes (whatever `--health` says).
     ///
     /// A node leads to the port in the families of the Service's cluster IPs only.
     fn node_targets<'s>(
@@ -174,6 +199,7 @@ impl<'a> Builder<'a> {
         port: &ServicePort,
         serving: &[Serving<'s>],
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
+        with_endpoints: bool,
     ) -> Vec<Target<'s>> {
         let Some(number) = port.node_port else {
             self.lacks(&format!("a node port, which port {} does not have", port_label(port)));
@@ -196,7 +222,7 @@ impl<'a> Builder<'a> {
                     continue;
                 }
                 addressed = true;
-                if self.service.external_traffic_local && !local.contains(&(Some(name), family)) {
+                if with_endpoints && !local.contains(&(Some(name), family)) {
                     continue;
                 }
                 let candidate = (node.ready, Reverse(name), node);
@@ -303,8 +329,7 @@ impl<'a> Builder<'a> {
     /// An annotation asks for what is not there. (The option asks every Service, and many
     /// rightly have none.)
     fn lacks(&mut self, what: &str) {
-        if self.overrides.address.is_some() {
-            let mode = self.mode;
+        if let Some(mode) = self.overrides.address {
             self.problem(format!("annotation address: {mode} asks for {what}"));
         }
     }
@@ -388,8 +413,13 @@ impl<'a> Builder<'a> {
     /// for those that would pass for a neighbour's.
     fn tags(&mut self, name: &Name<'_>, port: &ServicePort) -> Vec<String> {
         let own = [port.name.as_deref(), port.protocol.tag()];
-        let asked = &self.overrides.tags;
+        let from_labels = self.settings.label_tags.iter();
+        let mut asked: Vec<String> =
+            from_labels.filter_map(|it| it.tag(&self.service.labels)).collect();
+        asked.extend_from_slice(&self.overrides.tags);
+        // The operator's own tags mean what they say, whoever else has the name.
         let mut tags = vec![self.key.namespace.to_string()];
+        tags.extend(self.settings.tags.iter().filter(|tag| **tag != *self.key.namespace).cloned());
         let mut refused = Vec::new();
         for tag in own.into_iter().flatten().chain(asked.iter().map(String::as_str)) {
             if tags.iter().any(|other| other == tag) {
@@ -433,7 +463,10 @@ impl<'a> Builder<'a> {
         let ports = self.service.ports.iter().filter_map(|port| {
             Some((format!("port-{}", port.name.as_ref()?), port.port.to_string()))
         });
+        let from_labels =
+            self.settings.label_meta.iter().filter_map(|it| it.pair(&self.service.labels));
         let asked = self.overrides.meta.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let asked = asked.chain(from_labels);
         let mut left_out = 0;
         for (key, value) in asked.chain(ports) {
             if meta.len() < MAX_META_PAIRS || meta.contains_key(&key) {
@@ -454,6 +487,10 @@ impl<'a> Builder<'a> {
         }
         meta
     }
+}
+
+fn texts(addresses: &[IpAddr]) -> Vec<Box<str>> {
+    addresses.iter().map(|address| address.to_string().into()).collect()
 }
 
 /// The endpoints that serve the port, as kube-proxy finds them: by its name and its protocol.

@@ -16,12 +16,14 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{NameOverride, Overrides, overrides, sync};
 use crate::domain::services::claims::{Class, PtrRank, Rank};
 use crate::domain::services::settings::{
-    AddressMode, Annotation, JoinExisting, OnConflict, Settings,
+    AddressMode, Annotation, ExtraPorts, JoinExisting, NodePortNodes, OnConflict, Settings,
 };
 use crate::domain::text::excerpt;
 
 /// The name of Consul's own servers in its catalog.
 const CONSULS_OWN_NAME: &str = "consul";
+/// The domain of Consul's own names: an alias for one of them would lead back into Consul.
+const CONSULS_DOMAIN: &str = ".consul";
 /// Services with such a label mirror Consul services (consul-k8s, consul8s): sending them back
 /// would make a loop.
 const IMPORTED: [(&str, &str); 3] =
@@ -41,10 +43,30 @@ pub struct Wanted<'s> {
     pub overrides: Overrides,
     /// The ports to register, the primary one first; empty when it is not to be registered.
     pub ports: Vec<WantedPort<'s>>,
-    /// Which addresses are registered; never [`AddressMode::Auto`].
-    pub address: AddressMode,
+    /// Which addresses are registered.
+    pub addresses: AddressSource,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+}
+
+/// Where the addresses of a Service's instances come from: what an [`AddressMode`] comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressSource {
+    /// `spec.clusterIPs`.
+    ClusterIps,
+    /// Its endpoints.
+    Endpoints,
+    /// The nodes that lead to it.
+    Nodes {
+        /// Only those that kube-proxy finds an endpoint on.
+        with_endpoints: bool,
+    },
+    /// `status.loadBalancer`.
+    LoadBalancer,
+    /// `spec.externalIPs`.
+    ExternalIps,
+    /// `spec.externalName`.
+    ExternalName,
 }
 
 /// A port and the name that it wants.
@@ -162,7 +184,10 @@ impl Desired {
 
 /// Whether the label of this key can change a registration.
 pub fn is_read_label(settings: &Settings, key: &str) -> bool {
-    IMPORTED.iter().any(|(read, _)| *read == key) || settings.selector.reads(key)
+    IMPORTED.iter().any(|(read, _)| *read == key)
+        || settings.selector.reads(key)
+        || settings.label_tags.iter().any(|it| it.label() == key)
+        || settings.label_meta.iter().any(|it| it.label() == key)
 }
 
 /// The names that `service` wants.
@@ -170,18 +195,14 @@ pub fn wanted<'s>(settings: &Settings, key: &ObjectKey, service: &'s Service) ->
     let mut wanted = Wanted {
         overrides: Overrides::default(),
         ports: Vec::new(),
-        address: settings.address,
+        addresses: AddressSource::ClusterIps,
         problems: Vec::new(),
     };
     let selected;
     (selected, wanted.problems) = selection(settings, key, service);
     if selected {
         let (overrides, problems) = overrides(settings, key, service);
-        wanted.address = match overrides.address.unwrap_or(settings.address) {
-            AddressMode::Auto if service.is_headless() => AddressMode::Endpoints,
-            AddressMode::Auto => AddressMode::ClusterIp,
-            mode => mode,
-        };
+        wanted.addresses = AddressSource::of(settings, overrides.address, service);
         wanted.problems.extend(problems);
         wanted.problems.extend(left_out(&service.left_out));
         wanted.overrides = overrides;
@@ -193,10 +214,40 @@ pub fn wanted<'s>(settings: &Settings, key: &ObjectKey, service: &'s Service) ->
     wanted
 }
 
+// === impl AddressSource ===
+
+impl AddressSource {
+    /// Which addresses of the Service are registered; `asked` is what its annotation says.
+    fn of(settings: &Settings, asked: Option<AddressMode>, service: &Service) -> Self {
+        let nodes = |with_endpoints: NodePortNodes| {
+            let nodes = settings.node_port_nodes.unwrap_or(with_endpoints);
+            let with_endpoints = nodes == NodePortNodes::WithEndpoints;
+            Self::Nodes { with_endpoints: with_endpoints || service.external_traffic_local }
+        };
+        match asked.unwrap_or(settings.address) {
+            _ if service.kind == ServiceType::ExternalName => Self::ExternalName,
+            AddressMode::Auto if service.is_headless() => Self::Endpoints,
+            AddressMode::Auto | AddressMode::ClusterIp => Self::ClusterIps,
+            AddressMode::ByType if !service.external_ips.is_empty() => Self::ExternalIps,
+            AddressMode::ByType => match service.kind {
+                ServiceType::LoadBalancer => Self::LoadBalancer,
+                ServiceType::NodePort => nodes(NodePortNodes::WithEndpoints),
+                ServiceType::ClusterIp | ServiceType::ExternalName => Self::Endpoints,
+            },
+            AddressMode::Endpoints => Self::Endpoints,
+            AddressMode::NodePort => nodes(NodePortNodes::All),
+            AddressMode::LoadBalancer => Self::LoadBalancer,
+            AddressMode::ExternalIp => Self::ExternalIps,
+        }
+    }
+}
+
+// === impl Wanted ===
+
 impl Wanted<'_> {
     /// Whether what is registered follows from the nodes.
     pub fn uses_nodes(&self) -> bool {
-        !self.ports.is_empty() && self.address == AddressMode::NodePort
+        !self.ports.is_empty() && matches!(self.addresses, AddressSource::Nodes { .. })
     }
 
     /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
@@ -277,8 +328,14 @@ fn unselected(
     service: &Service,
 ) -> (Option<String>, Vec<Problem>) {
     let because = |why: &str| (Some(why.to_owned()), Vec::new());
-    if service.kind == ServiceType::ExternalName {
-        return because("its type is ExternalName");
+    if service.kind == ServiceType::ExternalName && !settings.external_name {
+        return because("its type is ExternalName, and --external-name is not given");
+    }
+    if !(settings.service_types.is_empty() || settings.service_types.contains(&service.kind)) {
+        return because("its type is none of --service-type");
+    }
+    if service.external_name.as_deref().is_some_and(is_name_in_consul) {
+        return because("its external name is one of Consul's");
     }
     if !settings.includes_namespace(&key.namespace) {
         return because("its namespace is left out by --namespace or --deny-namespace");
@@ -324,6 +381,7 @@ fn wanted_ports<'s>(
     problems: &mut Vec<Problem>,
 ) -> Vec<WantedPort<'s>> {
     let all = match &*service.ports {
+        // An ExternalName Service has none either, and need not have ports.
         [] if service.is_headless() => std::slice::from_ref(&NO_PORT),
         all => all,
     };
@@ -335,7 +393,8 @@ fn wanted_ports<'s>(
         return Vec::new();
     }
     let (primary, number) = primary_port(all, overrides, problems);
-    let further = all.iter().filter(|port| !std::ptr::eq(*port, primary));
+    let has_extra = settings.extra_ports == ExtraPorts::On;
+    let further = all.iter().filter(|port| has_extra && !std::ptr::eq(*port, primary));
     let mut ports = Vec::new();
     for port in std::iter::once(primary).chain(further) {
         let Some((name, class)) = name_of_port(settings, key, overrides, port, primary) else {
@@ -522,6 +581,13 @@ fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) 
     let rest = advice.another_name("--join-existing");
     let message = format!("instances of {name:?} in Consul {holder}; {consequence}: {join}{rest}");
     Problem::new(Reason::ForeignName, message)
+}
+
+/// Whether an external name is one that Consul answers for.
+fn is_name_in_consul(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.get(name.len().saturating_sub(CONSULS_DOMAIN.len())..)
+        .is_some_and(|end| end.eq_ignore_ascii_case(CONSULS_DOMAIN))
 }
 
 /// The name by which a port is told from its siblings.

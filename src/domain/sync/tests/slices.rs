@@ -10,7 +10,7 @@ fn with_port(mode: AddressMode, port: &str) -> SeenObject {
             s.cluster_ips = Vec::new();
         }
         s.external_ips = vec![ip("198.51.100.1")];
-        s.load_balancer = vec!["203.0.113.1".into()];
+        s.load_balancer = ["203.0.113.1".into()].into();
     });
     SeenObject::Service(key("web"), service.build())
 }

@@ -4,7 +4,8 @@
 //! - `web ...` or `other/web ...` a Service (in `shop`, unless it says where), at 10.0.0.1 with the
 //!   port `http:80` unless it says otherwise: `ip=`, `ext=`, `lb=` addresses, `headless`,
 //!   `name:port/nodePort` (`.udp`, `.sctp` after it), `@key=value` our annotation, `@@key=value` one of consul-k8s,
-//!   `label:key=value`, `created=`, `local`, `publish`, `noports`, `ExternalName`; `~` is a blank
+//!   `label:key=value`, `created=`, `local`, `publish`, `noports`, a type such as `NodePort`, `to=`
+//!   an external name; `~` is a blank
 //! - `> http:8080 10.1.0.1 10.1.0.2! 10.1.0.3@n1` a slice of the Service before it, `!` not ready,
 //!   `^` neither, but serving while it terminates, `=db-0` its host name; a Service with none has
 //!   all its ports ready at 10.1.0.1; `>` alone is none
@@ -25,7 +26,7 @@ use crate::domain::consul::names::{Holder, Holders};
 use crate::domain::consul::record::Check;
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::object::{
-    Endpoint, EndpointPort, Node, NodeAddressType, Protocol, ServicePort, ServiceType,
+    Endpoint, EndpointPort, Node, NodeAddressType, Protocol, ServicePort,
 };
 use crate::domain::services::settings::{AddressMode, Annotation};
 use crate::domain::testing::{endpoint, node, port};
@@ -289,7 +290,12 @@ while it is not ready, too        | web; > | | web 10.0.0.1:80!; ptr 10.0.0.1 we
 
 #[test]
 fn services_and_options_give_these_records() {
-    let rows = ROWS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    check_rows(ROWS);
+}
+
+/// Fails with all rows that do not give what they say.
+pub(super) fn check_rows(rows: &str) {
+    let rows = rows.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let failures: Vec<String> = rows.filter_map(|line| Row::read(line).failure()).collect();
     assert!(failures.is_empty(), "{} rows are wrong:\n{}", failures.len(), failures.join("\n"));
 }
@@ -496,6 +502,13 @@ fn options_of(text: &str) -> Settings {
             "--health" => settings.health = value.parse().unwrap(),
             "--join-existing" => settings.join_existing = value.parse().unwrap(),
             "--node-address" => settings.node_address = value.parse().unwrap(),
+            "--node-port-nodes" => settings.node_port_nodes = Some(value.parse().unwrap()),
+            "--service-type" => drop(settings.service_types.insert(value.parse().unwrap())),
+            "--external-name" => settings.external_name = value.parse().unwrap(),
+            "--extra-ports" => settings.extra_ports = value.parse().unwrap(),
+            "--tag" => settings.tags.push(value),
+            "--tag-from-label" => settings.label_tags.push(value.parse().unwrap()),
+            "--meta-from-label" => settings.label_meta.push(value.parse().unwrap()),
             "--trusted-namespace" => {
                 settings.annotations.trusted_namespaces.insert(value.into());
             }
@@ -595,7 +608,10 @@ fn read_service<'w>(key: &ObjectKey, words: impl Iterator<Item = &'w str>) -> Se
                 "local" => service.external_traffic_local = true,
                 "publish" => service.publish_not_ready = true,
                 "noports" => has_ports = false,
-                "ExternalName" => service.kind = ServiceType::ExternalName,
+                "to" => service.external_name = Some(text.into()),
+                "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName" => {
+                    service.kind = name.parse().unwrap();
+                }
                 port => service.ports.push(read_port(port)),
             }
         }
