@@ -388,10 +388,14 @@ impl Error {
         }
     }
 
-    /// Whether Consul takes no more at the moment: it says so, or it closed the connection without
-    /// an answer, as it does with those beyond `http_max_conns_per_client`.
-    pub fn is_overload(&self) -> bool {
-        matches!(self, Error::Busy { .. } | Error::Unanswered { .. })
+    /// Whether Consul says that it takes no more at the moment.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::Busy { .. })
+    }
+
+    /// Whether the connection broke, or nothing came in time.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Error::Unanswered { .. })
     }
 
     /// The message with those of its sources, for where only text can go.

@@ -8,6 +8,7 @@
 //! | [`create`] | which Services are made for Consul services |
 //! | [`core`] | the state: from what both sides show to the next requests |
 //! | [`object`] | the parts of Kubernetes objects that matter |
+//! | [`share`] | how many queries there are at a time |
 //! | [`layout`] | how endpoints are laid out in slices, and in which order these are written |
 
 pub mod core;
@@ -15,4 +16,5 @@ pub mod create;
 pub mod instance;
 pub mod layout;
 pub mod object;
+pub mod share;
 pub mod source;

@@ -17,16 +17,9 @@ use crate::consul::read::evidence::Unknown;
 use crate::consul::read::followed::Followed;
 use crate::domain::backoff::{Backoff, jittered};
 use crate::domain::import::instance::Instance;
+use crate::domain::import::share::{MAX_READS, Share};
 use crate::domain::import::source::Source;
 
-/// Blocking queries at a time: Consul's `http_max_conns_per_client` is 200 for one address, which
-/// others on the same machine share.
-const MAX_QUERIES: usize = 150;
-/// However often Consul closes connections, so many stay: with fewer the services that are read in
-/// turn would wait no less.
-const MIN_QUERIES: usize = 10;
-/// Reads at a time of services for which there is no query, which come on top of the queries.
-const MAX_READS: usize = 16;
 /// A query waits a minute, and Consul answers up to a sixteenth of that late.
 const QUERY: Duration = Duration::from_secs(75);
 /// Least time between two reads of a service for which there is no query.
@@ -36,6 +29,11 @@ const TURN: Duration = Duration::from_secs(5);
 const READS_A_SECOND: u32 = 100;
 /// After a failure: what a recovery costs at most beyond Consul's own.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+
+/// A connection that Consul refuses it closes at once; one that breaks later broke with Consul.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// Refusals in a row that are not told: there is a place soon, once there are fewer queries.
+const PATIENCE: u32 = 3;
 
 /// What a source has answered.
 pub(super) struct Answer {
@@ -49,14 +47,18 @@ pub(super) struct Answer {
 pub(super) struct Follower {
     client: Client,
     resync: Duration,
+    began: Instant,
     followed: HashMap<Source, Following>,
     number: u64,
     under_way: FuturesUnordered<BoxFuture<'static, Result<Step, Aborted>>>,
-    /// How many queries there are, and how many there may be.
+    /// How many queries there are.
     queries: usize,
-    limit: usize,
+    share: Share,
+    /// Places for reads: how many each takes says the share.
     reads: Arc<Semaphore>,
     note: Option<String>,
+    /// Whether it was told that some are read in turn.
+    is_told: bool,
     hasher: RandomState,
 }
 
@@ -93,13 +95,15 @@ impl Follower {
         Self {
             client,
             resync,
+            began: Instant::now(),
             followed: HashMap::new(),
             number: 0,
             under_way: FuturesUnordered::new(),
             queries: 0,
-            limit: MAX_QUERIES,
+            share: Share::default(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             note: None,
+            is_told: false,
             hasher: RandomState::new(),
         }
     }
@@ -107,16 +111,16 @@ impl Follower {
     /// Begins to follow a source; its first answer comes as soon as Consul gives it.
     pub(super) fn follow(&mut self, source: Source) {
         self.number += 1;
-        if self.followed.len() == self.limit {
+        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
+        self.step(next, Followed::new(source.clone()), source);
+        if self.in_turn() > 0 && !std::mem::replace(&mut self.is_told, true) {
             self.note = Some(format!(
                 "more than {} Consul services are followed: the others are read every {} s or \
                  more seldom",
-                self.limit,
+                self.queries,
                 TURN.as_secs(),
             ));
         }
-        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
-        self.step(next, Followed::new(source.clone()), source);
     }
 
     pub(super) fn unfollow(&mut self, source: &Source) {
@@ -124,6 +128,7 @@ impl Follower {
             following.under_way.abort();
             self.queries -= usize::from(following.has_query);
         }
+        self.is_told &= self.in_turn() > 0;
     }
 
     /// Asks a source anew, at once.
@@ -132,6 +137,11 @@ impl Follower {
             self.unfollow(source);
             self.follow(source.clone());
         }
+    }
+
+    /// How many sources are read in turn, for want of a connection.
+    pub(super) fn in_turn(&self) -> usize {
+        self.followed.len() - self.queries
     }
 
     /// What people should know of it, once.
@@ -145,63 +155,68 @@ impl Follower {
             // What was aborted is followed no longer.
             let Ok(step) = step else { continue };
             let Step { number, followed, answer, mut failures } = step;
-            let Some(following) = self.followed.get(&answer.source) else { continue };
+            let Some(following) = self.followed.get_mut(&answer.source) else { continue };
             if following.number != number {
                 continue;
             }
-            self.queries -= usize::from(following.has_query);
-            let delay = match &answer.result {
-                Ok(_) => {
-                    failures = 0;
-                    // What closed connections may be over: one more at a time finds out.
-                    self.limit = (self.limit + 1).min(MAX_QUERIES);
-                    Duration::ZERO
-                }
+            self.queries -= usize::from(std::mem::take(&mut following.has_query));
+            self.share.handle_timeout(self.began.elapsed());
+            let (mut delay, mut is_refused) = (Duration::ZERO, false);
+            match &answer.result {
+                Ok(_) => failures = 0,
                 Err(why) => {
-                    self.heed(why);
+                    is_refused = is_refusal(why, answer.asked.elapsed());
                     failures += 1;
-                    RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source))
+                    delay = RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source));
                 }
-            };
-            let next = Next { number, delay, failures, is_first: false };
+            }
+            if is_refused && self.share.refused(self.queries, self.began.elapsed()) {
+                self.shed();
+            }
+            let next = Next { number, delay, failures, is_first: is_refused };
             self.step(next, followed, answer.source.clone());
-            return Some(answer);
+            if !is_refused || failures >= PATIENCE {
+                return Some(answer);
+            }
         }
         None
     }
 
-    /// Consul that refuses connections, or answers 429, gets fewer at a time: others share the
-    /// address.
-    fn heed(&mut self, why: &Unknown) {
-        let Unknown::Failed { source, .. } = why else { return };
-        if source.is_overload() && self.queries > MIN_QUERIES {
-            let was_full = self.limit == MAX_QUERIES;
-            self.limit = (self.queries / 2).max(MIN_QUERIES);
-            if !was_full {
-                return;
-            }
-            self.note = Some(format!(
-                "Consul closes connections or answers 429: {} services are followed at a time, the \
-                 others are read every {} s; if that goes on, raise http_max_conns_per_client",
-                self.limit,
-                TURN.as_secs(),
-            ));
+    /// Ends the queries that are more than there may be: others share the address, and what waits
+    /// keeps its connection. Their services are read in turn.
+    fn shed(&mut self) {
+        let excess = self.queries.saturating_sub(self.share.queries());
+        let has_query = |(source, it): (&Source, &Following)| it.has_query.then(|| source.clone());
+        let shed: Vec<Source> = self.followed.iter().filter_map(has_query).take(excess).collect();
+        for source in &shed {
+            self.unfollow(source);
         }
+        for source in shed {
+            self.follow(source);
+        }
+        self.is_told = true;
+        self.note = Some(format!(
+            "Consul closes connections or answers 429: {} services are followed at a time, the \
+             others are read every {} s; if that goes on, raise http_max_conns_per_client",
+            self.share.queries(),
+            TURN.as_secs(),
+        ));
     }
 
     /// Between two reads of a service for which there is no query.
     fn turn(&self) -> Duration {
-        let in_turn = u32::try_from(self.followed.len().saturating_sub(self.limit));
-        TURN.max(Duration::from_secs(1) * in_turn.unwrap_or(u32::MAX) / READS_A_SECOND)
+        let in_turn = u32::try_from(self.in_turn()).unwrap_or(u32::MAX);
+        TURN.max(Duration::from_secs(1) * in_turn / READS_A_SECOND)
     }
 
     fn step(&mut self, next: Next, mut followed: Followed, source: Source) {
         let Next { number, delay, failures, is_first } = next;
-        let has_query = self.queries < self.limit;
+        let has_query = self.queries < self.share.queries();
         self.queries += usize::from(has_query);
         let (under_way, registration) = AbortHandle::new_pair();
         self.followed.insert(source.clone(), Following { number, under_way, has_query });
         let (client, reads) = (self.client.clone(), Arc::clone(&self.reads));
+        let places = u32::try_from(self.share.places_of_a_read()).unwrap_or(1);
         // A query that is cut short before its time would be a poll.
         let resync = self.resync.max(QUERY);
         let turn = if is_first { Duration::ZERO } else { jittered(self.turn(), &source) };
@@ -215,7 +230,7 @@ impl Follower {
                 }
             } else {
                 sleep(turn).await;
-                let _place = reads.acquire().await;
+                let _places = reads.acquire_many(places).await;
                 asked = Instant::now();
                 followed.read(&client).await
             };
@@ -223,4 +238,10 @@ impl Follower {
         };
         self.under_way.push(Abortable::new(work, registration).boxed());
     }
+}
+
+/// Whether Consul refuses what is one too many, after this time.
+fn is_refusal(why: &Unknown, after: Duration) -> bool {
+    let Unknown::Failed { source, .. } = why else { return false };
+    source.is_busy() || (source.is_unanswered() && after < AT_ONCE)
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, PostParams};
-use kube_consul_stack::{HttpRecorder, Kubernetes, KubernetesOptions, eventually};
+use kube_consul_stack::{ConsulOptions, HttpRecorder, Kubernetes, KubernetesOptions, eventually};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -82,6 +82,40 @@ async fn i4_a_service_that_does_not_exist_yet_costs_a_few_requests() -> Result<(
     #[expect(clippy::cast_precision_loss, reason = "a few")]
     let rate = read as f64 / seconds;
     ensure!(rate < 6.0, "{rate} reads a second");
+    import.stop().await
+}
+
+/// Others share the address, and Consul closes what is too much.
+#[tokio::test]
+async fn i15_more_services_than_connections_are_all_followed() -> Result<()> {
+    let options = ConsulOptions::dev().configuration("limits { http_max_conns_per_client = 40 }");
+    let site = Site::with_consul("import-limit", options).await?;
+    for n in 0..60 {
+        let name = format!("s-{n}");
+        site.register(&name, "10.1.0.1", "passing").await?;
+        site.service(&name, json!({IMPORT: name})).await?;
+    }
+    let import = Bridge::start(site.command().await?).await?;
+    import.wait_ready_within(Duration::from_secs(90)).await?;
+    let all_have = |wanted: usize| {
+        let site = &site;
+        eventually(Duration::from_secs(90), move || async move {
+            let labels = ListParams::default().labels(OURS);
+            let slices = site.slices()?.list(&labels).await?;
+            let found = slices.items.iter().flat_map(|it| it.endpoints.iter().flatten()).count();
+            ensure!(found == wanted, "{found} endpoints, want {wanted}");
+            Ok(())
+        })
+    };
+    all_have(60).await?;
+    let began = Instant::now();
+    for n in 0..60 {
+        site.register(&format!("s-{n}"), "10.1.0.2", "passing").await?;
+    }
+    all_have(120).await?;
+    println!("60 services over at most 40 connections: all changed after {:?}", began.elapsed());
+    let is_told = import.program.has_written("raise http_max_conns_per_client");
+    ensure!(is_told, "it is not told");
     import.stop().await
 }
 
