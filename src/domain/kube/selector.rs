@@ -30,6 +30,11 @@ pub struct InvalidSelector(String);
 // === impl Selector ===
 
 impl Selector {
+    /// Whether it selects everything.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether an object with these labels is selected.
     pub fn selects(&self, labels: &BTreeMap<Box<str>, Box<str>>) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))

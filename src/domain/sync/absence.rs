@@ -71,8 +71,8 @@ impl Core {
         let users = self.cluster.cache.node_users().iter();
         let losses: Vec<(ObjectKey, usize)> = users
             .filter_map(|key| {
-                let (_, lost) = view.first_loss(key, &view.desired(key, &|_, _| false))?;
-                Some((key.clone(), lost))
+                let loss = view.first_loss(key, &view.desired(key, &|_, _| false))?;
+                Some((key.clone(), loss.records))
             })
             .collect();
         let lost = losses.iter().map(|(_, lost)| lost).sum();
@@ -107,10 +107,10 @@ impl Core {
             self.remove(kind, &key);
         }
         if let Some(mut term) = self.term.take() {
-            for service in term.holds.release_absent() {
-                confirmed |= self.view(&term).loses(&service);
-                term.mark(service);
-            }
+            let released = term.holds.release_absent();
+            let view = self.view(&term);
+            confirmed |= released.iter().any(|service| view.loses(service));
+            term.mark_each(released);
             self.term = Some(term);
         }
         self.reports.push(Report::Released { confirmed });

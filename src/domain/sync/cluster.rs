@@ -132,6 +132,14 @@ impl Cluster {
             && (self.needed_nodes_are_listed() || !self.node_watch.may_still_come())
     }
 
+    /// Whether any Service is to be registered, or nothing limits which are.
+    pub(super) fn selects_any(&self, settings: &Settings) -> bool {
+        let is_limited = !settings.namespaces.is_empty() || !settings.selector.is_empty();
+        let mut services = self.cache.services_after(None);
+        !is_limited
+            || services.any(|(key, service)| !wanted(settings, key, service).ports.is_empty())
+    }
+
     /// When a confirmation has something to ask.
     pub(super) fn next_timeout(&self) -> Option<Moment> {
         self.suspects.next()

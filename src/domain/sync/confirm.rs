@@ -76,6 +76,11 @@ impl Suspects {
         self.confirmation = None;
     }
 
+    /// Whether something waits for a second list.
+    pub(super) fn awaits_confirmation(&self) -> bool {
+        self.confirmation.is_some()
+    }
+
     pub(super) fn list_started(&mut self, kind: Kind) {
         if let Some(Confirmation::Asked { begun, .. }) = &mut self.confirmation {
             begun.insert(kind);

@@ -534,6 +534,7 @@ impl Core {
             is_heard: self.contact.is_heard(now),
             is_settled: self.is_settled(),
             awaits_catalog: shows_catalog && self.config.target == Target::Agent,
+            awaits_confirmation: self.cluster.suspects.awaits_confirmation() && self.is_holding(),
             backlog: self.term.as_ref().map_or(0, Term::backlog),
             was_in_sync: self.was_in_sync,
             last_step: self.last_step,

@@ -10,8 +10,18 @@ use crate::domain::sync::hold::Cause;
 use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
 
-/// With fewer records than this, losing most of them is everyday life.
-const FEW: usize = 20;
+/// With fewer records than this, that most of them are no longer selected is everyday life.
+pub(super) const FEW: usize = 20;
+
+/// What the first look at everything would take from a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loss {
+    pub(super) cause: Cause,
+    /// Records that would be removed or turn critical.
+    pub(super) records: usize,
+    /// Whether an object that is there says so, and not the silence of a list.
+    pub(super) is_shown: bool,
+}
 
 // === impl View ===
 
@@ -31,9 +41,19 @@ impl View<'_> {
     /// Whether records of the Service, or orphaned ones, would be removed or turn critical now.
     pub(super) fn loses(&self, service: &ObjectKey) -> bool {
         let desired = self.desired(service, &|_, _| false);
-        let mut released = self.term.ptr.released.get(service).into_iter().flatten();
-        self.lost(service, &desired).next().is_some()
-            || released.any(|key| self.term.ptr.claims.holder(key).is_none())
+        if self.lost(service, &desired).next().is_some() {
+            return true;
+        }
+        let released = self.term.ptr.released.get(service).into_iter().flatten();
+        let unclaimed = released.filter(|key| self.term.ptr.claims.holder(key).is_none());
+        let unclaimed: BTreeSet<&str> = unclaimed.map(|key| &**key).collect();
+        !unclaimed.is_empty() && {
+            // Services that were shown again and are not planned yet are about to claim theirs.
+            let claims = |it: &ObjectKey| View::ptr_claims(&self.desired(it, &|_, _| false));
+            let waiting = self.term.work.queue.iter().flat_map(claims);
+            let claimed: BTreeSet<_> = waiting.map(|(key, _)| key).collect();
+            unclaimed.iter().any(|key| !claimed.contains(*key))
+        }
     }
 
     /// How many known records would be removed or turn critical without these objects, together
@@ -58,7 +78,7 @@ impl View<'_> {
     }
 
     /// What the first look at everything would take from a Service that exists.
-    pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<(Cause, usize)> {
+    pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<Loss> {
         let known = self.term.known.of(key);
         let cache = &self.cluster.cache;
         let unread = cache.has_unread_slice(key) || cache.may_miss_node(key);
@@ -76,9 +96,9 @@ impl View<'_> {
                 }
                 _ => false,
             };
-            let lost = self.lost(key, desired).count();
+            let records = self.lost(key, desired).count();
             let cause = if absent { Cause::Absence } else { Cause::Selection };
-            return (lost > 0).then_some((cause, lost));
+            return (records > 0).then_some(Loss { cause, records, is_shown: false });
         }
         // A Service that keeps a record and has new ones is a move: what counts is how many
         // fewer there are, and how many turn critical.
@@ -87,7 +107,14 @@ impl View<'_> {
             matches!(addresses, Some(AddressSource::Endpoints | AddressSource::Nodes { .. }));
         let fewer =
             if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
-        (turning + fewer > 0).then_some((Cause::Absence, turning + fewer))
+        let is_shown = match addresses {
+            Some(AddressSource::Nodes { .. }) => {
+                cache.nodes().is_some_and(|mut it| it.next().is_some())
+            }
+            _ => cache.slices(key).next().is_some(),
+        };
+        let records = turning + fewer;
+        (records > 0).then_some(Loss { cause: Cause::Absence, records, is_shown })
     }
 
     fn turns_critical(
@@ -101,7 +128,14 @@ impl View<'_> {
     }
 }
 
-/// Whether so many records are lost that a second list has to confirm it.
+/// Whether so many records are lost that a second list has to confirm it. That costs ten seconds, so
+/// it does not matter how few there are.
 pub(super) fn is_most(lost: usize, total: usize) -> bool {
-    total >= FEW && lost * 2 > total
+    lost * 2 > total
+}
+
+/// Whether so many records are lost, of objects that exist, that people have to allow it: most of
+/// more than a few, or all of any number.
+pub(super) fn must_be_allowed(lost: usize, total: usize) -> bool {
+    is_most(lost, total) && (total >= FEW || lost >= total)
 }

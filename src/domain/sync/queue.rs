@@ -37,6 +37,11 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         Some(item)
     }
 
+    /// Those that are in it, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.members.iter()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty()
     }

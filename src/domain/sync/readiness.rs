@@ -32,6 +32,8 @@ pub enum NotReady {
     },
     /// The catalog does not show all records yet that the agent has.
     WaitingForCatalog,
+    /// A second list has yet to confirm what the first lacked.
+    WaitingForConfirmation,
 }
 
 /// How far one that synchronizes once has come.
@@ -66,6 +68,8 @@ pub(super) struct Standing {
     /// Whether the catalog has to show all that the agent has. Where the agent's name may not be
     /// read, nobody can tell.
     pub(super) awaits_catalog: bool,
+    /// Whether a second list is still to confirm what the first lacked.
+    pub(super) awaits_confirmation: bool,
     /// How many Services have something to be done.
     pub(super) backlog: usize,
     /// Whether everything was ever in sync.
@@ -95,7 +99,7 @@ impl Standing {
     }
 
     pub(super) fn once(&self, limit: Duration, now: Moment) -> Once {
-        if self.is_in_sync() {
+        if self.is_in_sync() && !self.awaits_confirmation {
             return Once::InSync;
         }
         let is_reached = self.is_connected
@@ -127,6 +131,8 @@ impl Standing {
             NotReady::WaitingForConsul
         } else if !self.is_settled {
             NotReady::Syncing { services: self.backlog }
+        } else if self.is_in_sync() {
+            NotReady::WaitingForConfirmation
         } else {
             NotReady::WaitingForCatalog
         }

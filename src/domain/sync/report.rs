@@ -31,6 +31,8 @@ pub enum Report {
     Solved(Subject, ObjectKey, Problem),
     /// It is no longer known here whether the object has this problem: another one leads.
     Withdrawn(Subject, ObjectKey, Problem),
+    /// Namespaces or labels are asked for, and no Service has them.
+    NothingSelected,
     /// Removals are held back.
     Held {
         /// Why.

@@ -9,13 +9,13 @@ use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::Config;
 use crate::domain::sync::hold::Cause;
 use crate::domain::sync::ledger::PtrState;
-use crate::domain::sync::loss::is_most;
+use crate::domain::sync::loss::{FEW, Loss, is_most, must_be_allowed};
 use crate::domain::sync::report::Report;
 use crate::domain::sync::term::{Stage, Term};
 use crate::domain::sync::view::View;
 
 /// What each Service would lose, and why.
-type Losses = HashMap<ObjectKey, (Cause, usize)>;
+type Losses = HashMap<ObjectKey, Loss>;
 
 // === impl Term ===
 
@@ -36,6 +36,9 @@ impl Term {
         self.known.share_keys(|key| cluster.cache.kept_key(key));
         let losses = self.claim_and_weigh(config, cluster);
         self.collect_orphans();
+        if !cluster.selects_any(&config.settings) {
+            reports.push(Report::NothingSelected);
+        }
         if self.hold_first_losses(&config.settings, losses, reports) {
             cluster.suspects.confirm_later(now);
         }
@@ -64,7 +67,8 @@ impl Term {
                 // Of a namespace that is not selected nothing is asked: its objects may still exist.
                 let selected = config.settings.includes_namespace(&key.namespace);
                 let cause = if selected { Cause::Absence } else { Cause::Selection };
-                losses.insert(key.clone(), (cause, known.len()));
+                let loss = Loss { cause, records: known.len(), is_shown: false };
+                losses.insert(key.clone(), loss);
             }
         }
         losses
@@ -96,14 +100,21 @@ impl Term {
         reports: &mut Vec<Report>,
     ) -> bool {
         let allowed = settings.allow_removals;
-        losses.retain(|_, (cause, _)| !(allowed && *cause == Cause::Selection));
+        losses.retain(|_, loss| !(allowed && loss.cause == Cause::Selection));
         let mut lost_by_cause: BTreeMap<Cause, usize> = BTreeMap::new();
-        for (cause, lost) in losses.values() {
-            *lost_by_cause.entry(*cause).or_default() += lost;
+        for loss in losses.values() {
+            *lost_by_cause.entry(loss.cause).or_default() += loss.records;
         }
         let total = self.known.registration_count();
-        if is_most(lost_by_cause.values().sum(), total) {
-            for (key, (cause, _)) in losses {
+        let lost = lost_by_cause.values().sum();
+        let silent: usize = losses.values().filter(|it| !it.is_shown).map(|it| it.records).sum();
+        for (key, Loss { cause, is_shown, .. }) in losses {
+            let is_held = match cause {
+                _ if total >= FEW => is_most(lost, total),
+                Cause::Absence => !is_shown && is_most(silent, total),
+                Cause::Selection => must_be_allowed(lost, total),
+            };
+            if is_held {
                 self.holds.hold(key, cause);
             }
         }
@@ -111,7 +122,13 @@ impl Term {
         let orphans = self.ptr.released.get(&orphaned).map_or(0, BTreeSet::len);
         let of_scope = settings.reverse == PtrScope::Off && !allowed;
         let worst = self.holds.causes().last().copied();
-        if worst.is_some() || is_most(orphans, self.known.ptr_count()) {
+        let ptr_count = self.known.ptr_count();
+        let too_many = if of_scope {
+            ptr_count >= FEW && is_most(orphans, ptr_count)
+        } else {
+            is_most(orphans, ptr_count)
+        };
+        if worst.is_some() || too_many {
             let cause = if of_scope { Some(Cause::Selection) } else { worst };
             self.holds.release(&orphaned);
             self.holds.hold(orphaned, cause.unwrap_or(Cause::Absence));

@@ -283,11 +283,15 @@ impl Reporting {
                         "because their objects still exist; --allow-removals lets it happen",
                 }
             ),
+            Report::NothingSelected => tracing::warn!(
+                "no Service is selected: look at --namespace, --deny-namespace, --selector and \
+                 --default-sync"
+            ),
             Report::Released { confirmed: true } => {
                 tracing::info!("a second list agrees: what was held back is removed");
             }
             Report::Released { confirmed: false } => {
-                tracing::info!("what was missing is there again: nothing is removed");
+                tracing::info!("all that was missing is shown again: nothing is removed");
             }
             Report::Fixed(records) => {
                 self.metrics.drifted.inc_by(records as u64);
@@ -403,6 +407,9 @@ pub(super) fn reason(
         NotReady::WaitingForConsul => format!("waiting for Consul{consul}"),
         NotReady::Syncing { services } => {
             format!("{services} Services are being brought in sync{consul}")
+        }
+        NotReady::WaitingForConfirmation => {
+            "waiting for a second list to confirm what the first lacked".to_owned()
         }
         NotReady::WaitingForCatalog => {
             format!("waiting for the catalog to show all records{consul}")

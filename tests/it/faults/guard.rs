@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::api_server::{ApiServer, End, Script};
 use super::{Shown, look_after, numbered, shown, wait_for_names};
 use crate::support::{
-    Bridge, DEADLINE, Fixture, InvariantMonitor, recorded_command, service, shipped_kubeconfig,
-    slice,
+    Bridge, DEADLINE, Fixture, InvariantMonitor, ends_with, kube_consul, recorded_command, service,
+    shipped_kubeconfig, slice,
 };
 
 const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
@@ -257,4 +257,26 @@ async fn what_options_no_longer_select_is_held_until_it_is_allowed() -> Result<(
     bridge.wait_ready().await?;
     wait_for_names(&fixture.consul, &BTreeSet::new()).await?;
     bridge.wait_holding(false).await
+}
+
+#[tokio::test]
+async fn l10_a_mistyped_namespace_removes_nothing_of_a_few_records() -> Result<()> {
+    let fixture = Fixture::new("few").await?;
+    fixture.create(numbered("svc", 0..7)).await?;
+    ends_with(0, fixture.command().await?.arg("--once")).await?;
+    let before = shown(&fixture.consul).await?;
+    ensure!(before.instances.len() == 7, "{before:?}");
+    let mistyped = || async {
+        let command = kube_consul().args(["bridge", "--once", "--namespace", "typo"]);
+        let command = command.env("CONSUL_HTTP_ADDR", fixture.consul.url());
+        anyhow::Ok(command.arg("--kubeconfig").arg(shipped_kubeconfig().await?))
+    };
+    let said = ends_with(1, mistyped().await?).await?;
+    ensure!(said.contains("removals that are held back"), "{said}");
+    ensure!(said.contains("no Service is selected"), "{said}");
+    ensure!(shown(&fixture.consul).await? == before, "something was removed:\n{said}");
+    ends_with(0, mistyped().await?.arg("--allow-removals")).await?;
+    let left = shown(&fixture.consul).await?;
+    ensure!(left.instances.is_empty(), "{left:?}");
+    Ok(())
 }

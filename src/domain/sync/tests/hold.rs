@@ -1,6 +1,7 @@
 //! What a list no longer shows, and what changed options would remove.
 
 use super::*;
+use crate::domain::sync::Once;
 
 #[test]
 fn a_few_missing_objects_are_removed_at_once() {
@@ -74,6 +75,82 @@ fn l10_what_is_absent_since_its_namespace_is_not_selected_is_never_confirmed() {
     assert!(simulation.bridge.is_holding());
     let relist = simulation.is_asked(&Action::Relist);
     assert!(!relist, "only --allow-removals says it is meant");
+}
+
+#[test]
+fn l10_any_number_that_is_absent_is_confirmed_first() {
+    for (total, gone) in [(1, 1), (3, 2), (7, 7)] {
+        let left = || (gone + 1..=total).map(service_seen);
+        let slices = || (1..=total).map(|n| slice_seen(n, true));
+        for is_start in [false, true] {
+            let mut simulation = in_sync(total);
+            if is_start {
+                simulation = simulation.restarted(settings());
+                simulation.resync();
+                simulation.list(Kind::EndpointSlice, slices());
+            }
+            simulation.list(Kind::Service, left());
+            simulation.settle();
+            assert_eq!(simulation.registrations.len(), usize::from(total), "{gone} of {total}");
+            confirm(&mut simulation, left().collect(), slices().collect());
+            assert_eq!(simulation.registrations.len(), usize::from(total - gone), "{is_start}");
+        }
+    }
+}
+
+#[test]
+fn l10_a_selection_that_would_remove_everything_is_held_and_warned_of() {
+    for (total, selected, held) in [(7, 0, true), (1, 0, true), (7, 1, false)] {
+        let mut narrow = settings();
+        narrow.selector = "team=a".parse().unwrap();
+        let mut simulation = in_sync(total).restarted(narrow);
+        simulation.resync();
+        let services = (1..=total).map(|n| {
+            let labels =
+                |it: &mut Service| it.labels.insert("team".into(), "a".into()).map_or((), drop);
+            let service = service().with(|it| it.cluster_ips = vec![ip(&format!("10.0.0.{n}"))]);
+            let service = if n <= selected { service.with(labels) } else { service };
+            SeenObject::Service(key(&format!("s{n}")), service.build())
+        });
+        simulation.list(Kind::Service, services);
+        simulation.list(Kind::EndpointSlice, (1..=total).map(|n| slice_seen(n, true)));
+        simulation.settle();
+        let left = if held { total } else { selected };
+        assert_eq!(simulation.registrations.len(), usize::from(left), "{selected} of {total}");
+        let reports = simulation.bridge.take_reports();
+        assert_eq!(reports.contains(&Report::NothingSelected), selected == 0, "{reports:?}");
+    }
+}
+
+#[test]
+fn l10_one_that_synchronizes_once_waits_for_the_second_list() {
+    let mut simulation = in_sync(2);
+    let limit = simulation.now + Duration::from_secs(30);
+    simulation.list(Kind::Service, []);
+    simulation.next_actions();
+    assert_eq!(simulation.bridge.once(limit, simulation.now), Once::Pending);
+    confirm(&mut simulation, Vec::new(), (1..=2).map(|n| slice_seen(n, true)).collect());
+    assert_eq!(simulation.bridge.once(limit, simulation.now), Once::InSync);
+    assert_eq!(simulation.registrations.len(), 0);
+}
+
+#[test]
+fn l11_a_second_list_that_shows_all_again_says_so_though_nothing_is_planned_yet() {
+    let mut simulation = in_sync(3).restarted(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, []);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    begin_confirmation(&mut simulation);
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
+    simulation.bridge.take_reports();
+    // All in one go: no Service has claimed its PTR key again when the lists are complete.
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.list(Kind::Service, (1..=3).map(service_seen));
+    let reports = simulation.bridge.take_reports();
+    assert!(reports.contains(&Report::Released { confirmed: false }), "{reports:?}");
+    simulation.settle();
+    assert_eq!((simulation.take_sent(), simulation.kv.len()), (0, 3));
 }
 
 #[test]

@@ -48,6 +48,8 @@ impl World {
             return;
         }
         process.term.is_started = true;
+        // What it holds back waits for a second list from now on.
+        process.busy = self.now;
         let is_undisturbed = process.read.is_some_and(|began| began > self.disturbed);
         if is_undisturbed && !self.settings.allow_removals {
             let none = BTreeSet::new();
