@@ -301,10 +301,18 @@ impl View<'_> {
         if keeps.is_some() || !key.is_orphaned() {
             return keeps;
         }
-        // What nobody claims may be a Service's that could not be read, or that waits for nodes.
-        let unread = self.cluster.cache.has_unread_service().then_some(Wait::Unread);
-        let nodes = (!self.cluster.needed_nodes_are_listed()).then_some(Wait::NodesUnknown);
-        unread.or(nodes)
+        // What nobody claims may be a Service's that could not be read.
+        self.cluster.cache.has_unread_service().then_some(Wait::Unread)
+    }
+
+    /// Addresses that are registered for Services of which nothing may be removed before the nodes
+    /// are known: their PTR records stay as long.
+    pub(super) fn ptr_keys_awaiting_nodes(&self) -> BTreeSet<String> {
+        if self.cluster.needed_nodes_are_listed() {
+            return BTreeSet::new();
+        }
+        let users = self.cluster.cache.node_users().iter();
+        users.flat_map(|user| self.known_ids(user)).filter_map(|id| ptr_key_of_id(&id)).collect()
     }
 
     /// Why this content of a record may not be written now; `None` as content: its removal.

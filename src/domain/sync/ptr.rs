@@ -1,5 +1,5 @@
 //! The PTR records of a Service: which it claims, and the writes that follow.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::domain::Moment;
@@ -119,6 +119,8 @@ impl View<'_> {
         draft: &mut Draft,
     ) -> BTreeMap<Box<str>, Write> {
         let mut deletes = BTreeMap::new();
+        let awaiting =
+            if key.is_orphaned() { self.ptr_keys_awaiting_nodes() } else { BTreeSet::new() };
         let mut released = std::mem::take(&mut draft.outcome.released);
         let before = self.term.ptr.released.get(key);
         let may_be_claimed = |ptr: &str| {
@@ -130,6 +132,10 @@ impl View<'_> {
                 return false;
             }
             let record = RecordKey::Ptr(ptr.clone());
+            if awaiting.contains(&**ptr) {
+                draft.wait(record, Wait::NodesUnknown);
+                return true;
+            }
             let wait = self.gate(&record, None, now);
             let known = self.term.known.ptr(ptr);
             match (known.map(|known| &known.state), wait) {

@@ -303,3 +303,24 @@ fn without_the_nodes_a_former_ptr_record_stays_as_its_instance_does() {
     simulation.settle();
     assert_eq!(simulation.kv.len(), 0, "a node has none");
 }
+
+#[test]
+fn l15_without_the_nodes_only_what_they_decide_waits() {
+    let mut before = in_sync(4);
+    // A PTR record that nobody claims any more, of a Service that went while nobody looked.
+    before.registrations.retain(|id, _| !id.contains("_s4_"));
+    let settings = Settings { allow_removals: true, ..settings() };
+    let mut simulation = before.restarted(settings);
+    simulation.resync();
+    simulation.list(Kind::Service, [with_node_port(1), service_seen(2), service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    let denied = Some("no right".to_owned());
+    simulation.bridge.handle_watch_failure(Kind::Node, denied, simulation.now);
+    simulation.settle();
+    assert_eq!(
+        (simulation.registrations.len(), simulation.kv.len()),
+        (3, 3),
+        "{:?}",
+        simulation.kv
+    );
+}
