@@ -18,7 +18,7 @@ const MODE: &str = "kube-consul.io/address";
 /// A node whose kubelet is the test, which no pod is scheduled to.
 pub struct OwnNode {
     api: Api<Node>,
-    name: String,
+    pub name: String,
 }
 
 impl OwnNode {
@@ -92,7 +92,7 @@ impl Fixture {
         Ok(())
     }
 
-    async fn set_load_balancer(&self, name: &str, ingress: Value) -> Result<()> {
+    pub async fn set_load_balancer(&self, name: &str, ingress: Value) -> Result<()> {
         let patch = Patch::Merge(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
         self.services()?.patch_status(name, &PatchParams::default(), &patch).await?;
         Ok(())

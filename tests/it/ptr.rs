@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use kube_consul_stack::{Endpoint, ServiceKind, eventually};
 use serde_json::{Value, json};
 
-use crate::support::{Bridge, DEADLINE, Fixture};
+use crate::addresses::OwnNode;
+use crate::support::{Bridge, DEADLINE, Fixture, manifest, shipped_token};
 
 /// 0x6b63 x 2^32 + FNV-1a-32 of "kubernetes", the default of `--cluster`.
 const OURS: u64 = 0x6b63_0000_0000 + 0x74af_b95d;
@@ -80,6 +81,41 @@ async fn only_services_have_ptr_records_unless_all_are_asked_for() -> Result<()>
         bridge.stop().await?;
     }
     Ok(())
+}
+
+/// N9: a pod with `hostNetwork` has its node's address, which is no Service's.
+#[tokio::test]
+async fn n9_a_host_network_pod_has_no_ptr_record() -> Result<()> {
+    let fixture = Fixture::new("host").await?;
+    shipped_token(fixture.kubernetes).await?;
+    fixture.kubernetes.apply_file(&manifest("optional/nodes-rbac.yaml")).await?;
+    let node = OwnNode::create(&fixture, "host", &[("InternalIP", "10.66.0.1")]).await?;
+    let kind = ServiceKind::HeadlessSelectorless;
+    fixture.kubernetes.service(&fixture.namespace, "db", kind, &[("sql", 5432)]).await?;
+    let on = |node: &OwnNode, address: &str| {
+        let ready = json!({"ready": true});
+        json!({"addresses": [address], "nodeName": node.name, "conditions": ready})
+    };
+    let sql = || json!([{"name": "sql", "port": 5432, "protocol": "TCP"}]);
+    let both = json!([on(&node, "10.66.0.1"), on(&node, "10.66.1.1")]);
+    fixture.slice("db", 1, sql(), both).await?;
+    let (of_node, of_pod) = (key_of("10.66.0.1")?, key_of("10.66.1.1")?);
+    let wanted = Some(("db.service.dc1.consul", OURS));
+    let bridge = Bridge::start(fixture.command().await?.arg("--reverse-dns=all")).await?;
+    bridge.wait_ready().await?;
+    fixture.wait_for_instances("db", 2).await?;
+    wait_for_record(&fixture, &of_pod, wanted).await?;
+    ensure!(record(&fixture, &of_node).await?.is_none(), "a node's address has a record");
+    // A node that comes later, and one that goes.
+    let later = OwnNode::create(&fixture, "later", &[("InternalIP", "10.66.0.2")]).await?;
+    let both = json!([on(&node, "10.66.0.1"), on(&later, "10.66.0.2")]);
+    fixture.slice("db", 1, sql(), both).await?;
+    wait_for_record(&fixture, &of_pod, None).await?;
+    ensure!(record(&fixture, &key_of("10.66.0.2")?).await?.is_none());
+    node.delete().await?;
+    wait_for_record(&fixture, &of_node, wanted).await?;
+    later.delete().await?;
+    bridge.stop().await
 }
 
 #[tokio::test]

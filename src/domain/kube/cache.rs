@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service};
+use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, Node, SeenObject, Service};
 use crate::domain::kube::packed::PackedSlice;
 use crate::domain::kube::store::{Listed, Listing, Store};
 
@@ -18,8 +18,10 @@ pub struct ClusterCache {
     slices: Slices,
     /// Their keys have no namespace.
     nodes: Store<Node>,
-    /// The Services that use node ports: a node that changes concerns them and no others.
+    /// The Services that use node ports: a node that changes concerns them.
     node_users: BTreeSet<ObjectKey>,
+    /// Whether a node's addresses concern the Services that have endpoints on it, too.
+    tells_nodes_from_pods: bool,
 }
 
 /// EndpointSlices by their Service (which may not exist, or not yet), sorted by their own keys.
@@ -40,6 +42,12 @@ pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 // === impl ClusterCache ===
 
 impl ClusterCache {
+    /// An empty one. `tells_nodes_from_pods`: whether it matters which endpoints have the address of
+    /// their node, as pods with `hostNetwork` do.
+    pub fn new(tells_nodes_from_pods: bool) -> Self {
+        Self { tells_nodes_from_pods, ..Self::default() }
+    }
+
     /// Whether every kind that is always watched has been listed completely.
     pub fn is_complete(&self) -> bool {
         WATCHED.iter().all(|kind| self.is_listed(*kind))
@@ -90,10 +98,15 @@ impl ClusterCache {
                 self.slices.seen(key, service, &slice)
             }
             SeenObject::Node(key, node) => {
-                let changed = self.nodes.seen(key, node);
+                let before = self.nodes.get(&key).map(|node| node.addresses.clone());
+                let moves = before.as_ref() != Some(&node.addresses);
+                let changed = self.nodes.seen(key.clone(), node);
                 // Before the list is complete nothing follows from any of them.
-                let matters = changed && self.is_listed(Kind::Node);
-                if matters { self.node_users.clone() } else { BTreeSet::new() }
+                match changed && self.is_listed(Kind::Node) {
+                    true if moves => self.services_concerned(Kind::Node, &key),
+                    true => self.node_users.clone(),
+                    false => BTreeSet::new(),
+                }
             }
             SeenObject::Undecodable(kind, key, reason) => {
                 let services = self.services_concerned(kind, &key);
@@ -125,9 +138,26 @@ impl ClusterCache {
         match kind {
             Kind::Service => [key.clone()].into(),
             Kind::EndpointSlice => self.slices.service_of.get(key).cloned().into_iter().collect(),
-            Kind::Node => self.node_users.clone(),
+            Kind::Node => {
+                let of_pods =
+                    self.tells_nodes_from_pods.then(|| self.slices.services_on(&key.name));
+                of_pods.into_iter().flatten().chain(self.node_users.iter()).cloned().collect()
+            }
             Kind::Pod => BTreeSet::new(),
         }
+    }
+
+    /// Whether an endpoint has one of the addresses of the node that it is on: a pod with
+    /// `hostNetwork`. Known only while nodes are.
+    pub fn is_on_host_network(&self, endpoint: &Endpoint) -> bool {
+        let node = endpoint.node.as_ref().filter(|_| self.tells_nodes_from_pods);
+        let node = node.and_then(|name| self.nodes.get(&ObjectKey::new("", &**name)));
+        node.is_some_and(|node| node.addresses.iter().any(|(_, it)| *it == endpoint.address))
+    }
+
+    /// Whether anything depends on nodes.
+    pub fn wants_nodes(&self) -> bool {
+        self.tells_nodes_from_pods || !self.node_users.is_empty()
     }
 
     /// Notes whether the Service uses node ports.
@@ -246,6 +276,13 @@ impl ClusterCache {
 impl Slices {
     fn is_known(&self, key: &ObjectKey) -> bool {
         self.service_of.contains_key(key)
+    }
+
+    /// The Services with endpoints on this node.
+    fn services_on(&self, node: &str) -> impl Iterator<Item = &ObjectKey> {
+        let on_it = move |(_, slice): &NamedSlice| slice.object.names(node);
+        let all = self.of_service.iter().filter(move |(_, slices)| slices.iter().any(on_it));
+        all.map(|(service, _)| service)
     }
 
     fn list_completed(&mut self) -> Vec<ObjectKey> {
@@ -417,6 +454,28 @@ mod tests {
         assert!(cache.seen(seen(true)).is_empty());
         cache.forget_nodes();
         assert!(cache.nodes().is_none());
+    }
+
+    #[test]
+    fn n9_addresses_of_a_node_concern_the_services_with_endpoints_on_it() {
+        let n1 = ObjectKey::new("", "n1");
+        for tells in [false, true] {
+            let mut cache = ClusterCache::new(tells);
+            let mut slice = slice("a", &[("http", 80)], &[("10.0.0.1", true), ("10.1.0.1", true)]);
+            for endpoint in &mut slice.endpoints {
+                endpoint.node = Some("n1".into());
+            }
+            cache.seen(SeenObject::EndpointSlice(key("a-1"), slice.clone()));
+            cache.list_started(Kind::Node);
+            cache.list_completed(Kind::Node);
+            let concerned: BTreeSet<_> = tells.then(|| key("a")).into_iter().collect();
+            let seen = |ready| SeenObject::Node(n1.clone(), node(&["10.0.0.1"], ready));
+            assert_eq!(cache.seen(seen(true)), concerned);
+            assert!(cache.seen(seen(false)).is_empty(), "its addresses are the same");
+            let on_host = slice.endpoints.iter().map(|it| cache.is_on_host_network(it));
+            assert_eq!(on_host.collect::<Vec<_>>(), [tells, false]);
+            assert_eq!(cache.remove(Kind::Node, &n1), concerned);
+        }
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl PackedSlice {
         Self { bytes: packer.bytes.into(), shared: packer.shared.into() }
     }
 
+    /// Whether one of its endpoints is on the node, or in the zone, of this name.
+    pub fn names(&self, name: &str) -> bool {
+        self.shared.iter().any(|shared| **shared == *name)
+    }
+
     /// What was packed, as the slice of this Service.
     pub fn unpack(&self, service: &str) -> EndpointSlice {
         let mut rest = Rest { bytes: &self.bytes, shared: &self.shared };

@@ -3,6 +3,7 @@
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
+use crate::domain::services::settings::PtrScope;
 use crate::domain::sync::core::Core;
 use crate::domain::sync::hold::Cause;
 use crate::domain::sync::loss::is_most;
@@ -79,6 +80,10 @@ impl Core {
         let total = term.known.registration_count();
         self.mark_node_users();
         let Some(term) = &mut self.term else { return };
+        if self.config.settings.reverse == PtrScope::All {
+            // Any of them may have endpoints with the address of a node.
+            term.mark_all(&self.cluster);
+        }
         term.mark(ObjectKey::orphaned());
         if is_most(lost, total) {
             for (service, _) in losses {

@@ -8,7 +8,7 @@ use crate::domain::kube::object::{Kind, SeenObject};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::NameClaims;
 use crate::domain::services::desired::{is_read_label, left_out, wanted};
-use crate::domain::services::settings::Settings;
+use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::confirm::Suspects;
 use crate::domain::sync::node_watch::NodeWatch;
 use crate::domain::sync::problems::Problems;
@@ -38,6 +38,12 @@ pub(super) struct Changes {
 // === impl Cluster ===
 
 impl Cluster {
+    /// Nothing is known yet.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let cache = ClusterCache::new(settings.reverse == PtrScope::All);
+        Self { cache, ..Self::default() }
+    }
+
     /// Takes an object as it is now.
     pub(super) fn seen(
         &mut self,
@@ -110,26 +116,26 @@ impl Cluster {
         kind == Kind::Node && !self.cache.is_listed(Kind::Node) && self.node_watch.failed(denied)
     }
 
-    /// Whether a Service uses node ports: nodes have to be watched, and only then.
-    pub(super) fn wants_nodes(&self) -> bool {
-        !self.cache.node_users().is_empty()
+    /// Whether nodes are listed, if a Service uses node ports.
+    pub(super) fn needed_nodes_are_listed(&self) -> bool {
+        self.cache.node_users().is_empty() || self.cache.is_listed(Kind::Node)
     }
 
-    pub(super) fn needed_nodes_are_listed(&self) -> bool {
-        !self.wants_nodes() || self.cache.is_listed(Kind::Node)
+    fn wanted_nodes_are_listed(&self) -> bool {
+        !self.cache.wants_nodes() || self.cache.is_listed(Kind::Node)
     }
 
     /// Whether all that can be listed is: everything, but for nodes that may not be.
     pub(super) fn is_listed(&self) -> bool {
         self.cache.is_complete()
-            && (self.needed_nodes_are_listed() || self.node_watch.denied().is_some())
+            && (self.wanted_nodes_are_listed() || self.node_watch.denied().is_some())
     }
 
     /// Whether the first reconciliation may be made. It waits for nodes, so that what they take
     /// away is weighed together with all else, unless it turns out that they do not come.
     pub(super) fn may_start(&self) -> bool {
         self.cache.is_complete()
-            && (self.needed_nodes_are_listed() || !self.node_watch.may_still_come())
+            && (self.wanted_nodes_are_listed() || !self.node_watch.may_still_come())
     }
 
     /// Whether any Service is to be registered, or nothing limits which are.

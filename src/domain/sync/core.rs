@@ -78,9 +78,10 @@ pub struct Core {
 impl Core {
     /// A bridge that has seen nothing yet.
     pub fn new(config: Config) -> Self {
+        let cluster = Cluster::new(&config.settings);
         Self {
             config,
-            cluster: Cluster::default(),
+            cluster,
             peer: None,
             contact: Contact::default(),
             term: None,
@@ -476,7 +477,7 @@ impl Core {
 
     /// Has nodes watched while a Service uses node ports, and only then.
     fn watch_nodes_if_wanted(&mut self, now: Moment) {
-        let wanted = self.cluster.wants_nodes();
+        let wanted = self.cluster.cache.wants_nodes();
         if !self.cluster.node_watch.set(wanted) {
             return;
         }

@@ -1,6 +1,7 @@
-//! The watch of nodes, which goes on only while a Service uses node ports.
+//! The watch of nodes, which goes on only while a Service uses node ports, or pods get PTR records,
+//! which those with the address of their node do not.
 //!
-//! Nothing is decided for such a Service before the nodes are known (nothing is removed out of
+//! Nothing is decided for a Service with node ports before the nodes are known (nothing is removed out of
 //! ignorance), and nothing else waits for them once it turns out that they cannot be listed (one bad
 //! object harms only itself).
 

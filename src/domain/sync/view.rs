@@ -1,11 +1,12 @@
 //! What planning looks at, and what ought to be registered in view of it.
 
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
-use crate::domain::consul::ptr::ConsulDomain;
+use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
 use crate::domain::consul::record::Registration;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind};
+use crate::domain::services::claims::AddressKind;
 use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
 use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
 use crate::domain::sync::cluster::Cluster;
@@ -57,6 +58,14 @@ impl View<'_> {
         let permit = |name: &str, join| self.permit(key, name, join);
         let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
         self.keep_former_names(key, &mut desired);
+        // A node's address gets no PTR record: it is no Service's.
+        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+        for endpoint in endpoints.filter(|endpoint| cache.is_on_host_network(endpoint)) {
+            let key = ptr_key(endpoint.address);
+            if desired.reverse.get(&*key).is_some_and(|it| it.rank.kind == AddressKind::Pod) {
+                desired.reverse.remove(&*key);
+            }
+        }
         desired
     }
 

@@ -273,44 +273,58 @@ async fn has_answer(server: SocketAddr, name: &str) -> Result<bool> {
 #[tokio::test]
 async fn o12_a_renamed_port_leaves_no_gap() -> Result<()> {
     for sink in [&[][..], &CATALOG] {
-        for address in ["auto", "endpoints", "external-ip"] {
-            let fixture = Fixture::new("port").await?;
-            let ports = |name: &str| json!([{"name": name, "port": 80, "protocol": "TCP"}]);
-            let slice = async |name: &str| {
-                let ports = json!([{"name": name, "port": 8080, "protocol": "TCP"}]);
-                fixture.slice("web", 1, ports, json!([endpoint("10.1.0.1", true)])).await
-            };
-            slice("http").await?;
-            let spec = json!({"externalIPs": ["198.51.100.9"], "ports": ports("http")});
-            fixture.service("web", json!({}), spec).await?;
-            let bridge = fixture.bridge_with(&[&["--address", address], sink].concat()).await?;
-            let asked = fixture.dns()?;
-            let name = "web.service.consul";
-            let before = asked.ask(name, A).await?;
-            ensure!(before.len() == 1, "{before:?}");
-            let gap = InvariantMonitor::start(move || {
-                let (asked, before) = (asked.clone(), before.clone());
-                async move {
-                    let found = asked.ask(name, A).await?;
-                    Ok(if found == before { vec![] } else { vec![format!("{found:?}")] })
-                }
-            });
-            fixture.patch("web", &json!({"spec": {"ports": ports("web")}})).await?;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            slice("web").await?;
-            eventually(DEADLINE, || async {
-                let found = fixture.instances("web").await?;
-                let ids: Vec<_> =
-                    found.iter().filter_map(|it| it["Service"]["ID"].as_str()).collect();
-                ensure!(ids.len() == 1 && ids[0].contains("_web_web_"), "{ids:?}");
-                Ok(())
-            })
-            .await?;
-            gap.finish(&format!("a renamed port, {sink:?}, {address}")).await?;
-            bridge.stop().await?;
+        for mode in ["auto", "endpoints", "external-ip", "load-balancer", "node-port"] {
+            renamed_port(sink, mode).await.with_context(|| format!("{sink:?}, {mode}"))?;
         }
     }
     Ok(())
+}
+
+async fn renamed_port(sink: &[&str], mode: &str) -> Result<()> {
+    let fixture = Fixture::new("port").await?;
+    shipped_token(fixture.kubernetes).await?;
+    fixture.kubernetes.apply_file(&manifest("optional/nodes-rbac.yaml")).await?;
+    let node = OwnNode::create(&fixture, "port", &[("InternalIP", "10.78.0.1")]).await?;
+    let slice = async |name: &str| {
+        let ports = json!([{"name": name, "port": 8080, "protocol": "TCP"}]);
+        let mut endpoint = endpoint("10.1.0.1", true);
+        endpoint["nodeName"] = json!(node.name);
+        fixture.slice("web", 1, ports, json!([endpoint])).await
+    };
+    slice("http").await?;
+    let port = json!({"name": "http", "port": 80, "protocol": "TCP"});
+    // With the policy only the node that has the endpoint is registered, and no other test's.
+    let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "externalIPs": ["198.51.100.9"], "ports": [port]});
+    let service = fixture.service("web", json!({}), spec).await?;
+    fixture.set_load_balancer("web", json!([{"ip": "192.0.2.33"}])).await?;
+    let bridge = fixture.bridge_with(&[&["--address", mode], sink].concat()).await?;
+    let asked = fixture.dns()?;
+    let name = "web.service.consul";
+    let before = asked.ask(name, A).await?;
+    ensure!(before.len() == 1, "{before:?}");
+    let gap = InvariantMonitor::start(move || {
+        let (asked, before) = (asked.clone(), before.clone());
+        async move {
+            let found = asked.ask(name, A).await?;
+            Ok(if found == before { vec![] } else { vec![format!("{found:?}")] })
+        }
+    });
+    let mut port = serde_json::to_value(&service)?["spec"]["ports"][0].clone();
+    port["name"] = json!("web");
+    fixture.patch("web", &json!({"spec": {"ports": [port]}})).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    slice("web").await?;
+    eventually(DEADLINE, || async {
+        let found = fixture.instances("web").await?;
+        let ids: Vec<_> = found.iter().filter_map(|it| it["Service"]["ID"].as_str()).collect();
+        ensure!(ids.len() == 1 && ids[0].contains("_web_web_"), "{ids:?}");
+        Ok(())
+    })
+    .await?;
+    gap.finish("a renamed port").await?;
+    node.delete().await?;
+    bridge.stop().await
 }
 
 /// O10: which nodes are registered, and at which address.

@@ -43,6 +43,8 @@ pub(super) struct Consul {
     index: u64,
     /// How often each record was changed.
     versions: BTreeMap<RecordKey, u64>,
+    /// How often any PTR record was.
+    pub(super) ptr_changes: u64,
     /// PTR records of others that a write of ours has changed: what must never be.
     pub(super) overwritten: Option<String>,
 }
@@ -76,6 +78,7 @@ impl Consul {
             sessions: 0,
             index: 0,
             versions: BTreeMap::new(),
+            ptr_changes: 0,
             overwritten: None,
         }
     }
@@ -313,6 +316,7 @@ impl Consul {
 
     fn changed(&mut self, record: RecordKey) {
         self.index += 1;
+        self.ptr_changes += u64::from(matches!(record, RecordKey::Ptr(_)));
         *self.versions.entry(record).or_default() += 1;
     }
 

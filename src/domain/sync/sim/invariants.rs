@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::domain::consul::names::{ForeignNames, lookup_form};
+use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{Check, PtrRecord, RecordKey, Registration, Write};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{EndpointSlice, Kind, Node, SeenObject, Service};
+use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, Node, SeenObject, Service};
 use crate::domain::services::claims::Rank;
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
@@ -101,7 +102,23 @@ impl<'v> Wanted<'v> {
         let nodes: Vec<(&str, &Node)> = nodes.collect();
         let nodes = self.view.listed.contains(&Kind::Node).then_some(nodes.iter().copied());
         let granted = |_: &str, _| Permit::Granted(Neighbours::default());
-        Some(desired(self.settings, key, service, slices.into_iter(), nodes, &granted))
+        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+        let on_host: Vec<String> = endpoints
+            .filter(|it| self.is_on_host_network(it))
+            .map(|it| ptr_key(it.address))
+            .collect();
+        let slices = slices.iter().copied();
+        let mut desired = desired(self.settings, key, service, slices, nodes, &granted);
+        desired.reverse.retain(|key, _| !on_host.iter().any(|on_host| **on_host == **key));
+        Some(desired)
+    }
+
+    /// Whether the endpoint has an address of its node, which then gets no PTR record.
+    fn is_on_host_network(&self, endpoint: &Endpoint) -> bool {
+        let Some(name) = &endpoint.node else { return false };
+        let node = self.view.objects.get(&(Kind::Node, ObjectKey::new("", &**name)));
+        let Some(SeenObject::Node(_, node)) = node else { return false };
+        node.addresses.iter().any(|(_, address)| *address == endpoint.address)
     }
 
     /// Whether a name that the Service wants is wanted by others, or had by machines.

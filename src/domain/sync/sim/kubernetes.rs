@@ -169,6 +169,10 @@ impl Kubernetes {
             addresses.iter().map(|(address, ready)| (address.as_str(), *ready)).collect();
         let number = 8080 + u16::from(of % 2) + if endpoints.moved { 100 } else { 0 };
         let mut slice = slice(&key(n).name, &[("http", number), ("admin", 9090)], &addresses);
+        for endpoint in &mut slice.endpoints {
+            let is_on_it = endpoint.address.to_string().ends_with(".2");
+            endpoint.node = is_on_it.then(|| "n2".into());
+        }
         let ports = slice.ports.iter().cloned();
         let quic = EndpointPort { name: "quic".into(), port: number, protocol: Protocol::Udp };
         slice.ports = ports.chain([quic]).collect();
@@ -205,7 +209,10 @@ impl Kubernetes {
     }
 
     pub(super) fn put_node(&mut self, n: u8, ready: bool) {
-        let node = node(&[&format!("192.0.2.{}", 10 + n % 3)], ready);
+        // The last one has the address of a pod, as with `hostNetwork`.
+        let (own, of_pod) = (format!("192.0.2.{}", 10 + n % 3), "10.1.0.2");
+        let addresses: &[&str] = if n % 3 == 2 { &[&own, of_pod] } else { &[&own] };
+        let node = node(addresses, ready);
         self.put(SeenObject::Node(node_key(n), node));
     }
 

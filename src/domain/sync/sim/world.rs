@@ -78,6 +78,8 @@ pub(super) struct World {
     pub(super) applied: Vec<RecordKey>,
     /// Records that were written with a former token, late, which no reading can show.
     pub(super) old_tokens: BTreeSet<RecordKey>,
+    /// How many changes of PTR records those that follow them were told of.
+    ptr_told: u64,
     /// When somebody else changed something, or a process that is gone.
     disturbed: Moment,
     steps: usize,
@@ -122,6 +124,8 @@ enum Event {
     Name(Of, Arc<str>),
     Catalog(Of),
     Identity(Of),
+    /// What a process is told of the PTR keys that it follows.
+    PtrKeys(Of),
     MarkerLost(Of),
     MarkerWritten(Of),
     Heartbeat(Of),
@@ -204,6 +208,7 @@ impl World {
             machines: BTreeSet::new(),
             applied: Vec::new(),
             old_tokens: BTreeSet::new(),
+            ptr_told: 0,
             disturbed: Moment::ZERO,
             steps: 0,
             trace: false,
@@ -274,6 +279,7 @@ impl World {
             lacking_since: BTreeMap::new(),
             confirmed: BTreeMap::new(),
             identified: None,
+            follows_ptr: false,
         }
     }
 
@@ -317,12 +323,27 @@ impl World {
                 Next::Watch(place, kind) => self.watch_says(place, kind)?,
                 Next::Timer(place) => self.turn(place)?,
             }
+            self.tell_followers();
             if let Some(entry) = self.consul.overwritten.take() {
                 return Err(format!("what others have is overwritten: {entry}"));
             }
         }
         self.now = until;
         Ok(())
+    }
+
+    /// Those that follow PTR keys hear of each change a little later.
+    fn tell_followers(&mut self) {
+        if std::mem::replace(&mut self.ptr_told, self.consul.ptr_changes) == self.consul.ptr_changes
+        {
+            return;
+        }
+        for place in 0..self.processes.len() {
+            if self.processes[place].follows_ptr {
+                let of = self.of(place);
+                self.after(TICK, Event::PtrKeys(of));
+            }
+        }
     }
 
     fn next(&self) -> Option<(Moment, Next)> {
@@ -457,6 +478,14 @@ impl World {
                     self.processes[of.place].identified = Some(self.now);
                 }
                 self.processes[of.place].core.handle_identity(result, self.now);
+                self.turn(of.place)
+            }
+            Event::PtrKeys(of) if self.is_current(of) => {
+                // Of a Consul that is out of order a streamed answer may lack what is there.
+                let lies = self.outage.is_some_and(|(_, until)| self.now < until);
+                let (kv, now) = (&self.consul.kv, self.now);
+                let is_shown = |key: &str| !lies && kv.contains_key(key);
+                self.processes[of.place].core.handle_ptr_keys(&is_shown, now);
                 self.turn(of.place)
             }
             Event::MarkerLost(of) if self.is_there(of) => {

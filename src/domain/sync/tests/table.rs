@@ -28,7 +28,7 @@ use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::object::{
     Endpoint, EndpointPort, Node, NodeAddressType, Protocol, ServicePort,
 };
-use crate::domain::services::settings::{AddressMode, Annotation};
+use crate::domain::services::settings::{AddressMode, Annotation, PtrScope};
 use crate::domain::testing::{endpoint, node, port};
 
 const ROWS: &str = r#"
@@ -278,6 +278,8 @@ no pod's                          | web headless; > http:1 10.1.0.1 | | web 10.1
 pods' too                         | web headless; > http:1 10.1.0.1 | --reverse-dns all | web 10.1.0.1:1; ptr 10.1.0.1 web
 none                              | web | --reverse-dns off | web 10.0.0.1:80; noptr
 no node's                         | web http:80/30080; node n1 192.0.2.1 | --address node-port --reverse-dns all | web 192.0.2.1:30080; noptr
+N9 no pod's with a node's address | web headless; > http:1 10.1.0.1@n1 192.0.2.1@n1; node n1 192.0.2.1 | --reverse-dns all | web 10.1.0.1:1; web 192.0.2.1:1; ptr 10.1.0.1 web
+N9 but where nodes are not known  | web headless; > http:1 192.0.2.1@n1 | --reverse-dns all | web 192.0.2.1:1; ptr 192.0.2.1 web
 N9 a shared one, the older        | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 created=2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 b
 N9 a shared one, of one age       | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 a
 N9 a cluster IP before others'    | kubernetes ip=10.96.0.1 created=9; a ext=10.96.0.1 ip=10.0.0.2 @address=external-ip | | kubernetes 10.96.0.1:80; a 10.96.0.1:80; ptr 10.96.0.1 kubernetes
@@ -421,6 +423,11 @@ impl<'a> Row<'a> {
                 let of_kind = objects.iter().filter(|it| is_list && it.kind() == kind);
                 simulation.list(kind, of_kind.map(|object| SeenObject::clone(object)));
             }
+        }
+        if !self.has_nodes && self.settings.reverse == PtrScope::All {
+            // It would wait for them.
+            let denied = Some("no permission".to_owned());
+            simulation.bridge.handle_watch_failure(Kind::Node, denied, simulation.now);
         }
         for object in objects.into_iter().filter(|_| !is_list) {
             simulation.settle();

@@ -96,8 +96,12 @@ impl World {
             Action::Resync { consistent } => self.begin_reading(of, consistent)?,
             Action::ReadNames => self.after(TICK, Event::Names(of)),
             Action::ReadName(name) => self.after(TICK, Event::Name(of, name)),
-            // Resyncs show the same, later.
-            Action::FollowPtr { .. } => {}
+            Action::FollowPtr { prefix } => {
+                self.processes[place].follows_ptr = prefix.is_some();
+                if prefix.is_some() {
+                    self.after(TICK, Event::PtrKeys(of));
+                }
+            }
             Action::ReadCatalog => self.after(TICK, Event::Catalog(of)),
             Action::ReadIdentity => self.after(TICK, Event::Identity(of)),
             Action::WriteMarker => self.after(TICK, Event::MarkerWritten(of)),

@@ -75,6 +75,7 @@ impl World {
         process.terms += 1;
         process.term = Term::default();
         (process.reading, process.read, process.read_all) = (None, None, None);
+        process.follows_ptr = false;
         process.core.handle_lost(now);
         let of = self.of(place);
         let delay = if is_quick { Duration::ZERO } else { 5 * TICK };

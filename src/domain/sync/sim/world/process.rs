@@ -30,6 +30,8 @@ pub(super) struct Process {
     pub(super) confirmed: BTreeMap<ObjectKey, Moment>,
     /// When the cluster was last known to be the same.
     pub(super) identified: Option<Moment>,
+    /// Whether it follows PTR keys, in this term.
+    pub(super) follows_ptr: bool,
 }
 
 // === impl Process ===
