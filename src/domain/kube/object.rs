@@ -222,9 +222,16 @@ pub const ANNOTATION_PREFIXES: [&str; 2] = ["kube-consul.io/", "consul.hashicorp
 /// Names the Consul service whose instances are the endpoints of the Service that has it (`import`).
 pub const IMPORT_ANNOTATION: &str = "kube-consul.io/import";
 
+/// What the annotations of consul8s begin with, but for [`DOMAIN_NAME`].
+pub const CONSUL8S_PREFIX: &str = "consul8s/service.";
+/// The annotation of consul8s that names where a Service is reached.
+pub const DOMAIN_NAME: &str = "domainName";
+
 /// Whether the annotation may change a registration; the edge drops all others.
 pub fn is_read_annotation(key: &str) -> bool {
     ANNOTATION_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+        || key.starts_with(CONSUL8S_PREFIX)
+        || key == DOMAIN_NAME
 }
 
 impl Service {

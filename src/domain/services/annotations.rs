@@ -15,6 +15,7 @@ use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{ANNOTATION_PREFIXES, Service};
 use crate::domain::problem::{Problem, Reason};
+use crate::domain::services::consul8s;
 use crate::domain::services::settings::{AddressMode, Annotation, NodeAddress, Settings};
 use crate::domain::text::{excerpt, parse_bool};
 
@@ -51,6 +52,10 @@ pub struct Overrides {
     pub node_address: Option<NodeAddress>,
     /// `join`: whether a name that others hold is joined.
     pub join: Option<bool>,
+    /// `domainName` of consul8s: it is registered there.
+    pub domain_name: Option<Box<str>>,
+    /// Whether further ports are left out, as consul8s did.
+    pub only_primary_port: bool,
 }
 
 /// The Consul name that an annotation asks for.
@@ -83,7 +88,7 @@ pub fn overrides(
     service: &Service,
 ) -> (Overrides, Vec<Problem>) {
     let mut reader = Reader::new(settings, key, service);
-    let overrides = Overrides {
+    let mut overrides = Overrides {
         name: reader.name(),
         port: reader.get(Annotation::ServicePort).map(|(_, value)| value.trim().into()),
         tags: reader.tags(),
@@ -96,9 +101,30 @@ pub fn overrides(
             settings.node_address,
         ),
         join: reader.flag(Annotation::Join),
+        domain_name: None,
+        only_primary_port: false,
     };
     reader.unknown_keys();
+    if reader.is_consul8s() {
+        if overrides.join.is_none() && settings.annotations.counts(&key.namespace, Annotation::Join)
+        {
+            // It never looked who else has the name.
+            overrides.join = Some(true);
+        }
+        consul8s::read(service, &mut overrides, &mut reader.problems);
+    }
     (overrides, reader.problems)
+}
+
+/// Whether the Service asks to be registered in the dialect of consul8s, and may: it says name and
+/// address.
+pub fn is_consul8s(settings: &Settings, key: &ObjectKey, service: &Service) -> bool {
+    Reader::new(settings, key, service).is_consul8s()
+}
+
+/// Whether `name` can be that of a Consul service here.
+pub fn is_service_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.chars().count()) && is_printable(name)
 }
 
 /// Whether Consul takes `value` as a meta value, and others can show it.
@@ -137,14 +163,21 @@ impl<'a> Reader<'a> {
     fn counts(&mut self, annotation: Annotation, key: &str) -> bool {
         let counts = self.settings.annotations.counts(&self.key.namespace, annotation);
         if !counts {
+            let kind = if key == consul8s::LABEL.0 { "label" } else { "annotation" };
             let message = format!(
-                "annotation {key} has no effect: the bridge was started with --annotations \
+                "{kind} {key} has no effect: the bridge was started with --annotations \
                  without {annotation}, and {} is none of its trusted namespaces",
                 self.key.namespace
             );
             self.problems.push(Problem::new(Reason::IgnoredAnnotation, message));
         }
         counts
+    }
+
+    fn is_consul8s(&mut self) -> bool {
+        const WANTED: [Annotation; 2] = [Annotation::ServiceName, Annotation::Address];
+        consul8s::is_marked(self.service)
+            && WANTED.into_iter().all(|it| self.counts(it, consul8s::LABEL.0))
     }
 
     /// In the form of the API server's own validation.
@@ -189,7 +222,7 @@ impl<'a> Reader<'a> {
             return NameOverride::Absent;
         };
         let name = value.trim();
-        if (1..=MAX_NAME).contains(&name.chars().count()) && is_printable(name) {
+        if is_service_name(name) {
             return NameOverride::Name(name.into());
         }
         let expected = "a name of 1 to 255 characters, none of them a control character; \

@@ -3,6 +3,7 @@
 
 pub mod annotations;
 pub mod claims;
+pub mod consul8s;
 pub mod desired;
 pub mod labels;
 pub mod settings;

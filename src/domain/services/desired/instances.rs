@@ -96,7 +96,8 @@ impl<'a> Builder<'a> {
             AddressSource::Nodes { with_endpoints } => {
                 self.node_targets(port.port, &serving, nodes, with_endpoints)
             }
-            AddressSource::ExternalName => self.external_name(port.port),
+            AddressSource::ExternalName => alias(self.service.external_name.as_deref(), port.port),
+            AddressSource::DomainName => alias(self.overrides.domain_name.as_deref(), port.port),
             AddressSource::ClusterIps => {
                 let addresses = texts(&self.service.cluster_ips);
                 self.address_targets(AddressKind::ClusterIp, addresses, port.port, &serving)
@@ -130,21 +131,6 @@ impl<'a> Builder<'a> {
             self.out.served.clear();
         }
         self.out
-    }
-
-    /// The host that the Service is an alias for. Nobody watches over it, so it counts as ready.
-    fn external_name<'s>(&self, port: &ServicePort) -> Vec<Target<'s>> {
-        let name = self.service.external_name.iter().map(|name| name.trim_end_matches('.'));
-        let target = |name: &str| Target {
-            address: name.into(),
-            port: port.port,
-            ready: true,
-            kind: None,
-            endpoint: None,
-            node: None,
-            zone: None,
-        };
-        name.filter(|name| !name.is_empty()).map(target).collect()
     }
 
     /// The Service's own addresses of some kind.
@@ -487,6 +473,21 @@ impl<'a> Builder<'a> {
         }
         meta
     }
+}
+
+/// The host that the Service is an alias for. Nobody watches over it, so it counts as ready.
+fn alias<'s>(name: Option<&str>, port: &ServicePort) -> Vec<Target<'s>> {
+    let name = name.map(|name| name.trim_end_matches('.')).filter(|name| !name.is_empty());
+    let target = |name: &str| Target {
+        address: name.into(),
+        port: port.port,
+        ready: true,
+        kind: None,
+        endpoint: None,
+        node: None,
+        zone: None,
+    };
+    name.into_iter().map(target).collect()
 }
 
 fn texts(addresses: &[IpAddr]) -> Vec<Box<str>> {

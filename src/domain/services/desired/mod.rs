@@ -13,8 +13,9 @@ use crate::domain::kube::object::{
     EndpointSlice, IMPORT_ANNOTATION, Node, Protocol, Service, ServicePort, ServiceType,
 };
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{NameOverride, Overrides, overrides, sync};
+use crate::domain::services::annotations::{NameOverride, Overrides, is_consul8s, overrides, sync};
 use crate::domain::services::claims::{Class, PtrRank, Rank};
+use crate::domain::services::consul8s::asks_for_removal;
 use crate::domain::services::settings::{
     AddressMode, Annotation, ExtraPorts, JoinExisting, NodePortNodes, OnConflict, Settings,
 };
@@ -67,6 +68,8 @@ pub enum AddressSource {
     ExternalIps,
     /// `spec.externalName`.
     ExternalName,
+    /// What annotation `domainName` of consul8s says.
+    DomainName,
 }
 
 /// A port and the name that it wants.
@@ -202,7 +205,10 @@ pub fn wanted<'s>(settings: &Settings, key: &ObjectKey, service: &'s Service) ->
     (selected, wanted.problems) = selection(settings, key, service);
     if selected {
         let (overrides, problems) = overrides(settings, key, service);
-        wanted.addresses = AddressSource::of(settings, overrides.address, service);
+        wanted.addresses = match overrides.domain_name {
+            Some(_) => AddressSource::DomainName,
+            None => AddressSource::of(settings, overrides.address, service),
+        };
         wanted.problems.extend(problems);
         wanted.problems.extend(left_out(&service.left_out));
         wanted.overrides = overrides;
@@ -328,7 +334,8 @@ fn unselected(
     service: &Service,
 ) -> (Option<String>, Vec<Problem>) {
     let because = |why: &str| (Some(why.to_owned()), Vec::new());
-    if service.kind == ServiceType::ExternalName && !settings.external_name {
+    let is_consul8s = is_consul8s(settings, key, service);
+    if service.kind == ServiceType::ExternalName && !settings.external_name && !is_consul8s {
         return because("its type is ExternalName, and --external-name is not given");
     }
     if !(settings.service_types.is_empty() || settings.service_types.contains(&service.kind)) {
@@ -348,7 +355,10 @@ fn unselected(
         return because("its endpoints are imported from Consul");
     }
     let (sync, mut problems) = sync(settings, key, service);
-    if !sync.unwrap_or(settings.default_sync) {
+    if sync.is_none() && is_consul8s && asks_for_removal(service) {
+        return because("annotation consul8s/service.remove_registration says that it is not");
+    }
+    if !sync.unwrap_or(settings.default_sync || is_consul8s) {
         let why = match sync {
             Some(_) => "an annotation says that it is not (sync: \"false\")",
             None => "no annotation asks for it, and --default-sync is false",
@@ -357,7 +367,8 @@ fn unselected(
     }
     let has_label =
         |(name, value): &(&str, &str)| service.labels.get(*name).is_some_and(|v| &**v == *value);
-    let Some(label) = IMPORTED.iter().find(|label| has_label(label)) else {
+    let means_it = |label: &&(&str, &str)| **label != LABEL_OF_README || !is_consul8s;
+    let Some(label) = IMPORTED.iter().filter(means_it).find(|label| has_label(label)) else {
         return (None, problems);
     };
     let (name, value) = label;
@@ -393,7 +404,7 @@ fn wanted_ports<'s>(
         return Vec::new();
     }
     let (primary, number) = primary_port(all, overrides, problems);
-    let has_extra = settings.extra_ports == ExtraPorts::On;
+    let has_extra = settings.extra_ports == ExtraPorts::On && !overrides.only_primary_port;
     let further = all.iter().filter(|port| has_extra && !std::ptr::eq(*port, primary));
     let mut ports = Vec::new();
     for port in std::iter::once(primary).chain(further) {
@@ -584,7 +595,7 @@ fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) 
 }
 
 /// Whether an external name is one that Consul answers for.
-fn is_name_in_consul(name: &str) -> bool {
+pub fn is_name_in_consul(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     name.get(name.len().saturating_sub(CONSULS_DOMAIN.len())..)
         .is_some_and(|end| end.eq_ignore_ascii_case(CONSULS_DOMAIN))

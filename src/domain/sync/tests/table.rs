@@ -3,7 +3,7 @@
 //! A row is `what | objects | options | result`. Objects are separated by `;`:
 //! - `web ...` or `other/web ...` a Service (in `shop`, unless it says where), at 10.0.0.1 with the
 //!   port `http:80` unless it says otherwise: `ip=`, `ext=`, `lb=` addresses, `headless`,
-//!   `name:port/nodePort` (`.udp`, `.sctp` after it), `@key=value` our annotation, `@@key=value` one of consul-k8s,
+//!   `name:port/nodePort` (`.udp`, `.sctp` after it), `@key=value` our annotation, `@@key=value` one of consul-k8s, `@:key=value` one by its whole key,
 //!   `label:key=value`, `created=`, `local`, `publish`, `noports`, a type such as `NodePort`, `to=`
 //!   an external name; `~` is a blank
 //! - `> http:8080 10.1.0.1 10.1.0.2! 10.1.0.3@n1` a slice of the Service before it, `!` not ready,
@@ -214,6 +214,26 @@ selected by absence               | web label:x=1; api ip=10.0.0.2 | --selector 
 ExternalName                      | web ExternalName | |
 made by consul-k8s                | web label:consul=true | |
 made by consul8s                  | web label:consul8s_source=consul | |
+
+# consul8s, from Kubernetes to Consul
+a name made elsewhere             | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=api.example.org. | | api api.example.org:80 [shop,http]
+all its annotations               | web http:80 sql:81 label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=10.9.0.1 @:consul8s/service.port_name=sql @:consul8s/service.tags=a,~b @:consul8s/service.id=x/y | | api 10.9.0.1:81 [shop,sql,a, b]
+its ID is kept                    | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=fd00::1 @:consul8s/service.id=x/y | | api fd00::1:80 {consul8s-service-id=x/y}
+whatever its endpoints are        | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example; > http:1 10.1.0.1! | | api x.example:80
+without a name                    | web label:consul8s_source=kubernetes @:domainName=x.example; b ip=10.0.0.2 | | b 10.0.0.2:80; ?InvalidAnnotation consul8s/service.name
+without an address                | web label:consul8s_source=kubernetes @:consul8s/service.name=api | | ?InvalidAnnotation domainName
+several ports, none is named      | web http:80 sql:81 label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | | ?InvalidAnnotation port_name
+removed                           | web label:consul8s_source=kubernetes @:consul8s/service.remove_registration=TRUE | |
+removed by nothing but that       | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @:consul8s/service.remove_registration=1 | | api x.example:80
+an ExternalName Service           | web ExternalName to=a.example label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
+a headless Service                | web headless label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
+both labels of it                 | web label:consul8s_source=kubernetes label:registration=consul @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
+ours wins                         | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @service-name=web @address=cluster-ip | | web 10.0.0.1:80
+without its label                 | web @:consul8s/service.name=api @:domainName=x.example | | web 10.0.0.1:80
+it opts in                        | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | --default-sync false | api x.example:80
+it opts out                       | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @sync=false | |
+beside what it had registered     | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example; foreign api | | api x.example:80
+where a tenant may not            | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | --annotations service-tags | web 10.0.0.1:80; ?IgnoredAnnotation consul8s_source
 I12 made for an import            | web @import=pg | |
 O13 a label of consul8s' README   | web label:registration=consul @service-weight=x | | ?ImportLabel
 O13 the same, opted out           | web label:registration=consul @sync=false | |
@@ -598,7 +618,9 @@ fn read_service<'w>(key: &ObjectKey, words: impl Iterator<Item = &'w str>) -> Se
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
         let text = value.replace('~', " ");
         let addresses = || value.split(',').map(ip).collect();
-        if let Some(name) = name.strip_prefix("@@") {
+        if let Some(name) = name.strip_prefix("@:") {
+            service.annotations.insert(name.into(), text.into());
+        } else if let Some(name) = name.strip_prefix("@@") {
             let name = format!("consul.hashicorp.com/{name}");
             service.annotations.insert(name.into(), text.into());
         } else if let Some(name) = name.strip_prefix('@') {
