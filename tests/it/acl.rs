@@ -331,3 +331,32 @@ async fn the_policy_of_purge_suffices_and_each_of_its_rules_is_needed() -> Resul
     ensure!(nodes.as_array().is_some_and(|nodes| nodes.len() == 1), "{nodes}");
     Ok(())
 }
+
+/// Gives a token of [`token`] these rules instead.
+async fn change_rules(consul: &ConsulApi, secret: &str, rules: &str) -> Result<()> {
+    let name = format!("policy-{secret}");
+    let policy = consul.get(&format!("/v1/acl/policy/name/{name}")).await?;
+    let id = policy["ID"].as_str().context("no such policy")?;
+    let changed = json!({"ID": id, "Name": name, "Rules": rules});
+    consul.put(&format!("/v1/acl/policy/{id}"), &changed).await.map(drop)
+}
+
+#[tokio::test]
+async fn l16_a_permission_to_read_the_agent_that_comes_later_needs_no_restart() -> Result<()> {
+    let fixture = fixture("later").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let rules = policy("bridge-agent.hcl")?;
+    let may_read = r#"agent_prefix "kube-consul-" { policy = "read" }"#;
+    token(fixture.consul.api(), BRIDGE, &without(&rules, may_read)?).await?;
+    let bridge = bridge_at(&fixture, fixture.consul.url(), BRIDGE).await?;
+    bridge.wait_ready().await?;
+    fixture.wait_for_instances("web", 1).await?;
+    bridge.wait_for_problem(&fixture.namespace, "web", "NoDnsDomain").await?;
+    wait_for_ptr_keys(&fixture, 0).await?;
+    change_rules(fixture.consul.api(), BRIDGE, &rules).await?;
+    wait_for_ptr_keys(&fixture, 1).await?;
+    bridge.wait_for_no_problem(&fixture.namespace, "web").await?;
+    let status = bridge.status().await?;
+    ensure!(status["consul"]["datacenter"] == "dc1", "{status}");
+    bridge.stop().await
+}

@@ -12,6 +12,7 @@ use crate::consul::coordination::owner::{Owner, OwnerKey};
 use crate::consul::coordination::resync::Reader;
 use crate::consul::coordination::sentinel::{ContentHash, Lost, Sentinel};
 use crate::consul::http::client::Client;
+use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::evidence::Consistency;
 use crate::consul::read::keys::FollowedKeys;
 use crate::consul::write::sink::Sink;
@@ -25,6 +26,7 @@ use crate::domain::text::chain;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid};
 use crate::run::Error;
 use crate::run::bridge::seen_ids::SeenIds;
+use crate::run::daemon::checks::{self, Agent};
 use crate::run::daemon::handshake::PeerInfo;
 
 /// Between two tries to watch the sentinel of an agent that cannot be asked: no longer than its
@@ -71,6 +73,8 @@ pub(super) enum Done {
     SentinelWritten(Result<ContentHash, String>),
     /// Consul was asked for a sign of life.
     Heartbeat(Result<(), String>),
+    /// The agent, which could not be read at the handshake, was asked for itself again.
+    Agent(Option<AgentInfo>),
     /// The cluster's identity was read again; `None`: it may not be read.
     Identity(Result<Option<String>, String>),
 }
@@ -175,6 +179,11 @@ pub(super) async fn heartbeat(client: Client) -> Done {
         Ok(None) => Err("Consul has no leader".to_owned()),
         Err(error) => Err(error.chain()),
     })
+}
+
+/// Asks the agent for itself once more: the permission may have been granted meanwhile.
+pub(super) async fn agent(client: Client) -> Done {
+    Done::Agent(checks::agent(&client).await.ok().and_then(Agent::info))
 }
 
 /// Reads the cluster's identity.

@@ -140,6 +140,7 @@ struct Jobs {
     /// Watching the sentinel, or writing it.
     sentinel: Option<Job>,
     heartbeat: Option<Job>,
+    agent: Option<Job>,
     identity: Option<Job>,
 }
 
@@ -151,6 +152,7 @@ impl Jobs {
             done = jobs::end_of(&mut self.handshake) => done,
             done = jobs::end_of(&mut self.sentinel) => done,
             done = jobs::end_of(&mut self.heartbeat) => done,
+            done = jobs::end_of(&mut self.agent) => done,
             done = jobs::end_of(&mut self.identity) => done,
         }
     }
@@ -301,6 +303,10 @@ impl Bridge {
             }
             Action::Heartbeat => {
                 self.jobs.heartbeat = Some(jobs::heartbeat(self.consul.clone()).boxed());
+                // As often as that, while it may not be read.
+                if self.peers.as_ref().is_some_and(|peers| peers.agent.is_none()) {
+                    self.jobs.agent = Some(jobs::agent(self.consul.clone()).boxed());
+                }
             }
             of_consul => self.start_work(of_consul),
         }
@@ -390,6 +396,8 @@ impl Bridge {
             }
             Done::SentinelWritten(Err(why)) => self.core.handle_marker_written(Err(why), now),
             Done::Heartbeat(alive) => self.core.handle_heartbeat(alive, now),
+            Done::Agent(Some(agent)) => self.agent_found(agent),
+            Done::Agent(None) => {}
             Done::Identity(identity) => return self.identified(identity),
         }
         Ok(())
@@ -414,6 +422,24 @@ impl Bridge {
         if self.leadership.work().is_some() {
             self.core.handle_acquired(now);
         }
+    }
+
+    /// The agent may be read by now.
+    fn agent_found(&mut self, agent: AgentInfo) {
+        tracing::info!(
+            version = agent.version,
+            datacenter = agent.datacenter,
+            "the agent may be read now"
+        );
+        let domain = self.options.sync.consul_domain(Some(&agent));
+        if let Some(work) = self.leadership.work() {
+            work.set_agent_node(agent.node.clone());
+        }
+        if let Some(peers) = &mut self.peers {
+            peers.agent = Some(agent);
+        }
+        let now = self.now();
+        self.core.handle_connected(Peer { domain, shows_catalog: true }, now);
     }
 
     fn acquired(&mut self, lease: Lease) {

@@ -68,6 +68,11 @@ impl Work {
         Self { records, sink, requests, looks, resync: None, ptr_keys: None }
     }
 
+    /// The agent's node in the catalog turned out to be this one.
+    pub(super) fn set_agent_node(&mut self, node: String) {
+        self.records.agent_node = Some(node);
+    }
+
     pub(super) fn write(&self, flight: FlightId, groups: Vec<Vec<Write>>) {
         self.requests.push(jobs::write(flight, self.sink.clone(), groups).boxed());
     }
