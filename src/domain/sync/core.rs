@@ -61,7 +61,7 @@ pub struct Core {
     next_flight: FlightId,
     /// While this one does not lead: whether another one is known to.
     other_leads: bool,
-    /// Whether everything was ever in sync.
+    /// Whether everything was ever in sync in this term.
     was_in_sync: bool,
     /// When a write was applied last, or Consul was read for the first time in a term.
     last_step: Moment,
@@ -148,6 +148,8 @@ impl Core {
             self.next_flight = term.flights.next_id();
             term.problems.withdraw(&mut self.reports);
         }
+        // Others write meanwhile.
+        self.was_in_sync = false;
     }
 
     /// Takes, while this one does not lead, whether another one is known to.

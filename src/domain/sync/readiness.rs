@@ -72,7 +72,7 @@ pub(super) struct Standing {
     pub(super) awaits_confirmation: bool,
     /// How many Services have something to be done.
     pub(super) backlog: usize,
-    /// Whether everything was ever in sync.
+    /// Whether everything was ever in sync in this term.
     pub(super) was_in_sync: bool,
     /// When something was achieved last.
     pub(super) last_step: Moment,
