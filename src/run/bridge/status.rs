@@ -16,6 +16,10 @@ use crate::domain::services::desired::not_selected;
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::{Cause, Core, Wait};
 
+/// Instances and waiting records on one page, but for what its last Service has more: with IDs of
+/// some 150 bytes, and at most [`PAGE`] problems, a page is about a megabyte.
+const MAX_ITEMS: usize = 2_000;
+
 /// What a page says beside what the core knows.
 pub(super) struct Surroundings {
     pub(super) cluster_uid: Option<String>,
@@ -52,10 +56,18 @@ pub(super) fn page(
     }
     let services = core.cache().services_after(selection.after.as_ref());
     let registered = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
-    let (services, next) = selection.page(registered);
-    let services = services.into_iter();
-    let services =
-        services.map(|(key, _)| service(core, settings, key, of_services.get(key), now)).collect();
+    let (found, mut next) = selection.page(registered);
+    let mut services: Vec<ServiceStatus> = Vec::new();
+    let mut items = 0;
+    for (key, _) in found {
+        if items >= MAX_ITEMS {
+            next = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
+            break;
+        }
+        let status = service(core, settings, key, of_services.get(key), now);
+        items += status.instances.len() + status.waiting.len();
+        services.push(status);
+    }
     let counts = core.counts();
     Page {
         command: "bridge",

@@ -1,6 +1,7 @@
 //! Faults and safety: what the bridge does when processes die, links break, answers lie, rights
 //! are missing. The built program runs with the shipped rights beside a Consul of the test's own.
 
+mod admin;
 mod api_server;
 mod burst;
 mod guard;

@@ -44,7 +44,7 @@ fn large_slice(name: &str, endpoints: usize, bytes: usize) -> Value {
 }
 
 /// A value of `/proc/<pid>/status`, bytes.
-fn memory(bridge: &Bridge, key: &str) -> Result<u64> {
+pub fn memory(bridge: &Bridge, key: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", bridge.program.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such line")?;
     let kibibytes: u64 = line.trim_matches([':', ' ', '\t', 'k', 'B']).parse()?;

@@ -1,5 +1,6 @@
 //! A bridge and its admin server.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -25,6 +26,11 @@ impl Bridge {
         let client =
             reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(DEADLINE).build()?;
         Ok(Self { program, admin, client })
+    }
+
+    /// Where its admin server listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.admin.number()).into()
     }
 
     /// Waits until `/readyz` says 200.
