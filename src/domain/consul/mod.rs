@@ -1,6 +1,7 @@
 //! What is registered in Consul: records, their IDs, their ownership marks, and how Consul compares
 //! names.
 
+pub mod meta;
 pub mod names;
 pub mod node_names;
 pub mod ptr;

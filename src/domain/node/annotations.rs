@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::domain::consul::meta::{CONSULS_META, is_meta_key, is_meta_value};
 use crate::domain::hook::duration;
 use crate::domain::node::pod::{PREFIXES, Pod};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{is_meta_key, is_meta_value, split_tags};
+use crate::domain::services::annotations::split_tags;
 use crate::domain::text::excerpt;
 
 /// Most names of one pod: more than any has, so that one annotation cannot fill an agent.
@@ -20,8 +21,6 @@ const MAX_NAME: usize = 255;
 const MAX_TAGS: usize = 64 << 10;
 /// Pairs of meta that Consul takes, less those that are ours.
 const MAX_META: usize = 64 - 5;
-/// Consul keeps meta keys for itself that begin so.
-const CONSULS_META: &str = "consul-";
 
 /// A status that an annotation fixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

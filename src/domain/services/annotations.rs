@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
-use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE_META};
+use crate::domain::consul::meta::{RESERVED_META, is_meta_key, is_meta_value, is_reserved_meta};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{ANNOTATION_PREFIXES, Service};
 use crate::domain::problem::{Problem, Reason};
@@ -21,17 +21,8 @@ use crate::domain::text::{excerpt, parse_bool};
 
 /// Longest Consul service name that is registered, in characters.
 const MAX_NAME: usize = 255;
-/// Longest meta key that Consul takes.
-const MAX_META_KEY: usize = 128;
-/// Longest meta value that Consul takes.
-const MAX_META_VALUE: usize = 512;
-/// Meta keys that begin so are Consul's own: it refuses the whole registration.
-const CONSULS_META: &str = "consul-";
 /// Smallest weight that consul-k8s takes: 1 is Consul's default already.
 const MIN_WEIGHT: u16 = 2;
-
-/// Meta keys that say whose and what a registration is: no annotation may change them.
-const RESERVED_META: [&str; 4] = [CLUSTER_META, SOURCE_META, NAMESPACE_META, SERVICE_META];
 
 /// The settings of one Service that its annotations override.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,11 +116,6 @@ pub fn is_consul8s(settings: &Settings, key: &ObjectKey, service: &Service) -> b
 /// Whether `name` can be that of a Consul service here.
 pub fn is_service_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.chars().count()) && is_printable(name)
-}
-
-/// Whether Consul takes `value` as a meta value, and others can show it.
-pub fn is_meta_value(value: &str) -> bool {
-    value.len() <= MAX_META_VALUE && is_printable(value)
 }
 
 struct Reader<'a> {
@@ -320,17 +306,6 @@ fn closest(name: &str) -> Option<&'static str> {
 
 fn is_printable(text: &str) -> bool {
     !text.contains(char::is_control)
-}
-
-/// Whether Consul takes `name` as a meta key.
-pub fn is_meta_key(name: &str) -> bool {
-    (1..=MAX_META_KEY).contains(&name.len())
-        && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_')
-}
-
-/// Whether Consul keeps the meta key for itself, or it says whose an instance is.
-pub fn is_reserved_meta(name: &str) -> bool {
-    name.starts_with(CONSULS_META) || RESERVED_META.contains(&name)
 }
 
 /// Splits at commas; `\,` is a comma within a tag. Trimmed, empty ones and repetitions dropped.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use crate::domain::services::annotations::{is_meta_key, is_reserved_meta};
+use crate::domain::consul::meta::{is_meta_key, is_reserved_meta};
 
 /// What stands for the label's value in a tag.
 const VALUE: &str = "{value}";

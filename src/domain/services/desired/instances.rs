@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::domain::consul::meta::is_meta_value;
 use crate::domain::consul::names::{lookup_form, resolves};
 use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{
@@ -13,7 +14,7 @@ use crate::domain::consul::registration_id::registration_id;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Endpoint, EndpointSlice, Node, Service, ServicePort};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{Overrides, is_meta_value};
+use crate::domain::services::annotations::Overrides;
 use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::{
     AddressSource, Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr,
