@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 /// Longest name that DNS can carry, in bytes: one label.
 const MAX_LABEL: usize = 63;
+/// The domain of Consul's own names: an alias for one of them would lead back into Consul.
+const CONSULS_DOMAIN: &str = ".consul";
 
 /// Who else than this cluster's bridge holds instances under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,13 @@ fn lower(c: char) -> char {
 pub fn resolves(name: &str) -> bool {
     let is_plain = |c: u8| c.is_ascii_graphic() && !br#"."'();@\"#.contains(&c);
     name.len() <= MAX_LABEL && name.bytes().all(is_plain)
+}
+
+/// Whether an external name is one that Consul answers for.
+pub fn is_name_in_consul(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.get(name.len().saturating_sub(CONSULS_DOMAIN.len())..)
+        .is_some_and(|end| end.eq_ignore_ascii_case(CONSULS_DOMAIN))
 }
 
 #[cfg(test)]

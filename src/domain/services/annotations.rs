@@ -16,50 +16,12 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{ANNOTATION_PREFIXES, Service};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::consul8s;
+use crate::domain::services::overrides::{NameOverride, Overrides, is_service_name};
 use crate::domain::services::settings::{AddressMode, Annotation, NodeAddress, Settings};
 use crate::domain::text::{excerpt, parse_bool};
 
-/// Longest Consul service name that is registered, in characters.
-const MAX_NAME: usize = 255;
 /// Smallest weight that consul-k8s takes: 1 is Consul's default already.
 const MIN_WEIGHT: u16 = 2;
-
-/// The settings of one Service that its annotations override.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// `service-name`: what was asked for, or that it cannot be a name (nothing is registered).
-    pub name: NameOverride,
-    /// `service-port`: name or number of the primary port.
-    pub port: Option<Box<str>>,
-    /// `service-tags`, in their order, without duplicates.
-    pub tags: Vec<String>,
-    /// `service-meta-<key>`.
-    pub meta: BTreeMap<String, String>,
-    /// `service-weight`.
-    pub weight: Option<u16>,
-    /// `address`: which addresses are registered.
-    pub address: Option<AddressMode>,
-    /// `node-address`: which address of a node is registered.
-    pub node_address: Option<NodeAddress>,
-    /// `join`: whether a name that others hold is joined.
-    pub join: Option<bool>,
-    /// `domainName` of consul8s: it is registered there.
-    pub domain_name: Option<Box<str>>,
-    /// Whether further ports are left out, as consul8s did.
-    pub only_primary_port: bool,
-}
-
-/// The Consul name that an annotation asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NameOverride {
-    /// None: the name comes from the template.
-    #[default]
-    Absent,
-    /// This name.
-    Name(Box<str>),
-    /// One that cannot be a name.
-    Invalid,
-}
 
 /// Whether the annotations ask that the Service is registered, or not; and what is wrong with
 /// that.
@@ -111,11 +73,6 @@ pub fn overrides(
 /// address.
 pub fn is_consul8s(settings: &Settings, key: &ObjectKey, service: &Service) -> bool {
     Reader::new(settings, key, service).is_consul8s()
-}
-
-/// Whether `name` can be that of a Consul service here.
-pub fn is_service_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.chars().count()) && is_printable(name)
 }
 
 struct Reader<'a> {
@@ -429,7 +386,8 @@ mod tests {
                 "kube-consul.io/address",
                 "clusterip",
                 "invalid value \"clusterip\" for annotation kube-consul.io/address: must be one of \
-                 auto, cluster-ip, endpoints, node-port, load-balancer, external-ip; using \"auto\"",
+                 auto, by-type, cluster-ip, endpoints, node-port, load-balancer, \
+                 external-ip; using \"auto\"",
             ),
             (
                 "kube-consul.io/sync",

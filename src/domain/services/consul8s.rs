@@ -8,11 +8,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::domain::consul::meta::is_meta_value;
+use crate::domain::consul::names::is_name_in_consul;
 use crate::domain::kube::object::{CONSUL8S_PREFIX, DOMAIN_NAME, Service, ServicePort};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{
-    NameOverride, Overrides, is_meta_value, is_service_name,
-};
+use crate::domain::services::overrides::{NameOverride, Overrides, is_service_name};
 use crate::domain::text::excerpt;
 
 /// The label that asks for it.
@@ -101,7 +101,7 @@ fn domain_name(text: &str) -> Option<&str> {
     let name = text.trim().trim_end_matches('.');
     let is_name = (1..=MAX_DOMAIN_NAME).contains(&name.len())
         && name.bytes().all(|c| c.is_ascii_graphic())
-        && !super::desired::is_name_in_consul(name);
+        && !is_name_in_consul(name);
     is_name.then_some(name)
 }
 

@@ -6,5 +6,6 @@ pub mod claims;
 pub mod consul8s;
 pub mod desired;
 pub mod labels;
+pub mod overrides;
 pub mod settings;
 pub mod template;

@@ -14,12 +14,12 @@ use crate::domain::consul::registration_id::registration_id;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Endpoint, EndpointSlice, Node, Service, ServicePort};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::Overrides;
 use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::{
     AddressSource, Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr,
     port_label,
 };
+use crate::domain::services::overrides::Overrides;
 use crate::domain::services::settings::{HealthMode, PtrScope, Settings};
 use crate::domain::text::excerpt;
 

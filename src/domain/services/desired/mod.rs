@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::instances::Builder;
-use crate::domain::consul::names::{Holder, lookup_form, resolves};
+use crate::domain::consul::names::{Holder, is_name_in_consul, lookup_form, resolves};
 use crate::domain::consul::record::Registration;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
     EndpointSlice, IMPORT_ANNOTATION, Node, Protocol, Service, ServicePort, ServiceType,
 };
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::annotations::{NameOverride, Overrides, is_consul8s, overrides, sync};
+use crate::domain::services::annotations::{is_consul8s, overrides, sync};
 use crate::domain::services::claims::{Class, PtrRank, Rank};
 use crate::domain::services::consul8s::asks_for_removal;
+use crate::domain::services::overrides::{NameOverride, Overrides};
 use crate::domain::services::settings::{
     AddressMode, Annotation, ExtraPorts, JoinExisting, NodePortNodes, OnConflict, Settings,
 };
@@ -23,8 +24,6 @@ use crate::domain::text::excerpt;
 
 /// The name of Consul's own servers in its catalog.
 const CONSULS_OWN_NAME: &str = "consul";
-/// The domain of Consul's own names: an alias for one of them would lead back into Consul.
-const CONSULS_DOMAIN: &str = ".consul";
 /// Services with such a label mirror Consul services (consul-k8s, consul8s): sending them back
 /// would make a loop.
 const IMPORTED: [(&str, &str); 3] =
@@ -592,13 +591,6 @@ fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) 
     let rest = advice.another_name("--join-existing");
     let message = format!("instances of {name:?} in Consul {holder}; {consequence}: {join}{rest}");
     Problem::new(Reason::ForeignName, message)
-}
-
-/// Whether an external name is one that Consul answers for.
-pub fn is_name_in_consul(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    name.get(name.len().saturating_sub(CONSULS_DOMAIN.len())..)
-        .is_some_and(|end| end.eq_ignore_ascii_case(CONSULS_DOMAIN))
 }
 
 /// The name by which a port is told from its siblings.
