@@ -12,13 +12,18 @@ use kube_consul::consul::http::client::Client;
 use kube_consul::consul::http::config::Config;
 use kube_consul::consul::write::catalog::CatalogSink;
 use kube_consul::domain::consul::node_names::NodeNames;
-use kube_consul::domain::consul::record::{Answer, CLUSTER_META, Check, Registration, Write};
+use kube_consul::domain::consul::record::{Answer, Check, Write};
 use kube_consul::domain::kube::names::ClusterName;
 use kube_consul_stack::{
     Consul, ConsulApi, ConsulCluster, ConsulOptions, Endpoint, Kubernetes, KubernetesOptions,
     Program, ProgramOptions, ServiceKind, eventually, install_provider,
 };
 use serde_json::json;
+
+#[path = "../tests/it/catalog/registration.rs"]
+mod registration;
+
+use self::registration::registration;
 
 const INSTANCES: usize = 10_000;
 /// Transactions at a time, and groups in each.
@@ -54,22 +59,6 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn registration(namespace: &str, number: usize) -> Registration {
-    let meta = [(CLUSTER_META, "c"), ("external-k8s-ns", namespace)];
-    let address = format!("10.0.{}.{}", number / 250, number % 250);
-    Registration {
-        id: format!("c_{namespace}_svc_http_{address}").into(),
-        service: "svc".into(),
-        namespace: namespace.into(),
-        address: address.into(),
-        port: 80,
-        tags: vec![namespace.into()],
-        meta: meta.map(|(key, value)| (key.into(), value.into())).into(),
-        weight: 1,
-        check: Check::None,
-    }
-}
-
 /// Instances a second, from nothing: what is there already costs less.
 async fn throughput(url: &str, nodes: usize, at_a_time: usize, groups: usize) -> Result<f64> {
     let cluster: ClusterName = "c".parse()?;
@@ -80,7 +69,11 @@ async fn throughput(url: &str, nodes: usize, at_a_time: usize, groups: usize) ->
     let client = Client::new(&Config { address: url.parse()?, ..Config::default() })?;
     let sink = CatalogSink::new(client, cluster.clone(), NodeNames::new(&cluster, None));
     let write = |number: usize| {
-        vec![Write::Register(registration(&format!("ns{}", number * nodes / INSTANCES), number))]
+        vec![Write::Register(registration(
+            &format!("ns{}", number * nodes / INSTANCES),
+            number,
+            Check::None,
+        ))]
     };
     let all: Vec<Vec<Write>> = (0..INSTANCES).map(write).collect();
     let began = Instant::now();

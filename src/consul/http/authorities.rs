@@ -5,9 +5,8 @@ use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use rustls::pki_types::CertificateDer;
+use rustls::{CertificateError, Error, OtherError};
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use crate::domain::text::one_line;
@@ -42,13 +41,6 @@ pub(super) struct Trusted {
     names: Vec<String>,
     /// A file, a directory, or the machine.
     origin: String,
-}
-
-/// A verifier that names both sides where a server's authority is not trusted.
-#[derive(Debug)]
-pub(super) struct NamesAuthorities<V> {
-    verifier: V,
-    trusted: Trusted,
 }
 
 // === impl UntrustedAuthority ===
@@ -91,6 +83,23 @@ impl Trusted {
         Self { names: Vec::new(), origin: origin.to_owned() }
     }
 
+    /// The error that a server's certificate is not accepted, naming both sides where that is for its
+    /// authority.
+    pub(super) fn named(&self, certificate: &CertificateDer<'_>, error: Error) -> Error {
+        let is_untrusted = matches!(
+            error,
+            Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature
+            )
+        );
+        match self.refusal(certificate) {
+            Some(refusal) if is_untrusted => {
+                CertificateError::Other(OtherError(Arc::new(refusal))).into()
+            }
+            _ => error,
+        }
+    }
+
     fn refusal(&self, certificate: &CertificateDer<'_>) -> Option<UntrustedAuthority> {
         let (_, shown) = X509Certificate::from_der(certificate).ok()?;
         let issuer = name(shown.issuer());
@@ -121,67 +130,4 @@ fn name(name: &X509Name<'_>) -> String {
     let common = name.iter_common_name().next().and_then(|it| it.as_str().ok());
     let text = common.map_or_else(|| name.to_string(), ToOwned::to_owned);
     format!("{:?}", one_line(&text, MAX_NAME))
-}
-
-// === impl NamesAuthorities ===
-
-impl<V> NamesAuthorities<V> {
-    pub(super) fn new(verifier: V, trusted: Trusted) -> Arc<Self> {
-        Arc::new(Self { verifier, trusted })
-    }
-}
-
-impl<V: ServerCertVerifier> ServerCertVerifier for NamesAuthorities<V> {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.verifier.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        verified.map_err(|error| {
-            let is_untrusted = matches!(
-                error,
-                Error::InvalidCertificate(
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature
-                )
-            );
-            match self.trusted.refusal(end_entity) {
-                Some(refusal) if is_untrusted => {
-                    CertificateError::Other(OtherError(Arc::new(refusal))).into()
-                }
-                _ => error,
-            }
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
 }

@@ -13,12 +13,11 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls_platform_verifier::Verifier;
 use secrecy::ExposeSecret;
 
-use crate::consul::http::authorities::{NamesAuthorities, Trusted};
+use crate::consul::http::authorities::Trusted;
 use crate::consul::http::config::{Config, HttpAuth};
-use crate::consul::http::verifier::GivenCertificates;
+use crate::consul::http::verifier::{Verifier, has_authority};
 
 /// Largest file of certificates: the Mozilla bundle is 230 kB.
 const MAX_PEM_FILE: u64 = 4 << 20;
@@ -111,12 +110,13 @@ fn verifier(config: &Config) -> Result<Option<Arc<dyn ServerCertVerifier>>, Buil
     let origin = config.ca_file.as_ref().or(config.ca_directory.as_ref());
     let origin = origin.map(|path| path.display().to_string()).unwrap_or_default();
     let trusted = Trusted::given(&given, origin);
-    if let Some(verifier) = GivenCertificates::new(given) {
-        return Ok(Some(NamesAuthorities::new(verifier, trusted)));
+    if let Some(verifier) = Verifier::given(given, trusted) {
+        return Ok(Some(verifier));
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Verifier::new(provider).map_err(BuildError::NoAuthorities)?;
-    Ok(Some(NamesAuthorities::new(verifier, Trusted::of_the_machine())))
+    let machine = rustls_platform_verifier::Verifier::new(provider);
+    let machine = Arc::new(machine.map_err(BuildError::NoAuthorities)?);
+    Ok(Some(Verifier::new(machine, Trusted::of_the_machine())))
 }
 
 /// The CA certificates that are to be trusted instead of the machine's.
@@ -132,7 +132,7 @@ fn given_certificates(config: &Config) -> Result<Vec<CertificateDer<'static>>, B
         let pem = read_pem(purpose, &path)?;
         match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
             // Each file has to hold one that can be trusted.
-            Ok(found) if GivenCertificates::new(found.clone()).is_some() => given.extend(found),
+            Ok(found) if has_authority(&found) => given.extend(found),
             _ => return Err(BuildError::Pem { purpose, path }),
         }
     }

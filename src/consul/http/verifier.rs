@@ -1,6 +1,9 @@
-//! Trust in CA certificates that were given: what the TLS library has, and what Go's has beside
-//! it, that a server may show one of these certificates itself. So a self-signed one, which
-//! `openssl req -x509` makes a CA, is named as its own CA.
+//! Verifies servers' certificates: what the TLS library has, and two things that Go's and people
+//! have beside it.
+//!
+//! A server may show one of the given CA certificates itself: so a self-signed one, which
+//! `openssl req -x509` makes a CA, is named as its own CA. And where a server's authority is not
+//! trusted, the error names both sides.
 
 use std::sync::Arc;
 
@@ -10,26 +13,48 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// Verifies against given certificates.
+use crate::consul::http::authorities::Trusted;
+
+/// Verifies by a verifier of the library's.
 #[derive(Debug)]
-pub(super) struct GivenCertificates {
-    issued: Arc<WebPkiServerVerifier>,
+pub(super) struct Verifier {
+    library: Arc<dyn ServerCertVerifier>,
+    /// The CA certificates that were given.
     given: Vec<CertificateDer<'static>>,
+    trusted: Trusted,
 }
 
-// === impl GivenCertificates ===
+// === impl Verifier ===
 
-impl GivenCertificates {
-    /// None where none of them can be used.
-    pub(super) fn new(given: Vec<CertificateDer<'static>>) -> Option<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(given.iter().cloned());
-        let issued = WebPkiServerVerifier::builder(Arc::new(roots)).build().ok()?;
-        Some(Self { issued, given })
+impl Verifier {
+    /// Trusts what `library` does, which is `trusted`.
+    pub(super) fn new(library: Arc<dyn ServerCertVerifier>, trusted: Trusted) -> Arc<Self> {
+        Arc::new(Self { library, given: Vec::new(), trusted })
+    }
+
+    /// Trusts the given CA certificates, which are `trusted`. None where none of them can be used.
+    pub(super) fn given(
+        given: Vec<CertificateDer<'static>>,
+        trusted: Trusted,
+    ) -> Option<Arc<Self>> {
+        let library = library(&given)?;
+        Some(Arc::new(Self { library, given, trusted }))
     }
 }
 
-impl ServerCertVerifier for GivenCertificates {
+/// Whether one of them can be used as a CA certificate.
+pub(super) fn has_authority(given: &[CertificateDer<'static>]) -> bool {
+    library(given).is_some()
+}
+
+fn library(given: &[CertificateDer<'static>]) -> Option<Arc<dyn ServerCertVerifier>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(given.iter().cloned());
+    let library = WebPkiServerVerifier::builder(Arc::new(roots)).build().ok()?;
+    Some(library)
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -38,7 +63,7 @@ impl ServerCertVerifier for GivenCertificates {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.issued.verify_server_cert(
+        let verified = self.library.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
@@ -50,7 +75,7 @@ impl ServerCertVerifier for GivenCertificates {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
-            verified => verified,
+            verified => verified.map_err(|error| self.trusted.named(end_entity, error)),
         }
     }
 
@@ -60,7 +85,7 @@ impl ServerCertVerifier for GivenCertificates {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.issued.verify_tls12_signature(message, cert, dss)
+        self.library.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -69,11 +94,11 @@ impl ServerCertVerifier for GivenCertificates {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.issued.verify_tls13_signature(message, cert, dss)
+        self.library.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.issued.supported_verify_schemes()
+        self.library.supported_verify_schemes()
     }
 }
 

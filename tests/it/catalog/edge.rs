@@ -10,12 +10,13 @@ use kube_consul::consul::write::catalog::CatalogSink;
 use kube_consul::consul::write::fence::Fence;
 use kube_consul::domain::consul::node_names::NodeNames;
 use kube_consul::domain::consul::record::{
-    Answer, CLUSTER_META, Check, NamespaceNodeAnswer, PtrRecord, RecordKey, Registration, Write,
+    Answer, Check, NamespaceNodeAnswer, PtrRecord, RecordKey, Registration, Write,
 };
 use kube_consul::domain::kube::names::ClusterName;
 use kube_consul_stack::{Consul, ConsulOptions, Fault, HttpRecorder, install_provider};
 use serde_json::{Value, json};
 
+use super::registration;
 use super::support::operations;
 
 const APPLIED: Answer = Answer::Applied { index: 0 };
@@ -40,20 +41,10 @@ async fn consul() -> Consul {
     Consul::start(ConsulOptions::dev()).await.unwrap()
 }
 
+/// Every other one is not ready.
 fn registration(namespace: &str, number: usize) -> Registration {
-    let meta = [(CLUSTER_META, "c"), ("external-k8s-ns", namespace)];
-    let address = format!("10.0.{}.{}", number / 250, number % 250);
-    Registration {
-        id: format!("c_{namespace}_svc_http_{address}").into(),
-        service: "svc".into(),
-        namespace: namespace.into(),
-        address: address.into(),
-        port: 80,
-        tags: vec![namespace.into()],
-        meta: meta.map(|(key, value)| (key.into(), value.into())).into(),
-        weight: 1,
-        check: if number.is_multiple_of(2) { Check::None } else { Check::Critical },
-    }
+    let check = if number.is_multiple_of(2) { Check::None } else { Check::Critical };
+    registration::registration(namespace, number, check)
 }
 
 fn reverse(registration: &Registration, cas: u64) -> Write {

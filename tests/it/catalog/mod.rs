@@ -8,5 +8,6 @@ mod failover;
 mod large;
 mod neighbours;
 mod quorum;
+mod registration;
 mod rights;
 mod support;
