@@ -171,7 +171,13 @@ impl Term {
             // What its watch says from now on is as true as what it says of any other.
             self.holds.release(service);
         }
+        let orphaned = ObjectKey::orphaned();
         for handover in self.ptr.claims.set(service, outcome.ptr_claims) {
+            let released = self.ptr.released.get(&orphaned);
+            if released.is_some_and(|released| released.contains(&*handover.thing)) {
+                // Held for nobody, maybe: it is somebody's now.
+                self.mark(orphaned.clone());
+            }
             let concerned: BTreeSet<ObjectKey> =
                 [handover.from, handover.to].into_iter().flatten().collect();
             self.mark_each(concerned.into_iter().filter(|other| other != service));

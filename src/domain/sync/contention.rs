@@ -121,3 +121,32 @@ pub(super) fn as_found(observed: &ObservedRegistration) -> String {
     }
     format!("its meta now has {}", excerpt(&meta.join(", ")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n6_the_fight_about_a_ptr_record_is_its_holders() {
+        let [former, holder] = ["former", "holder"].map(|name| ObjectKey::new("ns", name));
+        let record = RecordKey::Ptr("0.0.0.10.IN-ADDR.ARPA/10.0.0.1".into());
+        let mut contention = Contention::default();
+        let mut now = Moment::ZERO;
+        let mut change = |contention: &mut Contention, service: &ObjectKey| {
+            now += Duration::from_secs(1);
+            contention.note(service, &record, "it was removed".to_owned(), now)
+        };
+        for _ in 0..FIXES {
+            assert_eq!(change(&mut contention, &former), None);
+        }
+        assert!(change(&mut contention, &former).is_some());
+        assert_eq!(contention.problems(&former).count(), 1);
+        // The key changes hands, and whoever fights goes on.
+        assert!(change(&mut contention, &holder).is_some());
+        assert_eq!(contention.problems(&former).count(), 0);
+        let (_, problem) = contention.problems(&holder).next().unwrap();
+        assert!(problem.message.contains("it was removed"), "{problem:?}");
+        assert_eq!(contention.forget_old(now + WINDOW + MAX_PAUSE), std::slice::from_ref(&holder));
+        assert_eq!(contention.problems(&holder).count(), 0);
+    }
+}

@@ -1,3 +1,4 @@
+mod cases;
 mod catalog;
 mod decisions;
 mod faults;

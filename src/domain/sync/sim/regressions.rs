@@ -169,3 +169,19 @@ fn the_failure_of_a_ptr_record_that_another_service_writes_by_now_is_nobodys_bac
     ];
     assert_runs(Target::Catalog, &ops);
 }
+
+#[test]
+fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
+    let scenario =
+        Scenario { target: Target::Elected, crowd: true, pods_have_ptr: true, reads_often: false };
+    let ops = vec![
+        Op::Pass(10),
+        Op::Crowd(255, Crowd::Ready),
+        Op::SessionEnds,
+        Op::Lists(19, WatchedKind::Services, 1, 0),
+        Op::Crowd(255, Crowd::Off),
+        Op::Pass(5),
+        Op::Crowd(255, Crowd::Ready),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}

@@ -578,3 +578,34 @@ fn what_is_in_flight_when_the_lead_is_lost_is_neither_lost_nor_taken_for_a_fix()
         assert!(!fixed, "{is_applied}: {reports:?}");
     }
 }
+
+#[test]
+fn n8_only_our_own_check_is_taken_away() {
+    let mut simulation = in_sync(1);
+    let mut replaced = Vec::new();
+    for ready in [false, true, false] {
+        simulation.seen(slice_seen(1, ready));
+        simulation.step(&mut |write| {
+            // A write that takes our check away asks what there is; others' are not looked at.
+            replaced.push(matches!(write, Write::Replace(_)));
+            Fate::Applied
+        });
+    }
+    assert_eq!(replaced, [false, true, false]);
+}
+
+#[test]
+fn n12_a_stray_is_reported_and_concerns_no_service() {
+    let mut simulation = in_sync(1);
+    simulation.begin_resync();
+    let stray = "service ID stray on base node k8s-kubernetes: it is removed".to_owned();
+    simulation.bridge.handle_observation(Observation::Stray(stray.clone()));
+    simulation.show();
+    simulation.finish_resync();
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.take_sent(), 0);
+    let reports = simulation.bridge.take_reports();
+    let told = reports.iter().filter(|it| matches!(it, Report::Stray(what) if *what == stray));
+    assert_eq!(told.count(), 1, "{reports:?}");
+    assert_eq!(simulation.bridge.counts().registrations, 1);
+}

@@ -31,7 +31,7 @@ use crate::domain::kube::object::{
 use crate::domain::services::settings::{AddressMode, Annotation, PtrScope};
 use crate::domain::testing::{endpoint, node, port};
 
-const ROWS: &str = r#"
+pub(super) const ROWS: &str = r#"
 # address modes: auto
 a ClusterIP                       | web | | web 10.0.0.1:80
 headless: its endpoints           | web headless; > http:8080 10.1.0.1 10.1.0.2 | | web 10.1.0.1:8080; web 10.1.0.2:8080
