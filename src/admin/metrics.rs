@@ -88,6 +88,8 @@ pub struct Metrics {
     pub problems: Family<Label, Gauge>,
     /// Objects and Services of which removals are held back.
     pub removals_held: Gauge,
+    /// Records that would be removed but for `--policy upsert-only`.
+    pub records_kept: Gauge,
     /// 1 while `/readyz` says 200.
     pub ready: Gauge,
     /// 1 while this process leads.
@@ -195,6 +197,7 @@ impl Metrics {
             backlog: Gauge::default(),
             problems: Family::default(),
             removals_held: Gauge::default(),
+            records_kept: Gauge::default(),
             ready: Gauge::default(),
             leader: Gauge::default(),
         };
@@ -291,6 +294,11 @@ impl Metrics {
             "removals_held",
             "Objects and Services of which removals are held back",
             self.removals_held.clone(),
+        );
+        r.register(
+            "records_kept",
+            "Records that would be removed but for --policy upsert-only",
+            self.records_kept.clone(),
         );
         r.register("ready", "1 while /readyz answers 200", self.ready.clone());
         if is_elected {

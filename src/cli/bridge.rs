@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::cli::registered::RegisteredArgs;
-use crate::cli::{ConsulArgs, KubernetesArgs, duration};
+use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
 use crate::domain::kube::names::ClusterName;
-use crate::domain::services::settings::HealthMode;
+use crate::domain::services::settings::{HealthMode, Policy};
 use crate::kubernetes::client::Environment;
 use crate::run::bridge::Options;
 use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
@@ -63,6 +63,15 @@ pub struct RunningArgs {
     /// Make removals at the start that options ask for, however many (no variable consents to this)
     #[arg(long)]
     allow_removals: bool,
+    /// Whether records that are no longer wanted are removed (sync) or stay (upsert-only)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_POLICY",
+        default_value_t = Policy::Sync,
+        value_parser = word::<Policy>(Policy::WORDS),
+        value_name = "POLICY"
+    )]
+    policy: Policy,
     /// Least time between two resyncs, which read Consul back and fix what drifted
     #[arg(long, env = "KUBE_CONSUL_RESYNC", default_value = "60s", value_parser = duration, value_name = "DURATION")]
     resync: Duration,
@@ -99,6 +108,10 @@ enum Conflict {
          its own, so every bridge fills its own agent"
     )]
     OnlyWithCatalog(&'static str),
+    #[error(
+        "--allow-removals: expected --policy sync beside it, found upsert-only, which removes nothing"
+    )]
+    RemovesNothing,
     #[error("--leader-elect: expected a long-running bridge, found --once; leave one of them out")]
     ElectedOnce,
     #[error(
@@ -122,6 +135,9 @@ impl BridgeArgs {
 
     /// What the bridge needs to know.
     pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
+        if self.running.policy == Policy::UpsertOnly && self.running.allow_removals {
+            return Err(Conflict::RemovesNothing.into());
+        }
         if self.registered.health == HealthMode::Always && self.sink == SinkKind::Agent {
             return Err(Conflict::PassingCheckInAgent.into());
         }
@@ -133,7 +149,9 @@ impl BridgeArgs {
         }
         let datacenter = self.registered.datacenter.clone();
         let dns_domain = self.registered.dns_domain.clone();
-        let settings = self.registered.settings(self.cluster, self.running.allow_removals)?;
+        let mut settings = self.registered.settings(self.cluster)?;
+        settings.policy = self.running.policy;
+        settings.allow_removals = self.running.allow_removals;
         Ok(Options {
             common: Common {
                 access: self.kubernetes.access(),

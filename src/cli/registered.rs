@@ -212,11 +212,7 @@ pub(super) enum Conflict {
 
 impl RegisteredArgs {
     /// What follows for the bridge.
-    pub(super) fn settings(
-        self,
-        cluster: ClusterName,
-        allow_removals: bool,
-    ) -> Result<Settings, Conflict> {
+    pub(super) fn settings(self, cluster: ClusterName) -> Result<Settings, Conflict> {
         if let Some(domain) = &self.dns_domain
             && !domain.split('.').all(is_label)
         {
@@ -230,7 +226,6 @@ impl RegisteredArgs {
         let mut seen = BTreeSet::new();
         tags.retain(|tag| seen.insert(tag.clone()));
         Ok(Settings {
-            cluster,
             name_template: self.name_template,
             address: self.address,
             health: self.health,
@@ -250,7 +245,7 @@ impl RegisteredArgs {
             annotations,
             node_address: self.node_address.unwrap_or(NodeAddress::ExternalFirst),
             node_port_nodes: self.node_port_nodes,
-            allow_removals,
+            ..Settings::new(cluster)
         })
     }
 

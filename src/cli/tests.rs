@@ -71,6 +71,8 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
         (vec!["--service-type", "clusterip"], "ClusterIP, NodePort, LoadBalancer, ExternalName"),
         (vec!["--service-type", "ExternalName"], "--external-name beside it"),
         (vec!["--extra-ports", "no"], "on, off"),
+        (vec!["--policy", "upsert"], "sync, upsert-only"),
+        (vec!["--policy", "upsert-only", "--allow-removals"], "removes nothing"),
         (vec!["--tag", " "], "expected a tag"),
         (vec!["--tag-from-label", "a b"], "expected the key of a label"),
         (vec!["--tag-from-label", "team="], "expected KEY=TAG"),

@@ -1,7 +1,7 @@
 //! Which addresses are registered, in each mode.
 
 use anyhow::{Context as _, Result, ensure};
-use hickory_resolver::proto::rr::RecordType::{A, ANY, SRV};
+use hickory_resolver::proto::rr::RecordType::{A, ANY, CNAME, SRV};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
@@ -285,4 +285,51 @@ async fn without_the_right_to_nodes_only_their_services_wait() -> Result<()> {
     })
     .await?;
     node.delete().await
+}
+
+/// What consul-k8s' catalog sync registers of each type.
+#[tokio::test]
+async fn by_type_registers_what_each_type_has() -> Result<()> {
+    let fixture = Fixture::new("by-type").await?;
+    shipped_token(fixture.kubernetes).await?;
+    fixture.kubernetes.apply_file(&manifest("optional/nodes-rbac.yaml")).await?;
+    let one = OwnNode::create(&fixture, "one", &[("InternalIP", "198.51.100.21")]).await?;
+    let two = OwnNode::create(&fixture, "two", &[("InternalIP", "198.51.100.22")]).await?;
+    for name in ["plain", "external", "balanced"] {
+        fixture.web(name, &[("http", 80)]).await?;
+    }
+    fixture.patch("external", &json!({"spec": {"externalIPs": ["192.0.2.40"]}})).await?;
+    fixture.patch("balanced", &json!({"spec": {"type": "LoadBalancer"}})).await?;
+    fixture.set_load_balancer("balanced", json!([{"ip": "192.0.2.41"}])).await?;
+    let port = fixture.node_port_service("noded", json!({})).await?;
+    fixture.endpoints_on("noded", &[&one], true).await?;
+    let alias = json!({
+        "metadata": {"name": "alias", "labels": {"team": "payments"}},
+        "spec": {"type": "ExternalName", "externalName": "db.example.org",
+                 "ports": [{"name": "sql", "port": 5432}]},
+    });
+    let _: Service = fixture.kubernetes.create(&fixture.namespace, alias).await?;
+    let options = ["--address=by-type", "--external-name", "--tag=k8s", "--tag-from-label=team"];
+    let bridge = Bridge::start(fixture.command().await?.args(options)).await?;
+    bridge.wait_ready().await?;
+    fixture.wait_for_addresses("plain", "", &["10.1.0.1:80"]).await?;
+    fixture.wait_for_addresses("external", "", &["192.0.2.40:80"]).await?;
+    fixture.wait_for_addresses("balanced", "", &["192.0.2.41:80"]).await?;
+    fixture.wait_for_addresses("alias", "", &["db.example.org:5432"]).await?;
+    // The node with the endpoint, and not the other one.
+    let (first, second) = (format!("198.51.100.21:{port}"), format!("198.51.100.22:{port}"));
+    fixture.wait_for_addresses("noded", "", &[&first]).await?;
+    fixture.endpoints_on("noded", &[&two], true).await?;
+    fixture.wait_for_addresses("noded", "", &[&second]).await?;
+    let dns = fixture.dns()?;
+    dns.wait_for("alias.service.consul", CNAME, &["db.example.org."]).await?;
+    dns.wait_for("payments.alias.service.consul", CNAME, &["db.example.org."]).await?;
+    dns.wait_for("k8s.external.service.consul", A, &["192.0.2.40"]).await?;
+    // A type that changes moves its record.
+    fixture.set_load_balancer("balanced", Value::Null).await?;
+    fixture.patch("balanced", &json!({"spec": {"type": "ClusterIP"}})).await?;
+    fixture.wait_for_addresses("balanced", "", &["10.1.0.1:80"]).await?;
+    one.delete().await?;
+    two.delete().await?;
+    bridge.stop().await
 }

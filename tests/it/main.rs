@@ -31,4 +31,5 @@ mod servers;
 mod sidecar;
 mod support;
 mod terminal;
+mod upsert_only;
 mod usage;

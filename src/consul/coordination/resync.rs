@@ -32,6 +32,8 @@ pub struct Reader {
     pub consistency: Consistency,
     /// The lock that what is put right asks for.
     pub fence: Option<Encoded>,
+    /// Whether what is ours where no bridge registers anything is removed.
+    pub removes_strays: bool,
     /// Takes what is shown, while the reading goes on. Who listens polls the reading too: what
     /// waits is at most what one poll can parse.
     pub seen: mpsc::UnboundedSender<Observation>,
@@ -148,7 +150,7 @@ impl Reader {
     /// there that our token may not see, the rest of the reading is as true.
     async fn base_node(&self, base: &str, odd: &mut Odd) {
         // One whose name has a dot may be a namespace's node to a bridge with another --node-name.
-        let removes = !base.contains('.');
+        let removes = self.removes_strays && !base.contains('.');
         let each = |ObservedRegistration { registration, .. }: ObservedRegistration| {
             let id = &registration.id;
             let then = if removes { "it is removed" } else { "purge removes it" };

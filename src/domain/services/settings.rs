@@ -54,6 +54,8 @@ pub struct Settings {
     pub node_address: NodeAddress,
     /// Which nodes are registered; `None`: as the address mode says.
     pub node_port_nodes: Option<NodePortNodes>,
+    /// Whether records are removed.
+    pub policy: Policy,
     /// Whether many removals of objects that still exist are made at the first reconciliation.
     pub allow_removals: bool,
 }
@@ -133,6 +135,15 @@ pub enum NodeAddress {
     External,
 }
 
+/// Whether records that are no longer wanted are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// They are.
+    Sync,
+    /// They stay; only [`purge`](crate::run::purge) removes them.
+    UpsertOnly,
+}
+
 /// Which nodes are registered at a node port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePortNodes {
@@ -201,6 +212,7 @@ words!(NodeAddress {
     "external" => External,
 });
 words!(NodePortNodes { "all" => All, "with-endpoints" => WithEndpoints });
+words!(Policy { "sync" => Sync, "upsert-only" => UpsertOnly });
 words!(ExtraPorts { "on" => On, "off" => Off });
 words!(Annotation {
     "sync" => Sync,
@@ -241,8 +253,14 @@ impl Settings {
             annotations: AnnotationPolicy::default(),
             node_address: NodeAddress::ExternalFirst,
             node_port_nodes: None,
+            policy: Policy::Sync,
             allow_removals: false,
         }
+    }
+
+    /// Whether records that are no longer wanted stay.
+    pub fn never_removes(&self) -> bool {
+        self.policy == Policy::UpsertOnly
     }
 
     /// Whether Services of this namespace may be registered; deny wins.

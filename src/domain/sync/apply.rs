@@ -9,6 +9,7 @@ use crate::domain::kube::object::Subject;
 use crate::domain::sync::action::{Action, Group, Planned};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::Config;
+use crate::domain::sync::hold::Cause;
 use crate::domain::sync::plan::{Outcome, Plan};
 use crate::domain::sync::report::Report;
 use crate::domain::sync::term::{Content, ServiceState, Term};
@@ -56,7 +57,7 @@ impl Term {
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
                     let plan = View::new(config, domain, cluster, self).plan(&service, now);
-                    self.apply(service, plan, now, reports);
+                    self.apply(config, service, plan, now, reports);
                 }
             }
         }
@@ -100,9 +101,20 @@ impl Term {
     }
 
     /// Takes a plan: what it sends is sent by [`Term::next_write`].
-    fn apply(&mut self, service: ObjectKey, plan: Plan, now: Moment, reports: &mut Vec<Report>) {
+    fn apply(
+        &mut self,
+        config: &Config,
+        service: ObjectKey,
+        plan: Plan,
+        now: Moment,
+        reports: &mut Vec<Report>,
+    ) {
         for (record, wait) in &plan.waits {
             self.wait(&service, record, wait);
+        }
+        if config.settings.never_removes() {
+            let kept = plan.waits.values().filter(|wait| **wait == Wait::Held(Cause::Policy));
+            self.kept.set(&service, kept.count());
         }
         let Some(mut outcome) = plan.outcome else { return };
         let follow_up = outcome.follow_up || plan.again || self.flights.has(&service);

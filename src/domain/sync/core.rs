@@ -1,6 +1,6 @@
 //! The state of a bridge: events in, actions out. It routes between the two owners of state.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -556,6 +556,16 @@ impl Core {
         self.cluster.suspects.objects.len() + holds
     }
 
+    /// Services that Kubernetes does not have any more and of which records stay: they are held, or kept
+    /// by the policy.
+    pub fn departed(&self) -> BTreeSet<&ObjectKey> {
+        let term = self.term.iter();
+        let stay = term.flat_map(|term| term.holds.services().chain(term.kept.services()));
+        let gone =
+            |key: &&ObjectKey| !key.is_orphaned() && self.cluster.cache.service(key).is_none();
+        stay.filter(gone).collect()
+    }
+
     /// Whether Consul answers, and has all that can be registered.
     pub fn is_in_sync(&self, now: Moment) -> bool {
         self.contact.is_heard(now) && self.standing(now).is_in_sync()
@@ -571,6 +581,7 @@ impl Core {
             ptr_records: term.map_or(0, |term| term.known.ptr_count()),
             backlog: term.map_or(0, Term::backlog),
             problems: cluster.problems.count() + term.map_or(0, |term| term.problems.count()),
+            kept: term.map_or(0, |term| term.kept.total()),
         }
     }
 

@@ -14,6 +14,38 @@ pub enum Cause {
     Absence,
     /// Objects exist and are no longer selected: released by `--allow-removals`.
     Selection,
+    /// The operator wants nothing removed (`--policy upsert-only`): never released.
+    Policy,
+}
+
+/// How many records of each Service `--policy upsert-only` keeps.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    services: HashMap<ObjectKey, usize>,
+    total: usize,
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// How many there are.
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// The Services of which some are kept.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.services.keys()
+    }
+
+    /// So many are kept of this Service now.
+    pub(super) fn set(&mut self, service: &ObjectKey, kept: usize) {
+        let before = match kept {
+            0 => self.services.remove(service),
+            _ => self.services.insert(service.clone(), kept),
+        };
+        self.total = self.total + kept - before.unwrap_or(0);
+    }
 }
 
 /// Services whose records are neither removed nor turned critical.
@@ -34,6 +66,11 @@ impl Holds {
     /// Why what this Service would lose is held back, if it is.
     pub(super) fn of(&self, service: &ObjectKey) -> Option<Cause> {
         self.0.get(service).copied()
+    }
+
+    /// Everything that is held.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.0.keys()
     }
 
     /// What is held for this reason.

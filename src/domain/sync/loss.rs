@@ -32,8 +32,9 @@ impl View<'_> {
         key: &'v ObjectKey,
         desired: &'v Desired,
     ) -> impl Iterator<Item = &'v KnownRegistration> {
+        let removes = !self.settings.never_removes();
         self.term.known.of(key).iter().filter(move |known| {
-            !desired.keeps(&known.id(&self.settings.cluster, key))
+            (removes && !desired.keeps(&known.id(&self.settings.cluster, key)))
                 || self.turns_critical(key, known, desired)
         })
     }
@@ -43,6 +44,9 @@ impl View<'_> {
         let desired = self.desired(service, &|_, _| false);
         if self.lost(service, &desired).next().is_some() {
             return true;
+        }
+        if self.settings.never_removes() {
+            return false;
         }
         let released = self.term.ptr.released.get(service).into_iter().flatten();
         let unclaimed = released.filter(|key| self.term.ptr.claims.holder(key).is_none());
@@ -105,8 +109,11 @@ impl View<'_> {
         let turning = known.iter().filter(|known| self.turns_critical(key, known, desired)).count();
         let made_of_others =
             matches!(addresses, Some(AddressSource::Endpoints | AddressSource::Nodes { .. }));
-        let fewer =
-            if made_of_others { known.len().saturating_sub(desired.instances()) } else { 0 };
+        let fewer = if made_of_others && !self.settings.never_removes() {
+            known.len().saturating_sub(desired.instances())
+        } else {
+            0
+        };
         let is_shown = match addresses {
             Some(AddressSource::Nodes { .. }) => {
                 cache.nodes().is_some_and(|mut it| it.next().is_some())

@@ -19,20 +19,31 @@ use crate::domain::text::excerpt;
 const RETRY: Duration = Duration::from_secs(30);
 
 /// Namespaces whose node may be there with nothing of ours on it, and when it may be removed.
-#[derive(Debug, Default)]
-pub(super) struct NamespaceNodes(BTreeMap<Box<str>, Moment>);
+#[derive(Debug)]
+pub(super) struct NamespaceNodes {
+    empty: BTreeMap<Box<str>, Moment>,
+    /// Whether they stay, empty or not.
+    stay: bool,
+}
 
 // === impl NamespaceNodes ===
 
 impl NamespaceNodes {
+    /// None is empty; `stay`: none is ever removed.
+    pub(super) fn new(stay: bool) -> Self {
+        Self { empty: BTreeMap::new(), stay }
+    }
+
     /// Nothing of ours is left on the node of this namespace.
     pub(super) fn emptied(&mut self, namespace: &str) {
-        self.0.entry(namespace.into()).or_default();
+        if !self.stay {
+            self.empty.entry(namespace.into()).or_default();
+        }
     }
 
     /// Its removal failed.
     pub(super) fn retry(&mut self, namespace: &str, now: Moment) {
-        self.0.insert(namespace.into(), now + RETRY);
+        self.empty.insert(namespace.into(), now + RETRY);
     }
 
     /// Takes the next one that may be removed.
@@ -42,10 +53,10 @@ impl NamespaceNodes {
         flights: &Flights<RecordKey, ObjectKey, T>,
         now: Moment,
     ) -> Option<Box<str>> {
-        self.0.retain(|namespace, _| known.count_in(namespace) == 0);
+        self.empty.retain(|namespace, _| known.count_in(namespace) == 0);
         let due = self.removable(known, flights).find(|(_, due)| *due <= now);
         let namespace = due.map(|(namespace, _)| namespace.clone())?;
-        self.0.remove(&namespace);
+        self.empty.remove(&namespace);
         Some(namespace)
     }
 
@@ -65,7 +76,7 @@ impl NamespaceNodes {
         flights: &Flights<RecordKey, ObjectKey, T>,
     ) -> impl Iterator<Item = (&Box<str>, Moment)> {
         let written_to: BTreeSet<&str> = flights.owners().map(|key| &*key.namespace).collect();
-        let empty = self.0.iter().map(|(namespace, due)| (namespace, *due));
+        let empty = self.empty.iter().map(|(namespace, due)| (namespace, *due));
         empty.filter(move |(namespace, _)| {
             known.count_in(namespace) == 0
                 && !written_to.contains(&***namespace)

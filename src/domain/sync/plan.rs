@@ -15,6 +15,7 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::Desired;
 use crate::domain::sync::action::Planned;
+use crate::domain::sync::hold::Cause;
 use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
 use crate::domain::sync::wait::{Outlook, Wait};
@@ -114,6 +115,9 @@ impl View<'_> {
         let handovers = self.term.ptr.claims.handovers(key, &ptr_claims).into_iter();
         let left = handovers.filter(|it| it.to.is_none() && it.from.as_ref() == Some(key));
         released.extend(left.map(|handover| (&*handover.thing).into()));
+        // Whoever claims a key now has it.
+        let claims = &self.term.ptr.claims;
+        released.retain(|ptr| claims.holder_if(ptr, key, ptr_claims.get(&**ptr)).is_none());
         let outcome = Outcome {
             ptr_claims,
             released,
@@ -296,6 +300,9 @@ impl View<'_> {
     fn keeps_all(&self, key: &ObjectKey, desired: &Desired, draft: &Draft) -> Option<Wait> {
         if desired.awaits_nodes {
             return Some(Wait::NodesUnknown);
+        }
+        if self.settings.never_removes() {
+            return Some(Wait::Held(Cause::Policy));
         }
         let keeps = self.keeps(key, draft);
         if keeps.is_some() || !key.is_orphaned() {

@@ -127,10 +127,6 @@ impl View<'_> {
             !self.term.work.queue.is_empty() && !before.is_some_and(|it| it.contains(ptr))
         };
         released.retain(|ptr| {
-            let claim = draft.outcome.ptr_claims.get(&**ptr);
-            if self.term.ptr.claims.holder_if(ptr, key, claim).is_some() {
-                return false;
-            }
             let record = RecordKey::Ptr(ptr.clone());
             if awaiting.contains(&**ptr) {
                 draft.wait(record, Wait::NodesUnknown);

@@ -106,4 +106,6 @@ pub struct Counts {
     pub backlog: usize,
     /// Problems.
     pub problems: usize,
+    /// Records that would be removed but for `--policy upsert-only`.
+    pub kept: usize,
 }

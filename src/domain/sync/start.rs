@@ -61,7 +61,7 @@ impl Term {
                 self.names.ask(name.into());
             }
         }
-        for (key, known) in self.known.services() {
+        for (key, known) in self.known.services().filter(|_| !config.settings.never_removes()) {
             let unread = cluster.cache.undecodable(Kind::Service, key).is_some();
             if cluster.cache.service(key).is_none() && !unread {
                 // Of a namespace that is not selected nothing is asked: its objects may still exist.
@@ -113,13 +113,15 @@ impl Term {
                 _ if total >= FEW => is_most(lost, total),
                 Cause::Absence => !is_shown && is_most(silent, total),
                 Cause::Selection => must_be_allowed(lost, total),
+                Cause::Policy => false,
             };
             if is_held {
                 self.holds.hold(key, cause);
             }
         }
         let orphaned = ObjectKey::orphaned();
-        let orphans = self.ptr.released.get(&orphaned).map_or(0, BTreeSet::len);
+        let removable = self.ptr.released.get(&orphaned).filter(|_| !settings.never_removes());
+        let orphans = removable.map_or(0, BTreeSet::len);
         let of_scope = settings.reverse == PtrScope::Off && !allowed;
         let worst = self.holds.causes().last().copied();
         let ptr_count = self.known.ptr_count();

@@ -19,7 +19,7 @@ use crate::domain::sync::awaited_ptr::AwaitedPtr;
 use crate::domain::sync::cluster::{Changes, Cluster};
 use crate::domain::sync::config::Config;
 use crate::domain::sync::contention::Contention;
-use crate::domain::sync::hold::Holds;
+use crate::domain::sync::hold::{Holds, Kept};
 use crate::domain::sync::ledger::{Ledger, PtrState};
 use crate::domain::sync::names::Names;
 use crate::domain::sync::namespace_nodes::NamespaceNodes;
@@ -42,6 +42,7 @@ pub(super) struct Term {
     pub(super) flights: Flights<RecordKey, ObjectKey, Sent>,
     pub(super) retries: Retries<RecordKey, ObjectKey, Fingerprint>,
     pub(super) holds: Holds,
+    pub(super) kept: Kept,
     pub(super) namespace_nodes: NamespaceNodes,
     /// The resync under way.
     pub(super) resync: Option<Resync>,
@@ -146,7 +147,8 @@ impl Term {
             flights: Flights::starting_at(next_flight),
             retries: Retries::default(),
             holds: Holds::default(),
-            namespace_nodes: NamespaceNodes::default(),
+            kept: Kept::default(),
+            namespace_nodes: NamespaceNodes::new(config.settings.never_removes()),
             resync: None,
             resends_shown: false,
             schedule: Schedule::new(config.resync, config.seed, now),

@@ -5,6 +5,7 @@ mod faults;
 mod hold;
 mod names;
 mod nodes;
+mod policy;
 mod shared_ptr;
 mod slices;
 mod table;

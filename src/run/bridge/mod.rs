@@ -477,6 +477,7 @@ impl Bridge {
         let peers = self.peers.as_ref()?;
         let cluster = self.options.sync.settings.cluster.clone();
         Some(Records {
+            removes_strays: !self.options.sync.settings.never_removes(),
             client: self.consul.clone(),
             owner: OwnerKey::new(self.consul.clone(), &cluster),
             cluster,

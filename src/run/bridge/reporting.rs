@@ -110,6 +110,7 @@ impl Reporting {
         metrics.ptr_records.set(gauge(counts.ptr_records));
         metrics.backlog.set(gauge(counts.backlog));
         metrics.removals_held.set(gauge(core.removals_held()));
+        metrics.records_kept.set(gauge(counts.kept));
         if core.is_in_sync(now) {
             metrics::now(&metrics.synced);
         }
@@ -281,6 +282,7 @@ impl Reporting {
                     Cause::Absence => "until a second list agrees",
                     Cause::Selection =>
                         "because their objects still exist; --allow-removals lets it happen",
+                    Cause::Policy => "by --policy upsert-only",
                 }
             ),
             Report::NothingSelected => tracing::warn!(

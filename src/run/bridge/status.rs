@@ -54,12 +54,14 @@ pub(super) fn page(
     for &(_, key, problem) in problems.iter().filter(|(subject, ..)| *subject == Subject::Service) {
         of_services.entry(key).or_default().push(problem);
     }
-    let services = core.cache().services_after(selection.after.as_ref());
-    let registered = services.filter(|(key, _)| settings.includes_namespace(&key.namespace));
-    let (found, mut next) = selection.page(registered);
+    let after = selection.after.as_ref();
+    let services = core.cache().services_after(after).map(|(key, _)| key);
+    let registered = services.filter(|key| settings.includes_namespace(&key.namespace));
+    let departed = core.departed().into_iter().filter(|key| after.is_none_or(|it| *key > it));
+    let (found, mut next) = selection.page(merge(registered, departed).map(|key| (key, ())));
     let mut services: Vec<ServiceStatus> = Vec::new();
     let mut items = 0;
-    for (key, _) in found {
+    for (key, ()) in found {
         if items >= MAX_ITEMS {
             next = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
             break;
@@ -100,6 +102,19 @@ pub(super) fn page(
     }
 }
 
+/// Both in one order, each being in it.
+fn merge<'k>(
+    one: impl Iterator<Item = &'k ObjectKey>,
+    other: impl Iterator<Item = &'k ObjectKey>,
+) -> impl Iterator<Item = &'k ObjectKey> {
+    let (mut one, mut other) = (one.peekable(), other.peekable());
+    std::iter::from_fn(move || match (one.peek(), other.peek()) {
+        (Some(first), Some(second)) if first > second => other.next(),
+        (Some(_), _) => one.next(),
+        (None, _) => other.next(),
+    })
+}
+
 fn service(
     core: &Core,
     settings: &Settings,
@@ -138,7 +153,8 @@ fn service(
 
 /// What of a Service waits, and for what. Where nothing is under way, held or wrong nothing does.
 fn waiting(core: &Core, key: &ObjectKey, now: Moment) -> Vec<WaitingRecord> {
-    if core.is_settled() && !core.is_holding() && core.counts().problems == 0 {
+    let counts = core.counts();
+    if core.is_settled() && !core.is_holding() && counts.problems + counts.kept == 0 {
         return Vec::new();
     }
     let waits = core.plan_of(key, now).map(|plan| plan.waits).unwrap_or_default();
@@ -158,6 +174,7 @@ fn words(wait: &Wait, now: Moment) -> String {
     let words = match wait {
         Wait::Held(Cause::Absence) => "held back until a second list agrees",
         Wait::Held(Cause::Selection) => "held back until --allow-removals",
+        Wait::Held(Cause::Policy) => "no longer wanted, and kept by --policy upsert-only",
         Wait::InFlight => "a write of it is in flight",
         Wait::Backoff { until } => return again("its write failed", *until),
         Wait::Denied { until } => return again("its write was denied", *until),
@@ -193,6 +210,7 @@ mod tests {
         let all = [
             Wait::Held(Cause::Absence),
             Wait::Held(Cause::Selection),
+            Wait::Held(Cause::Policy),
             Wait::InFlight,
             Wait::Backoff { until },
             Wait::Denied { until },

@@ -36,6 +36,8 @@ pub(super) struct Records {
     pub(super) uid: String,
     /// The agent's node in the catalog, where it is known.
     pub(super) agent_node: Option<String>,
+    /// As [`Reader::removes_strays`].
+    pub(super) removes_strays: bool,
 }
 
 /// What the one that writes has under way.
@@ -87,11 +89,13 @@ impl Work {
     }
 
     pub(super) fn resync(&mut self, is_consistent: bool) {
-        let Records { client, cluster, marker, owner, uid, .. } = self.records.clone();
+        let Records { client, cluster, marker, owner, uid, removes_strays, .. } =
+            self.records.clone();
         let fence = self.sink.fence().cloned();
         let consistency = if is_consistent { Consistency::Consistent } else { Consistency::Leader };
         let (shows, seen) = mpsc::unbounded_channel();
-        let reader = Reader { client, cluster, marker, consistency, fence, seen: shows };
+        let reader =
+            Reader { client, cluster, marker, consistency, fence, removes_strays, seen: shows };
         let job = jobs::resync(reader, owner, uid).boxed();
         self.resync = Some(Resync { job, seen, ended: None });
     }

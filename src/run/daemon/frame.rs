@@ -74,18 +74,23 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_beside_the_loop_ends_with_it() {
+        // Another test may have been the first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::default());
         let inside = |mut inside: Inside<u8>| async move {
-            let asking = tokio::spawn(async move {
+            let asking = async {
                 reqwest::get(format!("http://{address}/status")).await.unwrap().text().await
-            });
-            match inside.asked.recv().await {
-                Some(Question::Page(_, reply)) => reply.send(7).unwrap(),
-                other => panic!("{other:?}"),
-            }
-            asking.await.unwrap().unwrap()
+            };
+            let answering = async {
+                match inside.asked.recv().await {
+                    Some(Question::Page(_, reply)) => reply.send(7).unwrap(),
+                    other => panic!("{other:?}"),
+                }
+            };
+            // In one task, so that one that fails does not leave the other waiting.
+            tokio::join!(asking, answering).0.unwrap()
         };
         assert_eq!(run(Some(listener), metrics, None, inside).await, "7");
         assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens");

@@ -60,6 +60,8 @@ pub struct Summary {
     pub remove: usize,
     /// Changes that the bridge would hold back; they count nowhere else.
     pub held: usize,
+    /// Records that `--policy upsert-only` keeps; likewise.
+    pub kept: usize,
 }
 
 /// A change of what the bridge keeps for itself.
@@ -101,7 +103,7 @@ pub struct RecordChange {
     #[serde(serialize_with = "fields")]
     pub fields: Vec<FieldChange>,
     /// Why the bridge would hold it back, if it would: `absence` until a second list agrees,
-    /// `selection` until `--allow-removals`.
+    /// `selection` until `--allow-removals`, `policy` for ever by `--policy upsert-only`.
     pub held: Option<&'static str>,
 }
 
@@ -110,7 +112,7 @@ pub struct RecordChange {
 impl Plan {
     /// Whether anything would be changed, now or once it is no longer held back.
     pub fn has_changes(&self) -> bool {
-        let Summary { add, change, remove, held } = self.summary;
+        let Summary { add, change, remove, held, kept: _ } = self.summary;
         add + change + remove + held > 0
     }
 }
@@ -124,6 +126,7 @@ impl Summary {
         let mut summary = Self::default();
         for (action, held) in own.iter().map(|it| (it.action, it.held)).chain(records) {
             let count = match (held, action) {
+                (Some(KEPT), _) => &mut summary.kept,
                 (Some(_), _) => &mut summary.held,
                 (None, Verb::Add) => &mut summary.add,
                 (None, Verb::Change) => &mut summary.change,
@@ -174,11 +177,15 @@ fn fields<S: Serializer>(changes: &[FieldChange], to: S) -> Result<S::Ok, S::Err
     }))
 }
 
+/// The word for what `--policy upsert-only` keeps.
+pub(super) const KEPT: &str = "policy";
+
 /// The word for what holds a change back.
 pub(super) fn held(cause: Cause) -> &'static str {
     match cause {
         Cause::Absence => "absence",
         Cause::Selection => "selection",
+        Cause::Policy => KEPT,
     }
 }
 

@@ -33,6 +33,7 @@ use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::report::forecast::{Forecast, Snapshot, Verb};
+use crate::domain::services::settings::{Policy, Settings};
 use crate::domain::sync::{Action, Cause, Config, Core, Group, Moment, Peer};
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, endpoint_source};
@@ -141,7 +142,9 @@ enum Asked {
 
 impl<'a> Planner<'a> {
     fn new(options: &'a SyncOptions, consul: ConsulClient, peers: &PeerInfo) -> Self {
-        let mut core = Core::new(Config::new(options.settings.clone(), options.sink.target()));
+        // What the policy keeps is shown, so it is planned, and marked in `held_by`.
+        let settings = Settings { policy: Policy::Sync, ..options.settings.clone() };
+        let mut core = Core::new(Config::new(settings, options.sink.target()));
         let domain = options.consul_domain(peers.agent.as_ref());
         let mut notes = BTreeSet::new();
         if domain.is_none() {
@@ -283,6 +286,7 @@ impl<'a> Planner<'a> {
             consistency: Consistency::Consistent,
             // It only looks.
             fence: None,
+            removes_strays: !self.options.settings.never_removes(),
             seen,
         };
         let look = async move { reader.look().await.map_err(|error| chain(&error)) };
@@ -356,6 +360,7 @@ impl<'a> Planner<'a> {
                     for Group { service, writes } in groups {
                         let held_by = held.get(&service).copied().or(gravest);
                         for write in writes {
+                            let held_by = self.keeps(&write).or(held_by);
                             // Any index will do for the next write, which is not sent either.
                             answers.push((write.key(), Answer::Applied { index: 1 }));
                             self.write(&service, write, held_by);
@@ -392,6 +397,12 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Whether the policy keeps what this write would remove.
+    fn keeps(&self, write: &Write) -> Option<Cause> {
+        let removes = matches!(write, Write::Deregister { .. } | Write::DeletePtr { .. });
+        (removes && self.options.settings.never_removes()).then_some(Cause::Policy)
+    }
+
     fn write(&mut self, service: &ObjectKey, write: Write, held_by: Option<Cause>) {
         if let (Write::Register(registration), Marker::BaseNode(names)) = (&write, &self.marker)
             && !self.snapshot.nodes.contains(&registration.namespace)
@@ -415,6 +426,8 @@ impl<'a> Planner<'a> {
         let mark = Mark::Cluster(self.options.settings.cluster.clone());
         let on = self.consul.left_on_node(&name, &mark).await;
         let others = on.map_err(|error| unreadable(&chain(&error)))?.others;
+        let kept = self.options.settings.never_removes().then_some(Cause::Policy);
+        let held_by = kept.or(held_by);
         let answer = if others.is_empty() {
             self.nodes.insert(namespace.into(), node(names, Verb::Remove, namespace, held_by));
             NamespaceNodeAnswer::Removed

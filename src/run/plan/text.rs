@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::report::forecast::Verb;
 use crate::domain::text::one_line;
-use crate::run::plan::document::{Plan, RecordChange, ServiceChanges, State, Summary};
+use crate::run::plan::document::{KEPT, Plan, RecordChange, ServiceChanges, State, Summary};
 
 /// Longest value that is shown whole, in bytes: the longest that Consul takes in meta.
 const MAX_VALUE: usize = 512;
@@ -28,7 +28,7 @@ pub(super) fn text(plan: &Plan) -> String {
 
 fn write_plan(text: &mut String, plan: &Plan) -> fmt::Result {
     let Plan { cluster, sink, summary, .. } = plan;
-    let Summary { add, change, remove, held } = summary;
+    let Summary { add, change, remove, held, kept } = summary;
     if plan.has_changes() {
         write!(
             text,
@@ -40,6 +40,9 @@ fn write_plan(text: &mut String, plan: &Plan) -> fmt::Result {
         writeln!(text, "{BOLD:#}")?;
     } else {
         writeln!(text, "{BOLD}{cluster}, sink {sink}: nothing to change{BOLD:#}")?;
+    }
+    if *kept > 0 {
+        writeln!(text, "--policy upsert-only keeps {kept} that would be removed.")?;
     }
     match plan.state {
         State::Known => {}
@@ -137,6 +140,7 @@ fn sign(verb: Verb, held: Option<&'static str>) -> (Style, char) {
 fn why_held(held: Option<&'static str>) -> &'static str {
     match held {
         None => "",
+        Some(KEPT) => "  (kept by --policy upsert-only)",
         Some("absence") => "  (held back until a second list agrees)",
         Some(_) => "  (held back until --allow-removals)",
     }
@@ -293,7 +297,7 @@ notes
             "cluster_uid": "uid",
             "sink": "catalog",
             "state": "known",
-            "summary": {"add": 1, "change": 1, "remove": 0, "held": 0},
+            "summary": {"add": 1, "change": 1, "remove": 0, "held": 0, "kept": 0},
             "own": [{"action": "add", "what": "node k8s-c.shop", "held": null}],
             "services": [{
                 "namespace": "shop",

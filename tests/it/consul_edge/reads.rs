@@ -210,6 +210,7 @@ async fn l12_no_reading_is_stale() {
     client.ensure_node(&names.of_namespace("ns"), &cluster(), None).await.unwrap();
     let (seen, _shown) = tokio::sync::mpsc::unbounded_channel();
     let reader = Reader {
+        removes_strays: true,
         client: client.clone(),
         cluster: cluster(),
         marker: Marker::BaseNode(names),

@@ -46,6 +46,7 @@ impl Dns {
         let texts = lookup.answers().iter().map(|record| match &record.data {
             RData::A(address) => address.to_string(),
             RData::AAAA(address) => address.to_string(),
+            RData::CNAME(name) => name.to_string(),
             RData::SRV(srv) => format!("port {} weight {}", srv.port, srv.weight),
             other => format!("{other:?}"),
         });
