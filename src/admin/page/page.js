@@ -64,7 +64,7 @@ function connection(name, peer) {
 
 const watch = (it) => ({
   name: `Watch of ${it.kind}`,
-  text: it.trouble || (it.age_seconds == null ? "not listed yet" : `heard ${age(it.age_seconds)} ago`),
+  text: it.trouble || `heard ${age(it.seconds_since_heard)} ago`,
   level: it.trouble ? "bad" : "",
 });
 
@@ -122,6 +122,11 @@ const COLUMNS = {
     ["Tags", (it) => (it.tags || []).join(", ")],
     ["Check", (it) => (it.critical ? "critical" : "passing")],
   ],
+  addresses: [
+    ["Endpoint", (it) => it.address],
+    ["Port", (it) => String(it.port)],
+    ["State", (it) => (it.ready ? "ready" : "not ready")],
+  ],
 };
 
 function table(columns, rows, caption) {
@@ -142,7 +147,7 @@ function table(columns, rows, caption) {
     for (const [title, text] of used) {
       const cell = element("td", text(row));
       cell.dataset.label = title;
-      if (text(row) === "critical") cell.className = "bad";
+      if (["critical", "not ready"].includes(text(row))) cell.className = "bad";
       line.append(cell);
     }
     body.append(line);
@@ -174,6 +179,11 @@ function objects(status) {
     const details = [];
     if (it.instances && it.instances.length) {
       details.push(table(COLUMNS.instances, it.instances, `Instances of ${it.namespace}/${it.name}`));
+    }
+    if (it.addresses && it.addresses.length) {
+      details.push(table(COLUMNS.addresses, it.addresses, `Endpoints of ${it.namespace}/${it.name}`));
+      const more = it.endpoints - it.addresses.length;
+      if (more > 0) details.push(element("p", `and ${more} more`));
     }
     for (const waiting of it.waiting || []) details.push(element("p", `${waiting.record}: ${waiting.reason}`, "warn"));
     for (const problem of it.problems || []) details.push(element("p", String(problem), "bad"));

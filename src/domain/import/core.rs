@@ -23,6 +23,7 @@ mod plan;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Importer {
     /// The slices of each Service, by their names.
     slices_of: HashMap<ObjectKey, BTreeSet<Box<str>>>,
     sources: BTreeMap<Source, Followed>,
+    /// Services with the label of consul8s for the other direction, which is the bridge's.
+    exported: BTreeSet<ObjectKey>,
     /// What is known of each Service that asks for an import, or whose slices have to go.
     states: BTreeMap<ObjectKey, State>,
     dirty: BTreeSet<ObjectKey>,
@@ -257,6 +260,7 @@ impl Importer {
             slices: Store::default(),
             slices_of: HashMap::new(),
             sources: BTreeMap::new(),
+            exported: BTreeSet::new(),
             states: BTreeMap::new(),
             dirty: BTreeSet::new(),
             problems: BTreeMap::new(),
@@ -281,6 +285,11 @@ impl Importer {
     fn take_service(&mut self, key: ObjectKey, service: Service) {
         if let Some(creation) = &mut self.creation {
             creation.note(&key, Some(&service));
+        }
+        if service.is_exported() {
+            self.exported.insert(key.clone());
+        } else {
+            self.exported.remove(&key);
         }
         let replaced = self.services.get(&key).is_some_and(|before| before.uid != service.uid);
         if replaced {
@@ -312,6 +321,7 @@ impl Importer {
 
     fn remove_service(&mut self, key: &ObjectKey) {
         self.services.remove(key);
+        self.exported.remove(key);
         self.forget(key);
         self.set_problems(key, Vec::new());
         if let Some(creation) = &mut self.creation {
@@ -389,17 +399,25 @@ impl Importer {
     }
 
     /// A true answer of Consul's to what was asked at that moment: these are all instances of the
-    /// source.
-    pub fn handle_instances(&mut self, source: &Source, instances: Vec<Instance>, asked: Moment) {
-        let Some(followed) = self.sources.get_mut(source) else { return };
+    /// source. Gives whether they are others than before.
+    pub fn handle_instances(
+        &mut self,
+        source: &Source,
+        instances: Vec<Instance>,
+        asked: Moment,
+    ) -> bool {
+        let Some(followed) = self.sources.get_mut(source) else { return false };
         let is_news =
             followed.unknown.take().is_some() | std::mem::take(&mut followed.is_confirmed);
         followed.asked = asked;
-        if followed.instances.as_deref() == Some(&*instances) && !is_news {
-            return;
+        let changes = followed.instances.as_deref() != Some(&*instances);
+        if changes {
+            followed.instances = Some(instances.into());
         }
-        followed.instances = Some(instances.into());
-        self.dirty.extend(followed.users.iter().cloned());
+        if changes || is_news {
+            self.dirty.extend(followed.users.iter().cloned());
+        }
+        changes
     }
 
     /// A source gave no answer that tells what there is: what it gave before stays true.
@@ -548,6 +566,19 @@ impl Importer {
     /// How many Services ask for an import.
     pub fn imported_count(&self) -> usize {
         self.states.len()
+    }
+
+    /// How many Services ask to be registered, by the label of consul8s: they are the bridge's.
+    pub fn exported_count(&self) -> usize {
+        self.exported.len()
+    }
+
+    /// The endpoints in our slices of a Service: address, port, and whether each is ready.
+    pub fn endpoints_of(&self, key: &ObjectKey) -> impl Iterator<Item = (IpAddr, u16, bool)> {
+        self.named_slices(key).flat_map(|(_, owned)| {
+            let port = owned.slice.ports.first().map_or(0, |it| it.port);
+            owned.slice.endpoints.iter().map(move |(address, ready)| (*address, port, *ready))
+        })
     }
 
     /// The Services that ask for an import, those after `after`, with what they have.

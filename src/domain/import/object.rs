@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::import::layout::{ServicePort, Slice};
-use crate::domain::import::source::{CREATED, OF_CONSUL_K8S, Pairs};
+use crate::domain::import::source::{CREATED, OF_CONSUL_K8S, Pairs, TO_CONSUL};
 use crate::domain::kube::names::ObjectKey;
 
 /// The value of label `endpointslice.kubernetes.io/managed-by` on our slices.
@@ -88,6 +88,11 @@ impl Service {
     /// Whether it was made here.
     pub fn is_created(&self) -> bool {
         self.has_label(CREATED)
+    }
+
+    /// Whether it asks the bridge to register it, in the dialect of consul8s.
+    pub fn is_exported(&self) -> bool {
+        self.has_label(TO_CONSUL)
     }
 
     /// Whether consul-k8s made it from a Consul service.

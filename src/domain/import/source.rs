@@ -32,6 +32,8 @@ pub const FAILOVER: &str = "kube-consul.io/import-failover";
 pub const CONSUL8S_NAME: &str = "consul8s/service.name";
 /// The label that marks a Service in that dialect.
 pub const CONSUL8S_SOURCE: &str = "consul8s_source";
+/// That label, where the Service is to be registered in Consul.
+pub const TO_CONSUL: (&str, &str) = (CONSUL8S_SOURCE, "kubernetes");
 /// The label that its README names.
 pub const REGISTRATION: &str = "registration";
 /// The label of Services that were made here.

@@ -1,8 +1,10 @@
 //! Writes in Kubernetes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
+use tokio::time::Instant;
 
 use crate::domain::import::core::{Failure, Write};
 use crate::domain::import::object::{OwnedSlice, Service};
@@ -13,9 +15,15 @@ use crate::kubernetes::import::{
     write_slice,
 };
 
+/// What is written, as metrics call it.
+pub(super) const VERBS: [&str; 6] =
+    ["write", "delete", "delete_endpoints", "create_service", "update_service", "delete_service"];
+
 /// What became of a write.
 pub(super) struct Applied {
     pub(super) verb: &'static str,
+    /// How long the API server took.
+    pub(super) took: Duration,
     pub(super) service: ObjectKey,
     pub(super) outcome: Outcome,
 }
@@ -35,22 +43,28 @@ pub(super) enum Outcome {
 
 /// Sends one write.
 pub(super) async fn apply(client: Client, write: Write) -> Applied {
+    let began = Instant::now();
+    let applied = sent(client, write).await;
+    Applied { took: began.elapsed(), ..applied }
+}
+
+async fn sent(client: Client, write: Write) -> Applied {
     match write {
         Write::Put { service, uid, name, slice } => {
             let result = write_slice(&client, &service, &uid, &name, &slice).await;
             let result = result.map(Some).map_err(|error| failure(&error));
-            Applied { verb: "write", service, outcome: Outcome::Slice { owner: uid, name, result } }
+            Applied::new("write", service, Outcome::Slice { owner: uid, name, result })
         }
         Write::Delete { service, owner, name, uid } => {
             let slice = ObjectKey::new(service.namespace.clone(), name.clone());
             let result = delete_slice(&client, &slice, &uid).await;
             let result = result.map(|()| None).map_err(|error| failure(&error));
-            Applied { verb: "delete", service, outcome: Outcome::Slice { owner, name, result } }
+            Applied::new("delete", service, Outcome::Slice { owner, name, result })
         }
         Write::DeleteEndpoints { service, uid } => {
             let result = delete_old_endpoints(&client, &service).await;
             let result = result.map_err(|error| failure(&error));
-            Applied { verb: "delete_endpoints", service, outcome: Outcome::Endpoints(uid, result) }
+            Applied::new("delete_endpoints", service, Outcome::Endpoints(uid, result))
         }
         Write::CreateService { service, wanted } => {
             let result = create_service(&client, &service, &wanted).await.map(Some);
@@ -80,13 +94,17 @@ fn failure(error: &WriteError) -> Failure {
 // === impl Applied ===
 
 impl Applied {
+    fn new(verb: &'static str, service: ObjectKey, outcome: Outcome) -> Self {
+        Self { verb, took: Duration::ZERO, service, outcome }
+    }
+
     fn service(
         verb: &'static str,
         service: ObjectKey,
         result: Result<Option<Service>, WriteError>,
     ) -> Self {
         let outcome = Outcome::Service(result.map_err(|error| failure(&error)));
-        Self { verb, service, outcome }
+        Self::new(verb, service, outcome)
     }
 
     /// Whether it was done.

@@ -7,10 +7,14 @@
 //! |---|---|
 //! | `follow` | the Consul services that are followed, within a bound of connections |
 //! | `apply` | writes in Kubernetes |
-//! | `reporting` | logs, Events, metrics, readiness, `/status` |
+//! | `reporting` | logs, Events, readiness |
+//! | `metrics` | metrics, those of consul8s among them |
+//! | `page` | `/status` |
 
 mod apply;
 mod follow;
+mod metrics;
+mod page;
 mod reporting;
 
 use std::collections::BTreeSet;
@@ -30,7 +34,9 @@ use tokio_stream::StreamMap;
 
 use self::apply::{Applied, Outcome};
 use self::follow::{Answer, Follower};
-use self::reporting::{ImportPage, Metrics, Reporting};
+use self::metrics::Metrics;
+use self::page::ImportPage;
+use self::reporting::Reporting;
 use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::evidence::Unknown;
@@ -118,6 +124,10 @@ async fn run(
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
     let metrics = Arc::new(Metrics::default());
+    let requests = metrics.requests.clone();
+    consul.observe(Box::new(move |operation, took, is_answered| {
+        requests.asked(operation.as_str(), took, is_answered);
+    }));
     if options.serves_prometheus {
         serve_prometheus(Arc::<Metrics>::clone(&metrics));
     }
@@ -226,7 +236,7 @@ impl Import {
         let deadline = self.options.once.map(|limit| self.began + limit);
         loop {
             self.act();
-            self.reporting.report(&mut self.state);
+            self.reporting.report(&mut self.state, self.follower.in_turn());
             if let Some(ended) = self.ended_once(deadline) {
                 return ended;
             }
@@ -247,7 +257,7 @@ impl Import {
                     self.reporting.heartbeat(alive);
                     self.heartbeat = heartbeat(self.consul.clone(), HEARTBEAT).boxed();
                 }
-                Some(question) = asked.recv() => self.reporting.answer(&self.state, question),
+                Some(question) = asked.recv() => self.answer(question),
                 () = sleep_until(wake) => {}
             }
             let now = self.now();
@@ -285,8 +295,12 @@ impl Import {
 
     fn take_notice(&mut self, notice: Notice<Seen>) {
         match notice {
-            Notice::Event(event) if self.is_selected(&event) => take_event(&mut self.state, event),
-            Notice::Event(_) => {}
+            Notice::Event(event) => {
+                self.reporting.shown(kind_of(&event));
+                if self.is_selected(&event) {
+                    take_event(&mut self.state, event);
+                }
+            }
             other => self.reporting.watch(other),
         }
     }
@@ -307,7 +321,9 @@ impl Import {
             Ok(instances) => {
                 self.reporting.heard();
                 let asked = answer.asked.saturating_duration_since(self.began);
-                self.state.handle_instances(&answer.source, instances, asked);
+                if self.state.handle_instances(&answer.source, instances, asked) {
+                    self.reporting.changed();
+                }
             }
             Err(why) => {
                 self.reporting.unanswered(&answer.source, &why);
@@ -344,6 +360,19 @@ impl Import {
         }
     }
 
+    /// Answers what the admin server asks.
+    fn answer(&mut self, question: Question<ImportPage>) {
+        match question {
+            Question::Alive(reply) => drop(reply.send(())),
+            Question::Page(selection, reply) => {
+                let peers = (self.kubernetes.url.clone(), self.consul.url().to_owned());
+                let polled = self.follower.in_turn();
+                let page = page::page(&self.state, &mut self.reporting, &selection, peers, polled);
+                drop(reply.send(page));
+            }
+        }
+    }
+
     /// With `--run-once`: how it ends, when it does.
     fn ended_once(&self, deadline: Option<Instant>) -> Option<Result<(), Error>> {
         let deadline = deadline?;
@@ -367,6 +396,16 @@ impl Import {
         if timeout(LAST_WRITES, rest).await.is_err() {
             tracing::warn!("{} writes were not answered in time", self.writes.len());
         }
+    }
+}
+
+fn kind_of(event: &WatchEvent<Seen>) -> Kind {
+    match event {
+        WatchEvent::ListStarted(kind)
+        | WatchEvent::ListCompleted(kind)
+        | WatchEvent::Deleted(kind, _) => *kind,
+        WatchEvent::Seen(Seen::Service(..) | Seen::UndecodableService(..)) => Kind::Service,
+        WatchEvent::Seen(Seen::Slice(..) | Seen::UndecodableSlice(_)) => Kind::EndpointSlice,
     }
 }
 

@@ -1,21 +1,17 @@
-//! What the import tells people: logs, Events, metrics, readiness, `/status`.
+//! What the import tells people: logs, Events, metrics, readiness.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::apply::Applied;
-use crate::admin::status::Readiness;
-use crate::admin::{Question, Render};
+use super::metrics::Metrics;
+use crate::admin::history::{History, Series};
+use crate::admin::metrics::now;
+use crate::admin::status::{Peer, Readiness, WatchStatus};
 use crate::consul::read::evidence::Unknown;
 use crate::domain::import::core::{Importer, Report};
 use crate::domain::import::object::Seen;
@@ -29,46 +25,6 @@ use crate::run::daemon::retry::LogThrottle;
 /// Consul that has not answered for this long makes the import unready.
 const SILENCE: Duration = Duration::from_mins(1);
 
-/// The metrics: ours, and those that consul8s had.
-pub(super) struct Metrics {
-    registry: Registry,
-    writes: Family<[(&'static str, &'static str); 2], Counter>,
-    answers: Family<[(&'static str, &'static str); 1], Counter>,
-    services: Gauge,
-    created: Gauge,
-    sources: Gauge,
-    problems: Family<[(&'static str, &'static str); 1], Gauge>,
-    /// Consul8s counted what it found each time; ours is what is followed.
-    consul_sourced: Gauge,
-    /// What consul8s wrote the other way is the bridge's: none here.
-    kubernetes_sourced: Gauge,
-    loop_seconds: Histogram,
-}
-
-/// One page of `/status`.
-#[derive(Debug, Serialize)]
-pub(super) struct ImportPage {
-    command: &'static str,
-    version: &'static str,
-    ready: bool,
-    reason: Option<String>,
-    services: Vec<ServiceStatus>,
-    /// `namespace/name` with which the next page is asked for; none on the last.
-    next: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct ServiceStatus {
-    namespace: String,
-    name: String,
-    /// Consul services, in order of preference.
-    sources: Vec<String>,
-    endpoints: usize,
-    ready: usize,
-    slices: usize,
-    problems: Vec<String>,
-}
-
 /// Tells people.
 pub(super) struct Reporting {
     metrics: Arc<Metrics>,
@@ -78,64 +34,13 @@ pub(super) struct Reporting {
     /// Why Consul did not answer last.
     silence: Option<String>,
     watch_failures: BTreeMap<Kind, String>,
+    /// When the API server was last heard of on each watch.
+    watch_heard: BTreeMap<Kind, Instant>,
+    history: History,
     throttle: LogThrottle,
     was_in_sync: bool,
-}
-
-// === impl Metrics ===
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Self {
-            registry: Registry::default(),
-            writes: Family::default(),
-            answers: Family::default(),
-            services: Gauge::default(),
-            created: Gauge::default(),
-            sources: Gauge::default(),
-            problems: Family::default(),
-            consul_sourced: Gauge::default(),
-            kubernetes_sourced: Gauge::default(),
-            // From a tenth of a millisecond, doubling to three seconds.
-            loop_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
-        };
-        metrics.registered()
-    }
-}
-
-impl Metrics {
-    fn registered(mut self) -> Self {
-        let r = self.registry.sub_registry_with_prefix("kube_consul_import");
-        r.register(
-            "writes",
-            "EndpointSlices and Services written, by verb and result",
-            self.writes.clone(),
-        );
-        r.register("answers", "Answers of Consul, by result", self.answers.clone());
-        r.register("services", "Services that ask for an import", self.services.clone());
-        r.register("created_services", "Services that were made here", self.created.clone());
-        r.register("sources", "Consul services that are followed", self.sources.clone());
-        r.register("problems", "Problems of Services, by reason", self.problems.clone());
-        let r = &mut self.registry;
-        r.register(
-            "number_of_consul_sourced_services",
-            "Services whose endpoints come from Consul",
-            self.consul_sourced.clone(),
-        );
-        r.register(
-            "number_of_kubernetes_sourced_services",
-            "Always 0: these are the bridge's",
-            self.kubernetes_sourced.clone(),
-        );
-        r.register("loop_time_seconds", "Seconds that a turn took", self.loop_seconds.clone());
-        self
-    }
-}
-
-impl Render for Metrics {
-    fn registry(&self) -> &Registry {
-        &self.registry
-    }
+    /// Whether it was told that some Services are the bridge's.
+    told_of_exports: bool,
 }
 
 // === impl Reporting ===
@@ -153,14 +58,17 @@ impl Reporting {
             heard: None,
             silence: None,
             watch_failures: BTreeMap::new(),
+            watch_heard: BTreeMap::new(),
+            history: History::default(),
             throttle: LogThrottle::default(),
             was_in_sync: false,
+            told_of_exports: false,
         }
     }
 
     /// Consul gave an answer that counts.
     pub(super) fn heard(&mut self) {
-        self.metrics.answers.get_or_create(&[("result", "true")]).inc();
+        self.metrics.answered(true);
         self.heard = Some(Instant::now());
         self.silence = None;
     }
@@ -177,7 +85,7 @@ impl Reporting {
 
     /// A source gave no answer that counts: its endpoints stay as they are.
     pub(super) fn unanswered(&mut self, source: &Source, why: &Unknown) {
-        self.metrics.answers.get_or_create(&[("result", "unknown")]).inc();
+        self.metrics.answered(false);
         let service = name_of(source);
         self.failed(&format!("Consul service {service}: the endpoints stay"), chain(why));
     }
@@ -194,10 +102,23 @@ impl Reporting {
         self.silence = Some(why);
     }
 
+    /// Consul's answer is another than before.
+    pub(super) fn changed(&mut self) {
+        self.history.changed();
+    }
+
+    /// The API server shows something, or that it is there.
+    pub(super) fn shown(&mut self, kind: Kind) {
+        self.watch_heard.insert(kind, Instant::now());
+    }
+
     pub(super) fn watch(&mut self, notice: Notice<Seen>) {
         match notice {
-            Notice::Event(_) | Notice::Heard(_) => {}
+            Notice::Event(_) => {}
+            Notice::Heard(kind) => self.shown(kind),
             Notice::Trouble(trouble) => {
+                let kind = [("kind", trouble.kind.as_str())];
+                self.metrics.watch_failures.get_or_create(&kind).inc();
                 tracing::warn!(failures = trouble.failures, "{}", trouble.error);
                 self.watch_failures.insert(trouble.kind, trouble.error.to_string());
             }
@@ -206,12 +127,12 @@ impl Reporting {
     }
 
     pub(super) fn applied(&mut self, applied: &Applied) {
-        let result = if applied.is_done() { "done" } else { "failed" };
-        self.metrics.writes.get_or_create(&[("verb", applied.verb), ("result", result)]).inc();
+        self.metrics.wrote(applied.verb, applied.is_done());
+        self.history.wrote(applied.is_done(), applied.took);
     }
 
     /// Tells what is new, and how long the turn took so far.
-    pub(super) fn report(&mut self, state: &mut Importer) {
+    pub(super) fn report(&mut self, state: &mut Importer, polled: usize) {
         let began = Instant::now();
         while let Some(report) = state.poll_report() {
             match report {
@@ -220,8 +141,7 @@ impl Reporting {
                 }
                 Report::Problem(service, problem) => {
                     tracing::warn!(%service, reason = %problem.reason, "{}", problem.message);
-                    let reason = [("reason", problem.reason.as_str())];
-                    self.metrics.problems.get_or_create(&reason).inc();
+                    self.metrics.problem(problem.reason, true);
                     let uid = state.uid(&service);
                     let regarding = Regarding { kind: Kind::Service.into(), key: service, uid };
                     self.reporter.report(regarding, problem);
@@ -240,17 +160,28 @@ impl Reporting {
                 }
                 Report::Solved(service, problem) => {
                     tracing::info!(%service, reason = %problem.reason, "solved");
-                    let reason = [("reason", problem.reason.as_str())];
-                    self.metrics.problems.get_or_create(&reason).dec();
+                    self.metrics.problem(problem.reason, false);
                 }
             }
         }
-        self.gauges(state);
+        self.metrics.set(state, polled);
+        if state.is_settled() {
+            now(&self.metrics.synced);
+        }
         let why = self.why_not_ready(state);
         if why.is_none() && !self.was_in_sync {
             self.was_in_sync = true;
             tracing::info!(services = state.imported_count(), "in sync");
         }
+        let exports = state.exported_count();
+        if exports > 0 && !std::mem::replace(&mut self.told_of_exports, true) {
+            tracing::warn!(
+                services = exports,
+                "label consul8s_source: kubernetes asks to be registered in Consul, which \
+                 kube-consul bridge does"
+            );
+        }
+        self.metrics.ready.set(i64::from(why.is_none()));
         let readiness = why.map_or(Readiness::Ready, Readiness::NotReady);
         self.readiness.send_if_modified(|before| {
             let is_new = *before != readiness;
@@ -260,12 +191,29 @@ impl Reporting {
         self.metrics.loop_seconds.observe(began.elapsed().as_secs_f64());
     }
 
-    fn gauges(&self, state: &Importer) {
-        let set = |gauge: &Gauge, value: usize| gauge.set(value.try_into().unwrap_or(i64::MAX));
-        set(&self.metrics.services, state.imported_count());
-        set(&self.metrics.consul_sourced, state.imported_count());
-        set(&self.metrics.created, state.created_count());
-        set(&self.metrics.sources, state.followed());
+    /// The charts of the page.
+    pub(super) fn history(&mut self) -> Vec<Series> {
+        self.history.series()
+    }
+
+    /// Consul at this URL.
+    pub(super) fn consul(&self, url: String) -> Peer {
+        peer(url, self.silence.clone())
+    }
+
+    /// The API server at this URL.
+    pub(super) fn kubernetes(&self, url: String) -> Peer {
+        peer(url, self.watch_failures.values().next().cloned())
+    }
+
+    /// The watches of the API server.
+    pub(super) fn watches(&self) -> Vec<WatchStatus> {
+        let status = |(kind, heard): (&Kind, &Instant)| WatchStatus {
+            kind: kind.as_str(),
+            seconds_since_heard: heard.elapsed().as_secs(),
+            trouble: self.watch_failures.get(kind).cloned(),
+        };
+        self.watch_heard.iter().map(status).collect()
     }
 
     /// Why the import is not ready, if it is not.
@@ -291,36 +239,10 @@ impl Reporting {
         let why = self.silence.as_deref().map_or(String::new(), |why| format!(": {why}"));
         Some(format!("no answer yet for Consul service {}{why}", name_of(unanswered)))
     }
+}
 
-    /// Answers what the admin server asks.
-    pub(super) fn answer(&self, state: &Importer, question: Question<ImportPage>) {
-        match question {
-            Question::Alive(reply) => drop(reply.send(())),
-            Question::Page(selection, reply) => {
-                let reason = self.why_not_ready(state);
-                let summaries = state.summaries(selection.after.as_ref());
-                let (services, next) = selection.page(summaries);
-                let services = services.into_iter().map(|(key, summary)| ServiceStatus {
-                    namespace: key.namespace.to_string(),
-                    name: key.name.to_string(),
-                    sources: summary.sources.iter().map(name_of).collect(),
-                    endpoints: summary.endpoints,
-                    ready: summary.ready,
-                    slices: summary.slices,
-                    problems: state.problems_of(key).map(ToString::to_string).collect(),
-                });
-                let page = ImportPage {
-                    command: "import",
-                    version: env!("CARGO_PKG_VERSION"),
-                    ready: reason.is_none(),
-                    reason,
-                    services: services.collect(),
-                    next,
-                };
-                drop(reply.send(page));
-            }
-        }
-    }
+fn peer(url: String, trouble: Option<String>) -> Peer {
+    Peer { url, trouble, ..Peer::default() }
 }
 
 /// A source for people: its service, and the datacenter where one is named.
