@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, ValueEnum};
 
 use crate::cli::{ConsulArgs, KubernetesArgs, LogArgs, duration, finish, usage};
-use crate::consul::http::config::{Address, Config};
+use crate::consul::http::config::{Address, Config, HttpAuth};
 use crate::domain::import::create::{Create, CreateAs, Pattern};
 use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{Access, Environment};
@@ -251,6 +251,27 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(interval.max(Duration::from_secs(1)))
 }
 
+/// Where consul8s finds Consul: its option went into a URL, and so might name a user.
+#[derive(Clone, Debug)]
+struct Authority {
+    address: Address,
+    http_auth: Option<HttpAuth>,
+}
+
+fn authority(text: &str) -> Result<Authority, String> {
+    let (auth, address) = match text.rsplit_once('@') {
+        Some((auth, address)) => (Some(auth), address),
+        None => (None, text),
+    };
+    let auth = auth.map(|auth| auth.split_once(':').unwrap_or((auth, "")));
+    let http_auth = auth.map(|(user, password)| HttpAuth {
+        user: user.to_owned(),
+        password: Some(password.to_owned().into()),
+    });
+    let address = address.parse::<Address>().map_err(|error| error.to_string())?;
+    Ok(Authority { address, http_auth })
+}
+
 /// The command line of consul8s: that of Python's click, so without long options of one dash.
 #[derive(Debug, Parser)]
 #[command(name = "consul8s", disable_version_flag = true, disable_help_flag = true)]
@@ -277,8 +298,8 @@ pub(super) struct Consul8sCli {
     #[arg(short, long)]
     prometheus: bool,
     /// Address of Consul
-    #[arg(short, long, default_value = "localhost:8500", overrides_with = "consul")]
-    consul: Address,
+    #[arg(short, long, default_value = "localhost:8500", overrides_with = "consul", value_parser = authority)]
+    consul: Authority,
     /// Show this help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -309,7 +330,8 @@ impl Consul8sCli {
     fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
         let kubeconfig = self.kube_config_path.filter(|path| !path.as_os_str().is_empty());
         let access = Access { kube_url: None, kubeconfig, context: None };
-        let consul = Config { address: self.consul, ..Config::from_env(|_| None)? };
+        let Authority { address, http_auth } = self.consul;
+        let consul = Config { address, http_auth, ..Config::from_env(|_| None)? };
         // It was read only after the first loop, so a wrong one mattered to nobody who ran once.
         let interval = match seconds(&self.interval) {
             Ok(interval) => interval,

@@ -222,7 +222,7 @@ enum Class {
 /// How Consul's words begin where a request's content is at fault, also behind
 /// [`FORWARDED`]. Seen on 1.20.1, and the same on 1.8.7, there with status 500. Nothing else makes a
 /// record refused: what is not known here may pass.
-const CONTENT: [&str; 13] = [
+const CONTENT: [&str; 14] = [
     "Request decode failed: ",
     "Failed to parse body: ",
     "Missing service name",
@@ -236,6 +236,7 @@ const CONTENT: [&str; 13] = [
     "Bad node ID: ",
     "unknown KV operation",
     "Invalid check \"",
+    "Failed to create boolean expression evaluator",
 ];
 
 /// What a server's words have before them where another one forwarded the request.
@@ -386,6 +387,11 @@ impl Error {
                 matches!(other.answer(Reach::Agent), Answer::Failed(_) | Answer::Unanswered(_))
             }
         }
+    }
+
+    /// Whether the content of the request is at fault: the same again fails again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Refused { .. })
     }
 
     /// Whether Consul says that it takes no more at the moment.

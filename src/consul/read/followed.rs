@@ -252,3 +252,78 @@ impl FollowedNames {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+    use axum::routing::get;
+
+    use super::*;
+    use crate::consul::http::config::Config;
+
+    const INSTANCE: &str = r#"{"Node": {"Address": "10.9.0.1"}, "Service": {"Service": "pg",
+        "Address": "10.1.0.1", "Port": 5432}, "Checks": [{"Status": "warning"}]}"#;
+
+    /// What an import makes of an answer: how many instances, or why there is none.
+    async fn read(
+        status: u16,
+        headers: &[(&'static str, &'static str)],
+        body: &str,
+    ) -> Result<usize, String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let header =
+            |&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let headers: HeaderMap = headers.iter().map(header).collect();
+        let answer = (StatusCode::from_u16(status).unwrap(), headers, body.to_owned());
+        let answer = move || std::future::ready(answer.clone());
+        let router = Router::new().route("/v1/health/service/pg", get(answer));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let config = Config { address: address.parse().unwrap(), ..Config::default() };
+        let client = Client::new(&config).unwrap();
+        let source =
+            Source { service: "pg".into(), datacenter: None, tags: [].into(), filter: None };
+        let found = Followed::new(source).next(&client).await;
+        server.abort();
+        found.map(|it| it.len()).map_err(|why| crate::domain::text::chain(&why))
+    }
+
+    #[tokio::test]
+    async fn a_broken_consul_shows_no_absence() {
+        let index = ("x-consul-index", "7");
+        let whole = format!("[{INSTANCE}]");
+        let port = INSTANCE.replace("5432", "70000");
+        for (status, headers, body) in [
+            (200, &[index][..], ""),
+            (200, &[index], "null"),
+            (200, &[index], "{}"),
+            (200, &[index], "[{}]"),
+            (200, &[index], "[null]"),
+            (200, &[index], &whole[..whole.len() - 1]),
+            (200, &[index], &whole[..whole.len() / 2]),
+            (200, &[index], "<html>no</html>"),
+            (200, &[index, ("x-consul-default-acl-policy", "deny")], "[]"),
+            (200, &[index, ("x-consul-results-filtered-by-acls", "true")], "[]"),
+            (200, &[index, ("x-consul-results-filtered-by-acls", "true")], &whole),
+            (403, &[], "ACL not found"),
+            (404, &[], "[]"),
+            (429, &[("retry-after", "30")], "[]"),
+            (500, &[], "No cluster leader"),
+            (503, &[], "[]"),
+        ] {
+            let found = read(status, headers, body).await;
+            assert!(found.is_err(), "{status} {headers:?} {body:?}: {found:?}");
+        }
+        for (headers, body, wanted) in [
+            (&[index][..], "[]", 0),
+            (&[], "[]", 0),
+            (&[("x-consul-index", "0")], &whole, 1),
+            (&[("x-consul-index", "-3")], &whole, 1),
+            (&[index], &format!("[{INSTANCE},{port}]"), 2),
+        ] {
+            assert_eq!(read(200, headers, body).await, Ok(wanted), "{headers:?} {body:?}");
+        }
+    }
+}

@@ -39,6 +39,10 @@ use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::store::Store;
 use crate::domain::problem::{Problem, Reason};
 
+/// How long slices may mirror Endpoints that are gone: their controller takes less than a second,
+/// and one that lags catches up within this.
+const MIRRORED: Duration = Duration::from_secs(10);
+
 /// A point in time: how long the process has been running.
 pub type Moment = Duration;
 
@@ -105,6 +109,8 @@ struct State {
     keep_until: Option<Moment>,
     /// Whether it was looked what a former process had left.
     looked_back: bool,
+    /// Until when slices that mirror deleted Endpoints may still be there; none: they are gone.
+    mirrored_until: Option<Moment>,
     /// When it has to be planned again.
     timer: Option<Moment>,
     /// Whether a write of this round was made: told once all are answered.
@@ -119,6 +125,8 @@ enum OldEndpoints {
     Unknown,
     /// They were: whatever they are now is not asked again. A problem where that failed.
     Asked(Option<Problem>),
+    /// They were, and are deleted: until then the slices that mirror them may still be there.
+    Deleted(Moment),
 }
 
 /// What the owner of the state has to do.
@@ -471,6 +479,7 @@ impl Importer {
         service: &ObjectKey,
         uid: &str,
         result: Result<bool, Failure>,
+        now: Moment,
     ) {
         if self.services.get(service).is_none_or(|it| *it.uid != *uid) {
             return;
@@ -478,10 +487,11 @@ impl Importer {
         let Some(state) = self.states.get_mut(service) else { return };
         state.in_flight -= 1;
         state.old_endpoints = match result {
-            Ok(is_gone) => {
-                self.reports.extend(is_gone.then(|| Report::EndpointsDeleted(service.clone())));
-                OldEndpoints::Asked(None)
+            Ok(true) => {
+                self.reports.push_back(Report::EndpointsDeleted(service.clone()));
+                OldEndpoints::Deleted(now + MIRRORED)
             }
+            Ok(false) => OldEndpoints::Asked(None),
             // Nothing of ours waits for it: roles that were written for consul8s lack the right.
             Err(failure) => OldEndpoints::Asked(Some(failure.problem)),
         };
@@ -534,7 +544,10 @@ impl Importer {
             && self.unanswered().next().is_none()
             && self.creation.as_ref().is_none_or(Creation::is_settled)
             && self.failures.is_empty()
-            && self.states.values().all(|state| state.in_flight == 0)
+            && self
+                .states
+                .values()
+                .all(|state| state.in_flight == 0 && state.mirrored_until.is_none())
     }
 
     /// The sources that have not answered yet.

@@ -5,7 +5,7 @@ use crate::domain::hash::fnv1a_32;
 use crate::domain::import::instance::Instance;
 use crate::domain::import::layout::ServicePort;
 use crate::domain::import::object::{Form, Service};
-use crate::domain::import::source::{IMPORT, Pairs, SERVICE_SYNC, Source, TAGS};
+use crate::domain::import::source::{IMPORT, Pairs, SERVICE_SYNC, Source, TAGS, is_name};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 
@@ -79,9 +79,12 @@ impl Create {
         !self.patterns.is_empty()
     }
 
-    /// The name of the Service that is made for a Consul service; none for that which no other may
-    /// have.
+    /// The name of the Service that is made for a Consul service; none for one that cannot be asked
+    /// for, and for the API server's own.
     pub fn service_name(&self, name: &str) -> Option<Box<str>> {
+        if !is_name(name) {
+            return None;
+        }
         let valid = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
         let text: String = self.prefix.chars().chain(name.chars().map(valid)).collect();
         let mut text = text.trim_matches('-').to_owned();
@@ -259,7 +262,9 @@ mod tests {
         }
         let other = format!("{long}y");
         assert_ne!(create("").service_name(&long), create("").service_name(&other));
-        assert_eq!(create("").service_name("Kubernetes"), None);
+        for name in ["Kubernetes", "..", ".", "a\nb"] {
+            assert_eq!(create("").service_name(name), None, "{name:?}");
+        }
     }
 
     #[test]

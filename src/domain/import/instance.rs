@@ -197,7 +197,8 @@ fn echoed(origin: &ObjectKey) -> Problem {
 fn instances_without_port(count: usize) -> Option<Problem> {
     (count > 0).then(|| {
         let message = format!(
-            "{} left out: expected a port, found 0; register the services with their port",
+            "{} left out: expected a port from 1 to 65535, found none; register the services with \
+             their port",
             instances(count),
         );
         Problem::new(Reason::Incomplete, message)

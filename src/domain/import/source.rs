@@ -107,6 +107,13 @@ impl Import {
                 None => return (None, problems),
             },
         };
+        let names = std::iter::once(&*base.service);
+        let failovers: Vec<Box<str>> = list(annotation(FAILOVER)).take(MAX_SOURCES).collect();
+        if let Some(name) = names.chain(failovers.iter().map(|it| &**it)).find(|it| !is_name(it)) {
+            let key = if *name == *base.service { IMPORT } else { FAILOVER };
+            problems.push(invalid(key, name, "the name of a Consul service; nothing is imported"));
+            return (None, problems);
+        }
         if let Some(problem) = too_long(&base, annotations) {
             problems.push(problem);
             return (None, problems);
@@ -151,6 +158,12 @@ impl Import {
         };
         (Some(import), problems)
     }
+}
+
+/// Whether a service of this name can be asked for: neither a control character, which Consul
+/// refuses in a URL, nor what every URL's parser takes for a step in its path.
+pub fn is_name(name: &str) -> bool {
+    !name.contains(char::is_control) && !matches!(name, "." | "..")
 }
 
 fn plain(name: &str) -> Source {
@@ -322,6 +335,20 @@ mod tests {
         assert!(import.is_none() && problems.contains("kube-consul.io/import"), "{problems}");
         let (_, problems) = of(&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, "db?near=x")]);
         assert!(problems.contains("\"near\""), "{problems}");
+    }
+
+    #[test]
+    fn a_name_that_no_url_can_carry_is_a_problem() {
+        for name in [".", "..", "a\u{7}b", "two\nlines"] {
+            for (key, other) in [(IMPORT, (FAILOVER, "db")), (FAILOVER, (IMPORT, "db"))] {
+                let (import, problems) = of(&[], &[(key, name), other]);
+                assert_eq!(import, None, "{key} {name:?}");
+                assert!(problems.contains(key), "{problems}");
+            }
+        }
+        for name in ["...", "a/../b", "a?b#c", "\u{202e}"] {
+            assert!(of(&[], &[(IMPORT, name)]).0.is_some(), "{name:?}");
+        }
     }
 
     #[test]

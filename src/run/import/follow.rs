@@ -30,6 +30,9 @@ const READS_A_SECOND: u32 = 100;
 /// After a failure: what a recovery costs at most beyond Consul's own.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
+/// After a refusal for what is asked, such as a filter: that stays so until it is asked otherwise,
+/// which is another source, or until Consul is a newer one.
+const REFUSED: Duration = Duration::from_mins(1);
 /// A connection that Consul refuses it closes at once; one that breaks later broke with Consul.
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Refusals in a row that are not told: there is a place soon, once there are fewer queries.
@@ -167,7 +170,10 @@ impl Follower {
                 Err(why) => {
                     is_refused = is_refusal(why, answer.asked.elapsed());
                     failures += 1;
-                    delay = RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source));
+                    delay = match why {
+                        Unknown::Failed { source, .. } if source.is_refusal() => REFUSED,
+                        _ => RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source)),
+                    };
                 }
             }
             if is_refused && self.share.refused(self.queries, self.began.elapsed()) {

@@ -355,7 +355,7 @@ impl Import {
             }
             Outcome::Service(result) => self.state.handle_service_written(&service, result, now),
             Outcome::Endpoints(uid, result) => {
-                self.state.handle_endpoints_deleted(&service, &uid, result);
+                self.state.handle_endpoints_deleted(&service, &uid, result, now);
             }
         }
     }
@@ -429,6 +429,7 @@ fn take_event(state: &mut Importer, event: WatchEvent<Seen>) {
 /// What is wrong with a source that gives no answer that counts.
 fn unknown(source: &Source, why: &Unknown) -> Problem {
     let reason = match why {
+        Unknown::Failed { source, .. } if source.is_refusal() => Reason::Refused,
         Unknown::Filtered { .. } | Unknown::NotAuthoritative { .. } => Reason::Denied,
         Unknown::Failed { .. } | Unknown::MarkerMissing { .. } => Reason::Failing,
     };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kube_consul_stack::{Consul, ConsulOptions, eventually};
+use kube_consul_stack::{Consul, ConsulCluster, ConsulOptions, eventually};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -67,6 +67,91 @@ async fn i1_endpoints_stay_where_the_token_may_not_look() -> Result<()> {
     let widened = json!({"ID": policy, "Name": "import", "Rules": rules});
     api.put(&path, &widened).await?;
     site.wait_for("db", &["10.1.0.2:5432"]).await
+}
+
+/// The token is revoked while a query waits; another one comes with its file.
+#[tokio::test]
+async fn endpoints_stay_when_the_token_is_revoked_and_follow_with_the_next() -> Result<()> {
+    let server = ConsulOptions::dev().node("import-revoked").acl(MANAGEMENT);
+    let site = Site::with_consul("import-revoked", server).await?;
+    let api = site.fixture.consul.api();
+    let rules = std::fs::read_to_string(manifest("consul/import.hcl"))?;
+    let policy = json!({"Name": "import", "Rules": rules});
+    let policy = api.put("/v1/acl/policy", &policy).await?["ID"].clone();
+    let token = || async {
+        let token = api.put("/v1/acl/token", &json!({"Policies": [{"ID": policy}]})).await?;
+        let text = |key: &str| token[key].as_str().unwrap_or_default().to_owned();
+        anyhow::Ok((text("AccessorID"), text("SecretID")))
+    };
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("token");
+    let (accessor, secret) = token().await?;
+    std::fs::write(&file, &secret)?;
+    site.register("pg", "10.1.0.1", "passing").await?;
+    site.service("db", json!({IMPORT: "pg"})).await?;
+    let command = site.command().await?.env("CONSUL_HTTP_TOKEN_FILE", &file);
+    let import = Bridge::start(command).await?;
+    import.wait_ready().await?;
+    site.wait_for("db", &["10.1.0.1:5432"]).await?;
+
+    api.delete(&format!("/v1/acl/token/{accessor}")).await?;
+    site.register("pg", "10.1.0.2", "passing").await?;
+    site.deregister("pg", "10.1.0.1").await?;
+    site.wait_for_problem(&import, "db", "ACL not found").await?;
+    sleep(Duration::from_secs(1)).await;
+    ensure!(site.endpoints("db").await? == ["10.1.0.1:5432"], "they went with the token");
+    let (_, secret) = token().await?;
+    std::fs::write(&file, &secret)?;
+    site.wait_for("db", &["10.1.0.2:5432"]).await?;
+    import.stop().await
+}
+
+/// Two of three servers go: the third has no leader. The endpoints stay, also those of an import
+/// that starts meanwhile, and follow again once there is one.
+#[tokio::test]
+async fn endpoints_stay_without_a_leader_and_follow_again_after() -> Result<()> {
+    let mut cluster = ConsulCluster::start().await?;
+    let site = Site::new("import-leaderless").await?;
+    let register = |address: &str| {
+        let body = json!({"Node": format!("node-{address}"), "Address": address, "Service": {
+            "ID": address, "Service": "pg", "Address": address, "Port": 5432}});
+        let api = cluster.servers[0].api().clone();
+        async move { api.put("/v1/catalog/register", &body).await.map(drop) }
+    };
+    register("10.1.0.1").await?;
+    site.service("db", json!({IMPORT: "pg"})).await?;
+    let command =
+        || async { Ok(site.command().await?.env("CONSUL_HTTP_ADDR", cluster.servers[0].url())) };
+    let import = Bridge::start(command().await.map_err(|it: anyhow::Error| it)?).await?;
+    import.wait_ready().await?;
+    site.wait_for("db", &["10.1.0.1:5432"]).await?;
+    for server in &cluster.servers[1..] {
+        server.kill().await?;
+    }
+    let leader = "no Consul server could serve it";
+    eventually(3 * DEADLINE, || async {
+        let found = super::support::problems(&import, "db").await?;
+        ensure!(found.contains(leader), "the problems are {found:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(site.endpoints("db").await? == ["10.1.0.1:5432"], "they went with the leader");
+    import.stop().await?;
+    let import = Bridge::start(command().await.map_err(|it: anyhow::Error| it)?).await?;
+    sleep(Duration::from_secs(3)).await;
+    ensure!(site.endpoints("db").await? == ["10.1.0.1:5432"], "they went with the start");
+    for server in &mut cluster.servers[1..] {
+        server.restart(kube_consul_stack::Data::Kept).await?;
+    }
+    cluster.wait_for_leader().await?;
+    let body = json!({"Node": "n2", "Address": "10.1.0.2", "Service": {
+        "ID": "2", "Service": "pg", "Address": "10.1.0.2", "Port": 5432}});
+    eventually(3 * DEADLINE, || cluster.servers[0].api().put("/v1/catalog/register", &body))
+        .await?;
+    let began = std::time::Instant::now();
+    site.wait_for("db", &["10.1.0.1:5432", "10.1.0.2:5432"]).await?;
+    println!("followed again {:?} after the first write", began.elapsed());
+    import.stop().await
 }
 
 #[tokio::test]

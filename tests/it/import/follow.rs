@@ -78,12 +78,14 @@ async fn one_change_of_a_thousand_instances_writes_one_slice() -> Result<()> {
     .await?;
     let before = versions().await?;
     ensure!(before.len() == 10, "{} slices", before.len());
+    let began = Instant::now();
     api.put("/v1/catalog/deregister", &json!({"Node": "many", "ServiceID": "web-500"})).await?;
     eventually(DEADLINE, || async {
         ensure!(site.endpoints("web").await?.len() == 999);
         Ok(())
     })
     .await?;
+    println!("one of 1,000 gone: out of its slice after {:?}", began.elapsed());
     let after = versions().await?;
     let changed = after.iter().filter(|it| !before.contains(it)).count();
     ensure!(changed == 1 && after.len() == 10, "{changed} slices of {} were written", after.len());

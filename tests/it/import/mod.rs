@@ -1,8 +1,11 @@
 //! `import`: Consul services as endpoints of Services, on the real servers, with the shipped role.
 
 mod create;
+mod dialect;
 mod faults;
 mod follow;
+mod marks;
+mod page;
 pub mod support;
 mod unusual;
 mod usage;

@@ -15,6 +15,8 @@ use crate::domain::text::parse_bool;
 
 /// The manager of slices that the cluster mirrors from Endpoints, such as consul8s wrote.
 const MIRRORED_BY: &str = "endpointslicemirroring-controller.k8s.io";
+/// Slices of others that a problem names: a line's worth.
+const MAX_NAMED: usize = 3;
 
 // === impl Importer ===
 
@@ -50,7 +52,10 @@ impl Importer {
             // It asks for an import, though it gets none.
             self.states.entry(key.clone()).or_default();
         }
-        let timers = self.states.get(key).map(|it| [it.keep_until, it.adopt_at, it.remove_at]);
+        let timers = self
+            .states
+            .get(key)
+            .map(|it| [it.keep_until, it.adopt_at, it.remove_at, it.mirrored_until]);
         let due = timers.into_iter().flatten().flatten().filter(|at| *at > now).min();
         self.set_timer(key, due);
         self.set_problems(key, problems);
@@ -140,13 +145,16 @@ impl Importer {
         problems: &mut Vec<Problem>,
         now: Moment,
     ) {
-        problems.extend(self.foreign_slices_of(key));
         if let Some(OldEndpoints::Asked(why)) = self.states.get(key).map(|it| &it.old_endpoints) {
             problems.extend(why.clone());
         }
         let unknown = |source| self.sources.get(source).and_then(|it| it.unknown.clone());
         problems.extend(import.sources.iter().filter_map(unknown));
-        let Some(imported) = self.imported(import) else { return };
+        let imported = self.imported(import);
+        let is_replaced = imported.as_ref().is_some_and(|it| !it.endpoints.is_empty());
+        let goes = self.mirror_goes(key, import.node_address_counts && is_replaced, now);
+        problems.extend(self.foreign_slices_of(key, goes));
+        let Some(imported) = imported else { return };
         problems.extend(imported.problems.iter().cloned());
         let usable_before = self.usable_endpoints(key, &service.uid);
         let Some(state) = self.states.get_mut(key) else { return };
@@ -181,8 +189,8 @@ impl Importer {
         }
         let is_mirrored = import.node_address_counts && self.has_mirrored_slice(key);
         let Some(state) = self.states.get_mut(key) else { return };
-        let is_asked = matches!(state.old_endpoints, OldEndpoints::Asked(_));
-        if is_mirrored && !is_asked && !wanted.is_empty() {
+        let is_unknown = matches!(state.old_endpoints, OldEndpoints::Unknown);
+        if is_mirrored && is_unknown && !wanted.is_empty() {
             state.in_flight += 1;
             let (service, uid) = (key.clone(), Arc::clone(&service.uid));
             return self.actions.push(Action::Write(Write::DeleteEndpoints { service, uid }));
@@ -271,19 +279,30 @@ impl Importer {
         })
     }
 
-    /// Slices that others made for the Service serve it beside ours.
-    fn foreign_slices_of(&self, key: &ObjectKey) -> Option<Problem> {
+    /// Whether slices that mirror Endpoints are about to go: those that consul8s left are deleted
+    /// once ours stand (`is_replaced`: they will), and the mirror follows.
+    fn mirror_goes(&mut self, key: &ObjectKey, is_replaced: bool, now: Moment) -> bool {
+        let is_mirrored = self.has_mirrored_slice(key);
+        let Some(state) = self.states.get_mut(key) else { return false };
+        state.mirrored_until = match state.old_endpoints {
+            OldEndpoints::Deleted(until) if is_mirrored && until > now => Some(until),
+            _ => None,
+        };
+        let is_next = is_replaced && matches!(state.old_endpoints, OldEndpoints::Unknown);
+        is_next || state.mirrored_until.is_some()
+    }
+
+    /// Slices that others made for the Service serve it beside ours; `mirror_goes`: those that mirror
+    /// Endpoints not for long.
+    fn foreign_slices_of(&self, key: &ObjectKey, mirror_goes: bool) -> Option<Problem> {
         let names = self.slices_of.get(key).into_iter().flatten();
-        let foreign: Vec<&Box<str>> = names
-            .filter(|name| {
-                let slice = ObjectKey::new(key.namespace.clone(), (*name).clone());
-                self.slices.get(&slice).is_some_and(|it| !it.is_ours())
-            })
-            .collect();
-        let first = foreign.first()?;
-        let slice = ObjectKey::new(key.namespace.clone(), (**first).clone());
-        let managed_by = self.slices.get(&slice).map_or("", |it| &*it.managed_by);
-        Some(foreign_slices(key, first, foreign.len(), managed_by))
+        let foreign = names.filter_map(|name| {
+            let slice = self.slices.get(&ObjectKey::new(key.namespace.clone(), name.clone()))?;
+            let goes = mirror_goes && &*slice.managed_by == MIRRORED_BY;
+            (!slice.is_ours() && !goes).then_some((&**name, &*slice.managed_by))
+        });
+        let foreign: Vec<(&str, &str)> = foreign.collect();
+        (!foreign.is_empty()).then(|| foreign_slices(key, &foreign))
     }
 }
 
@@ -313,19 +332,33 @@ impl State {
     }
 }
 
-fn foreign_slices(key: &ObjectKey, first: &str, count: usize, managed_by: &str) -> Problem {
-    // Those that the cluster mirrors from Endpoints come again while these are there.
-    let (kind, object) = match managed_by {
-        MIRRORED_BY => ("endpoints", &*key.name),
-        _ => ("endpointslice", first),
+/// Slices by name and manager. Those that the cluster mirrors from Endpoints come again while these
+/// are there.
+fn foreign_slices(key: &ObjectKey, slices: &[(&str, &str)]) -> Problem {
+    let (mirrored, others): (Vec<_>, Vec<_>) =
+        slices.iter().partition(|(_, managed_by)| *managed_by == MIRRORED_BY);
+    let named = |slices: &[&(&str, &str)], separator: &str| {
+        let named: Vec<&str> = slices.iter().take(MAX_NAMED).map(|(name, _)| *name).collect();
+        named.join(separator)
     };
-    let others = if count > 1 { format!(" and {} others", count - 1) } else { String::new() };
+    let more = slices.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let delete = |kind: &str, names: &str| {
+        format!("kubectl delete {kind} {names} --namespace {}", key.namespace)
+    };
+    let commands = [
+        (!mirrored.is_empty()).then(|| delete("endpoints", &key.name)),
+        (!others.is_empty()).then(|| delete("endpointslice", &named(&others, " "))),
+    ];
+    let commands: Vec<String> = commands.into_iter().flatten().collect();
+    let all: Vec<_> = slices.iter().collect();
     Problem::new(
         Reason::Contested,
         format!(
-            "EndpointSlice {first}{others} of this Service is not ours and serves it beside the \
-             imported endpoints; if that is not meant: kubectl delete {kind} {object} --namespace {}",
-            key.namespace,
+            "EndpointSlice {}{more} of this Service is not ours and serves it beside the imported \
+             endpoints; if that is not meant: {}",
+            named(&all, ", "),
+            commands.join("; "),
         ),
     )
 }

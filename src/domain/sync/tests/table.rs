@@ -227,6 +227,7 @@ removed                           | web label:consul8s_source=kubernetes @:consu
 removed by nothing but that       | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @:consul8s/service.remove_registration=1 | | api x.example:80
 an ExternalName Service           | web ExternalName to=a.example label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
 a headless Service                | web headless label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
+one ID of two Services            | web label:consul8s_source=kubernetes @:consul8s/service.name=a @:domainName=x.example @:consul8s/service.id=i; b ip=10.0.0.2 label:consul8s_source=kubernetes @:consul8s/service.name=b @:domainName=y.example @:consul8s/service.id=i | | a x.example:80; b y.example:80
 both labels of it                 | web label:consul8s_source=kubernetes label:registration=consul @:consul8s/service.name=api @:domainName=x.example | | api x.example:80
 ours wins                         | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @service-name=web @address=cluster-ip | | web 10.0.0.1:80
 without its label                 | web @:consul8s/service.name=api @:domainName=x.example | | web 10.0.0.1:80
