@@ -32,6 +32,8 @@ pub enum Reason {
     NoDnsDomain,
     /// Others than this program hold this PTR record.
     ForeignPtrRecord,
+    /// More is asked for than is registered of one Service.
+    TooLarge,
     /// The object could not be read.
     Undecodable,
     /// Consul refused the record for what is in it.
@@ -52,7 +54,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Reason::InvalidAnnotation,
         Reason::IgnoredAnnotation,
         Reason::ImportLabel,
@@ -69,6 +71,7 @@ impl Reason {
         Reason::NotInCatalog,
         Reason::Contested,
         Reason::ForeignOnNode,
+        Reason::TooLarge,
     ];
 
     /// The word by which Events and metrics name it.
@@ -83,6 +86,7 @@ impl Reason {
             Reason::ForeignName => "ForeignName",
             Reason::NoDnsDomain => "NoDnsDomain",
             Reason::ForeignPtrRecord => "ForeignPtrRecord",
+            Reason::TooLarge => "TooLarge",
             Reason::Undecodable => "Undecodable",
             Reason::Refused => "Refused",
             Reason::Denied => "Denied",

@@ -270,6 +270,20 @@ impl Write {
     }
 }
 
+impl Write {
+    /// How many bytes its tags and meta have: what may be much in a write.
+    pub fn text(&self) -> usize {
+        match self {
+            Write::Register(registration) | Write::Replace(registration) => {
+                let tags = registration.tags.iter().map(String::len);
+                let meta = registration.meta.iter().map(|(key, value)| key.len() + value.len());
+                tags.chain(meta).sum()
+            }
+            Write::Deregister { .. } | Write::PutPtr { .. } | Write::DeletePtr { .. } => 0,
+        }
+    }
+}
+
 // === impl Answer ===
 
 impl Answer {

@@ -16,6 +16,11 @@ use crate::domain::sync::term::{Content, ServiceState, Term};
 use crate::domain::sync::view::View;
 use crate::domain::sync::wait::Wait;
 
+/// So much text one request carries, about; one more group than fits is always taken. It is what
+/// Consul takes in a transaction, and bounds what waits for answers: sixteen requests to an agent,
+/// four to the catalog.
+const MAX_TEXT: usize = 512 << 10;
+
 // === impl Term ===
 
 impl Term {
@@ -38,11 +43,13 @@ impl Term {
         let most = if is_probe { 1 } else { config.capacity.groups };
         let mut flight = None;
         let mut groups = Vec::new();
-        while groups.len() < most {
+        let mut text = 0;
+        while groups.len() < most && text < MAX_TEXT {
             match self.next_planned(groups.is_empty()) {
                 Some((service, Planned::Write(writes))) => {
                     let flight = *flight.get_or_insert_with(|| self.flights.begin());
                     for write in &writes {
+                        text += write.text();
                         self.send(flight, service.clone(), write.key(), content(write));
                     }
                     groups.push(Group { service, writes });
@@ -116,8 +123,16 @@ impl Term {
             let kept = plan.waits.values().filter(|wait| **wait == Wait::Held(Cause::Policy));
             self.kept.set(&service, kept.count());
         }
-        let Some(mut outcome) = plan.outcome else { return };
+        let Some(mut outcome) = plan.outcome else {
+            // Of one that cannot be read nothing is to be done; a node that goes is waited for.
+            let waits_for_node = plan.waits.values().any(|wait| *wait == Wait::NodeGoing);
+            if !waits_for_node {
+                self.settle(&service, reports);
+            }
+            return;
+        };
         let follow_up = outcome.follow_up || plan.again || self.flights.has(&service);
+        let is_step = outcome.is_step;
         if plan.again {
             self.work.queue.push(service.clone());
         }
@@ -130,7 +145,8 @@ impl Term {
             }
             return self.settle(&service, reports);
         }
-        self.work.services.entry(service.clone()).or_default().follow_up = follow_up;
+        let state = self.work.services.entry(service.clone()).or_default();
+        (state.follow_up, state.is_step) = (follow_up, is_step);
         self.work.planned = Some((service, plan.actions.into()));
     }
 
@@ -145,6 +161,7 @@ impl Term {
             | Wait::Refused
             | Wait::Contested { .. } => self.retries.wait_for(record, service.clone()),
             Wait::Held(_)
+            | Wait::Turn
             | Wait::NameUnknown
             | Wait::NameNotLookedUp
             | Wait::NameConflict
@@ -214,10 +231,10 @@ impl Term {
         if self.flights.has(service) || more_to_come {
             return;
         }
-        if self.work.services.get(service).is_some_and(|state| !state.follow_up) {
-            self.settle(service, reports);
-        } else {
-            self.mark(service.clone());
+        match self.work.services.get(service) {
+            Some(state) if !state.follow_up => self.settle(service, reports),
+            Some(state) if state.is_step => self.work.queue.push_large(service.clone()),
+            _ => self.mark(service.clone()),
         }
     }
 

@@ -51,6 +51,16 @@ pub struct Capacity {
     pub groups: usize,
 }
 
+// === impl Capacity ===
+
+impl Capacity {
+    /// How many groups of one Service are planned and sent before others have their turn: one full
+    /// request, or where each carries little four rounds of them.
+    pub(super) fn step(self) -> usize {
+        self.groups.max(4 * self.flights)
+    }
+}
+
 // === impl Config ===
 
 impl Config {

@@ -35,6 +35,7 @@ pub struct Plan {
 
 /// What follows from a plan beside its actions.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
 pub(super) struct Outcome {
     pub(super) problems: BTreeSet<Problem>,
     /// The PTR keys that the Service claims.
@@ -56,11 +57,15 @@ pub(super) struct Outcome {
     pub(super) releases_hold: bool,
     /// Whether the answers may leave something to do or to tell.
     pub(super) follow_up: bool,
+    /// Whether there is more to do than one step.
+    pub(super) is_step: bool,
 }
 
 /// A plan in the making.
 #[derive(Default)]
 pub(super) struct Draft {
+    /// How many groups, and how many reads, there may be.
+    step: usize,
     pub(super) groups: Vec<Vec<Write>>,
     pub(super) reads: Vec<Box<str>>,
     /// PTR keys that can be decided about soon: what goes with them waits.
@@ -130,7 +135,7 @@ impl View<'_> {
         };
         let names = &mut desired.unknown_names.iter();
         let adding = names.any(|name| self.term.names.comes_soon(name));
-        Draft { adding, outcome, ..Draft::default() }
+        Draft { adding, step: self.step, outcome, ..Draft::default() }
     }
 
     /// Whether nothing is left to be held for the Service, or for the records of none.
@@ -175,7 +180,7 @@ impl View<'_> {
             if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
                 draft.outcome.cleared.push(record);
                 if let Some(put) = ptr.and_then(|ptr| draft.puts.remove(&*ptr)) {
-                    draft.groups.push(vec![put]);
+                    draft.send(vec![put]);
                 }
                 continue;
             }
@@ -197,13 +202,19 @@ impl View<'_> {
             let Some(wait) = wait else {
                 draft.adding = true;
                 let put = ptr.and_then(|ptr| draft.puts.remove(&*ptr));
+                if draft.is_full() {
+                    // Not copied: that would be much.
+                    let ptr = put.map(|put| put.key());
+                    draft.later(std::iter::once(record).chain(ptr));
+                    continue;
+                }
                 let registration = registration.clone();
                 let register = if known.is_some_and(|it| self.target.may_have_check(it)) {
                     Write::Replace(registration)
                 } else {
                     Write::Register(registration)
                 };
-                draft.groups.push(std::iter::once(register).chain(put).collect());
+                draft.send(std::iter::once(register).chain(put).collect());
                 continue;
             };
             draft.adding |= wait == Wait::WithPtr || wait.outlook() == Outlook::Soon;
@@ -252,9 +263,11 @@ impl View<'_> {
                 continue;
             }
             let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
-            draft.groups.push(std::iter::once(deregister).chain(delete).collect());
+            draft.send(std::iter::once(deregister).chain(delete).collect());
         }
-        draft.groups.extend(deletes.into_values().map(|delete| vec![delete]));
+        for delete in deletes.into_values() {
+            draft.send(vec![delete]);
+        }
     }
 
     /// The known registrations that are not wanted, by ID and Consul name.
@@ -419,7 +432,32 @@ impl Draft {
     /// Has a PTR key read first, and what goes with it wait for that.
     pub(super) fn read(&mut self, ptr: Box<str>) {
         self.awaited.insert(ptr.clone());
-        self.reads.push(ptr);
+        if self.reads.len() < self.step {
+            self.reads.push(ptr);
+        } else {
+            self.later([RecordKey::Ptr(ptr)]);
+        }
+    }
+
+    /// Has these writes sent together, now or with a later step.
+    fn send(&mut self, writes: Vec<Write>) {
+        if self.is_full() {
+            self.later(writes.iter().map(Write::key));
+        } else {
+            self.groups.push(writes);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.groups.len() >= self.step
+    }
+
+    /// These records are left to a later step.
+    fn later(&mut self, records: impl IntoIterator<Item = RecordKey>) {
+        self.outcome.is_step = true;
+        for record in records {
+            self.wait(record, Wait::Turn);
+        }
     }
 
     /// Notes why a record waits; the first reason counts.
@@ -432,7 +470,7 @@ impl Draft {
     }
 
     fn finish(mut self) -> Plan {
-        self.outcome.follow_up |= !self.reads.is_empty();
+        self.outcome.follow_up |= !self.reads.is_empty() || self.outcome.is_step;
         let reads = self.reads.into_iter().map(Planned::ReadPtr);
         let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
         Plan { actions, waits: self.waits, outcome: Some(self.outcome), again: self.again }

@@ -1,19 +1,27 @@
-//! A queue in which each thing is once.
+//! A queue in which each thing is once, and large ones take turns with the others.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::Hash;
 
+/// So many others at most come before a large one that waits: about as many writes as its own step
+/// has, so that neither keeps the other waiting for more than that.
+const OTHERS: usize = 60;
+
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     order: VecDeque<T>,
+    /// What was taken and goes on: its next step.
+    large: VecDeque<T>,
     members: HashSet<T>,
+    /// How many others were taken since a large one was.
+    others: usize,
 }
 
 // === impl Queue ===
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { order: VecDeque::new(), members: HashSet::new() }
+        Self { order: VecDeque::new(), large: VecDeque::new(), members: HashSet::new(), others: 0 }
     }
 }
 
@@ -25,11 +33,21 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         }
     }
 
-    /// Takes the first.
+    /// Adds the next step of a large one, unless it is in the queue.
+    pub(super) fn push_large(&mut self, item: T) {
+        if self.members.insert(item.clone()) {
+            self.large.push_back(item);
+        }
+    }
+
+    /// Takes the next one.
     pub(super) fn pop(&mut self) -> Option<T> {
-        let item = self.order.pop_front()?;
+        let is_large = self.order.is_empty() || self.others >= OTHERS;
+        let large = if is_large { self.large.pop_front() } else { None };
+        self.others = if large.is_some() { 0 } else { self.others.saturating_add(1) };
+        let item = large.or_else(|| self.order.pop_front())?;
         self.members.remove(&item);
-        if self.order.is_empty() {
+        if self.is_empty() {
             // A burst must not leave its memory behind.
             self.order.shrink_to(0);
             self.members.shrink_to(0);
@@ -43,10 +61,41 @@ impl<T: Clone + Eq + Hash> Queue<T> {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.order.is_empty()
+        self.members.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.order.len()
+        self.members.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn l4_a_large_one_takes_turns_with_the_others() {
+        let mut queue = Queue::default();
+        for number in 0..3 * OTHERS {
+            queue.push(number);
+        }
+        queue.push_large(1_000);
+        queue.push_large(1_000);
+        queue.push(1_000);
+        let mut places = Vec::new();
+        for place in 0.. {
+            let Some(item) = queue.pop() else { break };
+            if item == 1_000 {
+                places.push(place);
+                if places.len() < 5 {
+                    queue.push_large(item);
+                }
+            }
+        }
+        // At its turn, and when there are no others.
+        let turn = OTHERS + 1;
+        let all = 3 * OTHERS;
+        assert_eq!(places, [OTHERS, OTHERS + turn, all + 2, all + 3, all + 4]);
+        assert!(queue.is_empty());
     }
 }

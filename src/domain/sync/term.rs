@@ -105,6 +105,8 @@ pub(super) struct ServiceState {
     pub(super) written: Written,
     /// Whether it has to be planned again once all that is in flight is answered.
     pub(super) follow_up: bool,
+    /// Whether that is only the next step of what is to be written.
+    pub(super) is_step: bool,
 }
 
 /// What has to be remembered of a write in flight.

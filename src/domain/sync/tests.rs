@@ -3,6 +3,7 @@ mod catalog;
 mod decisions;
 mod faults;
 mod hold;
+mod large;
 mod names;
 mod nodes;
 mod policy;

@@ -19,6 +19,8 @@ use crate::domain::sync::term::Term;
 pub(super) struct View<'a> {
     pub(super) settings: &'a Settings,
     pub(super) target: Target,
+    /// How many groups of writes, and how many reads, one plan has at most.
+    pub(super) step: usize,
     /// What PTR records end with, if that is known.
     pub(super) domain: Option<&'a ConsulDomain>,
     pub(super) cluster: &'a Cluster,
@@ -35,7 +37,14 @@ impl<'a> View<'a> {
         cluster: &'a Cluster,
         term: &'a Term,
     ) -> Self {
-        Self { settings: &config.settings, target: config.target, domain, cluster, term }
+        Self {
+            settings: &config.settings,
+            target: config.target,
+            step: config.capacity.step(),
+            domain,
+            cluster,
+            term,
+        }
     }
 }
 

@@ -55,6 +55,8 @@ pub enum Wait {
     Unread,
     /// The node of its namespace is being removed from the catalog.
     NodeGoing,
+    /// Its Service has much to be written: others have their turn in between.
+    Turn,
     /// It is removed once what takes its place is written.
     AfterReplacement,
     /// It is written together with its PTR record, which has to be read or retried first.
@@ -94,7 +96,7 @@ impl Wait {
 
     pub(super) fn outlook(&self) -> Outlook {
         match self {
-            Wait::InFlight | Wait::Backoff { .. } => Outlook::Soon,
+            Wait::InFlight | Wait::Backoff { .. } | Wait::Turn => Outlook::Soon,
             _ => Outlook::Open,
         }
     }

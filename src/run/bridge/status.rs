@@ -189,6 +189,7 @@ fn words(wait: &Wait, now: Moment) -> String {
         Wait::SlicesBehind { .. } => "the EndpointSlices have not followed the Service's ports yet",
         Wait::Unread => "an object that it follows from could not be read",
         Wait::NodeGoing => "it is being removed from the catalog",
+        Wait::Turn => "its Service has much to be written, and others have their turn in between",
         Wait::AfterReplacement => "it goes once what takes its place is written",
         Wait::WithPtr => "it waits for its PTR record",
         Wait::WithInstance => "it is written with its instance",

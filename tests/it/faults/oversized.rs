@@ -1,6 +1,7 @@
 //! Objects that are large on purpose: what one tenant writes must not cost another a relist, and
 //! the process not more memory than it may have.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use kube_consul_stack::{
-    Consul, ConsulOptions, Kubernetes, KubernetesOptions, ProgramOptions, eventually,
+    Consul, ConsulApi, ConsulOptions, Kubernetes, KubernetesOptions, ProgramOptions, eventually,
 };
 use serde_json::{Value, json};
 
-use super::{numbered, shown};
+use super::{instances, numbered, shown};
 use crate::support::{Bridge, DEADLINE, Objects, shipped_token};
 
 /// The limit of the shipped manifest.
@@ -58,6 +59,198 @@ fn limited(consul: &Consul) -> ProgramOptions {
         .arg(env!("CARGO_BIN_EXE_kube-consul"))
         .arg("bridge")
         .env("CONSUL_HTTP_ADDR", consul.url())
+}
+
+/// Twenty small Services, a limited bridge that is ready though large ones are there, and how long
+/// the change of a small one takes meanwhile.
+struct Victims {
+    objects: Objects,
+    names: BTreeSet<String>,
+}
+
+impl Victims {
+    async fn create(cluster: &Kubernetes) -> Result<Self> {
+        let namespace = cluster.namespace("victims").await?;
+        let objects = Objects::new(&cluster.client()?, &namespace);
+        let names = numbered("svc", 0..20);
+        objects.create_all(&Vec::from_iter(names.clone())).await?;
+        Ok(Self { objects, names })
+    }
+
+    /// Each is registered.
+    async fn wait_until_served(&self, api: &ConsulApi, node: &str) -> Result<()> {
+        let node = format!("{node}{}", self.objects.namespace);
+        eventually(DEADLINE, || async {
+            let found = instances(api, &node).await?;
+            let found: BTreeSet<_> = found.into_values().map(|it| it.service).collect();
+            ensure!(found.is_superset(&self.names), "{found:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// A change of one is in Consul within five seconds.
+    async fn change(&self, api: &ConsulApi, node: &str, tag: &str) -> Result<()> {
+        let node = format!("{node}{}", self.objects.namespace);
+        let began = Instant::now();
+        self.objects.tag("svc-000", tag).await?;
+        eventually(DEADLINE, || async {
+            let found = instances(api, &node).await?;
+            let is_tagged = found.values().any(|it| it.tags.iter().any(|found| found == tag));
+            ensure!(is_tagged, "the change is not there");
+            Ok(())
+        })
+        .await?;
+        let took = began.elapsed();
+        println!("{tag}: another's change took {took:?}");
+        ensure!(took < Duration::from_secs(5), "another's change waited {took:?}");
+        Ok(())
+    }
+}
+
+/// It lives, within its limit.
+fn check_memory(bridge: &Bridge, when: &str) -> Result<()> {
+    let (peak, own) = (memory(bridge, "VmHWM")?, memory(bridge, "RssAnon")?);
+    let program = memory(bridge, "RssFile")?;
+    println!(
+        "{when}: peak {} KiB, of which the program itself is {} KiB; now {} KiB without it",
+        peak >> 10,
+        program >> 10,
+        own >> 10
+    );
+    // An unoptimized program is large, and nobody pays for its pages.
+    ensure!(peak.saturating_sub(program) < MEMORY, "{when}: {peak} bytes");
+    ensure!(bridge.program.exit_status().is_none(), "{when}: it was ended");
+    Ok(())
+}
+
+/// Without a cluster IP, so that many are made quickly.
+fn headless(name: &str, annotations: &Value, spec: &Value) -> Value {
+    let mut object = json!({
+        "metadata": {"name": name, "annotations": annotations},
+        "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": 80}]},
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+#[tokio::test]
+async fn l3_texts_without_end_harm_nobody_else_within_the_memory_of_the_manifests() -> Result<()> {
+    let cluster = Kubernetes::start(KubernetesOptions::default()).await?;
+    let kubeconfig = cluster.kubeconfig_for(&shipped_token(&cluster).await?)?;
+    let (victims, consul) =
+        tokio::try_join!(Victims::create(&cluster), Consul::start(ConsulOptions::dev()))?;
+    // In Consul already: of others under one name, and of ours as an older bridge wrote it.
+    let many: Vec<String> =
+        (0..11_000).map(|number| format!("{number:05}{}", "<".repeat(20))).collect();
+    let foreign = json!({"ID": "f", "Name": "postgres", "Tags": many});
+    consul.api().put("/v1/agent/service/register", &foreign).await?;
+    let meta = json!({"kube-consul-cluster": "kubernetes", "external-k8s-ns": "shop"});
+    let ours = json!({"ID": "kubernetes_shop_gone_http_10.9.9.9", "Name": "gone", "Port": 80,
+        "Address": "10.9.9.9", "Tags": ["<".repeat(180_000)], "Meta": meta});
+    consul.api().put("/v1/agent/service/register", &ours).await?;
+    let attacker = cluster.namespace("large").await?;
+    for (name, tags) in [
+        ("postgres", many.join(",")[..240_000].to_owned()),
+        ("one", "<".repeat(180_000)),
+        ("all", (0..40_000).map(|n| n.to_string()).collect::<Vec<_>>().join(",")),
+    ] {
+        let annotations =
+            json!({"kube-consul.io/service-tags": tags, "kube-consul.io/join": "true"});
+        let spec = json!({"externalIPs": ["192.0.2.1"]});
+        let mut object = headless(name, &annotations, &spec);
+        object["metadata"]["annotations"]["kube-consul.io/address"] = "external-ip".into();
+        cluster.create::<k8s_openapi::api::core::v1::Service>(&attacker, object).await?;
+    }
+    let node = consul.node();
+    for round in 0..2 {
+        let bridge = Bridge::start(limited(&consul).arg("--kubeconfig").arg(&kubeconfig)).await?;
+        bridge.wait_ready().await?;
+        let shown = shown(&consul).await?.names();
+        ensure!(shown.is_superset(&victims.names), "{shown:?}");
+        eventually(DEADLINE, || async {
+            let gone = consul.api().get(&format!("/v1/catalog/node-services/{node}")).await?;
+            ensure!(!gone.to_string().contains("10.9.9.9"), "what nobody has is still there");
+            Ok(())
+        })
+        .await?;
+        for name in ["one", "all"] {
+            bridge.wait_for_problem(&attacker, name, "TooLarge").await?;
+        }
+        let began = Instant::now();
+        let tag = format!("round-{round}");
+        victims.objects.tag("svc-000", &tag).await?;
+        eventually(DEADLINE, || async {
+            let shown = super::shown(&consul).await?;
+            ensure!(shown.instances.values().any(|it| it.tags.contains(&tag)), "not there");
+            Ok(())
+        })
+        .await?;
+        ensure!(began.elapsed() < Duration::from_secs(5), "waited {:?}", began.elapsed());
+        check_memory(&bridge, &format!("L3, start {round}"))?;
+        bridge.stop().await?;
+    }
+    cluster.stop().await
+}
+
+#[tokio::test]
+async fn l4_services_without_end_take_turns_within_the_memory_of_the_manifests() -> Result<()> {
+    let cluster = Kubernetes::start(KubernetesOptions::default()).await?;
+    let kubeconfig = cluster.kubeconfig_for(&shipped_token(&cluster).await?)?;
+    let (victims, consul) =
+        tokio::try_join!(Victims::create(&cluster), Consul::start(ConsulOptions::dev()))?;
+    let attacker = cluster.namespace("large").await?;
+    let tags: Vec<String> = (0..40_000).map(|n| n.to_string()).collect();
+    let ports = |count: u16| -> Vec<Value> {
+        (0..count).map(|n| json!({"name": format!("p{n}"), "port": 1_000 + n})).collect()
+    };
+    let address = |n: usize| format!("10.{}.{}.{}", 100 + n / 65_536, n / 256 % 256, n % 256);
+    let addresses: Vec<_> = (0..80_000).map(address).collect();
+    for (name, annotations, spec) in [
+        (
+            "tags",
+            json!({"kube-consul.io/service-tags": tags.join(",")}),
+            json!({"clusterIP": null, "ports": ports(20)}),
+        ),
+        (
+            "addresses",
+            json!({"kube-consul.io/address": "external-ip"}),
+            json!({"externalIPs": addresses}),
+        ),
+        ("pods", Value::Null, json!({"ports": ports(64)})),
+    ] {
+        let object = headless(name, &annotations, &spec);
+        cluster.create::<k8s_openapi::api::core::v1::Service>(&attacker, object).await?;
+    }
+    let endpoint = |n: usize| json!({"addresses": [format!("10.2.0.{n}")]});
+    let slice = json!({
+        "metadata": {"name": "pods-1", "labels": {"kubernetes.io/service-name": "pods"}},
+        "addressType": "IPv4", "ports": ports(64),
+        "endpoints": (1..=250).map(endpoint).collect::<Vec<_>>(),
+    });
+    cluster.create::<EndpointSlice>(&attacker, slice).await?;
+    let node = "k8s-kubernetes.";
+    for round in 0..2 {
+        let command = limited(&consul).args(["--sink", "catalog", "--kubeconfig"]).arg(&kubeconfig);
+        let bridge = Bridge::start(command).await?;
+        // While the large ones are being written.
+        victims.wait_until_served(consul.api(), node).await?;
+        victims.change(consul.api(), node, &format!("early-{round}")).await?;
+        bridge.wait_ready().await?;
+        victims.change(consul.api(), node, &format!("late-{round}")).await?;
+        let found = instances(consul.api(), &format!("{node}{attacker}")).await?;
+        // 20 ports, 1,000 addresses, and of 16,000 instances of pods 5,000.
+        ensure!(found.len() == 6_020, "{} instances", found.len());
+        for name in ["tags", "pods"] {
+            bridge.wait_for_problem(&attacker, name, "TooLarge").await?;
+        }
+        bridge.wait_for_problem(&attacker, "addresses", "Incomplete").await?;
+        check_memory(&bridge, &format!("L4, start {round}"))?;
+        bridge.stop().await?;
+    }
+    cluster.stop().await
 }
 
 #[tokio::test]

@@ -25,9 +25,23 @@ use crate::domain::text::excerpt;
 
 /// Consul takes at most this many meta pairs.
 pub(super) const MAX_META_PAIRS: usize = 64;
-/// How many of the ports that endpoints have are shown where none is the wanted one: those of a
-/// pod or two.
-const MAX_PORTS_SHOWN: usize = 8;
+/// Instances of one Service, those of all its ports together. Kubernetes is made for clusters of
+/// 5,000 nodes: a `DaemonSet` there, or a node port, has as many. Planning takes about 1.5 kB for
+/// each, 8 MB.
+pub(super) const MAX_INSTANCES: usize = 5_000;
+/// What annotations and labels may add to one registration, in bytes: a thousand tags. Whoever reads
+/// the instance reads them.
+const MAX_ASKED: usize = 64 << 10;
+/// The same for all registrations of a Service together: as much as the instances themselves take.
+const MAX_ASKED_OF_ALL: usize = 4 << 20;
+/// What a tag or meta pair costs beside its text: two strings and their place.
+const TEXT_OVERHEAD: usize = 64;
+/// Meta pairs that name ports, in all registrations of a Service together: at 110 bytes each they
+/// take as much as the instances. Ten ports of each of 5,000 instances fit; nobody asked for them, so
+/// where there would be more there are none.
+const MAX_PORT_PAIRS: usize = 50_000;
+/// How many ports, host names or tags a problem shows: those of a pod or two.
+const MAX_SHOWN: usize = 8;
 /// Consul's weight of a service that asks for none.
 const DEFAULT_WEIGHT: u16 = 1;
 
@@ -37,7 +51,27 @@ pub(super) struct Builder<'a> {
     service: &'a Service,
     overrides: &'a Overrides,
     addresses: AddressSource,
+    /// What is to be built: that much is known of all ports before anything is.
+    ports: Vec<Port<'a>>,
+    /// How many instances they have.
+    instances: usize,
+    /// How many more they would have.
+    exceeding: usize,
     out: Desired,
+}
+
+/// A port with its addresses.
+struct Port<'a> {
+    name: Name<'a>,
+    of: &'a ServicePort,
+    targets: Vec<Target<'a>>,
+}
+
+/// What annotations and labels add to each registration, as far as it fits.
+struct Asked {
+    /// Each once.
+    tags: Vec<String>,
+    meta: Vec<(String, String)>,
 }
 
 /// One address of a port with what is particular to it.
@@ -73,15 +107,18 @@ impl<'a> Builder<'a> {
             service,
             overrides: &wanted.overrides,
             addresses: wanted.addresses,
+            ports: Vec::new(),
+            instances: 0,
+            exceeding: 0,
             out: Desired::default(),
         }
     }
 
-    /// Adds the instances of one port under a name.
-    pub(super) fn port<'s>(
+    /// Adds the instances of one port under a name, the primary port first.
+    pub(super) fn port<'s: 'a>(
         &mut self,
-        name: &Name<'_>,
-        port: &WantedPort<'_>,
+        name: Name<'a>,
+        port: &WantedPort<'a>,
         slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) {
@@ -117,21 +154,84 @@ impl<'a> Builder<'a> {
                 target.port = number;
             }
         }
-        let tags = self.tags(name, port.port);
-        for target in targets {
-            self.instance(name, port.port, tags.clone(), target);
-        }
         if name.standing == Standing::Taken {
             // What is not to be registered lacks nothing.
             self.out.problems.truncate(problems);
         }
+        self.ports.push(Port { name, of: port.port, targets });
     }
 
+    /// Builds what fits.
     pub(super) fn finish(mut self) -> Desired {
+        if self.exceeding > 0 {
+            let found = self.instances + self.exceeding;
+            self.too_large(format!(
+                "expected at most {MAX_INSTANCES} instances of its ports together, found {found}: \
+                 {} are left out; split the Service",
+                self.exceeding
+            ));
+        }
+        let asked = self.asked();
+        for Port { name, of, targets } in std::mem::take(&mut self.ports) {
+            let tags = self.tags(&name, of, &asked);
+            for target in targets {
+                self.instance(&name, of, tags.clone(), &asked, target);
+            }
+        }
         if self.out.unserved.is_empty() {
             self.out.served.clear();
         }
         self.out
+    }
+
+    /// How many of these instances there is room for.
+    fn admit(&mut self, instances: usize) -> usize {
+        let admitted = instances.min(MAX_INSTANCES - self.instances);
+        self.instances += admitted;
+        self.exceeding += instances - admitted;
+        admitted
+    }
+
+    /// What annotations and labels ask for, as far as there is room for it in each registration.
+    fn asked(&mut self) -> Asked {
+        let (settings, labels) = (self.settings, &self.service.labels);
+        let of_labels = settings.label_meta.iter().filter_map(|it| it.pair(labels));
+        let mut meta: Vec<(String, String)> =
+            self.overrides.meta.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        meta.extend(of_labels);
+        let mut tags: Vec<String> =
+            settings.label_tags.iter().filter_map(|it| it.tag(labels)).collect();
+        // The annotation's are all different.
+        let further = self.overrides.tags.iter().filter(|tag| !tags.contains(tag));
+        let further: Vec<String> = further.cloned().collect();
+        tags.extend(further);
+        let all = meta.len() + tags.len();
+
+        let mut room = MAX_ASKED.min(MAX_ASKED_OF_ALL / self.instances.max(1));
+        let mut fits = |text: usize| {
+            let fits = text + TEXT_OVERHEAD <= room;
+            room = if fits { room - text - TEXT_OVERHEAD } else { 0 };
+            fits
+        };
+        let kept = meta.iter().take_while(|(key, value)| fits(key.len() + value.len())).count();
+        meta.truncate(kept);
+        let kept = tags.iter().take_while(|tag| fits(tag.len())).count();
+        tags.truncate(kept);
+        let left_out = all - meta.len() - tags.len();
+        if left_out > 0 {
+            let each = MAX_ASKED >> 10;
+            let together = MAX_ASKED_OF_ALL >> 20;
+            self.too_large(format!(
+                "expected tags and meta that take at most {each} KiB in each instance and \
+                 {together} MiB in all {} together, found more: {left_out} are left out",
+                self.instances,
+            ));
+        }
+        Asked { tags, meta }
+    }
+
+    fn too_large(&mut self, message: String) {
+        self.out.problems.push(Problem::new(Reason::TooLarge, message));
     }
 
     /// The Service's own addresses of some kind.
@@ -146,6 +246,7 @@ impl<'a> Builder<'a> {
             self.lacks("an address that the Service does not have");
         }
         let ready = !self.routed(serving).is_empty();
+        let admitted = self.admit(addresses.len());
         let target = |address| Target {
             address,
             port: port.port,
@@ -155,7 +256,7 @@ impl<'a> Builder<'a> {
             node: None,
             zone: None,
         };
-        addresses.into_iter().map(target).collect()
+        addresses.into_iter().take(admitted).map(target).collect()
     }
 
     /// Its load balancer's IP addresses, or else its host names: DNS cannot answer one name with
@@ -171,7 +272,7 @@ impl<'a> Builder<'a> {
             self.problem(format!(
                 "status.loadBalancer has IP addresses and host names; the host names are left out, \
                  since DNS cannot answer with both: {}",
-                names.join(", "),
+                names.into_iter().take(MAX_SHOWN).collect::<Vec<_>>().join(", "),
             ));
         }
         addresses
@@ -225,8 +326,10 @@ impl<'a> Builder<'a> {
             ));
         }
         let ready = !local.is_empty();
+        let admitted = self.admit(found.len());
         found
             .into_iter()
+            .take(admitted)
             .map(|(address, (node_ready, Reverse(name), node))| Target {
                 address: address.to_string().into(),
                 port: number,
@@ -241,7 +344,7 @@ impl<'a> Builder<'a> {
 
     /// Each endpoint that serves the port.
     fn endpoint_targets<'s>(
-        &self,
+        &mut self,
         port: &WantedPort<'_>,
         serving: &[Serving<'s>],
     ) -> Vec<Target<'s>> {
@@ -254,8 +357,10 @@ impl<'a> Builder<'a> {
                 *best = endpoint;
             }
         }
+        let admitted = self.admit(found.len());
         found
             .into_iter()
+            .take(admitted)
             .map(|((address, port), endpoint)| Target {
                 address: address.to_string().into(),
                 port,
@@ -302,7 +407,7 @@ impl<'a> Builder<'a> {
             .collect();
         let found = match found.len() {
             0 => "none".to_owned(),
-            _ => found.into_iter().take(MAX_PORTS_SHOWN).collect::<Vec<_>>().join(", "),
+            _ => found.into_iter().take(MAX_SHOWN).collect::<Vec<_>>().join(", "),
         };
         let name = port.name.as_deref().unwrap_or_default();
         self.out.unserved.insert(port_label(port).into());
@@ -330,6 +435,7 @@ impl<'a> Builder<'a> {
         name: &Name<'_>,
         port: &ServicePort,
         mut tags: Vec<String>,
+        asked: &Asked,
         target: Target<'_>,
     ) {
         let number = target.endpoint.map(|_| target.port);
@@ -371,7 +477,7 @@ impl<'a> Builder<'a> {
             service: name.text.into(),
             namespace: self.key.namespace.clone(),
             tags,
-            meta: self.meta(port, &target),
+            meta: self.meta(port, asked, &target),
             address: target.address,
             port: target.port,
             weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
@@ -396,26 +502,33 @@ impl<'a> Builder<'a> {
         Some((ptr_key(address).into(), PtrRank { kind, created: self.service.created }))
     }
 
-    /// The tags under a name: its namespace, port, protocol and what the annotation asks for, but
-    /// for those that would pass for a neighbour's.
-    fn tags(&mut self, name: &Name<'_>, port: &ServicePort) -> Vec<String> {
-        let own = [port.name.as_deref(), port.protocol.tag()];
-        let from_labels = self.settings.label_tags.iter();
-        let mut asked: Vec<String> =
-            from_labels.filter_map(|it| it.tag(&self.service.labels)).collect();
-        asked.extend_from_slice(&self.overrides.tags);
+    /// The tags under a name: its namespace, port, protocol and what is asked for, but for those that
+    /// would pass for a neighbour's.
+    fn tags(&mut self, name: &Name<'_>, port: &ServicePort, asked: &Asked) -> Vec<String> {
         // The operator's own tags mean what they say, whoever else has the name.
         let mut tags = vec![self.key.namespace.to_string()];
         tags.extend(self.settings.tags.iter().filter(|tag| **tag != *self.key.namespace).cloned());
         let mut refused = Vec::new();
-        for tag in own.into_iter().flatten().chain(asked.iter().map(String::as_str)) {
+        for tag in [port.name.as_deref(), port.protocol.tag()].into_iter().flatten() {
             if tags.iter().any(|other| other == tag) {
                 continue;
             }
             if name.neighbours.allow(tag) {
                 tags.push(tag.to_owned());
-            } else if !name.neighbours.joined || asked.iter().any(|asked| asked == tag) {
-                refused.push(format!("{:?}", excerpt(tag)));
+            } else if !name.neighbours.joined || asked.tags.iter().any(|asked| asked == tag) {
+                refused.push(tag);
+            }
+        }
+        let own = tags.len();
+        for tag in &asked.tags {
+            // What is asked for is each there once.
+            if tags[..own].contains(tag) {
+                continue;
+            }
+            if name.neighbours.allow(tag) {
+                tags.push(tag.clone());
+            } else if !refused.contains(&&**tag) {
+                refused.push(tag);
             }
         }
         if !refused.is_empty() {
@@ -425,13 +538,19 @@ impl<'a> Builder<'a> {
             } else {
                 "it is the namespace of another Service that wants the name"
             };
-            let refused = refused.join(", ");
+            let refused = refused.iter().take(MAX_SHOWN).map(|tag| format!("{:?}", excerpt(tag)));
+            let refused = refused.collect::<Vec<_>>().join(", ");
             self.problem(format!("under the name {:?} no tag {refused}: {why}", name.text));
         }
         tags
     }
 
-    fn meta(&mut self, port: &ServicePort, target: &Target<'_>) -> BTreeMap<String, String> {
+    fn meta(
+        &mut self,
+        port: &ServicePort,
+        asked: &Asked,
+        target: &Target<'_>,
+    ) -> BTreeMap<String, String> {
         let pod = target.endpoint.and_then(|endpoint| endpoint.pod.as_deref());
         let mut meta: BTreeMap<String, String> = [
             (CLUSTER_META, Some(self.settings.cluster.as_str())),
@@ -447,30 +566,30 @@ impl<'a> Builder<'a> {
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
         .collect();
-        let ports = self.service.ports.iter().filter_map(|port| {
-            Some((format!("port-{}", port.name.as_ref()?), port.port.to_string()))
-        });
-        let from_labels =
-            self.settings.label_meta.iter().filter_map(|it| it.pair(&self.service.labels));
-        let asked = self.overrides.meta.iter().map(|(key, value)| (key.clone(), value.clone()));
-        let asked = asked.chain(from_labels);
         let mut left_out = 0;
-        for (key, value) in asked.chain(ports) {
-            if meta.len() < MAX_META_PAIRS || meta.contains_key(&key) {
-                meta.entry(key).or_insert(value);
+        for (key, value) in &asked.meta {
+            if meta.len() < MAX_META_PAIRS || meta.contains_key(key) {
+                meta.entry(key.clone()).or_insert_with(|| value.clone());
             } else {
                 left_out += 1;
             }
         }
         if left_out > 0 {
-            // Without annotations it is the ports that are too many.
-            let of_ports = self.overrides.meta.is_empty();
-            self.out.problems.push(Problem::new(
-                if of_ports { Reason::Incomplete } else { Reason::InvalidAnnotation },
-                format!(
-                    "Consul takes at most {MAX_META_PAIRS} meta pairs; {left_out} are left out"
-                ),
-            ));
+            let message = format!(
+                "Consul takes at most {MAX_META_PAIRS} meta pairs; {left_out} are left out"
+            );
+            let problem = Problem::new(Reason::InvalidAnnotation, message);
+            // Once for all instances.
+            if !self.out.problems.contains(&problem) {
+                self.out.problems.push(problem);
+            }
+        }
+        let ports = &self.service.ports;
+        let fit = ports.len() * self.instances <= MAX_PORT_PAIRS;
+        for port in ports.iter().filter(|_| fit).take(MAX_META_PAIRS.saturating_sub(meta.len())) {
+            if let Some(name) = &port.name {
+                meta.entry(format!("port-{name}")).or_insert_with(|| port.port.to_string());
+            }
         }
         meta
     }

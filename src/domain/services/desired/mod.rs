@@ -297,7 +297,7 @@ pub fn desired<'a>(
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
         let name = permitted_name(port, join, advice, permit, &mut problems);
-        builder.port(&name, port, slices.clone(), nodes.clone());
+        builder.port(name, port, slices.clone(), nodes.clone());
     }
     let mut desired = builder.finish();
     if !wanted.ports.is_empty() {

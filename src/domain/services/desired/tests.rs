@@ -138,3 +138,47 @@ fn where_an_endpoint_runs_is_meta_of_its_instance() {
         assert_eq!(meta[key], value);
     }
 }
+
+#[test]
+fn l4_many_ports_are_no_fault_of_the_annotations() {
+    let ports =
+        (0..64).map(|n| crate::domain::testing::port(&format!("p{n}"), 1_000 + n)).collect();
+    let service = service().with(|it| it.ports = ports).build();
+    let desired = build(&settings(), &service, &[]);
+    assert_eq!(desired.registrations.len(), 64);
+    assert!(desired.registrations.values().all(|it| it.meta.len() == MAX_META_PAIRS));
+    assert_eq!(desired.problems, []);
+}
+
+#[test]
+fn l3_tags_and_meta_are_bounded_for_one_and_for_all_instances() {
+    let tags: Vec<String> = (0..60_000).map(|n| n.to_string()).collect();
+    let tags = tags.join(",");
+    let annotated = service().annotations(&[("kube-consul.io/service-tags", &tags)]);
+    let ports =
+        (0..20).map(|n| crate::domain::testing::port(&format!("p{n}"), 1_000 + n)).collect();
+    let service = annotated.with(|it| it.ports = ports).build();
+    let began = std::time::Instant::now();
+    let desired = build(&settings(), &service, &[]);
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    let of_one = |it: &Registration| it.tags.iter().map(String::len).sum::<usize>();
+    assert!(desired.registrations.values().all(|it| of_one(it) > 1_000 && of_one(it) < 64 << 10));
+    let [problem] = &*desired.problems else { panic!("{:?}", desired.problems) };
+    assert_eq!(problem.reason, Reason::TooLarge);
+    assert!(problem.message.contains("at most 64 KiB in each instance"), "{problem}");
+
+    // With very many instances each may have less.
+    let addresses =
+        (0..4_000).map(|n| crate::domain::testing::ip(&format!("10.1.{}.{}", n / 200, n % 200)));
+    let service = crate::domain::testing::service()
+        .annotations(&[("kube-consul.io/service-tags", &tags)])
+        .with(|it| it.external_ips = addresses.collect())
+        .build();
+    let mut settings = settings();
+    settings.address = AddressMode::ExternalIp;
+    let desired = build(&settings, &service, &[]);
+    assert_eq!(desired.registrations.len(), 4_000);
+    let all: usize = desired.registrations.values().map(of_one).sum();
+    assert!(all < 4 << 20, "{all} bytes");
+    assert_eq!(desired.problems.len(), 1, "{:?}", desired.problems);
+}
