@@ -13,7 +13,7 @@ pub const PAGE: usize = 200;
 /// Most tags that are shown of an instance.
 pub const TAGS: usize = 20;
 
-/// Most problems of one Service on a page: more of them are no easier to mend.
+/// Most problems of one Service on a page: more of them are no easier to fix.
 pub const MAX_PROBLEMS: usize = 20;
 
 /// Whether the work is being done.

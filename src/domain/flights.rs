@@ -35,7 +35,7 @@ pub struct InFlight<K, O, T> {
 
 /// A record whose flight is over.
 #[derive(Debug)]
-pub struct Landed<K, O, T> {
+pub struct Completed<K, O, T> {
     /// What was in flight.
     pub write: InFlight<K, O, T>,
     /// Who waits for its answer.
@@ -87,9 +87,9 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash + Ord, T> Flights<K, O, T> {
     }
 
     /// The flight is answered: what it carried, in order. `None`: there is none of this number.
-    pub fn land(&mut self, id: FlightId) -> Option<Vec<Landed<K, O, T>>> {
+    pub fn complete(&mut self, id: FlightId) -> Option<Vec<Completed<K, O, T>>> {
         let writes = self.under_way.remove(&id)?;
-        let landed = writes.into_iter().map(|write| {
+        let completed = writes.into_iter().map(|write| {
             let waiting = self.records.remove(&write.record).unwrap_or_default();
             if let Some(count) = self.owners.get_mut(&write.owner) {
                 *count -= 1;
@@ -97,9 +97,9 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash + Ord, T> Flights<K, O, T> {
                     self.owners.remove(&write.owner);
                 }
             }
-            Landed { write, waiting }
+            Completed { write, waiting }
         });
-        Some(landed.collect())
+        Some(completed.collect())
     }
 
     /// Notes that `owner` waits for the answer to the record, which is in flight.
@@ -169,12 +169,13 @@ mod tests {
         assert_eq!((flights.len(), flights.has(&"x"), flights.has(&"y")), (2, true, true));
         flights.wait_for(&"d", "z");
         flights.wait_for(&"e", "z");
-        let landed = flights.land(second).unwrap();
-        let landed: Vec<_> = landed.iter().map(|it| (it.write.record, it.waiting.len())).collect();
-        assert_eq!(landed, [("c", 0), ("d", 1)]);
-        assert!(flights.land(second).is_none(), "it is answered once");
+        let completed = flights.complete(second).unwrap();
+        let completed: Vec<_> =
+            completed.iter().map(|it| (it.write.record, it.waiting.len())).collect();
+        assert_eq!(completed, [("c", 0), ("d", 1)]);
+        assert!(flights.complete(second).is_none(), "it is answered once");
         assert!(flights.has(&"x") && !flights.has(&"y") && !flights.carries(&"c"));
-        flights.land(first).unwrap();
+        flights.complete(first).unwrap();
         assert!(flights.is_empty() && !flights.has(&"x"));
         assert!(flights.next_id() > second);
     }

@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const LISTING_PAUSE: Duration = Duration::from_secs(30);
 
 /// Idle connections that are kept. Four transactions in flight are the fastest (measured on Consul
-/// 1.8.7: 17,400 services a second, 10,200 with one and 14,100 with 16), the watch, the read-back
+/// 1.8.7: 17,400 services a second, 10,200 with one and 14,100 with 16), the watch, the resync
 /// and a probe make 7; Consul allows 200 a client.
 const MAX_IDLE_CONNECTIONS: usize = 8;
 

@@ -8,7 +8,7 @@ use crate::domain::consul::names::lookup_form;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, ObservedPtr, PtrOwner, RecordKey,
 };
-use crate::domain::flights::{FlightId, InFlight, Landed};
+use crate::domain::flights::{Completed, FlightId, InFlight};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Subject;
 use crate::domain::problem::{Problem, Reason};
@@ -38,7 +38,7 @@ impl Term {
     ) {
         let mut answers: HashMap<RecordKey, Answer> = answers.into_iter().collect();
         let no_answer = || Answer::Unanswered("the request ended without an answer".to_owned());
-        self.land(flight, reports, |term, write| {
+        self.complete(flight, reports, |term, write| {
             let answer = answers.remove(&write.record).unwrap_or_else(no_answer);
             term.write_answered(target, write, answer, now);
         });
@@ -53,7 +53,7 @@ impl Term {
         now: Moment,
         reports: &mut Vec<Report>,
     ) {
-        self.land(flight, reports, |term, write| match (found, &write.record) {
+        self.complete(flight, reports, |term, write| match (found, &write.record) {
             (Ok(found), RecordKey::Ptr(key)) => {
                 term.note_ptr(cluster, key, found.as_ref());
                 term.retries.lift(&write.record);
@@ -64,14 +64,14 @@ impl Term {
 
     /// The flight is over: `each` of its writes is answered, then their Services are done with or
     /// planned again.
-    pub(super) fn land(
+    pub(super) fn complete(
         &mut self,
         flight: FlightId,
         reports: &mut Vec<Report>,
         mut each: impl FnMut(&mut Self, &Write),
     ) {
         let mut services = BTreeSet::new();
-        for Landed { write, waiting } in self.flights.land(flight).into_iter().flatten() {
+        for Completed { write, waiting } in self.flights.complete(flight).into_iter().flatten() {
             each(self, &write);
             self.mark_each(waiting);
             if let RecordKey::Ptr(key) = &write.record
@@ -96,7 +96,7 @@ impl Term {
         reports: &mut Vec<Report>,
     ) {
         let mut removed = None;
-        self.land(flight, reports, |_, write| {
+        self.complete(flight, reports, |_, write| {
             if let RecordKey::NamespaceNode(namespace) = &write.record {
                 removed = Some(namespace.clone());
             }

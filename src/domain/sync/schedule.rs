@@ -21,7 +21,7 @@ pub(super) const CATALOG_DELAY: Duration = Duration::from_secs(90);
 /// When Consul is looked at.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    least: Duration,
+    min_interval: Duration,
     seed: u64,
     /// How many resyncs have succeeded.
     resyncs: u32,
@@ -117,10 +117,10 @@ impl Periodic {
 // === impl Schedule ===
 
 impl Schedule {
-    /// Everything is due. `least`: between two resyncs.
-    pub(super) fn new(least: Duration, seed: u64, now: Moment) -> Self {
+    /// Everything is due. `min_interval`: between two resyncs.
+    pub(super) fn new(min_interval: Duration, seed: u64, now: Moment) -> Self {
         Self {
-            least,
+            min_interval,
             seed,
             resyncs: 0,
             resync: Periodic::Due(now),
@@ -178,7 +178,7 @@ impl Schedule {
         self.progress = self.progress.max(Progress::Resynced);
         self.names.hurry(now);
         self.catalog.hurry(now);
-        let pause = self.least.max(self.resync.took(now) * RESYNC_SHARE);
+        let pause = self.min_interval.max(self.resync.took(now) * RESYNC_SHARE);
         // Up to a quarter longer: resyncs of several replicas drift apart.
         let pause = pause / 4 + jittered(pause, &(self.seed, self.resyncs));
         self.resync.end(pause, now);
@@ -294,8 +294,8 @@ mod tests {
         assert_eq!(schedule.next_resync(), Some(soon), "what is uncertain hurries it");
         schedule.certain_since(late + RETRY);
         let next = schedule.next_resync().unwrap();
-        assert!(next >= late + RETRY + schedule.least, "{next:?}");
-        assert!(next < late + RETRY + schedule.least * 5 / 4, "{next:?}");
+        assert!(next >= late + RETRY + schedule.min_interval, "{next:?}");
+        assert!(next < late + RETRY + schedule.min_interval * 5 / 4, "{next:?}");
     }
 
     #[test]

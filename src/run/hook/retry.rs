@@ -19,7 +19,7 @@ const LAST_TRY: Duration = Duration::from_millis(100);
 /// How it ended without success.
 #[derive(Debug)]
 pub enum Unsettled<E> {
-    /// By an error that trying again does not mend.
+    /// By an error that trying again does not fix.
     Failed(E),
     /// By the deadline, after these tries; the last error, if one came.
     TimedOut {

@@ -30,7 +30,7 @@ pub struct Plan {
     pub own: Vec<OwnChange>,
     /// The changes of records, by namespace and name of the Service that they are made for.
     pub services: Vec<ServiceChanges>,
-    /// Problems of objects: no change, but what people have to mend.
+    /// Problems of objects: no change, but what people have to fix.
     pub problems: Vec<ObjectProblem>,
     /// What else is worth knowing.
     pub notes: Vec<String>,

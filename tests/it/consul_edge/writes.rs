@@ -149,9 +149,9 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
 
     let lock = "kube-consul/c/leader";
     let session = client.create_session("k8s-c").await.unwrap().id;
-    let rival = client.create_session("k8s-c").await.unwrap().id;
+    let other = client.create_session("k8s-c").await.unwrap().id;
     assert!(client.acquire_lock(lock, &session, "me").await.unwrap());
-    assert!(!client.acquire_lock(lock, &rival, "it").await.unwrap());
+    assert!(!client.acquire_lock(lock, &other, "it").await.unwrap());
     assert!(client.renew_session(&session).await.unwrap());
     let fence =
         |session: &str| Operation::CheckSession { key: lock.into(), session: session.into() };
@@ -165,7 +165,7 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
             Operation::SetCheck(CheckBody::new("k8s-c", &wanted).unwrap()),
         ]
     };
-    let stale = client.transaction(&encoded(&write(rival.as_str()))).await.unwrap_err();
+    let stale = client.transaction(&encoded(&write(other.as_str()))).await.unwrap_err();
     assert_eq!(stale.answer(Reach::Servers), Answer::Fenced);
     client.transaction(&encoded(&write(session.as_str()))).await.unwrap();
     let catalog = async || {
@@ -209,10 +209,10 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
     assert_eq!(catalog().await, []);
     client.destroy_session(&session).await.unwrap();
     assert!(!client.renew_session(&session).await.unwrap());
-    assert!(client.acquire_lock(lock, &rival, "it").await.unwrap(), "it went with the session");
+    assert!(client.acquire_lock(lock, &other, "it").await.unwrap(), "it went with the session");
     let delete = Operation::DeleteNode { node: "k8s-c".into() };
     client.transaction(&[delete.encode()]).await.unwrap();
-    assert!(!client.renew_session(&rival).await.unwrap(), "a node's sessions go with it");
+    assert!(!client.renew_session(&other).await.unwrap(), "a node's sessions go with it");
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ const RENEWAL: Duration = Duration::from_secs(3);
 const SESSION: Duration = Duration::from_secs(15);
 /// So much later a second list confirms what the first one lacked.
 const SECOND_LIST: Duration = Duration::from_secs(10);
-/// Longer than whatever waits by itself, but for what people have to mend and for readings.
+/// Longer than whatever waits by itself, but for what people have to fix and for readings.
 const QUIET: Duration = Duration::from_secs(32);
 const TICK: Duration = Duration::from_millis(1);
 /// More steps than any sequence takes that comes to rest.

@@ -209,7 +209,7 @@ fn services_that_wait_for_nodes_keep_what_they_have() {
     assert!(!simulation.bridge.is_holding());
 }
 
-/// A second look at everything.
+/// All that there is, once more.
 fn look_again(simulation: &mut Simulation, services: Vec<SeenObject>, nodes: Vec<SeenObject>) {
     begin_confirmation(simulation);
     simulation.bridge.handle_identity(Ok(()), simulation.now);

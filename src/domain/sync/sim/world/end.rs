@@ -14,7 +14,7 @@ impl World {
     }
 
     /// Whether what is there must be right by now: the leader has had nothing to do for a while,
-    /// and has read all since somebody else changed anything. `for_good`: what people have to mend.
+    /// and has read all since somebody else changed anything. `for_good`: what people have to fix.
     pub(in crate::domain::sync::sim) fn must_be_right(&self, for_good: &[&str]) -> bool {
         let Some(leader) = self.leader() else { return false };
         let is_read = leader.read.is_some_and(|began| began > self.disturbed);
