@@ -17,7 +17,8 @@ use crate::domain::import::create::Wanted;
 use crate::domain::import::layout::{Slice, SlicePort};
 use crate::domain::import::object::{Form, MANAGED_BY, OwnedSlice, Seen, Service, Version};
 use crate::domain::import::source::{
-    CONSUL8S_SOURCE, CREATED, OF_CONSUL_K8S, Pairs, REGISTRATION, SERVICE_SYNC,
+    CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, FAILOVER, FILTER, HEALTH, IMPORT, KEEP,
+    LAST_RESORT, MAX_TEXT, OF_CONSUL_K8S, Pairs, REGISTRATION, SERVICE_SYNC, TAGS,
 };
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
@@ -30,8 +31,23 @@ const FIELD_MANAGER: &str = "kube-consul-import";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of an EndpointSlice that names who manages it.
 const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
-/// Beginnings of the annotations that are read.
-const ANNOTATIONS: [&str; 3] = ["kube-consul.io/import", "consul8s/", SERVICE_SYNC];
+/// Annotations that are read.
+const ANNOTATIONS: [&str; 10] = [
+    IMPORT,
+    DATACENTERS,
+    TAGS,
+    FILTER,
+    HEALTH,
+    LAST_RESORT,
+    KEEP,
+    FAILOVER,
+    CONSUL8S_NAME,
+    SERVICE_SYNC,
+];
+/// As much of each as is kept: a character more than the longest that counts, so that it is told as
+/// too long.
+/// An object may have 256 KiB of annotations, and anybody may make many objects.
+const MAX_ANNOTATION: usize = MAX_TEXT + 4;
 /// Labels that are read.
 const LABELS: [&str; 4] = [CONSUL8S_SOURCE, REGISTRATION, CREATED.0, OF_CONSUL_K8S.0];
 /// The file that grants the rights.
@@ -135,6 +151,12 @@ fn read_service(object: ServiceObject) -> Service {
         let kept = all.unwrap_or_default().into_iter().filter(|(key, _)| keep(key));
         kept.map(|(key, value)| (key.into(), value.into())).collect()
     };
+    let cut = |(key, mut value): (Box<str>, Box<str>)| {
+        if value.len() > MAX_ANNOTATION {
+            value = value[..value.floor_char_boundary(MAX_ANNOTATION)].into();
+        }
+        (key, value)
+    };
     let port = |port: k8s_openapi::api::core::v1::ServicePort| {
         let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
         (port.name.unwrap_or_default().into(), protocol.into())
@@ -143,9 +165,10 @@ fn read_service(object: ServiceObject) -> Service {
     Service {
         uid: metadata.uid.unwrap_or_default().into(),
         labels: kept(metadata.labels, |key| LABELS.contains(&key)),
-        annotations: kept(metadata.annotations, |key| {
-            ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix))
-        }),
+        annotations: kept(metadata.annotations, |key| ANNOTATIONS.contains(&key))
+            .into_iter()
+            .map(cut)
+            .collect(),
         port: ports.first().and_then(|it| it.port.try_into().ok()),
         ports: ports.into_iter().map(port).collect(),
         has_selector: spec.selector.is_some_and(|selector| !selector.is_empty()),
@@ -469,6 +492,7 @@ impl WriteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::import::source::Import;
 
     fn slice() -> Slice {
         Slice {
@@ -488,6 +512,22 @@ mod tests {
         let Content::Object(read) = content else { panic!("{content:?}") };
         assert_eq!((&*read.service, &*read.owner, &*read.uid), ("db", "u1", "u2"));
         assert_eq!((read.slice, read.is_canonical), (slice(), true));
+    }
+
+    #[test]
+    fn of_annotations_only_those_are_kept_that_are_read_and_no_more_of_them_than_counts() {
+        let long = "ä".repeat(100_000);
+        let object = json!({"metadata": {"name": "db", "namespace": "shop", "annotations": {
+            IMPORT: "pg", FILTER: long, FAILOVER: "a,b", "kube-consul.io/import-other": long,
+            "kubectl.kubernetes.io/last-applied-configuration": long,
+        }}});
+        let Content::Object(read) = ImportServices::decode(&object.to_string()).unwrap().1 else {
+            panic!("no Service")
+        };
+        let kept: usize = read.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        assert!(read.annotations.len() == 3 && kept < 5_000, "{kept} bytes");
+        let (import, problems) = Import::of(&read.labels, &read.annotations);
+        assert!(import.is_none() && problems[0].message.contains("at most 4096 bytes"));
     }
 
     #[test]

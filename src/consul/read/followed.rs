@@ -20,7 +20,7 @@ use crate::consul::read::wire::decode;
 use crate::domain::consul::record::{
     CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE, SOURCE_META,
 };
-use crate::domain::import::instance::{Health, Instance};
+use crate::domain::import::instance::{Health, Instance, MAX_INSTANCES};
 use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Protocol;
@@ -126,7 +126,11 @@ impl Followed {
                         reason: "it is larger".to_owned(),
                     });
                 }
-                found.push(decode::<Entry>("an instance", item.value)?.instance());
+                let instance = decode::<Entry>("an instance", item.value)?.instance();
+                // One more says that there are too many.
+                if found.len() <= MAX_INSTANCES {
+                    found.push(instance);
+                }
                 Ok(())
             });
         entries.await.map_err(failed(INSTANCES))?;

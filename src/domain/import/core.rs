@@ -43,6 +43,10 @@ use crate::domain::problem::{Problem, Reason};
 /// and one that lags catches up within this.
 const MIRRORED: Duration = Duration::from_secs(10);
 
+/// Sources that the marked Services of one namespace may have together: each is a task and a share of
+/// the reads, some kilobytes of the memory that all imports share.
+const MAX_SOURCES_OF_NAMESPACE: usize = 2_000;
+
 /// A point in time: how long the process has been running.
 pub type Moment = Duration;
 
@@ -58,6 +62,10 @@ pub struct Importer {
     sources: BTreeMap<Source, Followed>,
     /// Services with the label of consul8s for the other direction, which is the bridge's.
     exported: BTreeSet<ObjectKey>,
+    /// How many sources the Services of each namespace have together.
+    sources_in: HashMap<Box<str>, usize>,
+    /// Services that have none because their namespace has too many.
+    without_room: BTreeSet<ObjectKey>,
     /// What is known of each Service that asks for an import, or whose slices have to go.
     states: BTreeMap<ObjectKey, State>,
     dirty: BTreeSet<ObjectKey>,
@@ -269,6 +277,8 @@ impl Importer {
             slices_of: HashMap::new(),
             sources: BTreeMap::new(),
             exported: BTreeSet::new(),
+            sources_in: HashMap::new(),
+            without_room: BTreeSet::new(),
             states: BTreeMap::new(),
             dirty: BTreeSet::new(),
             problems: BTreeMap::new(),
@@ -623,6 +633,7 @@ impl Importer {
     /// Forgets what is under way for a Service that is gone or asks for nothing.
     fn forget(&mut self, key: &ObjectKey) {
         self.failures.clear(key);
+        self.without_room.remove(key);
         if let Some(state) = self.states.remove(key) {
             if let Some(at) = state.timer {
                 self.timers.remove(&(at, key.clone()));
@@ -642,7 +653,27 @@ impl Importer {
         }
     }
 
+    /// Whether the namespace may have so many sources more: whoever writes its Services must not take
+    /// the memory that all imports share.
+    fn has_room(&self, key: &ObjectKey, wanted: &[Source]) -> bool {
+        let has = self.states.get(key).map_or(0, |it| it.sources.len());
+        let all = self.sources_in.get(&key.namespace).copied().unwrap_or(0);
+        let created = self.creation.as_ref().map_or(0, |it| it.room_in(&key.namespace));
+        wanted.len() <= has || all - has + wanted.len() <= MAX_SOURCES_OF_NAMESPACE + created
+    }
+
     fn unfollow(&mut self, key: &ObjectKey, sources: Vec<Source>) {
+        let mut left = self.sources_in.get(&key.namespace).copied().unwrap_or(0);
+        left = left.saturating_sub(sources.len());
+        if left > 0 {
+            self.sources_in.insert(key.namespace.clone(), left);
+        } else {
+            self.sources_in.remove(&key.namespace);
+        }
+        if !sources.is_empty() && !self.without_room.is_empty() {
+            let others = self.without_room.iter().filter(|it| it.namespace == key.namespace);
+            self.dirty.extend(others.cloned());
+        }
         for source in sources {
             let Some(followed) = self.sources.get_mut(&source) else { continue };
             followed.users.remove(key);
@@ -662,6 +693,8 @@ impl Importer {
             });
             followed.users.insert(key.clone());
         }
+        *self.sources_in.entry(key.namespace.clone()).or_default() +=
+            wanted.iter().filter(|it| !before.contains(it)).count();
         let (kept, gone): (Vec<_>, Vec<_>) =
             before.into_iter().partition(|source| wanted.contains(source));
         let state = self.states.entry(key.clone()).or_default();

@@ -9,6 +9,9 @@ use crate::domain::kube::object::Protocol;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 
+/// Instances of one Consul service that are taken: ten times what the Endpoints API took, and some
+/// megabytes here. Whoever may register in Consul could otherwise fill the memory.
+pub const MAX_INSTANCES: usize = 10_000;
 /// Addresses that a problem names: a line's worth.
 const NAMED: usize = 3;
 
@@ -84,7 +87,10 @@ impl Imported {
         let mut imported = Self::default();
         let (mut unusable, mut without_port, mut echo) = (Vec::new(), 0, None);
         let mut critical = Vec::new();
-        for instance in instances {
+        if instances.len() > MAX_INSTANCES {
+            imported.problems.push(too_many());
+        }
+        for instance in instances.iter().take(MAX_INSTANCES) {
             if instance.is_of(ours) {
                 continue;
             }
@@ -164,6 +170,14 @@ fn is_routable(address: &IpAddr) -> bool {
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
     !(address.is_unspecified() || address.is_loopback() || is_link_local || address.is_multicast())
+}
+
+fn too_many() -> Problem {
+    let message = format!(
+        "expected at most {MAX_INSTANCES} instances, found more: the rest is left out; choose fewer by \
+         tags or a filter",
+    );
+    Problem::new(Reason::Incomplete, message)
 }
 
 fn unusable_addresses(found: &[&str]) -> Option<Problem> {
@@ -330,6 +344,23 @@ mod tests {
         assert_eq!(of(&warning, &all), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80 not ready"]);
         let last_resort = [("kube-consul.io/import-last-resort", "true")];
         assert_eq!(of(&last_resort, &all[1..]), ["10.0.0.2:80 not ready", "10.0.0.3:80"]);
+    }
+
+    #[test]
+    fn there_are_no_more_endpoints_of_a_service_than_fit() {
+        let all: Vec<Instance> = (0..=u32::try_from(MAX_INSTANCES).unwrap())
+            .map(|n| {
+                let address = std::net::Ipv4Addr::from(0x0a00_0001 + n).to_string();
+                instance(&address, "", 80, Health::Passing)
+            })
+            .collect();
+        let of = |all: &[Instance]| {
+            let imported = Imported::of(&import(&[]), None, |_| false, all);
+            let count = imported.endpoints.values().map(BTreeMap::len).sum::<usize>();
+            (count, imported.problems.len())
+        };
+        assert_eq!(of(&all), (MAX_INSTANCES, 1));
+        assert_eq!(of(&all[1..]), (MAX_INSTANCES, 0));
     }
 
     #[test]

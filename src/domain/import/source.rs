@@ -46,8 +46,8 @@ pub const SERVICE_SYNC: &str = "consul.hashicorp.com/service-sync";
 /// Longest name of a Consul service or datacenter: what Consul registers.
 const MAX_NAME: usize = 255;
 /// Longest filter, and longest list of tags. Both go into the URL of each query; 4 KiB are a screen
-/// full, and Consul takes a header of 1 MiB.
-const MAX_TEXT: usize = 4 << 10;
+/// full, and Consul takes a header of 1 MiB. All names of [`MAX_SOURCES`] services fit as well.
+pub const MAX_TEXT: usize = 4 << 10;
 /// Consul names that one Service may follow: each costs a connection to Consul, of which all
 /// Services together have 150.
 const MAX_SOURCES: usize = 16;
@@ -135,7 +135,9 @@ impl Import {
             datacenters.iter().map(move |datacenter| (service.clone(), datacenter.clone()))
         });
         // One more than there may be: that there are too many is told, not how many.
+        let mut seen = BTreeSet::new();
         let mut sources: Vec<Source> = pairs
+            .filter(|pair| seen.insert(pair.clone()))
             .take(MAX_SOURCES + 1)
             .map(|(service, datacenter)| Source { service, datacenter, ..base.clone() })
             .collect();
@@ -178,13 +180,16 @@ fn too_long(base: &Source, annotations: &Pairs) -> Option<Problem> {
     let found = [
         (IMPORT, name.into_iter().max().unwrap_or(0), MAX_NAME),
         (FAILOVER, longest(FAILOVER), MAX_NAME),
+        (FAILOVER, text(FAILOVER).len(), MAX_TEXT),
         (DATACENTERS, longest(DATACENTERS), MAX_NAME),
+        (DATACENTERS, text(DATACENTERS).len(), MAX_TEXT),
         (TAGS, text(TAGS).len() + base.tags.iter().map(|tag| tag.len()).sum::<usize>(), MAX_TEXT),
         (FILTER, text(FILTER).len(), MAX_TEXT),
+        (CONSUL8S_NAME, text(CONSUL8S_NAME).len(), MAX_TEXT),
     ];
-    let (key, length, limit) = found.into_iter().find(|(_, length, limit)| length > limit)?;
+    let (key, _, limit) = found.into_iter().find(|(_, length, limit)| length > limit)?;
     let message = format!(
-        "annotation {key}: expected at most {limit} bytes, found {length}; nothing is imported",
+        "annotation {key}: expected at most {limit} bytes, found more; nothing is imported",
     );
     Some(Problem::new(Reason::InvalidAnnotation, message))
 }
@@ -210,23 +215,24 @@ fn consul8s(labels: &Pairs, annotations: &Pairs, problems: &mut Vec<Problem>) ->
     };
     let (name, query) = name.split_once('?').unwrap_or((name, ""));
     let mut source = plain(name);
-    let mut tags = Vec::new();
+    let (mut tags, mut ignored) = (Vec::new(), None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
             ("tag", tag) => tags.push(tag.into()),
             ("dc", datacenter) => source.datacenter = Some(datacenter.into()),
             // What users put at the end, so that the path that followed became its value.
             (_, "") => {}
-            (other, _) => problems.push(Problem::new(
-                Reason::InvalidAnnotation,
-                format!(
-                    "annotation {CONSUL8S_NAME}: expected tag or dc behind the question mark, \
-                     found {:?}, which is ignored; use {FILTER}",
-                    excerpt(other),
-                ),
-            )),
+            (other, _) => ignored = ignored.or(Some(other)),
         }
     }
+    problems.extend(ignored.map(|other| {
+        let message = format!(
+            "annotation {CONSUL8S_NAME}: expected tag or dc behind the question mark, found {:?}, \
+             which is ignored; use {FILTER}",
+            excerpt(other),
+        );
+        Problem::new(Reason::InvalidAnnotation, message)
+    }));
     source.tags = tags.into();
     Some(source)
 }
@@ -362,7 +368,9 @@ mod tests {
             (sources(import.as_ref()), problems),
             (wanted.map(String::from).into(), String::new())
         );
-        let many = vec!["x"; 40].join(",");
+        let (import, _) = of(&[], &[(IMPORT, "db"), (FAILOVER, "db,x,x"), (DATACENTERS, "e,e")]);
+        assert_eq!(sources(import.as_ref()), ["db@e", "x@e"], "each once");
+        let many = (0..40).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         let (import, problems) = of(&[], &[(IMPORT, "db"), (FAILOVER, &many)]);
         assert_eq!(sources(import.as_ref()).len(), MAX_SOURCES);
         assert!(problems.contains("at most 16"), "{problems}");
@@ -370,19 +378,27 @@ mod tests {
 
     #[test]
     fn no_text_of_a_tenants_takes_more_memory_than_a_line() {
-        let many = "a,".repeat(60_000);
+        let many = (0..500).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         let (import, problems) =
             of(&[], &[(IMPORT, "db"), (FAILOVER, &many), (DATACENTERS, &many)]);
         assert_eq!(sources(import.as_ref()).len(), MAX_SOURCES);
         assert!(problems.contains("at most 16"), "{problems}");
         let long = "x".repeat(5_000);
-        for key in [IMPORT, FAILOVER, DATACENTERS, TAGS, FILTER] {
-            let (import, problems) = of(&[], &[(IMPORT, "db"), (key, &long)]);
+        let list = "a,".repeat(3_000);
+        for (key, text) in [IMPORT, FAILOVER, DATACENTERS, TAGS, FILTER]
+            .map(|key| (key, &long))
+            .into_iter()
+            .chain([FAILOVER, DATACENTERS, TAGS].map(|key| (key, &list)))
+        {
+            let (import, problems) = of(&[], &[(IMPORT, "db"), (key, text)]);
             assert!(import.is_none() && problems.contains(key), "{key}: {problems}");
         }
-        let name = format!("db?{}", "tag=a&".repeat(5_000));
-        let (import, _) = of(&[(CONSUL8S_SOURCE, "consul")], &[(CONSUL8S_NAME, &name)]);
+        let label = [(CONSUL8S_SOURCE, "consul")];
+        let (import, _) = of(&label, &[(CONSUL8S_NAME, &format!("db?{}", "tag=a&".repeat(1_000)))]);
         assert!(import.is_none());
+        let (import, problems) =
+            of(&label, &[(CONSUL8S_NAME, &format!("db?{}", "x=1&".repeat(900)))]);
+        assert!(import.is_some() && problems.lines().count() == 1, "{problems}");
     }
 
     #[test]

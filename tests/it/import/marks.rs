@@ -211,7 +211,7 @@ async fn i6_hostile_services_and_instances_harm_only_themselves() -> Result<()> 
         ("long", "at most 255 bytes"),
         ("long-filter", "at most 4096 bytes"),
         ("broken-filter", "pg"),
-        ("many", "at most 16 pairs"),
+        ("many", "at most 4096 bytes"),
         ("no-datacenter", "moon"),
         ("keep", "import-keep"),
     ] {

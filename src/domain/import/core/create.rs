@@ -73,6 +73,11 @@ impl Creation {
         }
     }
 
+    /// How many Services may be made in the namespace.
+    pub(super) fn room_in(&self, namespace: &str) -> usize {
+        if *self.options.namespace == *namespace { MAX_CREATED } else { 0 }
+    }
+
     /// Whether the names are known, and no Service waits for its deletion.
     pub(super) fn is_settled(&self) -> bool {
         self.is_listed && self.gone.is_empty()

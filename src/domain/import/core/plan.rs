@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::create::Step;
-use super::{Action, Importer, Moment, OldEndpoints, Report, State, Write};
+use super::{
+    Action, Importer, MAX_SOURCES_OF_NAMESPACE, Moment, OldEndpoints, Report, State, Write,
+};
 use crate::domain::import::instance::{Endpoints, Group, Imported};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
 use crate::domain::import::object::{Form, OwnedSlice, Service};
@@ -81,7 +83,12 @@ impl Importer {
         problems.append(&mut found);
         match import {
             Some(_) if service.is_going => {}
+            Some(import) if !self.has_room(key, &import.sources) => {
+                self.without_room.insert(key.clone());
+                problems.push(no_room(key));
+            }
             Some(import) => {
+                self.without_room.remove(key);
                 self.follow(key, &import.sources);
                 self.plan_import(key, service, &import, problems, now);
             }
@@ -330,6 +337,17 @@ impl State {
             }
         }
     }
+}
+
+fn no_room(key: &ObjectKey) -> Problem {
+    Problem::new(
+        Reason::Refused,
+        format!(
+            "expected at most {MAX_SOURCES_OF_NAMESPACE} pairs of Consul service and datacenter in \
+             namespace {}, found more: what this Service asks for is left out",
+            key.namespace,
+        ),
+    )
 }
 
 /// Slices by name and manager. Those that the cluster mirrors from Endpoints come again while these

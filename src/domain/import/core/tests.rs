@@ -12,7 +12,7 @@ use crate::domain::import::create::CreateAs;
 use crate::domain::import::instance::Health;
 use crate::domain::import::object::{Form, MANAGED_BY};
 use crate::domain::import::source::{
-    CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, IMPORT, KEEP, SERVICE_SYNC,
+    CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, FAILOVER, IMPORT, KEEP, SERVICE_SYNC,
 };
 
 const DB: &str = "shop/db";

@@ -330,3 +330,35 @@ fn an_older_watch_event_than_our_write_costs_no_write() {
     harness.run();
     assert_eq!(harness.pending.len(), 1, "a newer one by somebody else is");
 }
+
+#[test]
+fn a_namespace_has_room_for_some_sources_and_others_are_not_harmed() {
+    let mut harness = Harness::new();
+    let many: Vec<String> = (0..15).map(|n| format!("s{n}")).collect();
+    let put = |harness: &mut Harness, namespace: &str, n: usize| {
+        let name = format!("pg{n}");
+        let asks = service(&name, &[(IMPORT, &name), (FAILOVER, &many.join(","))]);
+        harness.import.handle_service(key(&format!("{namespace}/{name}")), asks);
+        harness.run();
+    };
+    // Sixteen pairs each.
+    for n in 0..125 {
+        put(&mut harness, "evil", n);
+    }
+    assert_eq!(harness.problems(), "");
+    let followed = harness.followed.len();
+    put(&mut harness, "evil", 125);
+    assert!(harness.problems().contains("at most 2000 pairs"), "{}", harness.problems());
+    assert_eq!(harness.followed.len(), followed);
+    put(&mut harness, "shop", 126);
+    assert_eq!(harness.followed.len(), followed + 1, "another namespace has its own room");
+    harness.import.handle_service_gone(&key("evil/pg3"));
+    assert_eq!(harness.run().problems(), "", "what goes gives its room to the next");
+    // Who asks for less, and then for nothing, leaves nothing behind.
+    for n in 0..=126 {
+        for namespace in ["evil", "shop"] {
+            harness.import.handle_service_gone(&key(&format!("{namespace}/pg{n}")));
+        }
+    }
+    assert!(harness.run().followed.is_empty() && harness.import.sources_in.is_empty());
+}
