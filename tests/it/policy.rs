@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use crate::support::{DEADLINE, manifest};
 
-const SYSTEM: &str = "kube-consul";
-const ACCOUNT: &str = "kube-consul-node";
+pub(crate) const SYSTEM: &str = "kube-consul";
+pub(crate) const ACCOUNT: &str = "kube-consul-node";
 
-async fn pod(namespace: &str, name: &str, node: &str, account: &str) -> Result<String> {
+/// Makes a pod of a service account on a node, and gives its uid.
+pub(crate) async fn pod(namespace: &str, name: &str, node: &str, account: &str) -> Result<String> {
     let cluster = Kubernetes::shared().await?;
     let locked = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 65532,
         "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
@@ -23,8 +24,17 @@ async fn pod(namespace: &str, name: &str, node: &str, account: &str) -> Result<S
     Ok(made[0]["metadata"]["uid"].as_str().context("a pod has a uid")?.to_owned())
 }
 
+/// Applies the role and the policy of the daemon.
+pub(crate) async fn apply_shipped() -> Result<()> {
+    let cluster = Kubernetes::shared().await?;
+    for file in ["namespace.yaml", "rbac.yaml", "policy.yaml"] {
+        cluster.apply_file(&manifest("node").join(file)).await?;
+    }
+    Ok(())
+}
+
 /// A token as the kubelet projects it into the daemon's pod; without one, of nobody's pod.
-async fn token(bound: Option<(&str, &str)>) -> Result<String> {
+pub(crate) async fn token(bound: Option<(&str, &str)>) -> Result<String> {
     let (name, uid) = bound.unwrap_or_default();
     let name = format!("--bound-object-name={name}");
     let uid = format!("--bound-object-uid={uid}");
@@ -53,9 +63,7 @@ fn condition(kind: &str, status: &str) -> Value {
 #[tokio::test]
 async fn p14_a_daemon_patches_its_own_conditions_of_the_pods_of_its_own_node_only() -> Result<()> {
     let cluster = Kubernetes::shared().await?;
-    for file in ["namespace.yaml", "rbac.yaml", "policy.yaml"] {
-        cluster.apply_file(&manifest("node").join(file)).await?;
-    }
+    apply_shipped().await?;
     cluster.node("policy-node-2").await?;
     let shop = cluster.namespace("policy").await?;
     let uid = pod(SYSTEM, "policy-daemon", "node-1", ACCOUNT).await?;

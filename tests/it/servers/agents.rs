@@ -20,26 +20,26 @@ use super::support::{REFUSED_DEADLINE, START_DEADLINE, Servers, object, options,
 use crate::support::{Dns, kube_consul};
 
 /// A node's agent.
-struct Agent {
-    pod: Pod,
-    program: Program,
+pub(super) struct Agent {
+    pub(super) pod: Pod,
+    pub(super) program: Program,
 }
 
 /// The Node whose agent it is: its uid, and a token as the kubelet projects it.
-struct Node {
-    name: &'static str,
+pub(super) struct Node {
+    pub(super) name: &'static str,
     uid: String,
     token: String,
 }
 
 impl Node {
     /// A pod that is bound to the node has a token that names it.
-    async fn of_the_cluster() -> Result<Self> {
+    pub(super) async fn of_the_cluster(name: &'static str) -> Result<Self> {
         let cluster = Kubernetes::shared().await?;
         let namespace = cluster.namespace("agents").await?;
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "agent", "namespace": namespace},
-            "spec": {"nodeName": "node-1", "containers": [{"name": "a", "image": "example.invalid/a"}]}});
+            "spec": {"nodeName": name, "containers": [{"name": "a", "image": "example.invalid/a"}]}});
         let pod = cluster.apply_yaml(&pod.to_string()).await?;
         let uid = pod[0]["metadata"]["uid"].as_str().context("a pod has a uid")?;
         let bound = ["--bound-object-kind=Pod", "--bound-object-name=agent"];
@@ -47,17 +47,13 @@ impl Node {
         let uid = format!("--bound-object-uid={uid}");
         let audience = "--audience=kube-consul-node-id";
         let token = run(&[&token[..], &bound, &[&uid, audience]].concat()).await?;
-        let node = ["kubectl", "get", "node", "node-1", "--output=jsonpath={.metadata.uid}"];
-        Ok(Self {
-            name: "node-1",
-            uid: run(&node).await?.trim().to_owned(),
-            token: token.trim().to_owned(),
-        })
+        let node = ["kubectl", "get", "node", name, "--output=jsonpath={.metadata.uid}"];
+        Ok(Self { name, uid: run(&node).await?.trim().to_owned(), token: token.trim().to_owned() })
     }
 }
 
 /// Starts the `DaemonSet`'s pod on a node, with the node's folder.
-async fn start(servers: &mut Servers, node: &Node, storage: &Path) -> Result<Agent> {
+pub(super) async fn start(servers: &mut Servers, node: &Node, storage: &Path) -> Result<Agent> {
     let rendered = rendered("consul-agents").await?;
     let set = object(&rendered, "DaemonSet", "consul-agent")?;
     let address = servers.new_address();
@@ -75,7 +71,12 @@ async fn start(servers: &mut Servers, node: &Node, storage: &Path) -> Result<Age
 }
 
 /// Waits until the catalog has the node at the agent's address, and gives how long that took.
-async fn wait_joined(servers: &Servers, by: u8, node: &Node, agent: &Agent) -> Result<()> {
+pub(super) async fn wait_joined(
+    servers: &Servers,
+    by: u8,
+    node: &Node,
+    agent: &Agent,
+) -> Result<()> {
     let api = servers.api(by)?;
     eventually(REFUSED_DEADLINE, || async {
         let found = api.get(&format!("/v1/catalog/node/{}", node.name)).await?;
@@ -147,7 +148,7 @@ async fn s12_hook_and_agent_trust_one_ca_s13_answer_dns_and_s15_an_agent_is_alwa
 
 pub async fn on_nodes() -> Result<()> {
     let mut servers = Servers::started(3).await?;
-    let node = Node::of_the_cluster().await?;
+    let node = Node::of_the_cluster("node-1").await?;
     let storage = data_folder("node")?;
     let agent = start(&mut servers, &node, &storage).await?;
     wait_joined(&servers, 0, &node, &agent).await?;

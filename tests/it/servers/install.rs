@@ -11,7 +11,7 @@ use kube_consul_stack::{
 use serde_json::json;
 
 use super::scenarios;
-use super::support::{START_DEADLINE, make_secrets, object, rendered, run_with};
+use super::support::{START_DEADLINE, make_secrets, run_with};
 use crate::support::manifest;
 
 /// A cluster of the test's own: it gets nodes and volumes.
@@ -267,6 +267,7 @@ async fn agents_and_overlays_are_taken_by_a_real_api_server() -> Result<()> {
         ("with-consul-servers", "deployment/kube-consul"),
         ("with-consul-servers-catalog", "deployment/kube-consul"),
         ("with-consul-servers-import", "deployment/kube-consul-import"),
+        ("with-consul-servers-node", "daemonset/kube-consul-node"),
     ] {
         let path = path(folder);
         let apply = ["apply", "--server-side", "--force-conflicts", "-k", &path];
@@ -312,36 +313,5 @@ async fn agents_and_overlays_are_taken_by_a_real_api_server() -> Result<()> {
         cluster.kubectl(&delete).await?;
     }
     ensure!(addresses == ["10.96.0.53".to_owned()].into(), "{addresses:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn cert_managers_certificates_are_where_the_pods_take_them_from() -> Result<()> {
-    let component = std::fs::read_to_string(manifest("consul-cert-manager/certificates.yaml"))?;
-    for (folder, kind, name) in [
-        ("consul-servers", "StatefulSet", "consul-server"),
-        ("consul-agents", "DaemonSet", "consul-agent"),
-    ] {
-        let objects = rendered(folder).await?;
-        let object = object(&objects, kind, name)?;
-        let volumes = object["spec"]["template"]["spec"]["volumes"].as_array();
-        let tls = volumes.into_iter().flatten().find(|it| it["name"] == "tls");
-        let sources = tls.context("no volume tls")?["projected"]["sources"].clone();
-        for source in sources.as_array().context("no sources")? {
-            let secret = source["secret"]["name"].as_str().context("no Secret")?;
-            ensure!(component.contains(&format!("secretName: {secret}\n")), "no {secret}");
-        }
-    }
-    // kustomize takes it beside the servers.
-    let folder = kube_consul_stack::data_folder("cert-manager")?;
-    let link = folder.join("manifests");
-    std::os::unix::fs::symlink(manifest(""), &link)?;
-    let text =
-        "resources: [manifests/consul-servers]\ncomponents: [manifests/consul-cert-manager]\n";
-    std::fs::write(folder.join("kustomization.yaml"), text)?;
-    let folder = folder.display().to_string();
-    let all = ["kubectl", "kustomize", &folder, "--load-restrictor=LoadRestrictionsNone"];
-    let all = super::support::run(&all).await?;
-    ensure!(all.matches("kind: Certificate\n").count() == 3, "{all}");
     Ok(())
 }

@@ -3,10 +3,12 @@
 
 mod acl;
 mod agents;
+mod cert_manager;
 mod dns;
 mod documents;
 mod install;
 mod lifecycle;
+mod node;
 mod overlays;
 mod rotation;
 mod scenarios;

@@ -1,7 +1,6 @@
 //! What is applied after the servers, with nothing in between: the bridge with either sink and the
 //! import, each with the CA, the policy and the token that are shipped for it.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -10,12 +9,11 @@ use kube_consul_stack::{
     ServiceKind, data_folder, eventually,
 };
 use serde_json::{Value, json};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 use super::scenarios;
-use super::support::{HTTPS, START_DEADLINE, Servers, object, options, rendered};
+use super::support::{
+    Forwarded, HTTPS, START_DEADLINE, Servers, command, object, options, rendered,
+};
 use crate::import::support::shipped_kubeconfig;
 use crate::support::{Bridge, shared_token};
 
@@ -26,41 +24,6 @@ struct Cluster {
     kubernetes: &'static Kubernetes,
     namespace: String,
     proxy: KubectlProxy,
-}
-
-/// What kube-proxy does for the Service `consul`: each connection goes to a server that is ready.
-struct ServiceAddress {
-    address: Ipv4Addr,
-    _connections: JoinSet<()>,
-}
-
-// === impl ServiceAddress ===
-
-impl ServiceAddress {
-    async fn of(servers: &Servers) -> Result<Self> {
-        let address = servers.network.address(252);
-        let listener = TcpListener::bind((address, HTTPS)).await?;
-        let ready = servers.ready();
-        let mut connections = JoinSet::new();
-        connections.spawn(async move {
-            let mut forwarded = JoinSet::new();
-            for turn in 0.. {
-                let Ok((mut client, _)) = listener.accept().await else { continue };
-                let server = {
-                    let ready = ready.lock().expect("nobody panics");
-                    ready.get(turn % ready.len().max(1)).copied()
-                };
-                let Some(server) = server else { continue };
-                forwarded.spawn(async move {
-                    if let Ok(mut upstream) = TcpStream::connect((server, HTTPS)).await {
-                        let _ = copy_bidirectional(&mut client, &mut upstream).await;
-                    }
-                });
-                while forwarded.try_join_next().is_some() {}
-            }
-        });
-        Ok(Self { address, _connections: connections })
-    }
 }
 
 // === impl Cluster ===
@@ -113,7 +76,7 @@ impl Cluster {
 async fn pod(
     servers: &mut Servers,
     (folder, deployment): (&str, &str),
-    service: &ServiceAddress,
+    service: &Forwarded,
     cluster: &Cluster,
 ) -> Result<Pod> {
     let objects = rendered(folder).await?;
@@ -136,14 +99,9 @@ async fn pod(
     Pod::new(&spec, &servers.objects, options)
 }
 
-/// The command of a container of ours with the built program, for one namespace of a cluster that
-/// other tests use too.
-fn command(pod: &Pod, container: &str, cluster: &Cluster) -> Result<ProgramOptions> {
-    let arguments = pod.container(container)?["args"].clone();
-    let arguments = arguments.as_array().into_iter().flatten().filter_map(Value::as_str);
-    let arguments = arguments.filter(|it| *it != "--all-namespaces");
-    let words: Vec<_> = [env!("CARGO_BIN_EXE_kube-consul")].into_iter().chain(arguments).collect();
-    Ok(pod.command_in(container, &words)?.args(["--namespace", &cluster.namespace]))
+/// The command of a container of ours, for one namespace of a cluster that other tests use too.
+fn in_namespace(pod: &Pod, container: &str, cluster: &Cluster) -> Result<ProgramOptions> {
+    Ok(command(pod, container)?.args(["--namespace", &cluster.namespace]))
 }
 
 /// The agent beside the bridge, on the address of its pod instead of on the loopback address.
@@ -203,7 +161,8 @@ async fn bridge_and_import_with_the_shipped_policies_are_ready_and_outlive_the_l
 
 pub async fn overlays() -> Result<()> {
     let mut servers = Servers::started(3).await?;
-    let service = ServiceAddress::of(&servers).await?;
+    let address = servers.network.address(252);
+    let service = Forwarded::start(address, &[HTTPS], servers.ready()).await?;
     let cluster = Cluster::new().await?;
     cluster.service("shop", "10.1.0.1").await?;
     cluster.imported("orders-db", "db").await?;
@@ -214,13 +173,13 @@ pub async fn overlays() -> Result<()> {
     let pod_with_agent = pod(&mut servers, with_agent, &service, &cluster).await?;
     pod_with_agent.init().await?;
     let agent = sidecar_agent(&pod_with_agent).await?;
-    let by_agent = Bridge::start(command(&pod_with_agent, "bridge", &cluster)?).await?;
+    let by_agent = Bridge::start(in_namespace(&pod_with_agent, "bridge", &cluster)?).await?;
     let without = ("with-consul-servers-catalog", "kube-consul");
     let pod_without = pod(&mut servers, without, &service, &cluster).await?;
-    let by_catalog = Bridge::start(command(&pod_without, "bridge", &cluster)?).await?;
+    let by_catalog = Bridge::start(in_namespace(&pod_without, "bridge", &cluster)?).await?;
     let import = ("with-consul-servers-import", "kube-consul-import");
     let pod_of_import = pod(&mut servers, import, &service, &cluster).await?;
-    let import = command(&pod_of_import, "import", &cluster)?;
+    let import = in_namespace(&pod_of_import, "import", &cluster)?;
     let import = import.arg("--kubeconfig").arg(shipped_kubeconfig().await?);
     let import = Bridge::start(import).await?;
     all_is_well(&[&by_agent, &by_catalog, &import]).await?;

@@ -14,7 +14,7 @@ use super::support::{
 };
 
 /// Consul looks at its files every second or two.
-const RELOAD: Duration = Duration::from_secs(20);
+pub(super) const RELOAD: Duration = Duration::from_secs(20);
 const FOLDERS: [&str; 2] = ["consul-servers", "consul-agents"];
 const ALIVE: u64 = 1;
 
@@ -183,7 +183,7 @@ pub async fn gossip_keys() -> Result<()> {
 }
 
 /// The certificate that a server shows.
-async fn shown(address: &str) -> Result<String> {
+pub(super) async fn shown(address: &str) -> Result<String> {
     let connect =
         format!("openssl s_client -connect {address} -servername {SERVER_NAME} </dev/null");
     run(&["/bin/sh", "-c", &connect]).await

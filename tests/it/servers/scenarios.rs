@@ -11,7 +11,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::{acl, agents, dns, install, lifecycle, overlays, rotation, snapshots};
+use super::{
+    acl, agents, cert_manager, dns, install, lifecycle, node, overlays, rotation, snapshots,
+};
 
 /// At once: three servers each, which take a fifth of a core.
 const AT_ONCE: usize = 5;
@@ -19,15 +21,17 @@ const AT_ONCE: usize = 5;
 type Scenario = fn() -> BoxFuture<'static, Result<()>>;
 
 /// The longest first, so that none is left alone at the end.
-const ALL: [(&str, Scenario); 12] = [
+const ALL: [(&str, Scenario); 14] = [
     ("restarts", || lifecycle::restarts().boxed()),
     ("agents", || agents::on_nodes().boxed()),
+    ("node", || node::pods_of_a_node().boxed()),
     ("scaling", || lifecycle::scaling().boxed()),
     ("gossip", || rotation::gossip_keys().boxed()),
     ("losses", || lifecycle::losses().boxed()),
     ("certificates", || rotation::certificates().boxed()),
     ("snapshots", || snapshots::snapshots().boxed()),
     ("acl", || acl::job().boxed()),
+    ("cert-manager", || cert_manager::certificates().boxed()),
     ("install", || install::both_commands().boxed()),
     ("overlays", || overlays::overlays().boxed()),
     ("dns", || dns::forwarded().boxed()),

@@ -13,7 +13,10 @@ use kube_consul_stack::{
     data_folder, eventually, program_path,
 };
 use serde_json::{Value, json};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::support::manifest;
@@ -359,10 +362,50 @@ impl Servers {
     }
 }
 
+/// What kube-proxy does for a Service, and a `hostPort` for a node: each connection to one address
+/// goes to one of others, whatever these are by then.
+pub struct Forwarded {
+    pub address: Ipv4Addr,
+    _connections: JoinSet<()>,
+}
+
+impl Forwarded {
+    pub async fn start(
+        address: Ipv4Addr,
+        ports: &[u16],
+        targets: Arc<Mutex<Vec<Ipv4Addr>>>,
+    ) -> Result<Self> {
+        let mut connections = JoinSet::new();
+        for &port in ports {
+            let listener = TcpListener::bind((address, port)).await?;
+            let targets = Arc::clone(&targets);
+            connections.spawn(async move {
+                let mut forwarded = JoinSet::new();
+                for turn in 0.. {
+                    let Ok((mut client, _)) = listener.accept().await else { continue };
+                    let target = {
+                        let targets = targets.lock().expect("nobody panics");
+                        targets.get(turn % targets.len().max(1)).copied()
+                    };
+                    let Some(target) = target else { continue };
+                    forwarded.spawn(async move {
+                        if let Ok(mut upstream) = TcpStream::connect((target, port)).await {
+                            let _ = copy_bidirectional(&mut client, &mut upstream).await;
+                        }
+                    });
+                    while forwarded.try_join_next().is_some() {}
+                }
+            });
+        }
+        Ok(Self { address, _connections: connections })
+    }
+}
+
 /// What every pod has alike.
 pub fn options(name: &str, address: Ipv4Addr) -> PodOptions {
     PodOptions {
         name: name.to_owned(),
+        namespace: "kube-consul".to_owned(),
         address,
         node: format!("node-of-{name}"),
         token: String::new(),
@@ -370,6 +413,15 @@ pub fn options(name: &str, address: Ipv4Addr) -> PodOptions {
         names: Vec::new(),
         replacements: Vec::new(),
     }
+}
+
+/// The command of a container of ours with the built program. Which namespaces are meant says the test.
+pub fn command(pod: &Pod, container: &str) -> Result<ProgramOptions> {
+    let arguments = pod.container(container)?["args"].clone();
+    let arguments = arguments.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let arguments = arguments.filter(|it| *it != "--all-namespaces");
+    let words: Vec<_> = [env!("CARGO_BIN_EXE_kube-consul")].into_iter().chain(arguments).collect();
+    pod.command_in(container, &words)
 }
 
 /// Something that is done every 100 ms through whichever server is ready, and how it went.

@@ -62,6 +62,8 @@ impl PodObjects {
 pub struct PodOptions {
     /// Its name.
     pub name: String,
+    /// Its namespace.
+    pub namespace: String,
     /// Its address.
     pub address: Ipv4Addr,
     /// The name of its node.
@@ -232,9 +234,14 @@ impl Pod {
             let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
                 Some("metadata.name") => self.options.name.clone(),
                 Some("status.podIP" | "status.hostIP") => self.options.address.to_string(),
+                Some("metadata.namespace") => self.options.namespace.clone(),
                 Some("spec.nodeName") => self.options.node.clone(),
                 Some(other) => bail!("{name}: a pod's {other} is not known here"),
-                None => variable["value"].as_str().context("a variable without a value")?.into(),
+                None => {
+                    let value = variable["value"].as_str().context("a variable without a value")?;
+                    // Only of variables before it, as the kubelet does.
+                    expand(value, &variables)
+                }
             };
             variables.insert(name.to_owned(), value);
         }
