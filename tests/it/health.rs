@@ -39,6 +39,38 @@ async fn a_name_resolves_while_an_endpoint_is_ready() -> Result<()> {
     dns.wait_for(web, A, &[&address]).await
 }
 
+/// Why an instance is critical stands in Consul with either sink, and says nothing that scaling changes.
+#[tokio::test]
+async fn a_critical_check_says_why_and_scaling_writes_nothing() -> Result<()> {
+    let fixture = Fixture::recorded("why").await?;
+    let ports = [("http", 80)];
+    fixture.web("web", &ports).await?;
+    let (one, two) = (Endpoint::unready("10.1.0.1"), Endpoint::unready("10.1.0.2"));
+    fixture.endpoints("web", std::slice::from_ref(&one), &ports).await?;
+    let why = format!("no ready endpoints of {}/web", fixture.namespace);
+    for (sink, field) in [("agent", "Notes"), ("catalog", "Output")] {
+        let command = fixture.command().await?.args(["--sink", sink]);
+        let bridge = Bridge::start(command).await?;
+        bridge.wait_ready().await?;
+        let instances = fixture.instances("web").await?;
+        let checks = instances.iter().filter_map(|it| it["Checks"].as_array()).flatten();
+        let ours: Vec<_> =
+            checks.filter(|it| it["Name"] == "Kubernetes readiness" && it[field] == *why).collect();
+        ensure!(ours.len() == 1, "{sink}: {instances:?}");
+        fixture.recorder().clear();
+        fixture.endpoints("web", &[one.clone(), two.clone()], &ports).await?;
+        // Something that is written, so that the change before it was seen.
+        fixture.web(&format!("marker-{sink}"), &ports).await?;
+        fixture.wait_for_instances(&format!("marker-{sink}"), 1).await?;
+        fixture.endpoints("web", std::slice::from_ref(&one), &ports).await?;
+        let writes = fixture.recorder().writes();
+        let of_web = writes.iter().filter(|it| String::from_utf8_lossy(&it.body).contains("_web_"));
+        ensure!(of_web.count() == 0, "{sink}: {writes:?}");
+        bridge.stop().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_pod_of_a_headless_service_resolves_while_it_is_ready() -> Result<()> {
     let fixture = Fixture::new("headless").await?;

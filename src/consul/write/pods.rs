@@ -59,7 +59,7 @@ async fn register(
         check: Some(AgentCheck {
             id: Some((&*registration.id).into()),
             name: None,
-            notes: Some(&state.output),
+            notes: Some((&*state.output).into()),
             status: Some(match state.status {
                 wanted::CheckStatus::Passing => CheckStatus::Passing,
                 wanted::CheckStatus::Warning => CheckStatus::Warning,

@@ -58,7 +58,7 @@ pub struct AgentCheck<'a> {
     pub name: Option<&'a str>,
     /// What people read beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub notes: Option<&'a str>,
+    pub notes: Option<Cow<'a, str>>,
     /// How it begins; none: critical, as Consul has it. An agent keeps the status of a check that it
     /// has already.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +167,8 @@ pub struct CheckBody {
     check_id: String,
     name: &'static str,
     status: CheckStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
     #[serde(rename = "ServiceID")]
     service_id: Box<str>,
     service_name: Box<str>,
@@ -204,7 +206,9 @@ impl<'a> From<&'a Registration> for AgentService<'a> {
             check: check.map(|status| AgentCheck {
                 id: Some(readiness_check_id(&registration.id).into()),
                 name: Some(READINESS_CHECK),
-                notes: None,
+                // An agent takes no output with a registration, and one more request for it would be
+                // one more for each change.
+                notes: why_critical(registration).map(Cow::from),
                 status: Some(status),
                 deregister_critical_after: None,
                 kind: CheckKind::Ttl { ttl: READINESS_TTL },
@@ -293,10 +297,16 @@ impl CheckBody {
             check_id: readiness_check_id(&registration.id),
             name: READINESS_CHECK,
             status,
+            output: why_critical(registration),
             service_id: registration.id.clone(),
             service_name: registration.service.clone(),
         })
     }
+}
+
+/// What a critical check says.
+fn why_critical(registration: &Registration) -> Option<String> {
+    (registration.check == Check::Critical).then(|| registration.why_critical())
 }
 
 // === impl Weights ===

@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 
+use crate::domain::consul::registration_id::is_of_endpoint;
 use crate::domain::hash::fnv1a_32;
 use crate::domain::kube::names::ClusterName;
 
@@ -23,6 +24,12 @@ pub const NAMESPACE_META: &str = "external-k8s-ns";
 
 /// Meta key that says which Kubernetes Service a registration is from.
 pub const SERVICE_META: &str = "external-k8s-service";
+
+/// Meta key that says which pod an endpoint is, where it is one.
+pub const POD_META: &str = "external-k8s-ref-name";
+
+/// Meta key that says which node an instance is on.
+pub const NODE_META: &str = "external-k8s-node-name";
 
 /// Name of the check that an instance has while it is not ready.
 pub const READINESS_CHECK: &str = "Kubernetes readiness";
@@ -59,6 +66,25 @@ pub enum Check {
     Passing,
     /// Critical: not ready, left out of DNS answers.
     Critical,
+}
+
+// === impl Registration ===
+
+impl Registration {
+    /// Why it is critical, for whoever sees its check in Consul. It follows from what a registration
+    /// is and not from how many endpoints there are, which would be a write whenever that changes.
+    pub fn why_critical(&self) -> String {
+        let of = |key: &str| self.meta.get(key).map_or("?", String::as_str);
+        let service = format!("{}/{}", of(NAMESPACE_META), of(SERVICE_META));
+        match (self.meta.get(POD_META), self.meta.get(NODE_META)) {
+            (Some(pod), _) => format!("pod {pod}, an endpoint of {service}, is not ready"),
+            _ if is_of_endpoint(&self.id) => format!("this endpoint of {service} is not ready"),
+            (None, Some(node)) => {
+                format!("node {node} is not ready, or leads to no ready endpoints of {service}")
+            }
+            (None, None) => format!("no ready endpoints of {service}"),
+        }
+    }
 }
 
 /// A reverse-DNS record in the KV store.
@@ -322,6 +348,34 @@ impl PtrOwner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_an_instance_is_critical_follows_from_what_it_is() {
+        let of = |id: &str, meta: &[(&str, &str)]| {
+            let meta = [(NAMESPACE_META, "shop"), (SERVICE_META, "web")].iter().chain(meta);
+            let meta = meta.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let registration = Registration {
+                id: id.into(),
+                service: "web".into(),
+                namespace: "shop".into(),
+                address: "10.0.0.1".into(),
+                port: 80,
+                tags: Vec::new(),
+                meta,
+                weight: 1,
+                check: Check::Critical,
+            };
+            registration.why_critical()
+        };
+        assert_eq!(of("k_shop_web_http_10.0.0.1", &[]), "no ready endpoints of shop/web");
+        let endpoint = "k_shop_web_http_8080_10.0.0.1";
+        assert_eq!(of(endpoint, &[]), "this endpoint of shop/web is not ready");
+        let (pod, node) = ((POD_META, "web-1"), (NODE_META, "n1"));
+        let text = "pod web-1, an endpoint of shop/web, is not ready";
+        assert_eq!(of(endpoint, &[pod, node]), text);
+        let text = "node n1 is not ready, or leads to no ready endpoints of shop/web";
+        assert_eq!(of("k_shop_web_http_192.0.2.1", &[node]), text);
+    }
 
     #[test]
     fn flags_tell_the_owner() {

@@ -35,6 +35,11 @@ pub fn local_part<'i>(cluster: &ClusterName, service: &ObjectKey, id: &'i str) -
         .try_fold(id, |rest, part| rest.strip_prefix(part)?.strip_prefix('_'))
 }
 
+/// Whether the registration of this ID is that of an endpoint, of which it has the number.
+pub fn is_of_endpoint(id: &str) -> bool {
+    id.splitn(6, '_').count() == 6
+}
+
 /// ID of the readiness check of the registration with this ID.
 pub fn readiness_check_id(service_id: &str) -> String {
     format!("{service_id}:readiness")

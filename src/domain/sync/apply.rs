@@ -137,6 +137,7 @@ impl Term {
             self.work.queue.push(service.clone());
         }
         self.unserved.note(&service, std::mem::take(&mut outcome.unserved), now);
+        self.balancers.note(&service, std::mem::take(&mut outcome.awaited_balancer), now);
         let puts = if self.ptr.awaited.is_empty() { BTreeSet::new() } else { puts(&plan.actions) };
         self.apply_outcome(&service, outcome, &puts, reports);
         if plan.actions.is_empty() {

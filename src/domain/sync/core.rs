@@ -407,7 +407,8 @@ impl Core {
         if let Some(term) = &mut self.term {
             let due = term.retries.due(now);
             let unserved = term.unserved.due(now);
-            term.mark_each(due.into_iter().chain(unserved));
+            let balancers = term.balancers.due(now);
+            term.mark_each(due.into_iter().chain(unserved).chain(balancers));
         }
     }
 
@@ -576,6 +577,7 @@ impl Core {
         let (cluster, term) = (&self.cluster, self.term.as_ref());
         Counts {
             services: cluster.cache.service_count(),
+            registered: term.map_or(0, |term| term.known.service_count()),
             registrations: term.map_or(0, |term| term.known.registration_count()),
             critical: term.map_or(0, |term| term.known.critical_count()),
             ptr_records: term.map_or(0, |term| term.known.ptr_count()),

@@ -219,6 +219,11 @@ impl Ledger {
         self.ptr.iter()
     }
 
+    /// How many Services have registrations; the records of none count as one more.
+    pub fn service_count(&self) -> usize {
+        self.registrations.len()
+    }
+
     /// How many registrations there are.
     pub fn registration_count(&self) -> usize {
         self.registration_count

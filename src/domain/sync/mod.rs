@@ -18,7 +18,7 @@
 //! | `apply` | takes plans, and gives what is sent next |
 //! | `answers` | what Consul's answers mean |
 //! | `awaited_ptr` | PTR keys that we want and others have |
-//! | `unserved` | ports whose EndpointSlices have not followed yet |
+//! | `grace` | what a Service may lack for a while: EndpointSlices that follow, a load balancer |
 //! | `resync`, `observe` | all that is ours in Consul is compared with what is known |
 //! | `contention` | records that somebody else keeps changing |
 //! | `names` | who else holds the Consul names that we want |
@@ -55,6 +55,7 @@ mod confirm;
 mod contact;
 mod contention;
 mod core;
+mod grace;
 mod hold;
 mod ledger;
 mod loss;
@@ -72,7 +73,6 @@ mod resync;
 mod schedule;
 mod start;
 mod term;
-mod unserved;
 mod view;
 mod wait;
 

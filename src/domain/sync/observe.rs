@@ -92,7 +92,10 @@ impl Term {
         self.schedule.resync_succeeded(now);
         match &mut self.stage {
             Stage::Starting { resynced } => *resynced = true,
-            Stage::Running if resync.fixed > 0 => reports.push(Report::Fixed(resync.fixed)),
+            Stage::Running if resync.fixed > 0 => {
+                let (records, state_lost) = (resync.fixed, resync.state_lost);
+                reports.push(Report::Fixed { records, state_lost });
+            }
             Stage::Running => {}
         }
         self.start_if_loaded(config, cluster, now, reports);

@@ -15,6 +15,7 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::Desired;
 use crate::domain::sync::action::Planned;
+use crate::domain::sync::grace::BALANCER_APPEARS;
 use crate::domain::sync::hold::Cause;
 use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
@@ -53,6 +54,8 @@ pub(super) struct Outcome {
     pub(super) unknown_names: BTreeSet<Box<str>>,
     /// Its ports that no endpoint serves, although some are ready.
     pub(super) unserved: BTreeSet<Box<str>>,
+    /// Its load balancer, if that has no address yet.
+    pub(super) awaited_balancer: BTreeSet<Box<str>>,
     /// Nothing is held any longer for the Service.
     pub(super) releases_hold: bool,
     /// Whether the answers may leave something to do or to tell.
@@ -104,7 +107,7 @@ impl View<'_> {
         self.draft_removals(key, &desired, now, &mut draft);
         self.draft_names(&desired, &mut draft);
         self.clear_old_failures(key, &desired, &mut draft);
-        self.gather_problems(key, desired, &mut draft);
+        self.gather_problems(key, desired, now, &mut draft);
         draft.finish()
     }
 
@@ -129,6 +132,7 @@ impl View<'_> {
             keeps_former_name: desired.keeps_former_name,
             unknown_names: desired.unknown_names.clone(),
             unserved: desired.unserved.clone(),
+            awaited_balancer: awaited_balancer(desired),
             releases_hold: self.term.holds.of(key).is_some()
                 && self.has_nothing_to_lose(key, desired),
             ..Outcome::default()
@@ -377,7 +381,7 @@ impl View<'_> {
     }
 
     /// What is wrong with the Service.
-    fn gather_problems(&self, key: &ObjectKey, desired: Desired, draft: &mut Draft) {
+    fn gather_problems(&self, key: &ObjectKey, desired: Desired, now: Moment, draft: &mut Draft) {
         let contested = self.term.contention.problems(key);
         let contested = contested.filter(|(it, _)| self.concerns(key, it, &desired, draft));
         let contested: Vec<Problem> = contested.map(|(_, problem)| problem).collect();
@@ -389,6 +393,10 @@ impl View<'_> {
                 Reason::Denied,
                 format!("node ports cannot be registered: {why}; what is registered stays"),
             ));
+        }
+        let balancer = awaited_balancer(&desired);
+        if desired.awaits_balancer && self.term.balancers.until(key, &balancer, now).is_none() {
+            outcome.problems.insert(no_balancer());
         }
         outcome.problems.extend(desired.problems);
         for name in &desired.unknown_names {
@@ -494,4 +502,21 @@ fn ptr_key_of(address: &str) -> Option<String> {
 /// The PTR key of the address that a service ID ends with.
 fn ptr_key_of_id(id: &str) -> Option<String> {
     ptr_key_of(id.rsplit('_').next()?)
+}
+
+/// What the Service lacks while its load balancer has no address.
+fn awaited_balancer(desired: &Desired) -> BTreeSet<Box<str>> {
+    desired.awaits_balancer.then(|| "load balancer".into()).into_iter().collect()
+}
+
+fn no_balancer() -> Problem {
+    let minutes = BALANCER_APPEARS.as_secs() / 60;
+    Problem::new(
+        Reason::Incomplete,
+        format!(
+            "its load balancer has had no address for {minutes} minutes (status.loadBalancer is empty), so \
+             it is not registered; the Events of the Service (kubectl describe service) say what the \
+             controller that makes load balancers waits for"
+        ),
+    )
 }

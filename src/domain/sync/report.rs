@@ -58,8 +58,13 @@ pub enum Report {
         /// What is known of who changed it.
         found: String,
     },
-    /// A resync found that this many records were not as we had left them.
-    Fixed(usize),
+    /// A resync found that records were not as we had left them.
+    Fixed {
+        /// How many.
+        records: usize,
+        /// Whether Consul had lost what was registered, so that nobody changed them.
+        state_lost: bool,
+    },
     /// A PTR record that another cluster or somebody else had is gone, and is written for this
     /// Service.
     PtrTakenOver(ObjectKey, Box<str>),
@@ -96,6 +101,8 @@ impl Written {
 pub struct Counts {
     /// Services in the cluster.
     pub services: usize,
+    /// Those of them that have registrations in Consul.
+    pub registered: usize,
     /// Our registrations in Consul.
     pub registrations: usize,
     /// Those of them whose check is critical.

@@ -19,6 +19,7 @@ use crate::domain::sync::awaited_ptr::AwaitedPtr;
 use crate::domain::sync::cluster::{Changes, Cluster};
 use crate::domain::sync::config::Config;
 use crate::domain::sync::contention::Contention;
+use crate::domain::sync::grace::{BALANCER_APPEARS, Grace, SLICES_FOLLOW};
 use crate::domain::sync::hold::{Holds, Kept};
 use crate::domain::sync::ledger::{Ledger, PtrState};
 use crate::domain::sync::names::Names;
@@ -28,7 +29,6 @@ use crate::domain::sync::queue::Queue;
 use crate::domain::sync::report::Written;
 use crate::domain::sync::resync::{Drift, Resync};
 use crate::domain::sync::schedule::Schedule;
-use crate::domain::sync::unserved::Unserved;
 
 /// Everything that is dropped with the lead.
 #[derive(Debug)]
@@ -37,7 +37,10 @@ pub(super) struct Term {
     pub(super) known: Ledger,
     pub(super) ptr: PtrKeys,
     pub(super) names: Names,
-    pub(super) unserved: Unserved,
+    /// Services with a port that nothing serves.
+    pub(super) unserved: Grace,
+    /// Services whose load balancer has no address.
+    pub(super) balancers: Grace,
     pub(super) work: Work,
     pub(super) flights: Flights<RecordKey, ObjectKey, Sent>,
     pub(super) retries: Retries<RecordKey, ObjectKey, Fingerprint>,
@@ -144,7 +147,8 @@ impl Term {
             known: Ledger::new(config.settings.cluster.clone()),
             ptr: PtrKeys::default(),
             names: Names::default(),
-            unserved: Unserved::default(),
+            unserved: Grace::new(SLICES_FOLLOW),
+            balancers: Grace::new(BALANCER_APPEARS),
             work: Work::default(),
             flights: Flights::starting_at(next_flight),
             retries: Retries::default(),
@@ -349,8 +353,8 @@ impl Term {
         };
         let look = [self.schedule.next_resync(), self.next_names()];
         let catalog = self.schedule.next_catalog().filter(|_| asks_catalog);
-        let slices = self.unserved.next();
-        let work = [soon, late, catalog, slices, self.next_namespace_node()];
+        let (slices, balancers) = (self.unserved.next(), self.balancers.next());
+        let work = [soon, late, catalog, slices, balancers, self.next_namespace_node()];
         look.into_iter().chain(work).flatten()
     }
 

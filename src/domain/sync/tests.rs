@@ -1,3 +1,4 @@
+mod balancers;
 mod cases;
 mod catalog;
 mod decisions;

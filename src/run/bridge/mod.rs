@@ -19,7 +19,7 @@ mod jobs;
 mod leadership;
 mod reporting;
 mod seen_ids;
-mod status;
+pub mod status;
 mod watches;
 mod work;
 
@@ -60,9 +60,10 @@ use crate::domain::text::counted;
 use crate::kubernetes::client::{Connected, EndpointSource, endpoint_source};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Scope, Watcher};
 use crate::run::Error;
-use crate::run::daemon::admin::listen;
+use crate::run::daemon::admin::{listen, listens_at};
 use crate::run::daemon::checks::other_owner;
 use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
 use crate::run::daemon::options::{Common, SyncOptions};
@@ -101,6 +102,16 @@ async fn run(
 ) -> Result<(), Error> {
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
+    let admin = listener.as_ref().map(listens_at);
+    let first = FirstLine {
+        cluster: Some(options.sync.settings.cluster.as_str()),
+        sink: Some(&options.sync.sink),
+        kubernetes: Some(&kubernetes.url),
+        consul: consul.url(),
+        admin: admin.as_deref(),
+        ..FirstLine::default()
+    };
+    first.log("bridge");
     let metrics = Arc::new(bridge_metrics(options.sync.is_elected()));
     let requests = metrics.requests.clone();
     consul.observe(Box::new(move |operation, took, is_answered| {

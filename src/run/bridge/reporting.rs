@@ -138,7 +138,7 @@ impl Reporting {
         if changed && *self.readiness.borrow() == Readiness::Ready {
             let counts = core.counts();
             tracing::info!(
-                services = counts.services,
+                services = counts.registered,
                 registrations = counts.registrations,
                 problems = counts.problems,
                 "in sync"
@@ -295,7 +295,11 @@ impl Reporting {
             Report::Released { confirmed: false } => {
                 tracing::info!("all that was missing is shown again: nothing is removed");
             }
-            Report::Fixed(records) => {
+            Report::Fixed { records, state_lost: true } => {
+                self.metrics.drifted.inc_by(records as u64);
+                tracing::info!(records, "writing again what Consul has lost");
+            }
+            Report::Fixed { records, state_lost: false } => {
                 self.metrics.drifted.inc_by(records as u64);
                 tracing::warn!(
                     drifted = records,

@@ -20,20 +20,32 @@ use crate::domain::sync::{Cause, Core, Wait};
 /// some 150 bytes, and at most [`PAGE`] problems, a page is about a megabyte.
 const MAX_ITEMS: usize = 2_000;
 
+/// A state that is normal at first.
+const NO_BALANCER: &str =
+    "it has no address yet (status.loadBalancer), which is normal while it is made";
+
 /// What a page says beside what the core knows.
-pub(super) struct Surroundings {
-    pub(super) cluster_uid: Option<String>,
-    pub(super) leadership: Option<String>,
-    pub(super) readiness: Readiness,
-    pub(super) history: Vec<Series>,
-    pub(super) kubernetes: Peer,
-    pub(super) consul: Peer,
-    pub(super) watches: Vec<WatchStatus>,
-    pub(super) now: Moment,
+pub struct Surroundings {
+    /// The cluster's uid, once it is known.
+    pub cluster_uid: Option<String>,
+    /// Who leads, where there is an election.
+    pub leadership: Option<String>,
+    /// What `/readyz` says.
+    pub readiness: Readiness,
+    /// The charts.
+    pub history: Vec<Series>,
+    /// The API server.
+    pub kubernetes: Peer,
+    /// Consul.
+    pub consul: Peer,
+    /// The watches of the API server.
+    pub watches: Vec<WatchStatus>,
+    /// The core's time.
+    pub now: Moment,
 }
 
 /// The page of the Services that are selected.
-pub(super) fn page(
+pub fn page(
     core: &Core,
     settings: &Settings,
     selection: &Selection,
@@ -141,13 +153,20 @@ fn service(
         ServiceProblem { reason: problem.reason.as_str(), message }
     });
     let object = core.cache().service(key);
+    let mut waiting = waiting(core, key, now);
+    if desired.as_ref().is_some_and(|it| it.awaits_balancer) {
+        waiting.push(WaitingRecord {
+            record: "load balancer".to_owned(),
+            reason: NO_BALANCER.to_owned(),
+        });
+    }
     ServiceStatus {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
         not_selected: object.and_then(|service| not_selected(settings, key, service)),
         instances: instances.collect(),
         problems: problems.collect(),
-        waiting: waiting(core, key, now),
+        waiting,
     }
 }
 

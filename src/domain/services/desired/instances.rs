@@ -8,11 +8,14 @@ use crate::domain::consul::meta::is_meta_value;
 use crate::domain::consul::names::{lookup_form, resolves};
 use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{
-    CLUSTER_META, Check, NAMESPACE_META, Registration, SERVICE_META, SOURCE, SOURCE_META,
+    CLUSTER_META, Check, NAMESPACE_META, NODE_META, POD_META, Registration, SERVICE_META, SOURCE,
+    SOURCE_META,
 };
 use crate::domain::consul::registration_id::registration_id;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{Endpoint, EndpointSlice, Node, Service, ServicePort};
+use crate::domain::kube::object::{
+    Endpoint, EndpointSlice, Node, Service, ServicePort, ServiceType,
+};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::{
@@ -243,7 +246,11 @@ impl<'a> Builder<'a> {
         serving: &[Serving<'s>],
     ) -> Vec<Target<'s>> {
         if addresses.is_empty() {
-            self.lacks("an address that the Service does not have");
+            if kind == AddressKind::LoadBalancer && self.service.kind == ServiceType::LoadBalancer {
+                self.out.awaits_balancer = true;
+            } else {
+                self.lacks("an address that the Service does not have");
+            }
         }
         let ready = !self.routed(serving).is_empty();
         let admitted = self.admit(addresses.len());
@@ -558,8 +565,8 @@ impl<'a> Builder<'a> {
             (NAMESPACE_META, Some(&*self.key.namespace)),
             (SERVICE_META, Some(&*self.key.name)),
             ("external-k8s-ref-kind", pod.map(|_| "Pod")),
-            ("external-k8s-ref-name", pod),
-            ("external-k8s-node-name", target.node),
+            (POD_META, pod),
+            (NODE_META, target.node),
             ("external-k8s-topology-zone", target.zone.filter(|zone| is_meta_value(zone))),
             ("external-k8s-protocol", port.protocol.tag()),
         ]

@@ -166,6 +166,8 @@ pub struct Desired {
     /// Whether it cannot be told before the nodes are known: until then nothing is written, and
     /// nothing that is there removed.
     pub awaits_nodes: bool,
+    /// Whether its load balancer has no address yet: somebody is making it.
+    pub awaits_balancer: bool,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }

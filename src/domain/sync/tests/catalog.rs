@@ -574,7 +574,7 @@ fn what_is_in_flight_when_the_lead_is_lost_is_neither_lost_nor_taken_for_a_fix()
         assert_eq!((simulation.registrations.len(), simulation.kv.len()), (0, 0), "{is_applied}");
         assert!(simulation.bridge.is_settled(), "{is_applied}");
         let reports = simulation.bridge.take_reports();
-        let fixed = reports.iter().any(|it| matches!(it, Report::Fixed(_)));
+        let fixed = reports.iter().any(|it| matches!(it, Report::Fixed { .. }));
         assert!(!fixed, "{is_applied}: {reports:?}");
     }
 }

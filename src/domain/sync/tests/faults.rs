@@ -17,7 +17,9 @@ fn what_others_changed_or_removed_is_repaired_and_counted() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 4);
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (5, 5));
-    assert!(simulation.bridge.take_reports().contains(&Report::Fixed(4)));
+    assert!(
+        simulation.bridge.take_reports().contains(&Report::Fixed { records: 4, state_lost: false })
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! O12: slices that have not followed a port of their Service.
 
 use super::*;
-use crate::domain::sync::unserved::SLICES_FOLLOW;
+use crate::domain::sync::grace::SLICES_FOLLOW;
 
 fn with_port(mode: AddressMode, port: &str) -> SeenObject {
     let service = service().with(|s| {

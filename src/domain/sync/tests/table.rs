@@ -311,6 +311,14 @@ none for what is not registered   | web; foreign web | | ?ForeignName; noptr
 while it is not ready, too        | web; > | | web 10.0.0.1:80!; ptr 10.0.0.1 web
 "#;
 
+/// What is wrong with a Service that has no annotation is not its annotations.
+#[test]
+fn no_service_without_annotations_has_an_invalid_one() {
+    let rows = ROWS.lines().filter(|row| !row.contains('@') && !row.starts_with('#'));
+    let wrong: Vec<&str> = rows.filter(|row| row.contains("Annotation")).collect();
+    assert_eq!(wrong, [""; 0]);
+}
+
 #[test]
 fn services_and_options_give_these_records() {
     check_rows(ROWS);

@@ -68,7 +68,6 @@ by-type: its address              | web LoadBalancer http:80/30080 lb=203.0.113.
 by-type, its host name            | web LoadBalancer lb=lb.example.org | --address by-type | web lb.example.org:80
 by-type, not theirs: host names   | web LoadBalancer lb=lb.example.org,203.0.113.1 | --address by-type | web 203.0.113.1:80; ?Incomplete lb.example.org
 by-type, two addresses            | web LoadBalancer lb=203.0.113.1,203.0.113.2 | --address by-type | web 203.0.113.1:80; web 203.0.113.2:80
-by-type, none yet                 | web LoadBalancer | --address by-type |
 by-type, external IPs             | web LoadBalancer ext=198.51.100.1 lb=203.0.113.1 | --address by-type | web 198.51.100.1:80
 by-type, not ready                | web LoadBalancer lb=203.0.113.1; > http:1 10.1.0.1! | --address by-type | web 203.0.113.1:80!
 by-type, asked for its endpoints  | web LoadBalancer lb=203.0.113.1 @address=endpoints; > http:1 10.1.0.1 | --address by-type | web 10.1.0.1:1
