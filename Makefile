@@ -36,7 +36,7 @@ generated: ## write the gRPC code anew, after a change of its .proto
 
 .PHONY: test
 test: tools lint ## run all tests: format, lints, units, and everything against the real cluster
-	tests/tools/package buildah chromium chromedriver=chromium-driver promtool=prometheus
+	tests/tools/package buildah chromium chromedriver=chromium-driver promtool=prometheus fish zsh jq
 	@# What a test would compile beside all the others, which mind their time.
 	$(MAKE) --no-print-directory image-program PROFILE=dev
 	cargo test --workspace

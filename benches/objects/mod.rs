@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 pub const SERVICES: usize = 10_000;
 /// Of each Service.
 pub const ENDPOINTS: usize = 10;
+#[allow(dead_code, reason = "what measures time has no use for it")]
 /// What the whole bridge may have, its own program included.
 pub const TARGET_MIB: f64 = 50.0;
 pub const NAMESPACES: usize = 100;

@@ -10,11 +10,12 @@ const CHAIN_BYTES: usize = 1 << 10;
 /// Longest excerpt, in characters: a value fits a line beside what is said of it.
 const EXCERPT_CHARS: usize = 80;
 
-/// `text` on one line, without control characters, of at most `bytes` bytes (and an ellipsis).
+/// `text` on one line, without control characters and whatever else is not seen, of at most `bytes`
+/// bytes (and an ellipsis).
 pub fn one_line(text: &str, bytes: usize) -> String {
     let mut line = String::with_capacity(text.len().min(bytes) + 3);
     for c in text.chars() {
-        let c = if c.is_control() { ' ' } else { c };
+        let c = if is_unseen(c) { ' ' } else { c };
         if line.len() + c.len_utf8() > bytes {
             line.push('…');
             break;
@@ -22,6 +23,13 @@ pub fn one_line(text: &str, bytes: usize) -> String {
         line.push(c);
     }
     line
+}
+
+/// Whether it moves a terminal's cursor, ends a line, or turns around or hides what is beside it.
+fn is_unseen(c: char) -> bool {
+    let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || is_format
 }
 
 /// What is shown of a value that may be anything: its first 80 characters. Quote it.
@@ -73,6 +81,7 @@ mod tests {
     #[test]
     fn text_of_others_is_one_short_line() {
         assert_eq!(one_line("a\nb\u{1b}[31m", 80), "a b [31m");
+        assert_eq!(one_line("a\u{9b}31m\u{202e}b\u{2028}c", 80), "a 31m b c");
         assert_eq!(one_line("äöü", 4), "äö…");
         assert_eq!(one_line("äöü", 6), "äöü");
         assert_eq!(excerpt(&"ä".repeat(80)), "ä".repeat(80));

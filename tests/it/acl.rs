@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bridge, DEADLINE, Fixture, kube_consul, manifest, says};
 
-const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
+pub(crate) const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 const AGENT: &str = "22222222-2222-2222-2222-222222222222";
 const BRIDGE: &str = "33333333-3333-3333-3333-333333333333";
 /// What the catalog lacks for 90 s is a problem.
@@ -23,13 +23,13 @@ const CATALOG_DEADLINE: Duration = Duration::from_mins(3);
 const PTR_KEYS: &str = "/v1/kv/0.?keys";
 
 /// A shipped policy.
-fn policy(name: &str) -> Result<String> {
+pub(crate) fn policy(name: &str) -> Result<String> {
     let path = manifest("consul").join(name);
     fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
 
 /// A policy without one of its rules, which is a line.
-fn without(rules: &str, rule: &str) -> Result<String> {
+pub(crate) fn without(rules: &str, rule: &str) -> Result<String> {
     let kept: Vec<&str> = rules.lines().filter(|line| *line != rule).collect();
     ensure!(kept.len() + 1 == rules.lines().count(), "the policy has no line {rule}");
     Ok(kept.join("\n"))
@@ -41,7 +41,7 @@ fn rules_of(policy: &str) -> BTreeSet<&str> {
 }
 
 /// Makes a token that may do exactly this.
-async fn token(consul: &ConsulApi, secret: &str, rules: &str) -> Result<()> {
+pub(crate) async fn token(consul: &ConsulApi, secret: &str, rules: &str) -> Result<()> {
     let name = format!("policy-{secret}");
     consul.put("/v1/acl/policy", &json!({"Name": name, "Rules": rules})).await?;
     let token = json!({"SecretID": secret, "AccessorID": secret, "Policies": [{"Name": name}]});

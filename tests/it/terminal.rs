@@ -66,6 +66,74 @@ async fn bash_completes_commands_flags_and_their_words() -> Result<()> {
     Ok(())
 }
 
+/// What fish offers for words that are typed, without what it says of each.
+#[tokio::test]
+async fn fish_completes_commands_flags_and_their_words() -> Result<()> {
+    let Some(fish) = shell("fish").await? else { return Ok(()) };
+    for (typed, expected) in [
+        ("kube-consul pl", &["plan"][..]),
+        ("kube-consul bridge --name", &["--name-template", "--namespace"]),
+        ("kube-consul bridge --sink ", &["agent", "catalog"]),
+        ("kube-consul plan -o ", &["json", "text"]),
+        ("kube-consul purge --owner ", &["consul-k8s"]),
+    ] {
+        let script = "source (kube-consul completions fish | psub); complete -C $argv[1]";
+        let said = says(0, fish.clone().args(["--no-config", "-c", script, typed])).await?;
+        let mut found: Vec<&str> =
+            said.lines().filter_map(|line| line.split('\t').next()).collect();
+        found.sort_unstable();
+        ensure!(found == expected, "{typed}: {found:?}, want {expected:?}");
+    }
+    Ok(())
+}
+
+/// Types words into a zsh of its own, presses the tabulator key, and has the line printed.
+const TYPED: &str = r#"
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1="REA""DY> "; bindkey -e; autoload -Uz compinit; compinit -u -D; source <(kube-consul completions zsh)'
+zpty -r shell out '*READY> *'
+for words in "$@"; do
+    zpty -w -n shell $words$'\t\x01echo completed: \n'
+    zpty -r shell out $'*READY> *'
+    print -r -- $out
+done
+zpty -d shell
+"#;
+
+#[tokio::test]
+async fn zsh_completes_commands_flags_and_their_words() -> Result<()> {
+    let cases = [
+        ("kube-consul pl", "kube-consul plan"),
+        ("kube-consul bridge --sink cat", "kube-consul bridge --sink catalog"),
+        ("kube-consul bridge --name-t", "kube-consul bridge --name-template"),
+        ("kube-consul plan -o js", "kube-consul plan -o json"),
+        ("kube-consul purge --owner con", "kube-consul purge --owner consul-k8s"),
+    ];
+    let typed = cases.iter().map(|(typed, _)| *typed);
+    let Some(zsh) = shell("zsh").await? else { return Ok(()) };
+    let zsh = zsh.env("TERM", "dumb").args(["-f", "-c", TYPED, "zsh"]).args(typed);
+    let said = says(0, zsh).await?;
+    let completed: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_prefix("completed: ")).map(str::trim).collect();
+    let expected: Vec<&str> = cases.iter().map(|(_, completed)| *completed).collect();
+    ensure!(completed == expected, "{completed:?}, want {expected:?}: {said}");
+    Ok(())
+}
+
+/// A shell with `kube-consul` on its PATH; none on a machine that lacks it, which is an error in CI.
+async fn shell(name: &str) -> Result<Option<ProgramOptions>> {
+    let found = Program::start("command", bash("command -v \"$0\" || true").arg(name)).await?;
+    found.wait_for_code(0, DEADLINE).await?;
+    if found.stdout().is_empty() {
+        let how = format!("'{name}' is not on PATH (Debian, Ubuntu: apt-get install {name})");
+        ensure!(std::env::var_os("CI").is_none(), "{how}");
+        eprintln!("skipped: {how}");
+        return Ok(None);
+    }
+    Ok(Some(bash("exec \"$@\"").args([name, name])))
+}
+
 #[tokio::test]
 async fn man_shows_the_page_of_a_command() -> Result<()> {
     let folder = data_folder("man")?.join("man1");

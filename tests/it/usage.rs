@@ -295,3 +295,38 @@ async fn consul_is_reached_over_tls() -> Result<()> {
     let said = ends_with(1, command.args(["--once", "--timeout=2s"])).await?;
     contains(&said, &["ertificate"])
 }
+
+/// The first line says which program this is and what it works on: whoever reads a log from its middle
+/// looks there.
+#[tokio::test]
+async fn the_first_line_of_the_log_names_version_cluster_sink_and_addresses() -> Result<()> {
+    let fixture = Fixture::new("first-line").await?;
+    let bridge = fixture.command().await?.args(["--sink", "catalog", "--cluster", "east"]);
+    let import = kube_consul()
+        .args(["import", "--namespace", &fixture.namespace])
+        .arg("--kubeconfig")
+        .arg(fixture.kubernetes.kubeconfig())
+        .env("CONSUL_HTTP_ADDR", fixture.consul.url());
+    for (command, name) in [(bridge, "bridge"), (import, "import")] {
+        let daemon = Bridge::start(command).await?;
+        daemon.wait_ready().await?;
+        let log = daemon.program.stderr();
+        let first = log.lines().next().unwrap_or_default();
+        let first: serde_json::Value = serde_json::from_str(first)?;
+        ensure!(first["message"] == format!("starting kube-consul {name}"), "{first}");
+        ensure!(first["version"] == env!("CARGO_PKG_VERSION"), "{first}");
+        ensure!(first["consul"] == fixture.consul.url(), "{first}");
+        let admin = daemon.url("");
+        ensure!(first["admin"] == admin.trim_start_matches("http://"), "{first}");
+        ensure!(
+            first["kubernetes"].as_str().is_some_and(|it| it.starts_with("https://")),
+            "{first}"
+        );
+        if name == "bridge" {
+            ensure!(first["cluster"] == "east" && first["sink"] == "catalog", "{first}");
+            ensure!(first["leader_election"] == false, "{first}");
+        }
+        daemon.stop().await?;
+    }
+    Ok(())
+}

@@ -4,6 +4,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::consul::http::authorities::UntrustedAuthority;
 use crate::consul::http::config::Config;
 use crate::consul::http::setup::read_pem;
 use crate::consul::http::transport::connections;
@@ -33,7 +34,11 @@ pub async fn expiries(config: &Config) -> Result<Vec<Expiry>, String> {
     }
     let (http, base) = connections(config, true).map_err(|error| chain(&error))?;
     let answer = http.get(format!("{base}/v1/status/leader")).send().await;
-    let answer = answer.map_err(|error| chain(&error.without_url()))?;
+    let answer = answer.map_err(|error| {
+        // The TLS library would show it as a value of Rust.
+        UntrustedAuthority::find(&error)
+            .map_or_else(|| chain(&error.without_url()), |untrusted| untrusted.to_string())
+    })?;
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>();
     if let Some(der) = info.and_then(reqwest::tls::TlsInfo::peer_certificate) {
         all.push(Expiry { of: "Consul's certificate", at: end(der)? });

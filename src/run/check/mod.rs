@@ -244,6 +244,15 @@ mod tests {
     }
 
     #[test]
+    fn what_others_wrote_reaches_no_terminal_as_it_is() {
+        let findings =
+            Findings::of(vec![failed("a\n\u{1b}[2J", "b\u{9b}31m\r", "c\u{1b}]0;x\u{7}")]);
+        let text = findings.text();
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert_eq!(text.lines().count(), 2, "{text:?}");
+    }
+
+    #[test]
     fn text_has_a_line_for_each_and_the_remedy_below_it() {
         let checks = vec![ok("a", "fine"), failed("longer", "broken", "mend it")];
         let findings = Findings::of(checks);

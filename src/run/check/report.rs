@@ -4,6 +4,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::domain::text::one_line;
+
+/// Longest text of a line, in bytes: a chain of errors fits.
+const LINE: usize = 2 << 10;
+
 /// How good what was found is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,14 +66,17 @@ impl Findings {
         Self { ok: checks.iter().all(|it| it.status != Status::Failed), checks }
     }
 
-    /// A line each, what to do below it.
+    /// A line each, what to do below it. What comes from Consul or the API server may hold anything,
+    /// escape sequences for a terminal too.
     pub(super) fn text(&self) -> String {
         let wide = self.checks.iter().map(|it| it.check.len()).max().unwrap_or(0);
         let mut text = String::new();
+        let line = |text: &str| one_line(text, LINE);
         for Finding { check, status, found, remedy } in &self.checks {
+            let (check, found) = (line(check), line(found));
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{:<8} {check:<wide$}  {found}", status.as_str());
-            if let Some(remedy) = remedy {
+            if let Some(remedy) = remedy.as_deref().map(line) {
                 let _ = writeln!(text, "{:<8} {:<wide$}  -> {remedy}", "", "");
             }
         }

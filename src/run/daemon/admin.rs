@@ -29,6 +29,11 @@ pub(in crate::run) async fn listen(address: Option<SocketAddr>) -> Result<TcpLis
     })
 }
 
+/// Where a listener listens, for the log.
+pub(in crate::run) fn listens_at(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|_| "unknown".to_owned(), |address| address.to_string())
+}
+
 // === impl AdminServer ===
 
 impl AdminServer {

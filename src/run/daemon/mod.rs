@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`options`] | the options that several commands take |
 //! | `connect` | the runtime, the clients of both sides, the end of a login |
+//! | `first_line` | the first line of the log |
 //! | `signals` | SIGTERM and SIGINT |
 //! | `frame` | what runs beside the loop of a daemon, and ends after it |
 //! | `admin` | starting and stopping the admin server |
@@ -14,6 +15,7 @@
 pub(in crate::run) mod admin;
 pub(in crate::run) mod checks;
 pub(in crate::run) mod connect;
+pub(in crate::run) mod first_line;
 pub(in crate::run) mod frame;
 pub(in crate::run) mod handshake;
 pub mod options;

@@ -54,8 +54,9 @@ use crate::kubernetes::client::Connected;
 use crate::kubernetes::import::{ImportServices, ImportSlices};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
-use crate::run::daemon::admin::listen;
+use crate::run::daemon::admin::{listen, listens_at};
 use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
+use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::options::Common;
 use crate::run::daemon::signals::{Stop, signals};
@@ -131,12 +132,15 @@ async fn run(
     if options.serves_prometheus {
         serve_prometheus(Arc::<Metrics>::clone(&metrics));
     }
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        kubernetes = kubernetes.url,
-        consul = consul.url(),
-        "importing Consul services"
-    );
+    let admin = listener.as_ref().map(listens_at);
+    let first = FirstLine {
+        cluster: options.cluster.as_ref().map(ClusterName::as_str),
+        kubernetes: Some(&kubernetes.url),
+        consul: consul.url(),
+        admin: admin.as_deref(),
+        ..FirstLine::default()
+    };
+    first.log("import");
     let shown = Arc::<Metrics>::clone(&metrics);
     let client = Some(kubernetes.client.clone());
     frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| async {

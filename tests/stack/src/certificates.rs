@@ -1,5 +1,7 @@
 //! Certificates made on the spot, for the API server and for Consul with TLS.
 
+use std::time::SystemTime;
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -39,11 +41,23 @@ impl Authority {
     /// Issues a certificate for those DNS names and IP addresses, good for a
     /// server and for a client.
     pub fn issue(&self, names: &[&str]) -> anyhow::Result<Certificate> {
+        self.sign(names, None)
+    }
+
+    /// The same, good until then only.
+    pub fn issue_until(&self, names: &[&str], end: SystemTime) -> anyhow::Result<Certificate> {
+        self.sign(names, Some(end))
+    }
+
+    fn sign(&self, names: &[&str], end: Option<SystemTime>) -> anyhow::Result<Certificate> {
         let key = KeyPair::generate()?;
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let common_name = names.first().cloned().unwrap_or_default();
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, common_name);
+        if let Some(end) = end {
+            params.not_after = end.into();
+        }
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use crate::certificates::{self, Authority};
+use crate::certificates::{self, Authority, Certificate};
 use crate::folder;
 use crate::poll::eventually;
 use crate::port::Port;
@@ -147,8 +147,18 @@ impl ConsulOptions {
 
     /// HTTPS instead of HTTP, with a certificate of this authority for
     /// 127.0.0.1 and localhost; clients need one of it too if `verify_clients`.
-    pub fn tls(mut self, authority: &Authority, verify_clients: bool) -> Result<Self> {
+    pub fn tls(self, authority: &Authority, verify_clients: bool) -> Result<Self> {
         let certificate = authority.issue(&["localhost", "127.0.0.1"])?;
+        self.tls_with(authority, &certificate, verify_clients)
+    }
+
+    /// The same with this certificate.
+    pub fn tls_with(
+        mut self,
+        authority: &Authority,
+        certificate: &Certificate,
+        verify_clients: bool,
+    ) -> Result<Self> {
         self.ca = Some(authority.pem().to_owned());
         let folder = folder::data_folder("consul-tls")?;
         let write = |name: &str, text: &str| {

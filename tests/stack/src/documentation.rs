@@ -7,6 +7,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Stands before a block whose commands a test runs.
 const RUN: &str = "<!-- run -->";
 
+/// Stands before one that another test runs, with its name, and before one that none does, with the
+/// reason.
+const ELSEWHERE: [&str; 2] = ["<!-- run by ", "<!-- not run: "];
+
 /// What separates commands on one line.
 const SEPARATORS: [&str; 5] = ["|", "||", "&&", ";", "&"];
 
@@ -19,6 +23,9 @@ pub struct Block {
     pub language: String,
     /// Whether the page says that it is run.
     pub is_run: bool,
+    /// What the page says of who else runs it, or why nobody does: `run by` and a test's name, or `not
+    /// run:` and a reason.
+    pub elsewhere: Option<String>,
     /// What stands between the fences.
     pub lines: Vec<String>,
 }
@@ -55,16 +62,23 @@ pub fn pages(root: &Path) -> Result<Vec<(PathBuf, String)>> {
 pub fn blocks(page: &str) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
     let mut open: Option<Block> = None;
-    let mut is_run = false;
+    let (mut is_run, mut elsewhere) = (false, None);
     for (number, line) in (1..).zip(page.lines()) {
         match (&mut open, line.trim_start().strip_prefix("```")) {
             (None, Some(language)) => {
                 let language = language.trim().to_owned();
-                open = Some(Block { line: number + 1, language, is_run, lines: Vec::new() });
+                let (elsewhere, lines) = (elsewhere.take(), Vec::new());
+                open = Some(Block { line: number + 1, language, is_run, elsewhere, lines });
             }
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(block), None) => block.lines.push(line.to_owned()),
-            (None, None) => is_run = line.trim() == RUN,
+            (None, None) => {
+                let line = line.trim();
+                is_run = line == RUN;
+                let is_said = ELSEWHERE.iter().any(|it| line.starts_with(it));
+                elsewhere = is_said
+                    .then(|| line.trim_start_matches("<!-- ").trim_end_matches(" -->").to_owned());
+            }
         }
     }
     ensure!(open.is_none(), "a block is not closed");

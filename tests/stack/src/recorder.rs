@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt as _, Full, Limited, combinators::BoxBody};
 use hyper::body::{Body, Bytes, Frame, Incoming};
-use hyper::header::{CONNECTION, HOST, HeaderMap, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -83,6 +83,8 @@ pub enum Fault {
     Answer(StatusCode, String),
     /// Forwarded after this time.
     Delay(Duration),
+    /// Consul's answer has this header in place of its own.
+    Header(&'static str, String),
     /// The connection is closed without an answer, Consul never sees it.
     DropBefore,
     /// Consul gets it and answers, the answer is lost with its connection.
@@ -258,7 +260,7 @@ async fn handle(
         }
         Some(Fault::DropBefore) => return Err("dropped before it was forwarded".into()),
         Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
-        Some(Fault::DropAfter) | None => {}
+        Some(Fault::DropAfter | Fault::Header(..)) | None => {}
     }
     let mut headers = head.headers;
     headers.remove(HOST);
@@ -282,6 +284,9 @@ async fn handle(
     *response.headers_mut() = answer.headers().clone();
     response.headers_mut().remove(CONNECTION);
     response.headers_mut().remove(TRANSFER_ENCODING);
+    if let Some(Fault::Header(name, value)) = fault {
+        response.headers_mut().insert(name, HeaderValue::from_str(&value)?);
+    }
     let body = BoxBody::new(Streamed(reqwest::Body::from(answer)));
     Ok(response.map(|()| body))
 }

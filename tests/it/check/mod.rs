@@ -1,0 +1,5 @@
+//! `check`, `status` and `explain`.
+
+mod explain;
+mod lines;
+mod texts;
