@@ -536,6 +536,7 @@ impl Core {
             is_warm: self.other_leads && self.cluster.cache.is_complete(),
             progress: self.term.as_ref().map(|term| term.schedule.progress()),
             is_heard: self.contact.is_heard(now),
+            resyncs_fail: self.term.as_ref().is_some_and(|term| term.schedule.resyncs_fail()),
             is_settled: self.is_settled(),
             awaits_catalog: shows_catalog && self.config.target == Target::Agent,
             awaits_confirmation: self.cluster.suspects.awaits_confirmation() && self.is_holding(),

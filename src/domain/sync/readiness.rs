@@ -25,6 +25,8 @@ pub enum NotReady {
     Standby,
     /// Consul was not read yet, or has not answered lately.
     WaitingForConsul,
+    /// Consul answers, and what is registered there could not be read five times in a row.
+    ResyncsFail,
     /// Services are being brought in sync.
     Syncing {
         /// How many.
@@ -63,6 +65,8 @@ pub(super) struct Standing {
     pub(super) progress: Option<Progress>,
     /// Whether Consul answered lately.
     pub(super) is_heard: bool,
+    /// Whether it cannot be read, again and again.
+    pub(super) resyncs_fail: bool,
     /// Whether all is planned and answered.
     pub(super) is_settled: bool,
     /// Whether the catalog has to show all that the agent has. Where the agent's name may not be
@@ -86,7 +90,11 @@ impl Standing {
             Some(_) => self.was_in_sync,
             None => self.is_connected && self.is_warm,
         };
-        if works && self.is_heard { Readiness::Ready } else { Readiness::NotReady(self.obstacle()) }
+        if works && self.is_heard && !self.resyncs_fail {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady(self.obstacle())
+        }
     }
 
     /// Whether all that can be is registered, as far as the agent goes.
@@ -129,6 +137,8 @@ impl Standing {
             NotReady::Standby
         } else if self.progress < Some(Progress::NamesKnown) || !self.is_heard {
             NotReady::WaitingForConsul
+        } else if self.resyncs_fail {
+            NotReady::ResyncsFail
         } else if !self.is_settled {
             NotReady::Syncing { services: self.backlog }
         } else if self.is_in_sync() {

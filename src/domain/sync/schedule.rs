@@ -10,6 +10,9 @@ use crate::domain::backoff::jittered;
 const RESYNC_SHARE: u32 = 100;
 /// A resync that failed is tried again after this: long enough not to load a Consul in trouble.
 const RETRY: Duration = Duration::from_secs(5);
+/// Resyncs that fail in a row before that counts as not doing the work: half a minute, in which an
+/// election or a restarted agent is over.
+const FAILURES: u32 = 5;
 /// While the catalog lacks records, it is asked again after this, or this many times what the
 /// last answer took: asking takes a tenth of Consul's time at most.
 const CATALOG_RETRY: Duration = Duration::from_millis(250);
@@ -27,8 +30,8 @@ pub(super) struct Schedule {
     resyncs: u32,
     /// All that is ours.
     resync: Periodic,
-    /// Whether the last one failed.
-    resync_failed: bool,
+    /// How many have failed since.
+    resync_failures: u32,
     /// The names that others hold.
     names: Periodic,
     /// What the catalog shows.
@@ -124,7 +127,7 @@ impl Schedule {
             seed,
             resyncs: 0,
             resync: Periodic::Due(now),
-            resync_failed: false,
+            resync_failures: 0,
             names: Periodic::Due(now),
             catalog: Periodic::Due(now),
             progress: Progress::Begun,
@@ -162,7 +165,7 @@ impl Schedule {
     /// failed: the next comes soon enough.
     pub(super) fn next_resync(&self) -> Option<Moment> {
         let due = self.resync.due()?;
-        let uncertain = self.uncertain_until.filter(|_| !self.resync_failed);
+        let uncertain = self.uncertain_until.filter(|_| self.resync_failures == 0);
         Some(uncertain.map_or(due, |until| until.min(due)))
     }
 
@@ -173,7 +176,7 @@ impl Schedule {
     /// The resync has shown all that is ours. What others hold and what the catalog shows is
     /// looked at next.
     pub(super) fn resync_succeeded(&mut self, now: Moment) {
-        self.resync_failed = false;
+        self.resync_failures = 0;
         self.resyncs = self.resyncs.wrapping_add(1);
         self.progress = self.progress.max(Progress::Resynced);
         self.names.hurry(now);
@@ -185,8 +188,13 @@ impl Schedule {
     }
 
     pub(super) fn resync_failed(&mut self, now: Moment) {
-        self.resync_failed = true;
+        self.resync_failures = self.resync_failures.saturating_add(1);
         self.resync.end(RETRY, now);
+    }
+
+    /// Whether resyncs fail again and again: what others change is not noticed.
+    pub(super) fn resyncs_fail(&self) -> bool {
+        self.resync_failures >= FAILURES
     }
 
     /// What a resync under way began with may be what was lost: another comes at once.

@@ -12,9 +12,11 @@
 //! | `watches` | the watches of the Kubernetes API |
 //! | `jobs` | what is under way beside the loop, and what it finds out |
 //! | `seen_ids` | which service IDs a listing has shown |
+//! | `heard` | when the API server was last heard of on each watch |
 //! | `reporting` | logs, Events, metrics, readiness |
 //! | `status` | the pages of `/status` |
 
+mod heard;
 mod jobs;
 mod leadership;
 mod reporting;
@@ -589,7 +591,9 @@ impl Bridge {
         let target = self.options.sync.sink.target();
         self.reporting.update(&self.core, reports, target, self.now());
         let readiness = match self.core.readiness(self.now()) {
-            CoreReadiness::Ready => Readiness::Ready,
+            CoreReadiness::Ready => {
+                self.reporting.silent_watch().map_or(Readiness::Ready, Readiness::NotReady)
+            }
             CoreReadiness::NotReady(why) => Readiness::NotReady(self.reason(why)),
         };
         self.reporting.set_readiness(readiness, &self.core);

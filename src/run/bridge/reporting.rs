@@ -20,6 +20,7 @@ use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Trouble;
+use crate::run::bridge::heard::{Heard, SILENCE};
 use crate::run::daemon::retry::LogThrottle;
 
 /// Strays that are remembered: a screen's worth; whoever has more has read about the first.
@@ -58,7 +59,7 @@ pub(super) struct Reporting {
     /// Kinds that were listed: a further list is a relist.
     listed: BTreeSet<Kind>,
     /// When the API server was last heard of on each watch.
-    heard: BTreeMap<Kind, Instant>,
+    heard: Heard,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -82,7 +83,7 @@ impl Reporting {
             watch_failures: BTreeMap::new(),
             history: History::default(),
             listed: BTreeSet::new(),
-            heard: BTreeMap::new(),
+            heard: Heard::default(),
             said_crowded: false,
             strays: BTreeSet::new(),
             failures: LogThrottle::default(),
@@ -175,15 +176,15 @@ impl Reporting {
     /// The API server was heard of on the watch of this kind.
     pub(super) fn heard(&mut self, kind: Kind) {
         self.metrics.heard(kind.as_str());
-        self.heard.insert(kind, Instant::now());
+        self.heard.on(kind, Instant::now());
     }
 
     /// The watches for `/status`.
     pub(super) fn watches(&self) -> Vec<WatchStatus> {
-        let watch = |(kind, heard): (&Kind, &Instant)| WatchStatus {
+        let watch = |(kind, heard): (Kind, Instant)| WatchStatus {
             kind: kind.as_str(),
             seconds_since_heard: heard.elapsed().as_secs(),
-            trouble: self.watch_failures.get(kind).map(|it| it.why.clone()),
+            trouble: self.watch_failures.get(&kind).map(|it| it.why.clone()),
         };
         self.heard.iter().map(watch).collect()
     }
@@ -214,8 +215,20 @@ impl Reporting {
     pub(super) fn watch_ended(&mut self, kind: Kind) {
         self.watch_failures.remove(&kind);
         self.listed.remove(&kind);
-        self.heard.remove(&kind);
+        self.heard.forget(kind);
         self.metrics.unwatched(kind.as_str());
+    }
+
+    /// Which watch has been silent for too long, in words.
+    pub(super) fn silent_watch(&self) -> Option<String> {
+        let kind = self.heard.silent(Instant::now())?;
+        let why = self.watch_failures.get(&kind).map(|it| format!(" ({})", it.why));
+        Some(format!(
+            "nothing was heard on the watch of {} for more than {} minutes{}",
+            kind.as_str(),
+            SILENCE.as_secs() / 60,
+            why.unwrap_or_default()
+        ))
     }
 
     /// The newest failure of a watch that fails.
@@ -411,6 +424,7 @@ pub(super) fn reason(
         }
         NotReady::Standby => leadership.unwrap_or_else(|| "standby".to_owned()),
         NotReady::WaitingForConsul => format!("waiting for Consul{consul}"),
+        NotReady::ResyncsFail => format!("what is in Consul cannot be read{consul}"),
         NotReady::Syncing { services } => {
             format!("{services} Services are being brought in sync{consul}")
         }

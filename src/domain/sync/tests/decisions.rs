@@ -47,6 +47,22 @@ fn readiness_goes_from_the_handshake_to_what_the_catalog_shows() {
     assert_eq!(simulation.readiness(), Readiness::Ready);
 }
 
+#[test]
+fn resyncs_that_fail_five_times_in_a_row_are_told_though_consul_answers() {
+    let mut simulation = in_sync(1);
+    assert_eq!(simulation.readiness(), Readiness::Ready);
+    for failures in 1..=6 {
+        simulation.begin_resync();
+        simulation.bridge.handle_heartbeat(Ok(()), simulation.now);
+        simulation.bridge.handle_resync(Err("it broke off".to_owned()), simulation.now);
+        let told = if failures < 5 { Readiness::Ready } else { not_ready(NotReady::ResyncsFail) };
+        assert_eq!(simulation.readiness(), told, "after {failures}");
+    }
+    simulation.resync();
+    simulation.settle();
+    assert_eq!(simulation.readiness(), Readiness::Ready);
+}
+
 impl Simulation {
     fn readiness(&self) -> Readiness {
         self.bridge.readiness(self.now)
