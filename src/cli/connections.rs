@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use http::Uri;
 
-use crate::consul::http::config::{Address, Config, ConfigError, TokenSource};
+use crate::consul::http::config::{Address, Config, ConfigError, Login, TokenSource};
 use crate::kubernetes::client::Access;
 
 /// How the Kubernetes API is reached.
@@ -52,6 +52,24 @@ pub struct ConsulArgs {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     )]
     consul_bearer_token_file: PathBuf,
+    /// Datacenter of the auth method [default: that of whoever is asked]
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_CONSUL_LOGIN_DATACENTER",
+        value_name = "NAME",
+        requires = "consul_auth_method"
+    )]
+    consul_login_datacenter: Option<String>,
+    /// What Consul's list of tokens shows of the one that a login makes (repeatable)
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_CONSUL_LOGIN_META",
+        value_delimiter = ',',
+        value_parser = pair,
+        value_name = "KEY=VALUE",
+        requires = "consul_auth_method"
+    )]
+    consul_login_meta: Vec<(String, String)>,
     /// CA certificates to trust, PEM [default: $CONSUL_CACERT]
     #[arg(long, env = "KUBE_CONSUL_CONSUL_CA_FILE", value_name = "FILE")]
     consul_ca_file: Option<PathBuf>,
@@ -74,6 +92,12 @@ pub struct ConsulArgs {
     /// Name in the server's certificate [default: $CONSUL_TLS_SERVER_NAME, then the address]
     #[arg(long, env = "KUBE_CONSUL_CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
     consul_tls_server_name: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.trim().is_empty());
+    let (key, value) = pair.ok_or_else(|| format!("expected KEY=VALUE, found {text:?}"))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
 }
 
 // === impl KubernetesArgs ===
@@ -102,10 +126,12 @@ impl ConsulArgs {
             config.token = TokenSource::File(file.clone());
         }
         if let Some(auth_method) = &self.consul_auth_method {
-            config.token = TokenSource::Login {
+            config.token = TokenSource::Login(Login {
                 auth_method: auth_method.clone(),
                 bearer_token_file: self.consul_bearer_token_file.clone(),
-            };
+                datacenter: self.consul_login_datacenter.clone(),
+                meta: self.consul_login_meta.iter().cloned().collect(),
+            });
         }
         let replace = |setting: &mut Option<PathBuf>, flag: &Option<PathBuf>| {
             if flag.is_some() {

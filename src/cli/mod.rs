@@ -12,6 +12,7 @@ mod connections;
 mod hook;
 mod import;
 mod katalog;
+mod migrate;
 mod node;
 mod pages;
 mod plan;
@@ -131,6 +132,9 @@ enum Command {
         #[arg(long, env = "KUBE_CONSUL_TO", value_name = "DIR")]
         to: PathBuf,
     },
+    /// Print our command line for that of a tool that is replaced, and what has no counterpart
+    #[command(after_help = migrate::EXAMPLES)]
+    Migrate(migrate::MigrateArgs),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -237,6 +241,10 @@ impl Cli {
             Command::Register(args) => args.run(&self.acl_file),
             Command::Deregister(args) => args.run(&self.acl_file),
             Command::Install { to } => finish(run::install::main(&to)),
+            Command::Migrate(args) => match args.text() {
+                Err(error) => usage(&error),
+                Ok(text) => print(text.as_bytes()),
+            },
             Command::Completions { shell } => print(&pages::completions(shell)),
             Command::Man(args) => args.run().unwrap_or_else(|error| match &error {
                 pages::Error::UnknownCommand { .. } => usage(&error),

@@ -121,6 +121,18 @@ mod tests {
         before[..before.len() - 1].iter().filter_map(word).collect()
     }
 
+    /// The words of the command whose page has this after the program's name; they may have hyphens.
+    fn path_of(command: &Command, name: &str) -> Option<Vec<String>> {
+        if name.is_empty() {
+            return Some(Vec::new());
+        }
+        command.get_subcommands().find_map(|it| {
+            let rest = name.strip_prefix('-')?.strip_prefix(it.get_name())?;
+            let path = path_of(it, rest)?;
+            Some(std::iter::once(it.get_name().to_owned()).chain(path).collect())
+        })
+    }
+
     #[test]
     fn every_page_that_a_page_names_can_be_had() {
         let directory = tempfile::tempdir().unwrap();
@@ -131,8 +143,7 @@ mod tests {
             let page = std::fs::read_to_string(file.unwrap().path()).unwrap();
             for name in references(&page) {
                 assert!(folder.join(format!("{name}.1")).is_file(), "{name}(1)");
-                let command = name.strip_prefix("kube-consul-").unwrap();
-                let path: Vec<String> = command.split('-').map(ToOwned::to_owned).collect();
+                let path = path_of(&built(), name.strip_prefix(PROGRAM).unwrap()).unwrap();
                 let printed = self::page(&path).unwrap();
                 let written = std::fs::read(folder.join(format!("{name}.1"))).unwrap();
                 assert_eq!(printed, written, "{name}(1) is printed as it is written");

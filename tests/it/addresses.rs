@@ -19,11 +19,14 @@ const MODE: &str = "kube-consul.io/address";
 pub struct OwnNode {
     api: Api<Node>,
     pub name: String,
+    /// The first of its addresses.
+    pub address: String,
 }
 
 impl OwnNode {
     pub async fn create(fixture: &Fixture, name: &str, addresses: &[(&str, &str)]) -> Result<Self> {
         let name = format!("{}-{name}", fixture.namespace);
+        let address = addresses.first().map_or_else(String::new, |(_, first)| (*first).to_owned());
         let addresses: Vec<Value> = addresses
             .iter()
             .map(|(kind, address)| json!({"type": kind, "address": address}))
@@ -35,7 +38,7 @@ impl OwnNode {
         }))?;
         let api: Api<Node> = Api::all(fixture.kubernetes.client()?);
         api.create(&PostParams::default(), &object).await?;
-        Ok(Self { api, name })
+        Ok(Self { api, name, address })
     }
 
     async fn set_ready(&self, ready: &str) -> Result<()> {

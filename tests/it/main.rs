@@ -16,6 +16,7 @@ mod interop;
 mod kubernetes_edge;
 mod login;
 mod manifests;
+mod migration;
 mod monitoring;
 mod node;
 mod objects;

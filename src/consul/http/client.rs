@@ -52,9 +52,7 @@ impl Client {
     /// Ends the login, where there was one, so that its token does not outlive the process. Not
     /// after registering with an agent, which goes on using the token of each registration.
     pub async fn logout(&self) -> Result<(), Error> {
-        let Some(token) = self.inner.tokens.take_login().await else { return Ok(()) };
-        let request = Request::post("/v1/acl/logout");
-        self.inner.transport.send(&request, token.secret.as_ref()).await.map(drop)
+        self.inner.tokens.logout(&self.inner.transport).await
     }
 
     /// Sends a request with the token; a refused token is renewed once and the request sent again.

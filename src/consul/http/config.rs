@@ -1,5 +1,6 @@
 //! Where Consul is and how to speak to it: every variable that Consul's own command honours.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -70,12 +71,20 @@ pub enum TokenSource {
     File(PathBuf),
     /// Logging in to an auth method with the bearer token (a Kubernetes service account's) of
     /// a file; again when Consul does not know the token any more.
-    Login {
-        /// Name of the auth method.
-        auth_method: String,
-        /// File with the bearer token.
-        bearer_token_file: PathBuf,
-    },
+    Login(Login),
+}
+
+/// Where and as whom to log in.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// Name of the auth method.
+    pub auth_method: String,
+    /// File with the bearer token.
+    pub bearer_token_file: PathBuf,
+    /// The datacenter of the auth method; none: that of whoever is asked.
+    pub datacenter: Option<String>,
+    /// What the token says of itself in Consul's list of tokens.
+    pub meta: BTreeMap<String, String>,
 }
 
 /// HTTP basic authentication.

@@ -9,8 +9,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::consul::http::config::TokenSource;
-use crate::consul::http::error::{MAX_TOKEN_FILE, MIN_RENEWAL_INTERVAL, TokenError};
+use crate::consul::http::config::{Login, TokenSource};
+use crate::consul::http::error::{Error, MAX_TOKEN_FILE, MIN_RENEWAL_INTERVAL, TokenError};
 use crate::consul::http::request::Request;
 use crate::consul::http::transport::Transport;
 
@@ -83,7 +83,7 @@ impl Tokens {
         let renewable = match self.source {
             TokenSource::Anonymous | TokenSource::Fixed(_) => false,
             TokenSource::File(_) => true,
-            TokenSource::Login { .. } => unknown,
+            TokenSource::Login(_) => unknown,
         };
         if !renewable {
             return Ok(None);
@@ -106,12 +106,12 @@ impl Tokens {
         Ok(Some(token))
     }
 
-    /// The token that a login gave, once: whoever takes it ends it.
-    pub(in crate::consul) async fn take_login(&self) -> Option<Token> {
-        match self.source {
-            TokenSource::Login { .. } => self.state.lock().await.current.take(),
-            _ => None,
-        }
+    /// Ends what a login began, if one did.
+    pub(in crate::consul) async fn logout(&self, transport: &Transport) -> Result<(), Error> {
+        let TokenSource::Login(Login { datacenter, .. }) = &self.source else { return Ok(()) };
+        let Some(token) = self.state.lock().await.current.take() else { return Ok(()) };
+        let request = in_datacenter("/v1/acl/logout", datacenter.as_deref());
+        transport.send(&request, token.secret.as_ref()).await.map(drop)
     }
 
     async fn fetch(&self, transport: &Transport) -> Result<Option<SecretString>, TokenError> {
@@ -119,25 +119,34 @@ impl Tokens {
             TokenSource::Anonymous => Ok(None),
             TokenSource::Fixed(token) => Ok(Some(token.clone())),
             TokenSource::File(path) => read(path).await,
-            TokenSource::Login { auth_method, bearer_token_file } => {
-                let bearer = read(bearer_token_file).await?.ok_or_else(|| TokenError::Content {
-                    path: bearer_token_file.clone(),
-                    found: "nothing",
-                })?;
-                let body = serde_json::json!({
-                    "AuthMethod": auth_method, "BearerToken": bearer.expose_secret()
-                });
-                let failed = |source| TokenError::Login {
-                    auth_method: auth_method.clone(),
-                    source: Box::new(source),
-                };
-                let request = Request::post("/v1/acl/login").json(&body);
-                let reply = transport.send(&request, None).await.map_err(failed)?;
-                let answer: LoginAnswer = reply.json().await.map_err(failed)?;
-                Ok(Some(answer.secret.into()))
-            }
+            TokenSource::Login(login) => log_in(transport, login).await.map(Some),
         }
     }
+}
+
+fn in_datacenter(path: &str, datacenter: Option<&str>) -> Request {
+    let request = Request::post(path);
+    // The first one counts where the configuration has one, too.
+    match datacenter {
+        Some(name) => request.parameter("dc", name),
+        None => request,
+    }
+}
+
+async fn log_in(transport: &Transport, login: &Login) -> Result<SecretString, TokenError> {
+    let Login { auth_method, bearer_token_file, datacenter, meta } = login;
+    let bearer = read(bearer_token_file)
+        .await?
+        .ok_or_else(|| TokenError::Content { path: bearer_token_file.clone(), found: "nothing" })?;
+    let body = serde_json::json!({
+        "AuthMethod": auth_method, "BearerToken": bearer.expose_secret(), "Meta": meta,
+    });
+    let failed =
+        |source| TokenError::Login { auth_method: auth_method.clone(), source: Box::new(source) };
+    let request = in_datacenter("/v1/acl/login", datacenter.as_deref()).json(&body);
+    let reply = transport.send(&request, None).await.map_err(failed)?;
+    let answer: LoginAnswer = reply.json().await.map_err(failed)?;
+    Ok(answer.secret.into())
 }
 
 // === impl State ===

@@ -51,7 +51,12 @@ async fn a_login_is_made_again_when_its_token_is_gone_and_ended_by_logout() {
     let directory = tempfile::tempdir().unwrap();
     let bearer = directory.path().join("token");
     std::fs::write(&bearer, "service-account").unwrap();
-    let source = TokenSource::Login { auth_method: "kubernetes".into(), bearer_token_file: bearer };
+    let source = TokenSource::Login(Login {
+        auth_method: "kubernetes".into(),
+        bearer_token_file: bearer,
+        datacenter: Some("dc9".into()),
+        meta: [("pod".into(), "shop/web".into())].into(),
+    });
     let client = Client::new(&config(&recorder.url(), source)).unwrap();
     reverse(&client).await.unwrap();
     let logins = || {
@@ -60,7 +65,10 @@ async fn a_login_is_made_again_when_its_token_is_gone_and_ended_by_logout() {
     };
     assert_eq!(logins().len(), 1);
     let body: Value = serde_json::from_slice(&logins()[0].body).unwrap();
-    assert_eq!(body, json!({ "AuthMethod": "kubernetes", "BearerToken": "service-account" }));
+    let sent = json!({ "AuthMethod": "kubernetes", "BearerToken": "service-account",
+        "Meta": { "pod": "shop/web" } });
+    assert_eq!(body, sent);
+    assert!(logins()[0].path.contains("?dc=dc9"), "{}", logins()[0].path);
 
     put_token(&consul, SECOND).await;
     login(SECOND);
@@ -78,7 +86,7 @@ async fn a_login_is_made_again_when_its_token_is_gone_and_ended_by_logout() {
     let last = recorder.requests().pop().unwrap();
     assert_eq!(
         (last.path.as_str(), &last.headers["X-Consul-Token"]),
-        ("/v1/acl/logout", &SECOND.parse().unwrap())
+        ("/v1/acl/logout?dc=dc9", &SECOND.parse().unwrap())
     );
 }
 
@@ -90,7 +98,12 @@ async fn a_login_that_fails_is_not_tried_by_each_request() {
     let directory = tempfile::tempdir().unwrap();
     let bearer = directory.path().join("token");
     std::fs::write(&bearer, "service-account").unwrap();
-    let source = TokenSource::Login { auth_method: "wrong".into(), bearer_token_file: bearer };
+    let source = TokenSource::Login(Login {
+        auth_method: "wrong".into(),
+        bearer_token_file: bearer,
+        datacenter: None,
+        meta: [].into(),
+    });
     let client = Client::new(&config(&recorder.url(), source)).unwrap();
     let refused = client.leader().await.unwrap_err();
     assert!(matches!(refused.answer(Reach::Agent), Answer::Denied(_)), "{refused}");

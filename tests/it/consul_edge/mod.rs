@@ -15,7 +15,7 @@ use kube_consul::consul::coordination::owner::{Owner, OwnerKey};
 use kube_consul::consul::coordination::resync::Reader;
 use kube_consul::consul::coordination::sentinel::{Lost, Sentinel};
 use kube_consul::consul::http::client::Client;
-use kube_consul::consul::http::config::{Address, Config, TokenSource};
+use kube_consul::consul::http::config::{Address, Config, Login, TokenSource};
 use kube_consul::consul::http::error::{Error, OperationFailure, Reach};
 use kube_consul::consul::read::evidence::{Consistency, Unknown};
 use kube_consul::consul::read::instances::is_in_catalog;

@@ -1,0 +1,402 @@
+//! The flags of `consul-k8s-control-plane sync-catalog` 1.8, and what each comes to.
+//!
+//! Its program reads them with Go's `flag` package: one dash or two, `-flag value` or `-flag=value`, and
+//! for truth values the second form only. The last of repeated ones counts, where it takes no list.
+
+use std::collections::BTreeMap;
+
+use crate::cli::migrate::Translation;
+use crate::domain::text::parse_bool;
+
+/// How a flag of theirs is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A truth value.
+    Switch,
+    /// One value.
+    Value,
+}
+
+/// Their flags; for those that are the business of no other code, why they come to nothing.
+const FLAGS: &[(&str, Form, Option<&str>)] = &[
+    ("add-k8s-namespace-suffix", Form::Switch, None),
+    ("addresses", Form::Value, None),
+    ("allow-k8s-namespace", Form::Value, None),
+    ("api-timeout", Form::Value, Some("requests to Consul have deadlines of their own")),
+    ("auth-method-name", Form::Value, None),
+    ("ca-cert-file", Form::Value, None),
+    (
+        "ca-cert-pem",
+        Form::Value,
+        Some("put the certificate into a file and give that as --consul-ca-file"),
+    ),
+    ("consul-cross-namespace-acl-policy", Form::Value, Some(ENTERPRISE)),
+    ("consul-destination-namespace", Form::Value, Some(ENTERPRISE)),
+    ("consul-domain", Form::Value, None),
+    ("consul-k8s-tag", Form::Value, None),
+    ("consul-login-bearer-token-file", Form::Value, None),
+    ("consul-login-datacenter", Form::Value, None),
+    ("consul-login-meta", Form::Value, None),
+    ("consul-login-namespace", Form::Value, Some(ENTERPRISE)),
+    ("consul-login-partition", Form::Value, Some(ENTERPRISE)),
+    ("consul-node-name", Form::Value, None),
+    ("consul-service-prefix", Form::Value, None),
+    ("consul-write-interval", Form::Value, Some("changes are written at once")),
+    ("datacenter", Form::Value, None),
+    ("deny-k8s-namespace", Form::Value, None),
+    ("enable-ingress", Form::Switch, Some("Ingress hosts are not registered")),
+    ("enable-k8s-namespace-mirroring", Form::Switch, Some(ENTERPRISE)),
+    ("enable-metrics", Form::Switch, Some("metrics are always served, at --admin-addr")),
+    ("enable-namespaces", Form::Switch, Some(ENTERPRISE)),
+    ("filter", Form::Value, Some("purge removes all that consul-k8s made on the node")),
+    ("grpc-port", Form::Value, Some("Consul is asked by HTTP alone")),
+    ("http-port", Form::Value, None),
+    ("k8s-default-sync", Form::Switch, None),
+    ("k8s-namespace-mirroring-prefix", Form::Value, Some(ENTERPRISE)),
+    ("k8s-service-prefix", Form::Value, None),
+    ("k8s-source-namespace", Form::Value, None),
+    ("k8s-write-namespace", Form::Value, None),
+    ("kubeconfig", Form::Value, None),
+    ("listen", Form::Value, None),
+    ("loadBalancer-ips", Form::Switch, Some("Ingress hosts are not registered")),
+    ("log-json", Form::Switch, None),
+    ("log-level", Form::Value, None),
+    ("metrics-path", Form::Value, Some("the path is /metrics, at --admin-addr")),
+    ("metrics-port", Form::Value, Some("metrics are served at --admin-addr")),
+    ("namespace", Form::Value, Some("set the variable CONSUL_NAMESPACE")),
+    ("node-port-sync-type", Form::Value, None),
+    ("partition", Form::Value, Some("set the variable CONSUL_PARTITION")),
+    ("prometheus-retention-time", Form::Value, Some("what is served is kept as it is")),
+    ("purge-k8s-services-from-node", Form::Switch, None),
+    ("skip-server-watch", Form::Switch, Some("no servers are watched")),
+    ("sync-clusterip-services", Form::Switch, None),
+    (
+        "sync-lb-services-endpoints",
+        Form::Switch,
+        Some("set the annotation kube-consul.io/address: endpoints on load-balancer Services"),
+    ),
+    ("tls-server-name", Form::Value, None),
+    ("to-consul", Form::Switch, None),
+    ("to-k8s", Form::Switch, None),
+    ("token", Form::Value, Some("set the variable CONSUL_HTTP_TOKEN, or use --consul-token-file")),
+    ("token-file", Form::Value, None),
+    ("use-tls", Form::Switch, None),
+];
+
+const ENTERPRISE: &str = "of Consul Enterprise alone, there is no counterpart";
+
+/// Their variables, which give a flag its value where it is not there.
+const VARIABLES: &[(&str, &str)] = &[
+    ("CONSUL_ACL_TOKEN", "token"),
+    ("CONSUL_ACL_TOKEN_FILE", "token-file"),
+    ("CONSUL_ADDRESSES", "addresses"),
+    ("CONSUL_API_TIMEOUT", "api-timeout"),
+    ("CONSUL_CACERT_FILE", "ca-cert-file"),
+    ("CONSUL_CACERT_PEM", "ca-cert-pem"),
+    ("CONSUL_DATACENTER", "datacenter"),
+    ("CONSUL_GRPC_PORT", "grpc-port"),
+    ("CONSUL_HTTP_PORT", "http-port"),
+    ("CONSUL_LOGIN_AUTH_METHOD", "auth-method-name"),
+    ("CONSUL_LOGIN_BEARER_TOKEN_FILE", "consul-login-bearer-token-file"),
+    ("CONSUL_LOGIN_DATACENTER", "consul-login-datacenter"),
+    ("CONSUL_LOGIN_META", "consul-login-meta"),
+    ("CONSUL_LOGIN_NAMESPACE", "consul-login-namespace"),
+    ("CONSUL_LOGIN_PARTITION", "consul-login-partition"),
+    ("CONSUL_NAMESPACE", "namespace"),
+    ("CONSUL_PARTITION", "partition"),
+    ("CONSUL_SKIP_SERVER_WATCH", "skip-server-watch"),
+    ("CONSUL_TLS_SERVER_NAME", "tls-server-name"),
+    ("CONSUL_USE_TLS", "use-tls"),
+];
+
+/// The words before the flags, which may be left out.
+const PROGRAM: [&str; 3] = ["exec", "consul-k8s-control-plane", "sync-catalog"];
+
+/// What consul-k8s calls its node in the catalog unless told otherwise.
+const NODE: &str = "k8s-sync";
+
+/// What is not of their command line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::cli) enum UnknownArgument {
+    #[error("{0:?}: expected a flag of sync-catalog, such as -to-k8s=false, found no such")]
+    Flag(String),
+    #[error("-{0}: expected a value, found none")]
+    NoValue(&'static str),
+    #[error("-{flag}: expected {expected}, found {found:?}")]
+    Value { flag: &'static str, expected: &'static str, found: String },
+}
+
+/// A command line of sync-catalog.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct SyncCatalog {
+    /// The values of each flag that is there, in their order.
+    given: BTreeMap<&'static str, Vec<String>>,
+}
+
+// === impl SyncCatalog ===
+
+impl SyncCatalog {
+    pub(in crate::cli) fn parse(arguments: &[String]) -> Result<Self, UnknownArgument> {
+        let mut found = Self::default();
+        let mut variables: Vec<(&'static str, String)> = Vec::new();
+        let mut words = arguments.iter().filter(|word| !PROGRAM.contains(&word.as_str()));
+        while let Some(word) = words.next() {
+            if let Some((variable, value)) = variable(word) {
+                variables.push((variable, value));
+                continue;
+            }
+            let (flag, form, value) = flag(word).ok_or_else(|| unknown(word))?;
+            let value = match (value, form) {
+                (Some(value), _) => value.to_owned(),
+                (None, Form::Switch) => "true".to_owned(),
+                (None, Form::Value) => {
+                    words.next().cloned().ok_or(UnknownArgument::NoValue(flag))?
+                }
+            };
+            found.given.entry(flag).or_default().push(value);
+        }
+        for (flag, value) in variables.into_iter().filter(|(_, value)| !value.is_empty()) {
+            found.given.entry(flag).or_insert_with(|| vec![value]);
+        }
+        found.check()
+    }
+
+    /// Refuses what their program refuses, as far as it matters here.
+    fn check(self) -> Result<Self, UnknownArgument> {
+        for (flag, form, _) in FLAGS {
+            let is_switch = *form == Form::Switch;
+            if let Some(found) = self.last(flag).filter(|it| is_switch && parse_bool(it).is_none())
+            {
+                let found = found.to_owned();
+                return Err(UnknownArgument::Value { flag, expected: "true or false", found });
+            }
+        }
+        if let Some(found) = self.last("node-port-sync-type")
+            && node_address(found).is_none()
+        {
+            return Err(UnknownArgument::Value {
+                flag: "node-port-sync-type",
+                expected: "ExternalOnly, InternalOnly or ExternalFirst",
+                found: found.to_owned(),
+            });
+        }
+        Ok(self)
+    }
+
+    fn all(&self, flag: &str) -> &[String] {
+        self.given.get(flag).map_or(&[], Vec::as_slice)
+    }
+
+    fn last(&self, flag: &str) -> Option<&str> {
+        self.all(flag).last().map(String::as_str)
+    }
+
+    fn text(&self, flag: &str) -> Option<&str> {
+        self.last(flag).filter(|text| !text.is_empty())
+    }
+
+    fn is(&self, flag: &str, default: bool) -> bool {
+        self.last(flag).and_then(parse_bool).unwrap_or(default)
+    }
+
+    /// What takes its place.
+    pub(super) fn translate(&self) -> Translation {
+        let mut translation = Translation::default();
+        let node = self.text("consul-node-name").unwrap_or(NODE);
+        let mut purge = Command::new(&["purge", "--owner", "consul-k8s", "--node", node]);
+        self.connections(&mut purge);
+        if self.is("purge-k8s-services-from-node", false) {
+            translation.daemons.push(purge.0);
+            return translation;
+        }
+        if self.is("to-consul", true) {
+            translation.daemons.push(self.bridge(&mut translation.notes).0);
+            translation.afterwards.push(purge.0);
+        }
+        if self.is("to-k8s", true) {
+            translation.daemons.push(self.import(&mut translation.notes).0);
+        }
+        let mut nothing: Vec<_> =
+            FLAGS.iter().filter(|(flag, ..)| self.given.contains_key(flag)).collect();
+        nothing.retain(|(flag, form, _)| *form == Form::Value || self.is(flag, false));
+        let told =
+            nothing.iter().filter_map(|(flag, _, why)| Some(format!("-{flag}: {}", (*why)?)));
+        translation.notes.extend(told);
+        translation
+    }
+
+    fn bridge(&self, notes: &mut Vec<String>) -> Command {
+        let mut bridge = Command::new(&[
+            "bridge",
+            "--sink",
+            "catalog",
+            "--leader-elect",
+            "--address",
+            "by-type",
+        ]);
+        let sync_type = self.last("node-port-sync-type").and_then(node_address);
+        bridge.option("--node-address", sync_type.or(Some("external")));
+        // It registers one port of a Service, all Services of a name, and no PTR records.
+        bridge.option("--extra-ports", Some("off"));
+        bridge.option("--on-conflict", Some("merge"));
+        bridge.option("--reverse-dns", Some("off"));
+        bridge.option("--tag", self.last("consul-k8s-tag").or(Some("k8s")));
+        let prefix = self.text("consul-service-prefix").unwrap_or_default();
+        let suffix = if self.is("add-k8s-namespace-suffix", false) { "-{namespace}" } else { "" };
+        let template = format!("{prefix}{{service}}{suffix}");
+        bridge.option("--name-template", Some(&*template).filter(|it| *it != "{service}"));
+        if !self.is("k8s-default-sync", true) {
+            bridge.option("--default-sync", Some("false"));
+        }
+        if !self.is("sync-clusterip-services", true) {
+            bridge.option("--service-type", Some("NodePort"));
+            bridge.option("--service-type", Some("LoadBalancer"));
+        }
+        self.namespaces(&mut bridge, notes);
+        bridge.option("--datacenter", self.text("datacenter"));
+        notes.push(
+            "While both run, names that consul-k8s holds are joined: leave --join-existing out \
+             once it is gone."
+                .to_owned(),
+        );
+        notes.push(
+            "A sync-catalog that still runs deregisters what carries its tag and is not its own: \
+             leave --tag out until it is stopped."
+                .to_owned(),
+        );
+        bridge.option("--join-existing", Some("kubernetes"));
+        self.daemon(&mut bridge);
+        bridge
+    }
+
+    fn namespaces(&self, bridge: &mut Command, notes: &mut Vec<String>) {
+        let source = self.text("k8s-source-namespace");
+        let allowed = self.all("allow-k8s-namespace");
+        if let Some(namespace) = source {
+            bridge.option("--namespace", Some(namespace));
+        } else if !allowed.iter().any(|namespace| namespace == "*") {
+            for namespace in allowed {
+                bridge.option("--namespace", Some(namespace));
+            }
+            if allowed.is_empty() {
+                notes.push(
+                    "Without -allow-k8s-namespace it registers nothing; ours registers all \
+                     namespaces."
+                        .to_owned(),
+                );
+            }
+        }
+        for namespace in self.all("deny-k8s-namespace") {
+            bridge.option("--deny-namespace", Some(namespace));
+        }
+    }
+
+    fn import(&self, notes: &mut Vec<String>) -> Command {
+        let mut import = Command::new(&["import", "--create", "--create-as", "external-name"]);
+        let namespace = self.text("k8s-write-namespace").unwrap_or("default");
+        import.option("--target-namespace", Some(namespace));
+        import.option("--name-prefix", self.text("k8s-service-prefix"));
+        import.option("--consul-domain", self.text("consul-domain"));
+        import.0.push("--adopt-consul-k8s".to_owned());
+        if namespace.contains('$') {
+            notes.push(format!("-k8s-write-namespace: {namespace} is for the shell to replace"));
+        }
+        self.daemon(&mut import);
+        import
+    }
+
+    /// What every daemon has.
+    fn daemon(&self, command: &mut Command) {
+        command.option("--kubeconfig", self.text("kubeconfig"));
+        let listen = self.text("listen").map(|address| match address.strip_prefix(':') {
+            Some(port) => format!("0.0.0.0:{port}"),
+            None => address.to_owned(),
+        });
+        command.option("--admin-addr", listen.as_deref());
+        command.option("--log-level", self.text("log-level"));
+        if self.is("log-json", false) {
+            command.option("--log-format", Some("json"));
+        }
+        self.connections(command);
+    }
+
+    /// How Consul is reached.
+    fn connections(&self, command: &mut Command) {
+        let is_tls = self.is("use-tls", false);
+        if let Some(host) = self.text("addresses").filter(|it| !it.starts_with("exec=")) {
+            let (scheme, port) = if is_tls { ("https", "8501") } else { ("http", "8500") };
+            let port = self.text("http-port").filter(|it| *it != "0").unwrap_or(port);
+            let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            command.option("--consul-addr", Some(&format!("{scheme}://{host}:{port}")));
+        }
+        command.option("--consul-ca-file", self.text("ca-cert-file"));
+        command.option("--consul-tls-server-name", self.text("tls-server-name"));
+        command.option("--consul-token-file", self.text("token-file"));
+        let Some(auth_method) = self.text("auth-method-name") else { return };
+        command.option("--consul-auth-method", Some(auth_method));
+        let bearer = self.text("consul-login-bearer-token-file");
+        command.option("--consul-bearer-token-file", bearer);
+        command.option("--consul-login-datacenter", self.text("consul-login-datacenter"));
+        for pair in self.all("consul-login-meta") {
+            command.option("--consul-login-meta", Some(pair));
+        }
+    }
+}
+
+/// A command line of ours in the making.
+struct Command(Vec<String>);
+
+// === impl Command ===
+
+impl Command {
+    fn new(words: &[&str]) -> Self {
+        let words = std::iter::once(&"kube-consul").chain(words);
+        Self(words.map(ToString::to_string).collect())
+    }
+
+    fn option(&mut self, name: &str, value: Option<&str>) {
+        self.0.extend(value.iter().flat_map(|value| [name.to_owned(), (*value).to_owned()]));
+    }
+}
+
+/// `NAME=VALUE`, of one of their variables: the flag that it stands for.
+fn variable(word: &str) -> Option<(&'static str, String)> {
+    let (name, value) = word.split_once('=')?;
+    let (_, flag) = VARIABLES.iter().find(|(variable, _)| *variable == name)?;
+    Some((flag, value.to_owned()))
+}
+
+/// One of their flags, and the value that stands in the same word.
+fn flag(word: &str) -> Option<(&'static str, Form, Option<&str>)> {
+    let rest = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+    let (name, value) = match rest.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (rest, None),
+    };
+    let (flag, form, _) = FLAGS.iter().find(|(flag, ..)| *flag == name)?;
+    Some((flag, *form, value))
+}
+
+/// A word that is none of theirs; what follows a `=` may be a secret.
+fn unknown(word: &str) -> UnknownArgument {
+    UnknownArgument::Flag(word.split('=').next().unwrap_or_default().to_owned())
+}
+
+fn node_address(sync_type: &str) -> Option<&'static str> {
+    match sync_type {
+        "ExternalOnly" => Some("external"),
+        "InternalOnly" => Some("internal"),
+        "ExternalFirst" => Some("external-first"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) fn flags() -> impl Iterator<Item = (&'static str, bool)> {
+    FLAGS.iter().map(|(flag, form, _)| (*flag, *form == Form::Switch))
+}
+
+#[cfg(test)]
+pub(super) fn variables() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    VARIABLES.iter()
+}

@@ -1,0 +1,169 @@
+use clap::Parser as _;
+
+use super::*;
+use crate::cli::Cli;
+
+fn text(arguments: &[&str]) -> String {
+    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    SyncCatalog::parse(&arguments).unwrap().translate().text()
+}
+
+/// The commands, each a line of words without quotes.
+fn commands(text: &str) -> Vec<Vec<String>> {
+    let joined = text.replace(" \\\n", "");
+    let lines = joined.lines().filter(|line| line.starts_with("kube-consul"));
+    lines.map(|line| line.split_whitespace().map(|it| it.replace('\'', "")).collect()).collect()
+}
+
+#[test]
+fn their_defaults_are_these_commands() {
+    let text =
+        text(&["exec", "consul-k8s-control-plane", "sync-catalog", "-allow-k8s-namespace=*"]);
+    let [bridge, import, purge] = &commands(&text)[..] else { panic!("{text}") };
+    assert_eq!(
+        bridge.join(" "),
+        "kube-consul bridge --sink catalog --leader-elect --address by-type --node-address external \
+         --extra-ports off --on-conflict merge --reverse-dns off --tag k8s --join-existing kubernetes"
+    );
+    assert_eq!(
+        import.join(" "),
+        "kube-consul import --create --create-as external-name --target-namespace default \
+         --adopt-consul-k8s"
+    );
+    assert_eq!(purge.join(" "), "kube-consul purge --owner consul-k8s --node k8s-sync");
+}
+
+/// Each flag of theirs, an argument, and what is in the text then.
+#[test]
+fn each_of_their_flags_is_translated_or_told() {
+    let rows = [
+        ("-add-k8s-namespace-suffix", "--name-template '{service}-{namespace}'"),
+        ("-addresses=consul.example.com", "--consul-addr http://consul.example.com:8500"),
+        ("-allow-k8s-namespace=shop", "--namespace shop"),
+        ("-api-timeout=5s", "# -api-timeout: "),
+        ("-auth-method-name=m", "--consul-auth-method m"),
+        ("-ca-cert-file=/ca.pem", "--consul-ca-file /ca.pem"),
+        ("-ca-cert-pem=x", "# -ca-cert-pem: put the certificate into a file"),
+        ("-consul-cross-namespace-acl-policy=p", "# -consul-cross-namespace-acl-policy: of Consul"),
+        ("-consul-destination-namespace=n", "# -consul-destination-namespace: of Consul"),
+        ("-consul-domain=example", "--consul-domain example"),
+        ("-consul-k8s-tag=kube", "--tag kube"),
+        ("-consul-login-bearer-token-file=/t", "--consul-bearer-token-file /t"),
+        ("-consul-login-datacenter=dc2", "--consul-login-datacenter dc2"),
+        ("-consul-login-meta=a=b", "--consul-login-meta a=b"),
+        ("-consul-login-namespace=n", "# -consul-login-namespace: of Consul"),
+        ("-consul-login-partition=p", "# -consul-login-partition: of Consul"),
+        ("-consul-node-name=k8s", "purge \\\n  --owner consul-k8s \\\n  --node k8s"),
+        ("-consul-service-prefix=p-", "--name-template 'p-{service}'"),
+        ("-consul-write-interval=30s", "# -consul-write-interval: changes are written at once"),
+        ("-datacenter=dc2", "--datacenter dc2"),
+        ("-deny-k8s-namespace=kube-system", "--deny-namespace kube-system"),
+        ("-enable-ingress", "# -enable-ingress: "),
+        ("-enable-k8s-namespace-mirroring", "# -enable-k8s-namespace-mirroring: of Consul"),
+        ("-enable-metrics", "# -enable-metrics: metrics are always served"),
+        ("-enable-namespaces", "# -enable-namespaces: of Consul"),
+        ("-filter=x", "# -filter: "),
+        ("-grpc-port=8502", "# -grpc-port: Consul is asked by HTTP"),
+        ("-http-port=8501", "https://c:8501"),
+        ("-k8s-default-sync=false", "--default-sync false"),
+        ("-k8s-namespace-mirroring-prefix=x", "# -k8s-namespace-mirroring-prefix: of Consul"),
+        ("-k8s-service-prefix=c-", "--name-prefix c-"),
+        ("-k8s-source-namespace=shop", "--namespace shop"),
+        ("-k8s-write-namespace=consul", "--target-namespace consul"),
+        ("-kubeconfig=/k", "--kubeconfig /k"),
+        ("-listen=:8080", "--admin-addr 0.0.0.0:8080"),
+        ("-loadBalancer-ips", "# -loadBalancer-ips: "),
+        ("-log-json", "--log-format json"),
+        ("-log-level=debug", "--log-level debug"),
+        ("-metrics-path=/m", "# -metrics-path: the path is /metrics"),
+        ("-metrics-port=20300", "# -metrics-port: "),
+        ("-namespace=n", "# -namespace: set the variable CONSUL_NAMESPACE"),
+        ("-node-port-sync-type=InternalOnly", "--node-address internal"),
+        ("-partition=p", "# -partition: set the variable CONSUL_PARTITION"),
+        ("-prometheus-retention-time=1m", "# -prometheus-retention-time: "),
+        ("-purge-k8s-services-from-node", "kube-consul purge"),
+        ("-skip-server-watch", "# -skip-server-watch: "),
+        ("-sync-clusterip-services=false", "--service-type NodePort \\\n  --service-type LoadB"),
+        ("-sync-lb-services-endpoints", "# -sync-lb-services-endpoints: set the annotation"),
+        ("-tls-server-name=server.dc1.consul", "--consul-tls-server-name server.dc1.consul"),
+        ("-to-consul=false", "kube-consul import"),
+        ("-to-k8s=false", "kube-consul bridge"),
+        ("-token=secret", "# -token: set the variable CONSUL_HTTP_TOKEN"),
+        ("-token-file=/t", "--consul-token-file /t"),
+        ("-use-tls", "--consul-addr https://c:8501"),
+    ];
+    let named: Vec<&str> =
+        rows.iter().filter_map(|(it, _)| it.trim_start_matches('-').split('=').next()).collect();
+    let all: Vec<&str> = sync_catalog::flags().map(|(flag, _)| flag).collect();
+    assert_eq!(named, all);
+    for (argument, expected) in rows {
+        let mut arguments = vec![argument, "--allow-k8s-namespace", "shop"];
+        if argument.contains("http-port") || argument.contains("use-tls") {
+            arguments.extend(["-addresses=c", "-use-tls"]);
+        }
+        if argument.contains("login") {
+            arguments.push("-auth-method-name=m");
+        }
+        let text = text(&arguments);
+        assert!(text.contains(expected), "{argument}: expected {expected:?}, found\n{text}");
+        assert!(!text.contains("secret"), "{text}");
+        // Whatever it is, our program takes it.
+        for command in commands(&text) {
+            let parsed = Cli::try_parse_from(&command).map(drop);
+            assert!(parsed.is_ok(), "{argument}: {command:?}: {}", parsed.unwrap_err());
+        }
+    }
+}
+
+#[test]
+fn a_direction_that_is_off_has_no_command() {
+    let bridge = text(&["-to-k8s=false", "-allow-k8s-namespace=*"]);
+    assert!(!bridge.contains("kube-consul import"), "{bridge}");
+    let import = text(&["-to-consul=false"]);
+    assert!(!import.contains("kube-consul bridge") && !import.contains("purge"), "{import}");
+    // A switch that is off has nothing to tell.
+    let text = text(&["-enable-ingress=false", "-allow-k8s-namespace=*"]);
+    assert!(!text.contains("-enable-ingress"), "{text}");
+}
+
+#[test]
+fn variables_stand_for_flags_that_are_not_there() {
+    let names: Vec<&str> = sync_catalog::variables().map(|(_, flag)| *flag).collect();
+    assert!(names.iter().all(|name| sync_catalog::flags().any(|(flag, _)| flag == *name)));
+    let text = text(&[
+        "CONSUL_ADDRESSES=consul",
+        "CONSUL_USE_TLS=true",
+        "CONSUL_HTTP_PORT=443",
+        "CONSUL_LOGIN_AUTH_METHOD=from-variable",
+        "consul-k8s-control-plane",
+        "sync-catalog",
+        "-auth-method-name=from-flag",
+        "-to-k8s=false",
+    ]);
+    assert!(text.contains("--consul-addr https://consul:443"), "{text}");
+    assert!(text.contains("--consul-auth-method from-flag"), "{text}");
+    // Theirs does nothing without a list of namespaces.
+    assert!(text.contains("it registers nothing"), "{text}");
+}
+
+#[test]
+fn what_is_not_theirs_is_refused_without_its_value() {
+    let refused = |arguments: &[&str]| {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        SyncCatalog::parse(&arguments).map(drop).unwrap_err().to_string()
+    };
+    let told = refused(&["-tokn=secret"]);
+    assert!(told.contains("-tokn") && !told.contains("secret"), "{told}");
+    assert!(refused(&["-listen"]).contains("-listen: expected a value"));
+    assert!(refused(&["-to-k8s=perhaps"]).contains("true or false"));
+    assert!(refused(&["-node-port-sync-type=All"]).contains("ExternalFirst"));
+}
+
+#[test]
+fn words_are_quoted_for_a_shell() {
+    for (word, quoted) in
+        [("plain", "plain"), ("{service}", "'{service}'"), ("a'b", r"'a'\''b'"), ("", "''")]
+    {
+        assert_eq!(super::quoted(word), quoted);
+    }
+}
