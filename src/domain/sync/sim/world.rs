@@ -444,50 +444,11 @@ impl World {
             Event::Answered(request) => self.answered(request),
             Event::ReadingReads(of) if self.is_current(of) => self.reading_reads(of),
             Event::ReadingShows(of, shown) if self.is_current(of) => self.reading_shows(of, &shown),
-            Event::Names(of) if self.is_current(of) => {
-                let names = self.consul.foreign_names();
-                let (result, now) = (self.told_to_fail(3).map(|()| names), self.now);
-                let process = &mut self.processes[of.place];
-                if let Ok(names) = &result {
-                    process.term.names = Some(names.clone());
-                }
-                process.core.handle_names(result, now);
-                self.turn(of.place)
-            }
-            Event::Name(of, name) if self.is_current(of) => {
-                let found = self.consul.foreign_names().remove(&*name);
-                let (result, now) = (self.told_to_fail(3).map(|()| found), self.now);
-                let process = &mut self.processes[of.place];
-                if let (Ok(found), Some(names)) = (&result, &mut process.term.names) {
-                    names.remove(&*name);
-                    names.extend(found.clone().map(|holders| ((&*name).into(), holders)));
-                }
-                process.core.handle_name(&name, result, now);
-                self.turn(of.place)
-            }
-            Event::Catalog(of) if self.is_current(of) => {
-                let (registrations, now) = (&self.consul.registrations, self.now);
-                let shown = |id: &str| registrations.contains_key(id);
-                let result = self.told_to_fail(4).map(|()| &shown as &dyn Fn(&str) -> bool);
-                self.processes[of.place].core.handle_catalog(result, now);
-                self.turn(of.place)
-            }
-            Event::Identity(of) if self.is_there(of) => {
-                let result = self.told_to_fail(4);
-                if result.is_ok() {
-                    self.processes[of.place].identified = Some(self.now);
-                }
-                self.processes[of.place].core.handle_identity(result, self.now);
-                self.turn(of.place)
-            }
-            Event::PtrKeys(of) if self.is_current(of) => {
-                // Of a Consul that is out of order a streamed answer may lack what is there.
-                let lies = self.outage.is_some_and(|(_, until)| self.now < until);
-                let (kv, now) = (&self.consul.kv, self.now);
-                let is_shown = |key: &str| !lies && kv.contains_key(key);
-                self.processes[of.place].core.handle_ptr_keys(&is_shown, now);
-                self.turn(of.place)
-            }
+            Event::Names(of) if self.is_current(of) => self.names_read(of),
+            Event::Name(of, name) if self.is_current(of) => self.name_read(of, &name),
+            Event::Catalog(of) if self.is_current(of) => self.catalog_read(of),
+            Event::Identity(of) if self.is_there(of) => self.identity_read(of),
+            Event::PtrKeys(of) if self.is_current(of) => self.ptr_keys_shown(of),
             Event::MarkerLost(of) if self.is_there(of) => {
                 self.processes[of.place].core.handle_marker_lost(self.now);
                 self.turn(of.place)

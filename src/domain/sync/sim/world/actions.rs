@@ -137,24 +137,10 @@ impl World {
         if !listed.iter().all(|kind| process.view.listed.contains(kind)) {
             return Err("a write before all is listed".to_owned());
         }
-        let mut excused: BTreeSet<ObjectKey> =
-            process.excused.values().flatten().cloned().collect();
-        if process.excused.get(&Kind::Node).is_some_and(|it| !it.is_empty()) {
-            let all = process.view.objects.values().map(key_of);
-            excused.extend(all);
-        }
+        let excused = process.all_excused();
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
-        let mut sent: Vec<&Registration> = self
-            .requests
-            .values()
-            .flat_map(|request| match &request.what {
-                What::Write(groups) => groups.as_slice(),
-                _ => &[],
-            })
-            .flatten()
-            .filter_map(registered_by)
-            .collect();
+        let mut sent: Vec<&Registration> = registered_by_all(self.requests.values()).collect();
         let writes = groups.iter().flat_map(|group| &group.writes);
         sent.extend(writes.filter_map(registered_by));
         let of = groups.iter().flat_map(|it| it.writes.iter().map(|write| (&it.service, write)));
@@ -221,4 +207,15 @@ impl World {
         self.after(Duration::from_millis(there.into()), Event::Arrives(number));
         Ok(())
     }
+}
+
+/// What is registered by requests that are under way.
+fn registered_by_all<'r>(
+    requests: impl Iterator<Item = &'r Request>,
+) -> impl Iterator<Item = &'r Registration> {
+    let groups = requests.flat_map(|request| match &request.what {
+        What::Write(groups) => groups.as_slice(),
+        _ => &[],
+    });
+    groups.flatten().filter_map(registered_by)
 }

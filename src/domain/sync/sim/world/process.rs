@@ -110,6 +110,15 @@ impl Process {
         unbelieved
     }
 
+    /// Services that may lose by a list that was rightly believed.
+    pub(super) fn all_excused(&self) -> BTreeSet<ObjectKey> {
+        let mut all: BTreeSet<ObjectKey> = self.excused.values().flatten().cloned().collect();
+        if self.excused.get(&Kind::Node).is_some_and(|it| !it.is_empty()) {
+            all.extend(self.view.objects.values().map(key_of));
+        }
+        all
+    }
+
     /// A list is over that showed all there is: what earlier ones lacked is known again, but for
     /// what cannot be read. Of that an older state may be known, or nothing.
     pub(super) fn shown_all(&mut self, kind: Kind) {

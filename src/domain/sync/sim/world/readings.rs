@@ -75,4 +75,58 @@ impl World {
         process.core.handle_resync(result, now);
         self.turn(of.place)
     }
+
+    /// The names that others hold are read.
+    pub(super) fn names_read(&mut self, of: Of) -> Checked {
+        let names = self.consul.foreign_names();
+        let (result, now) = (self.told_to_fail(3).map(|()| names), self.now);
+        let process = &mut self.processes[of.place];
+        if let Ok(names) = &result {
+            process.term.names = Some(names.clone());
+        }
+        process.core.handle_names(result, now);
+        self.turn(of.place)
+    }
+
+    /// Who else holds this name is read.
+    pub(super) fn name_read(&mut self, of: Of, name: &str) -> Checked {
+        let found = self.consul.foreign_names().remove(name);
+        let (result, now) = (self.told_to_fail(3).map(|()| found), self.now);
+        let process = &mut self.processes[of.place];
+        if let (Ok(found), Some(names)) = (&result, &mut process.term.names) {
+            names.remove(name);
+            names.extend(found.clone().map(|holders| (name.into(), holders)));
+        }
+        process.core.handle_name(name, result, now);
+        self.turn(of.place)
+    }
+
+    /// What the catalog shows is read.
+    pub(super) fn catalog_read(&mut self, of: Of) -> Checked {
+        let (registrations, now) = (&self.consul.registrations, self.now);
+        let shown = |id: &str| registrations.contains_key(id);
+        let result = self.told_to_fail(4).map(|()| &shown as &dyn Fn(&str) -> bool);
+        self.processes[of.place].core.handle_catalog(result, now);
+        self.turn(of.place)
+    }
+
+    /// Whether it still is the same cluster is read.
+    pub(super) fn identity_read(&mut self, of: Of) -> Checked {
+        let result = self.told_to_fail(4);
+        if result.is_ok() {
+            self.processes[of.place].identified = Some(self.now);
+        }
+        self.processes[of.place].core.handle_identity(result, self.now);
+        self.turn(of.place)
+    }
+
+    /// The PTR keys that are followed have changed.
+    pub(super) fn ptr_keys_shown(&mut self, of: Of) -> Checked {
+        // Of a Consul that is out of order a streamed answer may lack what is there.
+        let lies = self.outage.is_some_and(|(_, until)| self.now < until);
+        let (kv, now) = (&self.consul.kv, self.now);
+        let is_shown = |key: &str| !lies && kv.contains_key(key);
+        self.processes[of.place].core.handle_ptr_keys(&is_shown, now);
+        self.turn(of.place)
+    }
 }
