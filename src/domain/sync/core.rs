@@ -568,6 +568,11 @@ impl Core {
         stay.filter(gone).collect()
     }
 
+    /// Whether a list lacks a Service, and no second one has confirmed it yet.
+    pub fn is_missing(&self, service: &ObjectKey) -> bool {
+        self.cluster.suspects.objects.contains(&(Kind::Service, service.clone()))
+    }
+
     /// Whether Consul answers, and has all that can be registered.
     pub fn is_in_sync(&self, now: Moment) -> bool {
         self.contact.is_heard(now) && self.standing(now).is_in_sync()

@@ -24,6 +24,12 @@ const MAX_ITEMS: usize = 2_000;
 const NO_BALANCER: &str =
     "it has no address yet (status.loadBalancer), which is normal while it is made";
 
+/// A list lacks it.
+const MISSING: &str =
+    "a list of Kubernetes lacks it; nothing is removed until a second list agrees";
+/// It is told of nevertheless: records of it stay.
+const DEPARTED: &str = "Kubernetes shows no such Service";
+
 /// What a page says beside what the core knows.
 pub struct Surroundings {
     /// The cluster's uid, once it is known.
@@ -154,6 +160,10 @@ fn service(
     });
     let object = core.cache().service(key);
     let mut waiting = waiting(core, key, now);
+    if core.is_holding() && core.is_missing(key) {
+        waiting
+            .push(WaitingRecord { record: "the Service".to_owned(), reason: MISSING.to_owned() });
+    }
     if desired.as_ref().is_some_and(|it| it.awaits_balancer) {
         waiting.push(WaitingRecord {
             record: "load balancer".to_owned(),
@@ -163,7 +173,10 @@ fn service(
     ServiceStatus {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
-        not_selected: object.and_then(|service| not_selected(settings, key, service)),
+        not_selected: match object {
+            Some(service) => not_selected(settings, key, service),
+            None => Some(DEPARTED.to_owned()),
+        },
         instances: instances.collect(),
         problems: problems.collect(),
         waiting,

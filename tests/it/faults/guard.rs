@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::api_server::{ApiServer, End, Script};
 use super::{Shown, look_after, numbered, shown, wait_for_names};
 use crate::support::{
-    Bridge, DEADLINE, Fixture, InvariantMonitor, ends_with, kube_consul, recorded_command, service,
-    shipped_kubeconfig, slice,
+    Bridge, DEADLINE, Fixture, InvariantMonitor, ends_with, kube_consul, recorded_command, says,
+    service, shipped_kubeconfig, slice,
 };
 
 const UID: &str = "2e8c5a1e-0000-4000-8000-000000000001";
@@ -47,6 +47,16 @@ fn placed(mut object: Value, number: usize) -> Value {
 
 fn all_of(make: fn(&str) -> Value, names: &BTreeSet<String>) -> Vec<Value> {
     names.iter().enumerate().map(|(number, name)| placed(make(name), number)).collect()
+}
+
+/// What `explain` says of a Service has each of these texts.
+async fn explained(bridge: &Bridge, texts: &[&str]) -> Result<()> {
+    let command = kube_consul().args(["explain", "shop/svc-007", "--admin-url", &bridge.url("")]);
+    let said = says(0, command).await?;
+    for text in texts {
+        ensure!(said.contains(text), "want '{text}' in: {said}");
+    }
+    Ok(())
 }
 
 // === impl Scripted ===
@@ -165,6 +175,10 @@ async fn confirmed_at_the_start() -> Result<()> {
     scripted.api.script().services = Vec::new();
     let monitor = scripted.monitor();
     let bridge = Bridge::start(scripted.command()).await?;
+    bridge.wait_holding(true).await?;
+    // Whoever asks for one of them is told, though Kubernetes shows none.
+    let texts = ["Kubernetes shows no such Service", "held back until a second list agrees"];
+    explained(&bridge, &texts).await?;
     scripted.wait_for_the_second_lists(&bridge, monitor).await?;
     scripted.api.answer_lists();
     wait_for_names(&scripted.consul, &BTreeSet::new()).await?;
@@ -210,6 +224,7 @@ async fn what_another_clusters_list_confirms_ends_the_bridge() -> Result<()> {
     let monitor = scripted.monitor();
     scripted.api.end_watches(End::Expired);
     bridge.wait_holding(true).await?;
+    explained(&bridge, &["1 instance", "a list of Kubernetes lacks it"]).await?;
     scripted.api.script().uid = "another".to_owned();
     bridge.program.wait_for_code(3, DEADLINE).await?;
     let told = bridge.program.stderr();
