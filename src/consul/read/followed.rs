@@ -25,6 +25,10 @@ use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Protocol;
 
+/// Names that are taken from the catalog: a hundred bytes each at the most that is usual make some
+/// megabytes, and [`Create`](crate::domain::import::create::Create) makes far fewer Services.
+const MAX_LISTED: usize = 50_000;
+
 const INSTANCES: &str = "the instances of the service";
 
 /// Meta key by which consul-k8s names the object that a registration is from.
@@ -249,7 +253,10 @@ impl FollowedNames {
         let mut found = BTreeSet::new();
         let names = reply.items(Layout::Members, |item| {
             let name: Cow<str> = decode("a service name", item.name.unwrap_or_default())?;
-            found.insert(name.into());
+            // Those of its own are so many at most; what is missing proves nothing.
+            if found.len() < MAX_LISTED {
+                found.insert(name.into());
+            }
             Ok(())
         });
         names.await?;

@@ -5,7 +5,9 @@ use crate::domain::hash::fnv1a_32;
 use crate::domain::import::instance::Instance;
 use crate::domain::import::layout::ServicePort;
 use crate::domain::import::object::{Form, Service};
-use crate::domain::import::source::{IMPORT, Pairs, SERVICE_SYNC, Source, TAGS, is_name};
+use crate::domain::import::source::{
+    IMPORT, MAX_NAME as MAX_CONSUL_NAME, Pairs, SERVICE_SYNC, Source, TAGS, is_name,
+};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 
@@ -82,7 +84,8 @@ impl Create {
     /// The name of the Service that is made for a Consul service; none for one that cannot be asked
     /// for, and for the API server's own.
     pub fn service_name(&self, name: &str) -> Option<Box<str>> {
-        if !is_name(name) {
+        // The annotation that names it is trimmed: one with blanks around it would be another's.
+        if !is_name(name) || name.len() > MAX_CONSUL_NAME || name.trim() != name {
             return None;
         }
         let valid = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
@@ -262,7 +265,7 @@ mod tests {
         }
         let other = format!("{long}y");
         assert_ne!(create("").service_name(&long), create("").service_name(&other));
-        for name in ["Kubernetes", "..", ".", "a\nb"] {
+        for name in ["Kubernetes", "..", ".", "a\nb", " web", "web\u{a0}", &"x".repeat(256)] {
             assert_eq!(create("").service_name(name), None, "{name:?}");
         }
     }

@@ -44,7 +44,7 @@ pub const OF_CONSUL_K8S: (&str, &str) = ("consul", "true");
 pub const SERVICE_SYNC: &str = "consul.hashicorp.com/service-sync";
 
 /// Longest name of a Consul service or datacenter: what Consul registers.
-const MAX_NAME: usize = 255;
+pub const MAX_NAME: usize = 255;
 /// Longest filter, and longest list of tags. Both go into the URL of each query; 4 KiB are a screen
 /// full, and Consul takes a header of 1 MiB. All names of [`MAX_SOURCES`] services fit as well.
 pub const MAX_TEXT: usize = 4 << 10;

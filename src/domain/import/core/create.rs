@@ -32,6 +32,9 @@ const FEW: usize = 2;
 /// Services that are made at most: each costs a query or a share of the reads, and a kilobyte here
 /// and in the API server. Whoever may register in Consul could otherwise fill both.
 const MAX_CREATED: usize = 5_000;
+/// Consul services that may want one Service: each but one is a problem, and whoever registers in
+/// Consul makes as many as they like.
+const MAX_RIVALS: usize = 4;
 /// Between the slices of a Service that is taken over and its new type: what a DNS server takes to
 /// see them.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -93,9 +96,16 @@ impl Creation {
                 continue;
             }
             let all = listed.entry(service.clone()).or_default();
-            if !all.iter().any(|it| lookup_form(it) == lookup_form(&name)) {
-                all.push(name);
+            if all.iter().any(|it| lookup_form(it) == lookup_form(&name)) {
+                continue;
             }
+            if all.len() == MAX_RIVALS {
+                if *name != *service {
+                    continue;
+                }
+                all.pop();
+            }
+            all.push(name);
             // What has the very name comes first.
             all.sort_by_cached_key(|it| (**it != *service, it.clone()));
         }

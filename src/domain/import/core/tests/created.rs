@@ -182,3 +182,17 @@ fn a_watch_that_is_faster_than_an_answer_is_believed_later_too() {
     harness.run().answer(&source("web", None), &["10.0.0.1"]);
     assert_eq!(harness.log()[..1], ["create consul/web Headless"]);
 }
+
+#[test]
+fn many_that_want_one_name_are_a_few_problems() {
+    let mut harness = Harness::with(Some(create()));
+    let rivals: Vec<String> = (33..127_u8)
+        .map(char::from)
+        .filter(|c| !c.is_alphanumeric())
+        .map(|c| format!("a{c}b"))
+        .collect();
+    let rivals: Vec<&str> = rivals.iter().map(|it| &**it).collect();
+    harness.names(&rivals).answer(&source("a-b", None), &["10.0.0.1"]);
+    assert_eq!(harness.log(), ["create consul/a-b Headless", "write 1"], "whose very name it is");
+    assert!((1..4).contains(&harness.problems().lines().count()), "{}", harness.problems());
+}
