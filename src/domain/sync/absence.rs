@@ -47,9 +47,8 @@ impl Core {
         let mut all = self.cluster.suspects.objects.clone();
         all.extend(missing.iter().map(|key| (kind, key.clone())));
         let running = self.term.as_ref().filter(|term| term.is_running());
-        let (lost, total) = running.map_or((0, 0), |term: &Term| {
-            (self.view(term).loss_without(&all), term.known.registration_count())
-        });
+        let (lost, total) =
+            running.map_or((0, 0), |term: &Term| self.view(term).loss_without(&all));
         if !is_most(lost, total) {
             for key in missing {
                 self.remove(kind, &key);

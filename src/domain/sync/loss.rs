@@ -61,15 +61,25 @@ impl View<'_> {
     }
 
     /// How many known records would be removed or turn critical without these objects, together
-    /// with what is held for absence already.
-    pub(super) fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> usize {
+    /// with what is held for absence already; and of how many. Those of Services that are gone are
+    /// on their way out: several lists that each lack a part must not take most together.
+    pub(super) fn loss_without(&self, absent: &BTreeSet<(Kind, ObjectKey)>) -> (usize, usize) {
+        let cache = &self.cluster.cache;
+        let stays = |service: &ObjectKey| {
+            cache.service(service).is_some()
+                || cache.undecodable(Kind::Service, service).is_some()
+                || self.term.holds.of(service).is_some()
+        };
+        let known = self.term.known.services().filter(|(service, _)| stays(service));
+        let total = known.map(|(_, known)| known.len()).sum();
         let services: BTreeSet<ObjectKey> = absent
             .iter()
             .flat_map(|(kind, key)| self.cluster.cache.services_concerned(*kind, key))
             .chain(self.term.holds.by(Cause::Absence).cloned())
             .collect();
-        services
+        let lost = services
             .iter()
+            .filter(|service| stays(service))
             .map(|service| {
                 let without = if absent.contains(&(Kind::Service, service.clone())) {
                     Desired::default()
@@ -78,7 +88,8 @@ impl View<'_> {
                 };
                 self.lost(service, &without).count()
             })
-            .sum()
+            .sum();
+        (lost, total)
     }
 
     /// What the first look at everything would take from a Service that exists.

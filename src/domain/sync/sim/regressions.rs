@@ -185,3 +185,16 @@ fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
+
+#[test]
+fn two_lists_that_each_lack_a_part_do_not_take_most_together() {
+    let scenario =
+        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let ops = vec![
+        Op::Pass(10),
+        Op::Lists(0, WatchedKind::Services, 1, 24),
+        Op::Lists(0, WatchedKind::Slices, 1, 7),
+        Op::Pass(3),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
