@@ -2,6 +2,7 @@
 
 mod atomic;
 mod basics;
+mod datacenters;
 mod edge;
 mod election;
 mod failover;

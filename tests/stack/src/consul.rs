@@ -59,6 +59,7 @@ pub struct ConsulOptions {
     node: Option<String>,
     datacenter: String,
     join: Vec<SocketAddr>,
+    join_wan: Vec<SocketAddr>,
     configuration: Vec<String>,
     token: Option<String>,
     ca: Option<String>,
@@ -79,6 +80,7 @@ impl ConsulOptions {
             node: None,
             datacenter: "dc1".to_owned(),
             join: Vec::new(),
+            join_wan: Vec::new(),
             configuration: Vec::new(),
             token: None,
             ca: None,
@@ -113,6 +115,13 @@ impl ConsulOptions {
     #[must_use]
     pub fn address(mut self, address: Ipv4Addr) -> Self {
         self.address = address;
+        self
+    }
+
+    /// Joins the datacenter of this server to its own.
+    #[must_use]
+    pub fn federated_with(mut self, server: &Consul) -> Self {
+        self.join_wan.push((server.options.address, server.ports.serf_wan.number()).into());
         self
     }
 
@@ -382,6 +391,9 @@ fn command(
         if path.is_file() {
             command = command.arg(format!("-config-file={}", path.display()));
         }
+    }
+    for server in &options.join_wan {
+        command = command.arg(format!("-retry-join-wan={server}"));
     }
     for server in &options.join {
         command = command.arg(format!("-retry-join={server}"));
