@@ -17,23 +17,26 @@
 //! Order of the calls: after any `handle_*` call, [`Importer::poll_action`] until it gives none, and
 //! [`Importer::handle_timeout`] at [`Importer::next_timeout`].
 
+mod action;
 mod create;
 mod failures;
 mod plan;
+mod report;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::action::{Action, Failure, Write};
 use self::create::Creation;
 use self::failures::Failures;
+pub use self::report::{Report, Summary};
 use self::versions::Versions;
-use crate::domain::import::create::{Create, Wanted};
+use crate::domain::import::create::Create;
 use crate::domain::import::instance::{Endpoints, Instance};
-use crate::domain::import::layout::{Slice, Slices};
-use crate::domain::import::object::{OwnedSlice, Service, Version};
+use crate::domain::import::layout::Slices;
+use crate::domain::import::object::{OwnedSlice, Service};
 use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::store::Store;
@@ -135,128 +138,6 @@ enum OldEndpoints {
     Asked(Option<Problem>),
     /// They were, and are deleted: until then the slices that mirror them may still be there.
     Deleted(Moment),
-}
-
-/// What the owner of the state has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Follow this source, and tell its answers by [`Importer::handle_instances`].
-    Follow(Source),
-    /// Follow it no longer.
-    Unfollow(Source),
-    /// Ask this source anew, at once: what it answered last is to be confirmed.
-    Confirm(Source),
-    /// Send this to the API server; wants [`Importer::handle_written`].
-    Write(Write),
-}
-
-/// Why a write was not made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What people are told.
-    pub problem: Problem,
-    /// How long the API server asks to wait; zero: it does not say.
-    pub retry_after: Duration,
-}
-
-/// A change in Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// Write this slice of the Service.
-    Put {
-        /// The Service that owns it.
-        service: ObjectKey,
-        /// The uid of the Service.
-        uid: Arc<str>,
-        /// The name of the slice.
-        name: Box<str>,
-        /// What is in it.
-        slice: Slice,
-    },
-    /// Delete this slice of the Service, if it still has this uid.
-    Delete {
-        /// The Service that it is of.
-        service: ObjectKey,
-        /// The uid of the Service.
-        owner: Arc<str>,
-        /// The name of the slice.
-        name: Box<str>,
-        /// The uid of the slice.
-        uid: Box<str>,
-    },
-    /// Delete the Endpoints of this Service, if they can be shown to be those that consul8s left.
-    DeleteEndpoints {
-        /// The Service.
-        service: ObjectKey,
-        /// Its uid.
-        uid: Arc<str>,
-    },
-    /// Make this Service, unless there is one.
-    CreateService {
-        /// Its namespace and name.
-        service: ObjectKey,
-        /// How it ought to be.
-        wanted: Wanted,
-    },
-    /// Change this Service, if it still is this one at this version.
-    UpdateService {
-        /// The Service.
-        service: ObjectKey,
-        /// Its uid.
-        uid: Arc<str>,
-        /// Its version.
-        version: Version,
-        /// How it ought to be.
-        wanted: Wanted,
-    },
-    /// Delete this Service, if it still is this one at this version.
-    DeleteService {
-        /// The Service.
-        service: ObjectKey,
-        /// Its uid.
-        uid: Arc<str>,
-        /// Its version.
-        version: Version,
-    },
-}
-
-/// Something that people want to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// A Service's endpoints are as Consul has them.
-    InSync {
-        /// The Service.
-        service: ObjectKey,
-        /// How many endpoints are ready.
-        ready: usize,
-        /// How many there are.
-        endpoints: usize,
-    },
-    /// A Service has a problem that it did not have before.
-    Problem(ObjectKey, Problem),
-    /// A Service no longer has this problem.
-    Solved(ObjectKey, Problem),
-    /// A Service was made for a Consul service.
-    Created(ObjectKey, Box<str>),
-    /// The Endpoints that consul8s had left for a Service were deleted.
-    EndpointsDeleted(ObjectKey),
-    /// A Service of consul-k8s was taken over.
-    Adopted(ObjectKey, Box<str>),
-    /// A Service was deleted, because its Consul service is gone.
-    Deleted(ObjectKey, Box<str>),
-}
-
-/// What a Service has at the moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// The Consul services that it asks for, in order of preference.
-    pub sources: Vec<Source>,
-    /// How many endpoints its slices have.
-    pub endpoints: usize,
-    /// How many of them are ready.
-    pub ready: usize,
-    /// How many slices there are.
-    pub slices: usize,
 }
 
 // === impl Importer ===
@@ -571,59 +452,9 @@ impl Importer {
         self.sources.len()
     }
 
-    /// All problems, by Service.
-    pub fn problems(&self) -> impl Iterator<Item = (&ObjectKey, &Problem)> {
-        self.problems.iter().flat_map(|(key, all)| all.iter().map(move |it| (key, it)))
-    }
-
-    /// The problems of one Service.
-    pub fn problems_of(&self, key: &ObjectKey) -> impl Iterator<Item = &Problem> {
-        self.problems.get(key).into_iter().flatten()
-    }
-
     /// The uid of a Service.
     pub fn uid(&self, key: &ObjectKey) -> Option<Arc<str>> {
         self.services.get(key).map(|service| Arc::clone(&service.uid))
-    }
-
-    /// How many Services ask for an import.
-    pub fn imported_count(&self) -> usize {
-        self.states.len()
-    }
-
-    /// How many Services ask to be registered, by the label of consul8s: they are the bridge's.
-    pub fn exported_count(&self) -> usize {
-        self.exported.len()
-    }
-
-    /// The endpoints in our slices of a Service: address, port, and whether each is ready.
-    pub fn endpoints_of(&self, key: &ObjectKey) -> impl Iterator<Item = (IpAddr, u16, bool)> {
-        self.named_slices(key).flat_map(|(_, owned)| {
-            let port = owned.slice.ports.first().map_or(0, |it| it.port);
-            owned.slice.endpoints.iter().map(move |(address, ready)| (*address, port, *ready))
-        })
-    }
-
-    /// The Services that ask for an import, those after `after`, with what they have.
-    pub fn summaries(
-        &self,
-        after: Option<&ObjectKey>,
-    ) -> impl Iterator<Item = (&ObjectKey, Summary)> {
-        let after = after.cloned();
-        self.states
-            .iter()
-            .filter(move |(key, _)| after.as_ref().is_none_or(|after| *key > after))
-            .map(|(key, state)| {
-                let slices = self.own_slices(key);
-                let ready = |slice: &Slice| slice.endpoints.values().filter(|it| **it).count();
-                let summary = Summary {
-                    sources: state.sources.clone(),
-                    endpoints: slices.values().map(|slice| slice.endpoints.len()).sum(),
-                    ready: slices.values().map(ready).sum(),
-                    slices: slices.len(),
-                };
-                (key, summary)
-            })
     }
 
     fn mark_all(&mut self) {

@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 
 use super::failures::RETRY;
 use super::*;
-use crate::domain::import::create::CreateAs;
+use crate::domain::import::create::{CreateAs, Wanted};
 use crate::domain::import::instance::Health;
-use crate::domain::import::object::{Form, MANAGED_BY};
+use crate::domain::import::layout::Slice;
+use crate::domain::import::object::{Form, MANAGED_BY, Version};
 use crate::domain::import::source::{
     CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, FAILOVER, IMPORT, KEEP, SERVICE_SYNC,
 };
