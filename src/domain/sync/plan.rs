@@ -21,6 +21,9 @@ use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::view::View;
 use crate::domain::sync::wait::{Outlook, Wait};
 
+/// Problems of one Service that are told of each reason.
+const MAX_PROBLEMS: usize = 8;
+
 /// What is done for one Service now.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -413,6 +416,7 @@ impl View<'_> {
         outcome.follow_up |= !failed.is_empty() || !missing.is_empty();
         outcome.problems.extend(failed.into_iter().chain(missing));
         outcome.problems.extend(contested);
+        outcome.problems = bounded(std::mem::take(&mut outcome.problems));
     }
 
     /// Records that the agent could not pass on.
@@ -483,6 +487,24 @@ impl Draft {
         let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
         Plan { actions, waits: self.waits, outcome: Some(self.outcome), again: self.again }
     }
+}
+
+/// As many problems as somebody reads: those of thousands of ports would hide everybody else's, in the
+/// log as well as on a page.
+fn bounded(problems: BTreeSet<Problem>) -> BTreeSet<Problem> {
+    let mut counts: BTreeMap<Reason, usize> = BTreeMap::new();
+    problems
+        .into_iter()
+        .map(|problem| {
+            let count = counts.entry(problem.reason).or_default();
+            *count += 1;
+            match *count {
+                ..=MAX_PROBLEMS => problem,
+                // Without a number: each change of it would be told again.
+                _ => Problem::new(problem.reason, "the Service has more of these; not shown"),
+            }
+        })
+        .collect()
 }
 
 fn unknown_name(name: &str, why: &str) -> Problem {

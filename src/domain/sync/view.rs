@@ -1,5 +1,8 @@
 //! What planning looks at, and what ought to be registered in view of it.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
+
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
 use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
 use crate::domain::consul::record::Registration;
@@ -64,7 +67,10 @@ impl View<'_> {
         let nodes = cache.nodes().map(|nodes| {
             nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
         });
-        let permit = |name: &str, join| self.permit(key, name, join);
+        // Collected once: a Service may have thousands of ports, each with its name.
+        let names: HashSet<&str> = self.term.known.of(key).iter().map(|it| &*it.service).collect();
+        let held = names.into_iter().map(lookup_form).collect();
+        let permit = |name: &str, join| self.permit(key, name, &held, join);
         let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
         self.keep_former_names(key, &mut desired);
         // A node's address gets no PTR record: it is no Service's.
@@ -106,13 +112,18 @@ impl View<'_> {
         });
     }
 
-    fn permit(&self, service: &ObjectKey, name: &str, join: JoinExisting) -> Permit {
+    /// `held`: the names that the Service has, as they are looked up.
+    fn permit(
+        &self,
+        service: &ObjectKey,
+        name: &str,
+        held: &HashSet<Cow<'_, str>>,
+        join: JoinExisting,
+    ) -> Permit {
         let name = &*lookup_form(name);
         let claims = &self.cluster.name_claims;
         // By this Service: another one's right to the name is no reason to join it.
-        let mut known = self.term.known.of(service).iter();
-        let held = known.any(|known| *lookup_form(&known.service) == *name)
-            || self.term.names.has_lost(name, service);
+        let held = held.contains(name) || self.term.names.has_lost(name, service);
         if self.settings.on_conflict != OnConflict::Merge
             && let Some(holder) = claims.holder(name)
             && holder != service

@@ -253,6 +253,80 @@ async fn l4_services_without_end_take_turns_within_the_memory_of_the_manifests()
     cluster.stop().await
 }
 
+/// What one tenant may write into a namespace without being refused by the API server.
+fn hostile() -> Vec<(String, Value, Value)> {
+    let text = |key: &str, value: &str| json!({format!("kube-consul.io/{key}"): value});
+    let flood: serde_json::Map<String, Value> = (0..1_500)
+        .map(|n| (format!("kube-consul.io/service-meta-k{n}"), "x".repeat(100).into()))
+        .collect();
+    let ports: Vec<Value> = (0..3_000)
+        .map(|n| json!({"name": format!("p{n}"), "port": 1 + n, "protocol": "UDP"}))
+        .collect();
+    let named = |name: &str, annotations: Value| (name.to_owned(), annotations, json!({}));
+    vec![
+        named(&"n".repeat(63), json!({})),
+        named("long-name", text("service-name", &"é".repeat(255))),
+        named("dotted", text("service-name", &"a.".repeat(126))),
+        named("control", text("service-name", "a\n\u{1b}[31mb")),
+        named("tags", text("service-tags", "a\tb,\u{7f},\u{202e}x,\r\n,ok")),
+        named("note", json!({"note": "<".repeat(250_000)})),
+        named("meta", Value::Object(flood)),
+        ("ports".to_owned(), json!({}), json!({"ports": ports})),
+        named("flips", json!({})),
+    ]
+}
+
+#[tokio::test]
+async fn a_hostile_tenant_has_problems_and_harms_nobody_else() -> Result<()> {
+    let cluster = Kubernetes::start(KubernetesOptions::default()).await?;
+    let kubeconfig = cluster.kubeconfig_for(&shipped_token(&cluster).await?)?;
+    let (victims, consul) =
+        tokio::try_join!(Victims::create(&cluster), Consul::start(ConsulOptions::dev()))?;
+    let attacker = cluster.namespace("hostile").await?;
+    let objects = Objects::new(&cluster.client()?, &attacker);
+    let names: Vec<String> = hostile().into_iter().map(|(name, ..)| name).collect();
+    objects.create_all(&names).await?;
+    for (name, annotations, spec) in hostile() {
+        objects
+            .patch(&name, &json!({"metadata": {"annotations": annotations}, "spec": spec}))
+            .await?;
+    }
+    let command = limited(&consul).args(["--sink", "catalog", "--kubeconfig"]).arg(&kubeconfig);
+    let bridge = Bridge::start(command).await?;
+    victims.wait_until_served(consul.api(), "k8s-kubernetes.").await?;
+    bridge.wait_ready().await?;
+    for name in ["long-name", "control", "tags", "meta"] {
+        eventually(DEADLINE, || async {
+            let found = bridge.problems_of(&attacker, name).await?;
+            ensure!(!found.is_empty(), "{name} has no problem");
+            Ok(())
+        })
+        .await?;
+    }
+    let flips = async {
+        for round in 0..300_u32 {
+            let addresses = vec![format!("10.1.0.{}", round % 2 + 1)];
+            objects.set_ready("flips", &(addresses, round % 3 != 0)).await?;
+        }
+        anyhow::Ok(())
+    };
+    let changes = async {
+        for round in 0..3 {
+            victims.change(consul.api(), "k8s-kubernetes.", &format!("flip-{round}")).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(flips, changes)?;
+    // What it wrote breaks no line of the log, nor of what people read.
+    let log = bridge.program.stderr();
+    ensure!(!log.contains('\u{1b}') && !log.contains('\u{7f}'), "control characters in the log");
+    let catalog = consul.api().get("/v1/catalog/services").await?.to_string();
+    ensure!(!catalog.contains("\\u001b") && !catalog.contains("\\n"), "{catalog}");
+    check_memory(&bridge, "a hostile tenant")?;
+    bridge.stop().await?;
+    cluster.stop().await
+}
+
 #[tokio::test]
 async fn l6_large_objects_of_others_cost_no_relist_and_little_memory() -> Result<()> {
     let cluster = Kubernetes::start(KubernetesOptions::default()).await?;

@@ -44,7 +44,7 @@ const TEXT_OVERHEAD: usize = 64;
 /// where there would be more there are none.
 const MAX_PORT_PAIRS: usize = 50_000;
 /// How many ports, host names or tags a problem shows: those of a pod or two.
-const MAX_SHOWN: usize = 8;
+pub(super) const MAX_SHOWN: usize = 8;
 /// Consul's weight of a service that asks for none.
 const DEFAULT_WEIGHT: u16 = 1;
 

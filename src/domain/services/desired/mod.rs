@@ -5,7 +5,7 @@ mod instances;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use self::instances::Builder;
+use self::instances::{Builder, MAX_SHOWN};
 use crate::domain::consul::names::{Holder, is_name_in_consul, lookup_form, resolves};
 use crate::domain::consul::record::Registration;
 use crate::domain::kube::names::ObjectKey;
@@ -455,7 +455,7 @@ fn primary_port<'s>(
         Some(port) => (port, None),
         None if number.is_some() => (first, number),
         None => {
-            let labels: Vec<String> = ports.iter().map(port_label).collect();
+            let labels: Vec<String> = ports.iter().take(MAX_SHOWN).map(port_label).collect();
             problems.push(Problem::new(
                 Reason::InvalidAnnotation,
                 format!(
