@@ -219,6 +219,11 @@ impl ClusterCache {
         self.listing(kind).reason(key)
     }
 
+    /// Services of which nothing could ever be read.
+    pub fn unread_services(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.services.never_read()
+    }
+
     /// Whether there are Services of which nothing could ever be read.
     pub fn has_unread_service(&self) -> bool {
         self.services.never_read().next().is_some()

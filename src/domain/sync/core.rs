@@ -558,14 +558,14 @@ impl Core {
         self.cluster.suspects.objects.len() + holds
     }
 
-    /// Services that Kubernetes does not have any more and of which records stay: they are held, or kept
-    /// by the policy.
+    /// Services that the cluster cache lacks and of which records stay: they are held, or kept by the
+    /// policy, or could never be read.
     pub fn departed(&self) -> BTreeSet<&ObjectKey> {
         let term = self.term.iter();
         let stay = term.flat_map(|term| term.holds.services().chain(term.kept.services()));
         let gone =
             |key: &&ObjectKey| !key.is_orphaned() && self.cluster.cache.service(key).is_none();
-        stay.filter(gone).collect()
+        stay.filter(gone).chain(self.cluster.cache.unread_services()).collect()
     }
 
     /// Whether a list lacks a Service, and no second one has confirmed it yet.
@@ -599,6 +599,21 @@ impl Core {
         let mut all: Vec<_> = self.cluster.problems.iter().chain(term).collect();
         all.sort();
         all
+    }
+
+    /// The first of [`Core::problems`], however many there are.
+    pub fn first_problems(&self, count: usize) -> Vec<(Subject, &ObjectKey, &Problem)> {
+        let term = self.term.iter().flat_map(|term| term.problems.iter().take(count));
+        let mut all: Vec<_> = self.cluster.problems.iter().take(count).chain(term).collect();
+        all.sort();
+        all.truncate(count);
+        all
+    }
+
+    /// The problems of one Service.
+    pub fn problems_of(&self, service: &ObjectKey) -> impl Iterator<Item = &Problem> {
+        let term = self.term.iter().flat_map(|term| term.problems.of(Subject::Service, service));
+        self.cluster.problems.of(Subject::Service, service).chain(term)
     }
 
     /// The registrations that Consul is known to have of a Service, by ID.

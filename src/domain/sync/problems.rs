@@ -59,6 +59,11 @@ impl Problems {
         })
     }
 
+    /// Those of one object.
+    pub(super) fn of(&self, subject: Subject, key: &ObjectKey) -> impl Iterator<Item = &Problem> {
+        self.objects.get(&(subject, key.clone())).into_iter().flatten()
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.count

@@ -1,7 +1,5 @@
 //! The pages of `/status`.
 
-use std::collections::BTreeMap;
-
 use crate::admin::Selection;
 use crate::admin::history::Series;
 use crate::admin::status::{
@@ -10,8 +8,7 @@ use crate::admin::status::{
 };
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::Subject;
-use crate::domain::problem::Problem;
+use crate::domain::kube::object::Kind;
 use crate::domain::services::desired::not_selected;
 use crate::domain::services::settings::Settings;
 use crate::domain::sync::{Cause, Core, Wait};
@@ -67,11 +64,6 @@ pub fn page(
         watches,
         now,
     } = surroundings;
-    let problems = core.problems();
-    let mut of_services: BTreeMap<&ObjectKey, Vec<&Problem>> = BTreeMap::new();
-    for &(_, key, problem) in problems.iter().filter(|(subject, ..)| *subject == Subject::Service) {
-        of_services.entry(key).or_default().push(problem);
-    }
     let after = selection.after.as_ref();
     let services = core.cache().services_after(after).map(|(key, _)| key);
     let registered = services.filter(|key| settings.includes_namespace(&key.namespace));
@@ -84,7 +76,7 @@ pub fn page(
             next = services.last().map(|last| format!("{}/{}", last.namespace, last.name));
             break;
         }
-        let status = service(core, settings, key, of_services.get(key), now);
+        let status = service(core, settings, key, now);
         items += status.instances.len() + status.waiting.len();
         services.push(status);
     }
@@ -114,7 +106,7 @@ pub fn page(
         removals_held: core.removals_held(),
         watches,
         history,
-        problems: problems.into_iter().take(PAGE).map(ObjectProblem::new).collect(),
+        problems: core.first_problems(PAGE).into_iter().map(ObjectProblem::new).collect(),
         services,
         next,
     }
@@ -133,13 +125,7 @@ fn merge<'k>(
     })
 }
 
-fn service(
-    core: &Core,
-    settings: &Settings,
-    key: &ObjectKey,
-    problems: Option<&Vec<&Problem>>,
-    now: Moment,
-) -> ServiceStatus {
+fn service(core: &Core, settings: &Settings, key: &ObjectKey, now: Moment) -> ServiceStatus {
     let desired = core.desired_of(key);
     let instances = core.registrations_of(key).iter().take(PAGE).map(|known| {
         let id = known.id(&settings.cluster, key);
@@ -154,7 +140,7 @@ fn service(
             id: id.into(),
         }
     });
-    let problems = problems.into_iter().flatten().take(MAX_PROBLEMS).map(|problem| {
+    let problems = core.problems_of(key).take(MAX_PROBLEMS).map(|problem| {
         let message = problem.message.clone();
         ServiceProblem { reason: problem.reason.as_str(), message }
     });
@@ -175,7 +161,10 @@ fn service(
         name: key.name.to_string(),
         not_selected: match object {
             Some(service) => not_selected(settings, key, service),
-            None => Some(DEPARTED.to_owned()),
+            None => Some(match core.cache().undecodable(Kind::Service, key) {
+                Some(why) => format!("it could not be read: {why}"),
+                None => DEPARTED.to_owned(),
+            }),
         },
         instances: instances.collect(),
         problems: problems.collect(),

@@ -350,6 +350,26 @@ async fn slices_and_load_balancers_that_are_behind() -> Result<()> {
     bridge.stop().await
 }
 
+/// Nothing is written to the node of a namespace while it goes with its last record.
+#[tokio::test]
+async fn a_namespace_node_that_is_being_removed() -> Result<()> {
+    let fixture = Fixture::recorded("explain").await?;
+    fixture.web("last", &HTTP).await?;
+    let bridge = Bridge::start(fixture.command().await?.args(["--sink", "catalog"])).await?;
+    bridge.wait_ready().await?;
+    fixture.wait_for_instances("last", 1).await?;
+    fixture.recorder().fault(Fault::Delay(Duration::from_secs(8)), |it| {
+        let body = String::from_utf8_lossy(&it.body);
+        body.contains("{\"Node\":{\"Node\":") && body.contains("\"Verb\":\"delete\"")
+    });
+    fixture.delete("last").await?;
+    fixture.wait_for_instances("last", 0).await?;
+    fixture.web("next", &HTTP).await?;
+    wait_explained(&fixture, &bridge, "next", &["it is being removed from the catalog"]).await?;
+    fixture.wait_for_instances("next", 1).await?;
+    bridge.stop().await
+}
+
 #[tokio::test]
 async fn what_stands_in_the_way_in_the_catalog() -> Result<()> {
     let fixture = Fixture::recorded("explain").await?;

@@ -295,3 +295,17 @@ async fn l10_a_mistyped_namespace_removes_nothing_of_a_few_records() -> Result<(
     ensure!(left.instances.is_empty(), "{left:?}");
     Ok(())
 }
+
+/// A Service that is there and cannot be read: what is registered of it stays, and explain says why.
+#[tokio::test]
+async fn what_cannot_be_read_any_more_stays_and_is_explained() -> Result<()> {
+    let scripted = Scripted::new().await?;
+    let (bridge, before) = scripted.bridge().await?;
+    bridge.stop().await?;
+    scripted.api.script().services[7]["spec"]["ports"] = json!("none");
+    let bridge = Bridge::start(scripted.command()).await?;
+    let texts = ["1 instance", "it could not be read", "an object that it follows from"];
+    eventually(DEADLINE, || explained(&bridge, &texts)).await?;
+    ensure!(shown(&scripted.consul).await? == before, "something changed");
+    bridge.stop().await
+}
