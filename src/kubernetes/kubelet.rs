@@ -3,20 +3,24 @@
 //!
 //! Whatever is not a whole `PodList` is a failure, and shows nothing: it removes nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod as ApiPod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reqwest::Certificate;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 
+use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, WatchEvent};
-use crate::domain::node::pod::Seen;
+use crate::domain::node::pod::{Phase, Seen};
 use crate::domain::text::{chain, one_line};
-use crate::kubernetes::node::key_and_pod;
+use crate::kubernetes::node::{key_of, project};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Trouble};
 
 /// How long an answer may take: a kubelet has its pods in memory.
@@ -44,9 +48,16 @@ pub struct Kubelet {
 }
 
 #[derive(Deserialize)]
-struct List {
+struct List<'a> {
     kind: Option<String>,
-    items: Option<Vec<ApiPod>>,
+    #[serde(borrow)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+/// Whose an item is that is no pod otherwise.
+#[derive(Deserialize)]
+struct Named {
+    metadata: ObjectMeta,
 }
 
 // === impl Kubelet ===
@@ -88,7 +99,7 @@ impl Kubelet {
     }
 
     /// Without the password that it may have.
-    fn shown_url(&self) -> String {
+    pub fn shown_url(&self) -> String {
         match (self.url.split_once("://"), self.url.rsplit_once('@')) {
             (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
             _ => self.url.clone(),
@@ -115,13 +126,10 @@ impl Kubelet {
         if !status.is_success() {
             return Err(format!("expected a PodList, found HTTP {status}: {}", shown()));
         }
-        let list: List = serde_json::from_slice(&body)
+        let list: List<'_> = serde_json::from_slice(&body)
             .map_err(|error| format!("expected a PodList, found {:?}: {error}", shown()))?;
         match (list.kind.as_deref(), list.items) {
-            (Some("PodList" | "List"), items) => {
-                let items = items.unwrap_or_default().into_iter();
-                Ok(items.map(key_and_pod).map(|(key, pod)| Seen::Pod(key, pod)).collect())
-            }
+            (Some("PodList" | "List"), items) => pods(&items.unwrap_or_default()),
             _ => Err(format!("expected a PodList, found {:?}", shown())),
         }
     }
@@ -145,6 +153,44 @@ impl Kubelet {
         let folder = self.service_account.clone().unwrap_or_else(|| SERVICE_ACCOUNT.into());
         fs::read_to_string(folder.join(name)).ok().filter(|text| !text.trim().is_empty())
     }
+}
+
+/// The pods of a list. One that cannot be read costs no other; one that does not even have a name may
+/// be any, so that the list proves nothing.
+fn pods(items: &[&RawValue]) -> Result<Vec<Seen>, String> {
+    let mut found: BTreeMap<ObjectKey, Seen> = BTreeMap::new();
+    for item in items {
+        let pod = serde_json::from_str::<ApiPod>(item.get());
+        let seen = match pod {
+            Ok(pod) => named(&pod.metadata).map(|key| match project(pod) {
+                Ok(pod) => Seen::Pod(key, pod),
+                Err(why) => Seen::Undecodable(key, why),
+            }),
+            Err(error) => serde_json::from_str::<Named>(item.get())
+                .ok()
+                .and_then(|it| named(&it.metadata))
+                .map(|key| Seen::Undecodable(key, error.to_string())),
+        };
+        let seen = seen.ok_or_else(|| {
+            let item = one_line(item.get(), SHOWN);
+            format!("expected pods with name and namespace, found {item:?}")
+        })?;
+        // A pod and the one that takes its place have one name: the one that stays counts.
+        let rank = |seen: &Seen| match seen {
+            Seen::Pod(_, pod) => (!pod.is_terminating, pod.phase != Phase::Ended),
+            Seen::Undecodable(..) => (true, true),
+        };
+        let is_better = |known: &Seen| rank(&seen) >= rank(known);
+        if found.get(seen.key()).is_none_or(is_better) {
+            found.insert(seen.key().clone(), seen);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+fn named(metadata: &ObjectMeta) -> Option<ObjectKey> {
+    let key = key_of(metadata);
+    (!key.namespace.is_empty() && !key.name.is_empty()).then_some(key)
 }
 
 #[cfg(test)]

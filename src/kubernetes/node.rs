@@ -1,18 +1,22 @@
 //! The pods of one node, as far as its daemon reads them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
     Container as ApiContainer, ContainerStatus, Pod as ApiPod, PodStatus,
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Error as KubeError};
+use serde::de::Error as _;
 use serde_json::json;
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
+use crate::domain::node::annotations::MAX_BYTES;
+use crate::domain::node::exchange::{GatePatch, PatchError};
 use crate::domain::node::pod::{Container, GATES, PREFIXES, Phase, Pod, Seen, Status};
-use crate::domain::node::waiting::{GatePatch, PatchError};
 use crate::kubernetes::errors::failure;
 use crate::kubernetes::slim::{Content, Identity, Watched};
 
@@ -34,7 +38,8 @@ impl Watched for NodePods {
     fn decode(json: &str) -> Result<(Identity, Content<Pod>), serde_json::Error> {
         let object: ApiPod = serde_json::from_str(json)?;
         let resource_version = object.metadata.resource_version.clone().unwrap_or_default();
-        let (key, pod) = key_and_pod(object);
+        let key = key_of(&object.metadata);
+        let pod = project(object).map_err(serde_json::Error::custom)?;
         Ok((Identity { key, resource_version }, Content::Object(pod)))
     }
 
@@ -47,22 +52,31 @@ impl Watched for NodePods {
     }
 }
 
-/// Whose it is, and what is kept of it.
-pub(super) fn key_and_pod(object: ApiPod) -> (ObjectKey, Pod) {
-    let metadata = &object.metadata;
-    let key = ObjectKey::new(
+/// Whose it is.
+pub(super) fn key_of(metadata: &ObjectMeta) -> ObjectKey {
+    ObjectKey::new(
         metadata.namespace.clone().unwrap_or_default(),
         metadata.name.clone().unwrap_or_default(),
-    );
-    (key, project(object))
+    )
 }
 
-/// What is kept of a pod.
-fn project(object: ApiPod) -> Pod {
+/// What is kept of a pod, or why it cannot be.
+pub(super) fn project(object: ApiPod) -> Result<Pod, String> {
     let (metadata, spec) = (object.metadata, object.spec.unwrap_or_default());
     let status = object.status.unwrap_or_default();
     let annotations = metadata.annotations.unwrap_or_default().into_iter();
     let is_read = |key: &str| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+    let annotations: BTreeMap<Box<str>, Box<str>> = annotations
+        .filter(|(key, _)| is_read(key))
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_BYTES {
+        return Err(format!(
+            "annotations of {} and {}: expected at most {MAX_BYTES} bytes together, found {bytes}",
+            PREFIXES[0], PREFIXES[1]
+        ));
+    }
     let gates = spec.readiness_gates.unwrap_or_default();
     let gates = gates.iter().filter_map(|gate| {
         GATES
@@ -75,12 +89,9 @@ fn project(object: ApiPod) -> Pod {
     let native = spec.init_containers.unwrap_or_default().into_iter();
     let native = native.filter(|it| it.restart_policy.as_deref() == Some("Always"));
     let containers = spec.containers.into_iter().map(|it| container(it, false, statuses));
-    Pod {
+    Ok(Pod {
         uid: metadata.uid.unwrap_or_default().into(),
-        annotations: annotations
-            .filter(|(key, _)| is_read(key))
-            .map(|(key, value)| (key.into(), value.into()))
-            .collect(),
+        annotations,
         phase: match status.phase.as_deref() {
             Some("Running") => Phase::Running,
             Some("Succeeded" | "Failed") => Phase::Ended,
@@ -90,7 +101,7 @@ fn project(object: ApiPod) -> Pod {
         gates: gates.collect(),
         containers: containers.chain(native.map(|it| container(it, true, of_init))).collect(),
         ip: status.pod_ip.filter(|ip| !ip.is_empty()).map(Into::into),
-    }
+    })
 }
 
 fn container(object: ApiContainer, is_native_sidecar: bool, all: &[ContainerStatus]) -> Container {
@@ -132,8 +143,8 @@ pub async fn patch_gates(client: &Client, patch: &GatePatch) -> Result<(), Patch
     let patched = api.patch_status(&patch.pod.name, &PatchParams::default(), &body).await;
     let Err(error) = patched else { return Ok(()) };
     match &error {
-        // Another uid is a conflict, or an invalid change.
-        KubeError::Api(status) if matches!(status.code, 404 | 409 | 422) => Err(PatchError::Gone),
+        // Another uid is an invalid change. A conflict comes of others who write at the same time.
+        KubeError::Api(status) if matches!(status.code, 404 | 422) => Err(PatchError::Gone),
         KubeError::Api(status) if matches!(status.code, 401 | 403) => {
             Err(PatchError::Denied(format!(
                 "readiness gate: expected the right to patch pods/status of pods of this node, found \

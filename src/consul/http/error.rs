@@ -404,6 +404,11 @@ impl Error {
         matches!(self, Error::Unanswered { .. })
     }
 
+    /// Whether nobody answered.
+    pub(in crate::consul) fn is_silence(&self) -> bool {
+        matches!(self, Error::Unreachable { .. } | Error::Unanswered { .. })
+    }
+
     /// The message with those of its sources, for where only text can go.
     pub fn chain(&self) -> String {
         let mut text = chain(self);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -13,8 +14,8 @@ use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
 use crate::consul::read::registrations::AGENT_SERVICES;
 use crate::consul::read::wire::decode;
-use crate::domain::node::core::Found;
-use crate::domain::node::waiting::Entry;
+use crate::domain::hook::duration;
+use crate::domain::node::exchange::{Entry, Found};
 use crate::domain::node::wanted::{CheckStatus, Registration};
 
 /// What is ours, and what has an ID of ours without being so.
@@ -55,6 +56,16 @@ struct Check<'a> {
     output: Cow<'a, str>,
     #[serde(borrow, default)]
     r#type: Option<Cow<'a, str>>,
+    /// Of our own checks the TTL.
+    #[serde(borrow, default)]
+    timeout: Option<Cow<'a, str>>,
+}
+
+/// A TTL check of a service.
+struct TtlCheck {
+    status: CheckStatus,
+    output: Box<str>,
+    ttl: Option<Duration>,
 }
 
 /// Reads what the agent has of ours, and what has an ID of ours.
@@ -80,24 +91,26 @@ pub async fn agent(client: &Client) -> Result<Vec<Found>, Unknown> {
     items.await.map_err(failed(AGENT_SERVICES))?;
     certain(evidence, services.is_empty(), AGENT_SERVICES)?;
     let mut checks = if services.is_empty() { HashMap::new() } else { checks(client).await? };
-    let found = services.into_iter().map(|service| Found {
-        check: checks.remove(&service.id),
-        registration: Registration {
+    let found = services.into_iter().map(|service| {
+        let check = checks.remove(&service.id);
+        let ttl = check.as_ref().and_then(|check| check.ttl);
+        let registration = Registration {
             id: service.id,
             name: service.name,
             address: service.address,
             port: u16::try_from(service.port).unwrap_or_default(),
-            tags: service.tags.unwrap_or_default(),
-            meta: service.meta.unwrap_or_default(),
-            ttl: None,
+            tags: service.tags.unwrap_or_default().into(),
+            meta: service.meta.unwrap_or_default().into(),
+            ttl,
             deregister_critical_after: None,
-        },
+        };
+        Found { registration, check: check.map(|check| (check.status, check.output)) }
     });
     Ok(found.collect())
 }
 
 /// The TTL checks that have the ID of their service.
-async fn checks(client: &Client) -> Result<HashMap<Box<str>, (CheckStatus, Box<str>)>, Unknown> {
+async fn checks(client: &Client) -> Result<HashMap<Box<str>, TtlCheck>, Unknown> {
     let request = Request::get("/v1/agent/checks").listing();
     let (reply, _) = client.open(&request, CHECKS).await?;
     let mut checks = HashMap::new();
@@ -113,7 +126,9 @@ async fn checks(client: &Client) -> Result<HashMap<Box<str>, (CheckStatus, Box<s
             && is_ttl
             && let Some(status) = CheckStatus::parse(&check.status)
         {
-            checks.insert((&*check.id).into(), (status, (&*check.output).into()));
+            let ttl = check.timeout.as_deref().and_then(duration::parse).filter(|it| !it.is_zero());
+            let output = (&*check.output).into();
+            checks.insert((&*check.id).into(), TtlCheck { status, output, ttl });
         }
         Ok(())
     });

@@ -10,7 +10,7 @@ use crate::consul::http::request::{Request, encode};
 use crate::consul::write::agent::done;
 use crate::consul::write::registration::{AgentCheck, AgentService, CheckKind, CheckStatus};
 use crate::domain::consul::record;
-use crate::domain::node::core::{Action, Answer};
+use crate::domain::node::exchange::{Action, Answer};
 use crate::domain::node::wanted::{self, Registration, State};
 
 /// TTL of a registration that names none, which the core never sends.
@@ -38,6 +38,7 @@ pub async fn write(client: &Client, action: &Action) -> Answer {
     match error.answer(Reach::Agent) {
         record::Answer::Refused(why) => Answer::Refused(why),
         record::Answer::Denied(why) => Answer::Denied(why),
+        _ if error.is_silence() => Answer::Unanswered(error.chain()),
         _ => Answer::Failed(error.chain()),
     }
 }
@@ -66,7 +67,10 @@ async fn register(
                 wanted::CheckStatus::Critical => CheckStatus::Critical,
             }),
             deregister_critical_after: registration.deregister_critical_after,
-            kind: CheckKind::Ttl { ttl: registration.ttl.unwrap_or(DEFAULT_TTL) },
+            kind: CheckKind::Ttl {
+                ttl: registration.ttl.unwrap_or(DEFAULT_TTL),
+                shown: registration.ttl,
+            },
         }),
     };
     done(client, &Request::put("/v1/agent/service/register").json(&service)).await

@@ -96,6 +96,13 @@ pub enum CheckKind<'a> {
         /// The time.
         #[serde(rename = "TTL", serialize_with = "go_duration")]
         ttl: Duration,
+        /// The same where it is to be read back: the agent shows no TTL, and has no other use for this.
+        #[serde(
+            rename = "Timeout",
+            skip_serializing_if = "Option::is_none",
+            serialize_with = "go_duration_or_none"
+        )]
+        shown: Option<Duration>,
     },
     /// The agent, which tries a target again and again.
     Active {
@@ -211,7 +218,7 @@ impl<'a> From<&'a Registration> for AgentService<'a> {
                 notes: why_critical(registration).map(Cow::from),
                 status: Some(status),
                 deregister_critical_after: None,
-                kind: CheckKind::Ttl { ttl: READINESS_TTL },
+                kind: CheckKind::Ttl { ttl: READINESS_TTL, shown: None },
             }),
         }
     }

@@ -1,9 +1,11 @@
 //! The annotations of a pod, in both dialects: `kube-consul.io/` and `katalog-sync.wish.com/`.
 //!
 //! What the original took is taken, word for word: tags are exact, ports are Go's `Atoi`, durations
-//! Go's. Where it logged an error and went on there is a [`Problem`], and the same default.
+//! Go's. Where it logged an error and went on there is a [`Problem`], and the same default. Whatever a
+//! pod's annotations are, they make one problem each, and what their names share is kept once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::consul::meta::{CONSULS_META, is_meta_key, is_meta_value};
@@ -17,8 +19,12 @@ use crate::domain::text::excerpt;
 pub const MAX_NAMES: usize = 64;
 /// Longest name, in characters: Consul's.
 const MAX_NAME: usize = 255;
-/// Most tags of one name, and bytes of all: as of a Service.
-const MAX_TAGS: usize = 64 << 10;
+/// Bytes of all annotations of a pod that are read, their keys included. Most pods have a few hundred;
+/// at 250 pods of a node it is a quarter of the daemon's memory.
+pub const MAX_BYTES: usize = 64 << 10;
+/// Most tags of one name: each costs 24 bytes beside its text, so 64 names as much as [`MAX_BYTES`]
+/// several times at most.
+const MAX_TAGS: usize = 256;
 /// Pairs of meta that Consul takes, less those that are ours.
 const MAX_META: usize = 64 - 5;
 
@@ -48,16 +54,48 @@ pub enum NamedSidecar<'a> {
 #[derive(Debug)]
 pub struct Reader<'a> {
     pod: &'a Pod,
-    /// What is wrong.
-    pub problems: Vec<Problem>,
+    /// Of each annotation the first thing that is wrong, and how much more is.
+    wrong: BTreeMap<&'a str, (String, usize)>,
+    incomplete: Vec<String>,
+    /// Meta that every name has.
+    our_meta: BTreeMap<String, String>,
+    /// What annotations were read as already, by their keys.
+    tags: BTreeMap<&'a str, Arc<[String]>>,
+    meta: BTreeMap<&'a str, Arc<BTreeMap<String, String>>>,
 }
 
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    /// Nothing is read yet.
-    pub fn new(pod: &'a Pod) -> Self {
-        Self { pod, problems: Vec::new() }
+    /// Nothing is read yet. Nothing of `our_meta` can be overridden.
+    pub fn new(pod: &'a Pod, our_meta: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self {
+            pod,
+            wrong: BTreeMap::new(),
+            incomplete: Vec::new(),
+            our_meta: our_meta.into_iter().collect(),
+            tags: BTreeMap::new(),
+            meta: BTreeMap::new(),
+        }
+    }
+
+    /// What is wrong: one problem for each annotation.
+    pub fn problems(self) -> Vec<Problem> {
+        let wrong = self.wrong.into_values().map(|(message, more)| {
+            let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            Problem::new(Reason::InvalidAnnotation, format!("{message}{more}"))
+        });
+        let incomplete = self.incomplete.into_iter();
+        let incomplete = incomplete.map(|message| Problem::new(Reason::Incomplete, message));
+        let mut all: Vec<_> = wrong.chain(incomplete).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Something is missing that is not an annotation's fault.
+    pub fn incomplete(&mut self, message: impl Into<String>) {
+        self.incomplete.push(message.into());
     }
 
     /// The annotation in the first dialect that has it: its whole key and its value.
@@ -68,9 +106,13 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn problem(&mut self, key: &str, expected: &str, found: &str) {
+    fn problem(&mut self, key: &'a str, expected: &str, found: &str) {
+        if let Some((_, more)) = self.wrong.get_mut(key) {
+            *more += 1;
+            return;
+        }
         let message = format!("annotation {key}: expected {expected}, found {:?}", excerpt(found));
-        self.problems.push(Problem::new(Reason::InvalidAnnotation, message));
+        self.wrong.insert(key, (message, 0));
     }
 
     /// The names to register, each once; `None`: the pod does not ask to be registered.
@@ -124,32 +166,48 @@ impl<'a> Reader<'a> {
             "no container names a port, and no annotation does: {:?} is registered with port 0",
             excerpt(service)
         );
-        self.problems.push(Problem::new(Reason::Incomplete, message));
+        self.incomplete(message);
         0
     }
 
     /// The tags of a service: its own, or those of all.
-    pub fn tags(&mut self, service: &str) -> Vec<String> {
+    pub fn tags(&mut self, service: &str) -> Arc<[String]> {
         let own = self.get(&format!("service-tags-{service}"));
         let Some((key, value)) = own.or_else(|| self.get("service-tags")) else {
-            return Vec::new();
+            return Arc::default();
         };
-        if value.len() > MAX_TAGS {
-            self.problem(key, "at most 64 KiB; no tag is registered", value);
-            return Vec::new();
+        if let Some(known) = self.tags.get(key) {
+            return Arc::clone(known);
         }
-        if key.starts_with(PREFIXES[0]) {
-            return split_tags(value);
+        let mut tags = if key.starts_with(PREFIXES[0]) {
+            split_tags(value)
+        } else {
+            value.split(',').take(MAX_TAGS + 1).map(str::to_owned).collect()
+        };
+        if tags.len() > MAX_TAGS {
+            self.problem(key, "at most 256 tags; the rest is left out", value);
+            tags.truncate(MAX_TAGS);
         }
-        value.split(',').map(str::to_owned).collect()
+        let tags: Arc<[String]> = tags.into();
+        self.tags.insert(key, Arc::clone(&tags));
+        tags
     }
 
-    /// The meta of a service: its own, or that of all.
-    pub fn meta(&mut self, service: &str) -> BTreeMap<String, String> {
+    /// The meta of a service: its own, or that of all, and ours.
+    pub fn meta(&mut self, service: &str) -> Arc<BTreeMap<String, String>> {
         let own = self.get(&format!("service-meta-{service}"));
-        let Some((key, value)) = own.or_else(|| self.get("service-meta")) else {
-            return BTreeMap::new();
-        };
+        let (key, value) = own.or_else(|| self.get("service-meta")).unwrap_or_default();
+        if let Some(known) = self.meta.get(key) {
+            return Arc::clone(known);
+        }
+        let mut meta = self.own_meta(key, value);
+        meta.extend(self.our_meta.clone());
+        let meta = Arc::new(meta);
+        self.meta.insert(key, Arc::clone(&meta));
+        meta
+    }
+
+    fn own_meta(&mut self, key: &'a str, value: &str) -> BTreeMap<String, String> {
         let mut meta = BTreeMap::new();
         for pair in value.split(',').filter(|pair| !pair.trim().is_empty()) {
             let (name, text) = match pair.split_once(':') {

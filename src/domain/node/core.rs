@@ -7,116 +7,41 @@
 //! Nothing is removed out of ignorance (invariant: evidence): only what the agent shows with our mark,
 //! after a complete list of the pods, and not while a list that lost more than half is not confirmed.
 
+mod agent;
+mod hold;
+mod requests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::agent::Agent;
+use self::hold::Hold;
 use crate::domain::Moment;
-use crate::domain::backoff::Backoff;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::WatchEvent;
 use crate::domain::kube::store::Store;
+use crate::domain::node::exchange::{Action, Answer, PodView, Report};
 use crate::domain::node::pod::{Phase, Pod, Seen};
-use crate::domain::node::record::{Known, Record, Step, fraction};
+use crate::domain::node::record::{Known, Record, Step};
 use crate::domain::node::sidecar::Sidecar;
-use crate::domain::node::waiting::{GatePatch, Waiting};
-use crate::domain::node::wanted::{
-    CheckStatus, Defaults, LINK, MARK, Registration, State, Wanted, deregistered, wanted,
-};
+use crate::domain::node::waiting::Waiting;
+use crate::domain::node::wanted::{CheckStatus, Defaults, Wanted, wanted};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::sidecar::SyncError;
 
 /// Requests to the agent at a time: an agent takes 200 connections of one client, and 250 checks of
 /// which every fifth takes a quarter of 11 s keep 25 busy.
 pub const MAX_FLIGHTS: usize = 64;
-/// Between two readings of the agent: what others changed there is noticed within it.
-const RESYNC: Duration = Duration::from_mins(1);
-/// Between two attempts to read an agent that does not answer. All is back within 2 s of its answer.
-const REREAD: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
-/// How long a list that lost more than half is not believed: the second one is another quorum read.
-const HOLD: Duration = Duration::from_secs(10);
+/// Registrations and removals among them: an agent that does not answer these must not keep the
+/// heartbeats of others from it.
+const MAX_WHOLE: usize = MAX_FLIGHTS / 2;
 
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Read what the agent has: [`Core::handle_agent`].
-    ReadAgent,
-    /// List the pods again: a list follows.
-    Relist,
-    /// Register this, with this status if its check is new: [`Core::handle_answer`].
-    Register(Box<Registration>, State),
-    /// Tell the check of this ID: [`Core::handle_answer`].
-    Update {
-        /// The check.
-        id: Box<str>,
-        /// Its status and output.
-        state: State,
-        /// How long the agent may take: a quarter of the TTL.
-        deadline: Duration,
-    },
-    /// Remove this from the agent: [`Core::handle_answer`].
-    Deregister(Box<str>),
-    /// Follow this service in the catalog: [`Core::handle_catalog`].
-    Follow(Box<str>),
-    /// Follow it no longer.
-    Unfollow(Box<str>),
-    /// Set conditions of a pod: [`Core::handle_patched`].
-    Patch(Box<GatePatch>),
-    /// Answer the request of this number.
-    Reply(u64, Result<(), SyncError>),
-}
-
-/// What became of a write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It was done.
-    Done,
-    /// The agent has no such check, or one that is not ours.
-    UnknownCheck(String),
-    /// Consul refuses the content.
-    Refused(String),
-    /// The token may not.
-    Denied(String),
-    /// It failed, or nobody answered: it may be done or not.
-    Failed(String),
-}
-
-/// A service in the agent that is ours, or in our way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// What it is.
-    pub registration: Registration,
-    /// The check of the same ID: its status and output. None where there is no TTL check.
-    pub check: Option<(CheckStatus, Box<str>)>,
-}
-
-/// What people are told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// A pod's registration was written; whether it passes.
-    Registered(ObjectKey, Box<str>, CheckStatus),
-    /// Its status changed.
-    Changed(ObjectKey, Box<str>, CheckStatus),
-    /// It was removed.
-    Deregistered(ObjectKey, Box<str>),
-    /// A pod has a problem.
-    Problem(ObjectKey, Problem),
-    /// It has it no longer.
-    Solved(ObjectKey, Problem),
-    /// Others changed, replaced or removed this in the agent.
-    Drifted(Box<str>, String),
-    /// So many registrations of so many would be removed: held back.
-    Held(usize, usize),
-    /// What was held back is confirmed, or has come again.
-    Released,
-}
-
-/// What is known of a pod beside what Kubernetes shows.
-#[derive(Debug)]
-pub(super) struct PodState {
+/// What is known of a pod beside what Kubernetes shows; nothing yet of one that cannot be read.
+#[derive(Debug, Default)]
+struct PodState {
     uid: Box<str>,
-    pub(super) sidecar: Sidecar,
-    pub(super) wanted: Wanted,
+    sidecar: Sidecar,
+    wanted: Wanted,
     /// What was reported.
     problems: BTreeSet<Problem>,
 }
@@ -125,55 +50,27 @@ pub(super) struct PodState {
 #[derive(Debug)]
 pub struct Core {
     defaults: Defaults,
-    pub(super) pods: Store<Pod>,
-    pub(super) states: BTreeMap<ObjectKey, PodState>,
-    pub(super) records: BTreeMap<Box<str>, Record>,
+    pods: Store<Pod>,
+    states: BTreeMap<ObjectKey, PodState>,
+    records: BTreeMap<Box<str>, Record>,
     /// When each record is looked at.
     queue: BTreeSet<(Moment, Box<str>)>,
     flights: usize,
+    /// Those of them that are more than a heartbeat.
+    whole: usize,
+    /// Records for which one more of these is too many.
+    crowded: BTreeSet<Box<str>>,
     /// Counts writes: what a reading shows of a record that was written since it began is old.
     writes: u64,
     agent: Agent,
     /// Pods whose problems may have changed.
-    pub(super) touched: BTreeSet<ObjectKey>,
-    pub(super) waiting: Waiting,
+    touched: BTreeSet<ObjectKey>,
+    waiting: Waiting,
     hold: Option<Hold>,
     is_relist_wanted: bool,
     /// When the list that is under way began.
     list_began: Moment,
     reports: VecDeque<Report>,
-}
-
-/// The agent as it answers.
-#[derive(Debug)]
-struct Agent {
-    /// Whether it was ever read.
-    is_read: bool,
-    /// A reading is under way; it began after so many writes.
-    reading: Option<u64>,
-    /// When it is read next.
-    next: Moment,
-    attempt: u32,
-    /// Why it does not answer, while it does not.
-    failure: Option<String>,
-    answered: Option<Moment>,
-    /// IDs of ours that others have, each with why.
-    foreign: BTreeMap<Box<str>, Problem>,
-    /// Pods whose sidecars deregistered with the daemon that was here before, each with the restarts
-    /// of its container then.
-    deregistered: BTreeMap<ObjectKey, i32>,
-    /// Its node's name.
-    node: Option<Box<str>>,
-    /// The name that it had before, if it is another agent now.
-    other: Option<Problem>,
-}
-
-/// Removals that are not believed yet.
-#[derive(Debug)]
-struct Hold {
-    since: Moment,
-    /// When the second list is asked for next.
-    ask: Moment,
 }
 
 // === impl Core ===
@@ -188,19 +85,10 @@ impl Core {
             records: BTreeMap::new(),
             queue: BTreeSet::new(),
             flights: 0,
+            whole: 0,
+            crowded: BTreeSet::new(),
             writes: 0,
-            agent: Agent {
-                is_read: false,
-                reading: None,
-                next: Moment::ZERO,
-                attempt: 0,
-                failure: None,
-                answered: None,
-                foreign: BTreeMap::new(),
-                deregistered: BTreeMap::new(),
-                node: None,
-                other: None,
-            },
+            agent: Agent::default(),
             touched: BTreeSet::new(),
             waiting: Waiting::default(),
             hold: None,
@@ -224,6 +112,7 @@ impl Core {
             }
             WatchEvent::Seen(Seen::Undecodable(key, why)) => {
                 self.pods.undecodable(key.clone(), why);
+                self.states.entry(key.clone()).or_default();
                 self.touched.insert(key);
             }
             WatchEvent::Deleted(_, key) => self.pod_gone(&key, false, now),
@@ -231,50 +120,13 @@ impl Core {
         }
     }
 
-    /// What the agent has, with its node's name if it says so. `Err`: it is not known, and why.
-    pub fn handle_agent(
-        &mut self,
-        read: Result<(Vec<Found>, Option<Box<str>>), String>,
-        now: Moment,
-    ) {
-        let began = self.agent.reading.take().unwrap_or(u64::MAX);
-        let (found, node) = match read {
-            Ok(read) => read,
-            Err(why) => {
-                self.agent.failure = Some(why);
-                self.agent.next = now + REREAD.delay(self.agent.attempt, &"agent");
-                self.agent.attempt = self.agent.attempt.saturating_add(1);
-                return;
-            }
-        };
-        self.agent.next = now + RESYNC;
-        self.answered(now);
-        if self.is_other_agent(node) {
-            return;
-        }
-        self.observe(found, began, now);
-        let was_started = std::mem::replace(&mut self.agent.is_read, true);
-        if !was_started && self.pods.is_complete() {
-            self.start(now);
-        } else if self.is_started() {
-            self.evaluate_hold(now);
-        }
-    }
-
-    /// The agent answers again, or may have lost what it had: it is read at once.
-    pub fn handle_agent_changed(&mut self, now: Moment) {
-        self.agent.next = now;
-    }
-
     /// What became of the write of this ID.
     pub fn handle_answer(&mut self, id: &str, action: &Action, answer: Answer, now: Moment) {
-        self.flights -= 1;
-        self.writes += 1;
-        if let Answer::Failed(why) = &answer {
-            self.agent.failure = Some(why.clone());
-            self.agent.next = self.agent.next.min(now + REREAD.first);
-        } else {
-            self.answered(now);
+        let is_whole = !matches!(action, Action::Update { .. });
+        self.landed(is_whole, now);
+        match &answer {
+            Answer::Unanswered(why) => self.unanswered(why, now),
+            _ => self.answered(now),
         }
         let default_ttl = self.default_ttl();
         let Some(record) = self.records.get_mut(id) else { return };
@@ -283,17 +135,15 @@ impl Core {
         let pod = record.pod.clone();
         let report = match answer {
             Answer::Done => {
-                record.attempt = 0;
-                record.pause = None;
+                record.succeeded(is_whole);
                 done(record, id, action, default_ttl, now)
             }
             Answer::UnknownCheck(why) => {
-                record.known = None;
-                record.is_uncertain = true;
+                record.lost(id, now);
                 Some(Report::Drifted(id.into(), why))
             }
             failed => {
-                record.failed(id, !matches!(action, Action::Update { .. }), failed, now);
+                record.failed(id, is_whole, failed, now);
                 None
             }
         };
@@ -301,6 +151,18 @@ impl Core {
         self.waiting.touch(&pod);
         self.touched.insert(pod);
         self.touch(id, now);
+    }
+
+    /// A write is under way no longer.
+    fn landed(&mut self, is_whole: bool, now: Moment) {
+        self.flights -= 1;
+        self.writes += 1;
+        if is_whole {
+            self.whole -= 1;
+            if let Some(id) = self.crowded.pop_first() {
+                self.touch(&id, now);
+            }
+        }
     }
 
     /// What is to be done next, if anything.
@@ -366,16 +228,10 @@ impl Core {
         self.hold.is_some()
     }
 
-    /// When the agent answered last, and why it does not, if it does not.
-    pub fn agent(&self) -> (Option<Moment>, Option<&str>) {
-        let other = self.agent.other.as_ref().map(|problem| &*problem.message);
-        (self.agent.answered, other.or(self.agent.failure.as_deref()))
-    }
-
     /// Registrations that are not as they ought to be.
     pub fn backlog(&self) -> usize {
         let is_so = |it: &&Record| {
-            it.in_flight || !matches!(it.step(self.hold.is_some(), Moment::ZERO), Step::Wait(_))
+            it.in_flight || !matches!(it.step(self.is_kept(it), false, Moment::ZERO), Step::Wait(_))
         };
         self.records.values().filter(is_so).count()
     }
@@ -429,94 +285,6 @@ impl Core {
         self.defaults.check_ttl.max(self.defaults.sync_interval + self.defaults.ttl_buffer)
     }
 
-    /// The agent answers: what waited for it is tried at once.
-    fn answered(&mut self, now: Moment) {
-        self.agent.answered = Some(now);
-        self.agent.attempt = 0;
-        if self.agent.failure.take().is_none() {
-            return;
-        }
-        let waiting = self.records.iter_mut().filter_map(|(id, record)| {
-            record.pause.take_if(|pause| pause.passes).map(|_| id.clone())
-        });
-        for id in waiting.collect::<Vec<_>>() {
-            self.touch(&id, now);
-        }
-    }
-
-    /// Whether this is another agent than before: nothing of one is removed for what the other has.
-    fn is_other_agent(&mut self, node: Option<Box<str>>) -> bool {
-        let Some(node) = node else { return false };
-        let first = self.agent.node.get_or_insert_with(|| node.clone());
-        self.agent.other = (*first != node).then(|| {
-            Problem::new(
-                Reason::Contested,
-                format!(
-                    "the agent was that of node {first:?} and is that of {node:?} now: several agents \
-                     answer at this address; nothing is changed until the first answers again. Give \
-                     the address of this node's own agent, or restart the daemon"
-                ),
-            )
-        });
-        self.agent.other.is_some()
-    }
-
-    /// Both sides are known: what the agent has is taken over.
-    fn start(&mut self, now: Moment) {
-        let keys: Vec<_> = self.pods.iter_after(None).map(|(key, _)| key.clone()).collect();
-        for (key, restarts) in std::mem::take(&mut self.agent.deregistered) {
-            if let (Some(state), Some(pod)) = (self.states.get_mut(&key), self.pods.get(&key))
-                && let Some(container) = &state.wanted.sidecar
-            {
-                state.sidecar = Sidecar::Deregistered { restarts }.seen(pod, container);
-            }
-        }
-        for key in keys {
-            self.plan(&key, now);
-        }
-        let others = self.records.iter().filter(|(_, record)| {
-            let found = record.known.as_ref().map(|known| &known.registration);
-            let is_wanted = found.is_some_and(|found| self.is_wanted_name(&record.pod, found));
-            record.wanted.is_none() && is_wanted
-        });
-        for id in others.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.records.remove(&id);
-        }
-        for (id, record) in &mut self.records {
-            record.is_missing = record.wanted.is_none() && !self.states.contains_key(&record.pod);
-            // When it was refreshed last is not known: soon, and not all at once.
-            let quarter = record.period(self.defaults.check_ttl) / 2;
-            record.beat = now + quarter.mul_f64(fraction(id));
-        }
-        self.evaluate_hold(now);
-        self.touch_all(now);
-    }
-
-    /// The pods are listed completely.
-    fn listed(&mut self, now: Moment) {
-        let was_started = self.is_started();
-        for key in self.pods.list_completed() {
-            // One that was going when it was seen last has gone.
-            let was_going = self.pods.get(&key).is_some_and(|pod| pod.is_terminating);
-            self.pod_gone(&key, !was_going, now);
-        }
-        if !was_started && self.is_started() {
-            self.start(now);
-        }
-        if !self.is_started() {
-            return;
-        }
-        if self.hold.as_ref().is_some_and(|hold| self.list_began >= hold.since + HOLD) {
-            self.hold = None;
-            for record in self.records.values_mut() {
-                record.is_missing = false;
-            }
-            self.reports.push_back(Report::Released);
-            self.touch_all(now);
-        }
-        self.evaluate_hold(now);
-    }
-
     fn pod_gone(&mut self, key: &ObjectKey, is_missing: bool, now: Moment) {
         self.pods.remove(key);
         self.waiting.touch(key);
@@ -538,111 +306,8 @@ impl Core {
         of.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Holds removals back where a list lost more than half of what the agent has.
-    fn evaluate_hold(&mut self, now: Moment) {
-        let known = self.records.values().filter(|record| record.known.is_some());
-        let total = known.clone().count();
-        let missing = known.filter(|it| it.wanted.is_none() && it.is_missing).count();
-        if missing * 2 > total {
-            if self.hold.is_none() {
-                self.hold = Some(Hold { since: now, ask: now + HOLD });
-                self.reports.push_back(Report::Held(missing, total));
-            }
-        } else if self.hold.take().is_some() {
-            self.reports.push_back(Report::Released);
-            self.touch_all(now);
-        }
-    }
-
-    /// Asks for the second list once enough time has passed.
-    fn ask_again(&mut self, now: Moment) {
-        if let Some(hold) = &mut self.hold
-            && hold.ask <= now
-        {
-            // Should the list not come it is asked for again.
-            hold.ask = now + HOLD;
-            self.is_relist_wanted = true;
-        }
-    }
-
-    /// Compares what the agent shows with what is known.
-    fn observe(&mut self, found: Vec<Found>, began: u64, now: Moment) {
-        let mut shown = BTreeSet::new();
-        self.agent.foreign.clear();
-        for Found { registration, check } in found {
-            let id = registration.id.clone();
-            if registration.meta.get(MARK.0).is_none_or(|it| it != MARK.1) {
-                let message = format!(
-                    "service {id:?} in the agent is not ours: expected meta {}={}, found none; \
-                     remove it, and it is registered",
-                    MARK.0, MARK.1
-                );
-                self.agent.foreign.insert(id, Problem::new(Reason::ForeignName, message));
-                continue;
-            }
-            let link = registration.meta.get(LINK).and_then(|link| link.split_once('/'));
-            let pod = link.map_or_else(ObjectKey::orphaned, |(namespace, name)| {
-                ObjectKey::new(namespace, name)
-            });
-            shown.insert(id.clone());
-            if !self.records.contains_key(&id) && self.is_wanted_name(&pod, &registration) {
-                // Katalog-sync leaves such alone under any ID.
-                continue;
-            }
-            let record = self.records.entry(id.clone()).or_insert_with(|| {
-                let mut record = Record::new(pod.clone());
-                // Its pod is not there, or does not want it.
-                record.is_missing = !self.states.contains_key(&pod);
-                record
-            });
-            if record.in_flight || record.written > began {
-                continue;
-            }
-            if let Some(why) = drift(record.known.as_ref(), &registration, check.as_ref()) {
-                self.reports.push_back(Report::Drifted(id.clone(), why));
-            }
-            if let Some((_, output)) = &check
-                && let Some(restarts) = deregistered(output)
-                && !self.agent.is_read
-            {
-                self.agent.deregistered.insert(pod.clone(), restarts);
-            }
-            let record = self.records.entry(id.clone()).or_insert_with(|| Record::new(pod));
-            take_up(record, registration, check.map(|(status, _)| status));
-            self.touch(&id, now);
-        }
-        let gone = self.records.iter_mut().filter(|(id, record)| {
-            !shown.contains(*id)
-                && record.known.is_some()
-                && !record.in_flight
-                && record.written <= began
-        });
-        let mut lost = Vec::new();
-        for (id, record) in gone {
-            record.known = None;
-            record.pause = None;
-            if record.wanted.is_some() {
-                self.reports
-                    .push_back(Report::Drifted(id.clone(), "the agent has it no more".into()));
-            }
-            lost.push(id.clone());
-        }
-        for id in lost {
-            self.touch(&id, now);
-        }
-        self.touched.extend(self.records.values().map(|record| record.pod.clone()));
-    }
-
-    /// Whether the agent's registration stands for a pod and a name of it, though under another ID.
-    fn is_wanted_name(&self, pod: &ObjectKey, found: &Registration) -> bool {
-        self.states.get(pod).is_some_and(|state| {
-            let mut wanted = state.wanted.registrations.iter();
-            wanted.any(|(it, _)| it.name == found.name && it.id != found.id)
-        })
-    }
-
     /// What a pod wants now.
-    pub(super) fn plan(&mut self, key: &ObjectKey, now: Moment) {
+    fn plan(&mut self, key: &ObjectKey, now: Moment) {
         let Some(pod) = self.pods.get(key) else { return };
         let before = self.states.remove(key).filter(|state| state.uid == pod.uid);
         let mut state = before.unwrap_or_else(|| PodState {
@@ -692,14 +357,23 @@ impl Core {
         }
     }
 
+    /// Whether nothing proves that this may be removed: its pod is missing in a list that is not
+    /// confirmed yet, or is there and cannot be read.
+    fn is_kept(&self, record: &Record) -> bool {
+        self.hold.is_some() && record.is_missing
+            || self.pods.listing().reason(&record.pod).is_some()
+    }
+
     /// The next request for a record, or nothing for now.
     fn next_step(&mut self, id: &str, now: Moment) -> Option<Action> {
-        let held = self.hold.is_some();
+        let is_kept = self.is_kept(self.records.get(id)?);
         let is_foreign = self.agent.foreign.contains_key(id);
+        let is_crowded = self.whole >= MAX_WHOLE;
+        let default_ttl = self.default_ttl();
         let record = self.records.get_mut(id)?;
         record.due = None;
-        let step = if is_foreign { Step::Wait(None) } else { record.step(held, now) };
-        let ttl = record.wanted.as_ref().and_then(|(registration, _)| registration.ttl);
+        let step =
+            if is_foreign { Step::Wait(None) } else { record.step(is_kept, is_crowded, now) };
         let action = match step {
             Step::Wait(until) => {
                 if let Some(until) = until {
@@ -711,18 +385,23 @@ impl Core {
                 self.records.remove(id);
                 return None;
             }
+            Step::Crowded => {
+                self.crowded.insert(id.into());
+                return None;
+            }
             Step::Register => {
                 let (registration, state) = record.wanted.clone()?;
                 Action::Register(Box::new(registration), state)
             }
             Step::Update(state) => {
-                let deadline = ttl.unwrap_or(self.defaults.check_ttl) / 4;
+                let deadline = record.ttl(default_ttl) / 4;
                 Action::Update { id: id.into(), state, deadline }
             }
             Step::Deregister => Action::Deregister(id.into()),
         };
         self.writes += 1;
         self.flights += 1;
+        self.whole += usize::from(!matches!(action, Action::Update { .. }));
         record.in_flight = true;
         record.written = self.writes;
         Some(action)
@@ -756,7 +435,7 @@ impl Core {
         for (registration, _) in &state.wanted.registrations {
             now.extend(self.agent.foreign.get(&registration.id).cloned());
             let record = self.records.get(&registration.id);
-            now.extend(record.and_then(|it| it.pause.as_ref()?.problem.clone()));
+            now.extend(record.into_iter().flat_map(Record::problems).cloned());
         }
         let new = now.difference(&state.problems).cloned();
         self.reports.extend(new.map(|problem| Report::Problem(key.clone(), problem)));
@@ -764,19 +443,6 @@ impl Core {
         self.reports.extend(solved.map(|problem| Report::Solved(key.clone(), problem)));
         state.problems = now;
     }
-}
-
-/// What `/status` shows of a pod.
-#[derive(Debug)]
-pub struct PodView<'a> {
-    /// Whether its containers are ready.
-    pub is_ready: bool,
-    /// What its sidecar said, if it has one.
-    pub sidecar: Option<Sidecar>,
-    /// Its registrations: ID, status in the agent, next heartbeat.
-    pub registrations: Vec<(&'a str, Option<CheckStatus>, Option<Moment>)>,
-    /// What is wrong with it.
-    pub problems: &'a BTreeSet<Problem>,
 }
 
 /// The agent did it.
@@ -810,43 +476,4 @@ fn done(
             Some(Report::Deregistered(pod, id.into()))
         }
     }
-}
-
-/// The agent has this.
-fn take_up(record: &mut Record, mut registration: Registration, status: Option<CheckStatus>) {
-    let Some(status) = status else {
-        // Without its check it has to be registered again.
-        record.known = None;
-        return;
-    };
-    match &mut record.known {
-        Some(known) => {
-            // What the agent does not show is as it was sent.
-            registration.ttl = known.registration.ttl;
-            registration.deregister_critical_after = known.registration.deregister_critical_after;
-            known.registration = registration;
-            // A status that is another than was told ran out, or others changed it.
-            if known.check.as_ref().is_none_or(|known| known.0 != status) {
-                known.check = Some((status, None));
-            }
-        }
-        None => record.known = Some(Known { registration, check: Some((status, None)) }),
-    }
-}
-
-/// What others changed, in words.
-fn drift(
-    known: Option<&Known>,
-    found: &Registration,
-    check: Option<&(CheckStatus, Box<str>)>,
-) -> Option<String> {
-    let known = known?;
-    if check.is_none() {
-        return Some("its check is gone".to_owned());
-    }
-    if !known.registration.equals(&Registration { ttl: None, ..found.clone() }) {
-        return Some("others changed it".to_owned());
-    }
-    let (was, is) = (known.check.as_ref()?.0, check?.0);
-    (was != is).then(|| format!("its check is {}, expected {}", is.as_str(), was.as_str()))
 }

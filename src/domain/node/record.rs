@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::domain::Moment;
 use crate::domain::backoff::Backoff;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::node::core::Answer;
+use crate::domain::node::exchange::Answer;
 use crate::domain::node::wanted::{CheckStatus, Registration, State};
 use crate::domain::problem::{Problem, Reason};
 
@@ -36,10 +36,10 @@ pub(super) struct Record {
     pub(super) in_flight: bool,
     /// Number of the last write that was sent or answered.
     pub(super) written: u64,
-    /// How often in a row it failed.
-    pub(super) attempt: u32,
-    /// Not before this, after a failure; of a refusal, only this content.
-    pub(super) pause: Option<Pause>,
+    /// What became of registering and removing it.
+    pub(super) whole: Tries,
+    /// What became of telling its check, which goes on while a registration is refused.
+    pub(super) beats: Tries,
     /// When the core looks at it.
     pub(super) due: Option<Moment>,
     /// When the check has to be refreshed next.
@@ -55,12 +55,21 @@ pub(super) struct Known {
     pub(super) check: Option<(CheckStatus, Option<Arc<str>>)>,
 }
 
+/// The tries of one kind of write.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tries {
+    /// How often in a row it failed.
+    attempt: u32,
+    /// After a failure.
+    pub(super) pause: Option<Pause>,
+}
+
 /// Why a record waits, and until when.
 #[derive(Clone, Debug)]
 pub(super) struct Pause {
-    pub(super) until: Moment,
+    until: Moment,
     /// Only this content waits.
-    pub(super) content: Option<Registration>,
+    content: Option<Registration>,
     /// What people see of it.
     pub(super) problem: Option<Problem>,
     /// Whether it ends as soon as the agent answers.
@@ -75,8 +84,25 @@ pub(super) enum Step {
     Register,
     Update(State),
     Deregister,
+    /// Register or deregister it as soon as that is possible.
+    Crowded,
     /// The agent does not have it, and it is not wanted.
     Forget,
+}
+
+// === impl Tries ===
+
+impl Tries {
+    /// Until when such a write of this content has to wait, if it has to.
+    fn until(&self, content: Option<&Registration>, now: Moment) -> Option<Moment> {
+        let pause = self.pause.as_ref().filter(|pause| pause.until > now)?;
+        let is_this = match (&pause.content, content) {
+            (Some(refused), Some(content)) => refused == content,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        is_this.then_some(pause.until)
+    }
 }
 
 // === impl Record ===
@@ -91,85 +117,145 @@ impl Record {
             is_uncertain: false,
             in_flight: false,
             written: 0,
-            attempt: 0,
-            pause: None,
+            whole: Tries::default(),
+            beats: Tries::default(),
             due: None,
             beat: Moment::ZERO,
         }
     }
 
-    /// What is to be done now. `held`: nothing is removed that a list did not show.
-    pub(super) fn step(&self, held: bool, now: Moment) -> Step {
+    /// What is to be done now. `kept`: it is not removed. `crowded`: nothing is registered or removed.
+    pub(super) fn step(&self, kept: bool, crowded: bool, now: Moment) -> Step {
         if self.in_flight {
             return Step::Wait(None);
         }
-        let Some((registration, state)) = &self.wanted else { return self.removal(held, now) };
-        if let Some(pause) = &self.pause
-            && pause.until > now
-            && pause.content.as_ref().is_none_or(|content| content == registration)
-        {
-            return Step::Wait(Some(pause.until));
+        let Some((registration, state)) = &self.wanted else {
+            return self.removal(kept, crowded, now);
+        };
+        let registered = self.known.as_ref().filter(|it| registration.equals(&it.registration));
+        if registered.is_some() {
+            return self.beat(state, now);
         }
-        let Some(known) = &self.known else { return Step::Register };
-        if !registration.equals(&known.registration) {
-            return Step::Register;
+        let wait = match self.whole.until(Some(registration), now) {
+            None if crowded => Step::Crowded,
+            None => return Step::Register,
+            Some(until) => Step::Wait(Some(until)),
+        };
+        // Until it can be registered, the check of what the agent has says what it can.
+        match (self.known.as_ref().map(|_| self.beat(state, now)), wait) {
+            (Some(Step::Wait(Some(beat))), Step::Wait(Some(until))) => {
+                Step::Wait(Some(beat.min(until)))
+            }
+            (Some(beat @ Step::Update(_)), _) => beat,
+            (_, wait) => wait,
         }
-        let is_so = known.check.as_ref().is_some_and(|(status, output)| {
+    }
+
+    /// What its check needs.
+    fn beat(&self, state: &State, now: Moment) -> Step {
+        let check = self.known.as_ref().and_then(|known| known.check.as_ref());
+        let is_so = check.is_some_and(|(status, output)| {
             *status == state.status && output.as_ref().is_none_or(|output| *output == state.output)
         });
-        if !is_so || self.is_beat_due(state.status, now) {
-            return Step::Update(state.clone());
+        if is_so && !self.is_beat_due(state.status, now) {
+            return Step::Wait(self.next_beat(state.status));
         }
-        Step::Wait(self.next_beat(state.status))
+        match self.beats.until(None, now) {
+            Some(until) => Step::Wait(Some(until)),
+            None => Step::Update(state.clone()),
+        }
+    }
+
+    /// The agent did it.
+    pub(super) fn succeeded(&mut self, whole: bool) {
+        *self.tries(whole) = Tries::default();
     }
 
     /// The agent did not do it. `whole`: it was more than the check's state.
     pub(super) fn failed(&mut self, id: &str, whole: bool, answer: Answer, now: Moment) {
-        let attempt = self.attempt;
-        self.attempt = attempt.saturating_add(1);
-        let content = || self.wanted.as_ref().map(|(registration, _)| registration.clone());
-        let pause = |backoff: Backoff, content, problem: Option<Problem>| {
-            let (until, passes) = (now + backoff.delay(attempt, &id), problem.is_none());
-            Some(Pause { until, content, problem, passes })
+        let content = self.wanted.as_ref().map(|(registration, _)| registration.clone());
+        let tries = self.tries(whole);
+        let attempt = tries.attempt;
+        tries.attempt = attempt.saturating_add(1);
+        let pause = |backoff: Backoff, content, problem| Pause {
+            until: now + backoff.delay(attempt, &id),
+            content,
+            problem,
+            passes: matches!(answer, Answer::Unanswered(_)),
         };
-        match answer {
+        tries.pause = Some(match &answer {
             Answer::Refused(why) => {
                 let problem = Problem::new(Reason::Refused, format!("Consul refuses {id}: {why}"));
-                self.pause = pause(REFUSED_RETRY, content(), Some(problem));
+                pause(REFUSED_RETRY, content, Some(problem))
             }
             Answer::Denied(why) => {
                 let problem = Problem::new(Reason::Denied, format!("{id}: {why}"));
-                self.pause = pause(DENIED_RETRY, None, Some(problem));
+                pause(DENIED_RETRY, None, Some(problem))
             }
-            Answer::Done | Answer::UnknownCheck(_) | Answer::Failed(_) => {
-                // Whether it was done is not known.
-                self.pause = pause(RETRY, None, None);
-                self.is_uncertain = true;
-                if let Some(known) = self.known.as_mut().filter(|_| whole) {
-                    known.check = None;
-                }
+            _ => pause(RETRY, None, None),
+        });
+        if matches!(answer, Answer::Failed(_) | Answer::Unanswered(_)) {
+            // Whether it was done is not known.
+            self.is_uncertain = true;
+            if let Some(known) = self.known.as_mut().filter(|_| whole) {
+                known.check = None;
             }
         }
     }
 
-    fn removal(&self, held: bool, now: Moment) -> Step {
-        let Some(known) = &self.known else { return Step::Forget };
-        if let Some(pause) = self.pause.as_ref().filter(|pause| pause.until > now) {
-            return Step::Wait(Some(pause.until));
+    /// The agent has no check of it: it is registered again, at once but for one that is lost again and
+    /// again, as where several agents answer in turn.
+    pub(super) fn lost(&mut self, id: &str, now: Moment) {
+        self.known = None;
+        self.is_uncertain = true;
+        let again = self.beats.attempt.checked_sub(1);
+        self.beats.attempt = self.beats.attempt.saturating_add(1);
+        self.whole.pause = again.map(|attempt| Pause {
+            until: now + RETRY.delay(attempt, &id),
+            content: None,
+            problem: None,
+            passes: false,
+        });
+    }
+
+    fn tries(&mut self, whole: bool) -> &mut Tries {
+        if whole { &mut self.whole } else { &mut self.beats }
+    }
+
+    /// Somebody answers again: what waited for that waits no longer. Whether it did.
+    pub(super) fn answered(&mut self) -> bool {
+        let mut waited = false;
+        for tries in [&mut self.whole, &mut self.beats] {
+            waited |= tries.pause.take_if(|pause| pause.passes).is_some();
         }
-        if !(held && self.is_missing) {
-            return Step::Deregister;
+        waited
+    }
+
+    /// What people see of its failures.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let pauses = [&self.whole, &self.beats].into_iter().filter_map(|it| it.pause.as_ref());
+        pauses.filter_map(|pause| pause.problem.as_ref())
+    }
+
+    fn removal(&self, kept: bool, crowded: bool, now: Moment) -> Step {
+        let Some(known) = &self.known else { return Step::Forget };
+        if !kept {
+            return match self.whole.until(None, now) {
+                Some(until) => Step::Wait(Some(until)),
+                None if crowded => Step::Crowded,
+                None => Step::Deregister,
+            };
         }
         // While it is not sure that its pod is gone its check must not run out.
-        match &known.check {
-            Some((status, output)) if self.is_beat_due(*status, now) => Step::Update(State {
+        let Some((status, output)) = &known.check else { return Step::Wait(None) };
+        self.beat(
+            &State {
                 status: *status,
                 is_fixed: false,
                 output: output.clone().unwrap_or_else(|| "".into()),
-            }),
-            Some((status, _)) => Step::Wait(self.next_beat(*status)),
-            None => Step::Wait(None),
-        }
+            },
+            now,
+        )
     }
 
     /// A critical check stays so when its TTL runs out: it needs no heartbeat.
@@ -181,10 +267,17 @@ impl Record {
         (status != CheckStatus::Critical).then_some(self.beat)
     }
 
+    /// Within which the check has to be told something: as is wanted, or as it was registered if that
+    /// is less. Of what others registered it is not known, and then not longer than the default.
+    pub(super) fn ttl(&self, default: Duration) -> Duration {
+        let wanted = self.wanted.as_ref().and_then(|(registration, _)| registration.ttl);
+        let known = self.known.as_ref().map(|known| known.registration.ttl.unwrap_or(default));
+        wanted.into_iter().chain(known).min().unwrap_or(default)
+    }
+
     /// The time between two heartbeats: half the TTL.
     pub(super) fn period(&self, default: Duration) -> Duration {
-        let wanted = self.wanted.as_ref().and_then(|(registration, _)| registration.ttl);
-        wanted.unwrap_or(default) / 2
+        self.ttl(default) / 2
     }
 
     /// The check was refreshed at `now`. Each record has its own phase within the period, so that the

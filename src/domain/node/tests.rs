@@ -1,6 +1,9 @@
 //! A simulated agent and what Kubernetes shows, in the core's own time.
 
+mod agent;
 mod core;
+mod faults;
+mod hostile;
 mod table;
 
 use crate::domain::kube::names::ObjectKey;

@@ -8,12 +8,16 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::node::annotations::{Health, NamedSidecar, Reader};
 use crate::domain::node::pod::{Phase, Pod};
 use crate::domain::node::sidecar::Sidecar;
-use crate::domain::problem::{Problem, Reason};
+use crate::domain::problem::Problem;
 
 /// Meta by which katalog-sync, and this, know their own registrations.
 pub const MARK: (&str, &str) = ("external-sync-source", "katalog-sync");
 /// Meta that names the pod of a registration: `namespace/name`.
 pub const LINK: &str = "external-k8s-link";
+/// Less would be more than a heartbeat a second.
+const MIN_TTL: Duration = Duration::from_secs(1);
+/// More is as good as none, and Consul takes at most 292 years.
+const MAX_TTL: Duration = Duration::from_hours(365 * 24);
 /// Begins the output of a check that a sidecar deregistered; the sidecar's restarts follow. It is how
 /// a daemon knows after its own restart.
 const DEREGISTERED: &str = "deregistered by its sidecar, restart ";
@@ -42,13 +46,14 @@ pub struct Registration {
     pub address: Box<str>,
     /// Its port.
     pub port: u16,
-    /// Its tags.
-    pub tags: Vec<String>,
-    /// Its meta, ours included.
-    pub meta: BTreeMap<String, String>,
-    /// Within which the check has to be refreshed. None in what the agent shows, which does not say.
+    /// Its tags, kept once for all names of a pod that share them.
+    pub tags: Arc<[String]>,
+    /// Its meta, ours included, kept once likewise.
+    pub meta: Arc<BTreeMap<String, String>>,
+    /// Within which the check has to be refreshed. None in what others registered: the agent does not
+    /// say.
     pub ttl: Option<Duration>,
-    /// After so long in a critical state the agent removes it.
+    /// After so long in a critical state the agent removes it. None in what the agent shows.
     pub deregister_critical_after: Option<Duration>,
 }
 
@@ -91,13 +96,13 @@ pub struct Wanted {
 
 /// What this pod wants. `sidecar`: what is known of its sidecar.
 pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults) -> Wanted {
-    let mut reader = Reader::new(pod);
+    let mut reader = Reader::new(pod, our_meta(key));
     let Some(names) = reader.names() else { return Wanted::default() };
     let mut wanted = Wanted { is_ours: true, ..Wanted::default() };
     let container = match reader.sidecar() {
         NamedSidecar::None => None,
         NamedSidecar::Container(name) => Some(name),
-        NamedSidecar::Unknown => return Wanted { problems: reader.problems, ..wanted },
+        NamedSidecar::Unknown => return Wanted { problems: reader.problems(), ..wanted },
     };
     wanted.sidecar = container.map(Into::into);
     let excluded = reader.excluded();
@@ -110,7 +115,9 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
     wanted.is_ready = counted().all(|it| it.status.is_some_and(|status| status.is_ready));
     let interval = reader.duration("sync-interval").unwrap_or(defaults.sync_interval);
     let ttl = reader.duration("service-check-ttl").unwrap_or(defaults.check_ttl);
-    let ttl = ttl.max(interval.saturating_add(defaults.ttl_buffer)).max(Duration::from_secs(1));
+    let ttl = ttl.max(interval.saturating_add(defaults.ttl_buffer)).clamp(MIN_TTL, MAX_TTL);
+    // Consul is told no less than that, and shows it again.
+    let ttl = Duration::from_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
     let holds = container.is_some() && sidecar != Sidecar::Registered;
     let output: Arc<str> = match sidecar {
         Sidecar::Deregistered { restarts } if container.is_some() => {
@@ -121,15 +128,15 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
     };
     let is_passing = wanted.is_ready && !holds && !pod.is_terminating;
     if pod.phase != Phase::Running {
-        wanted.problems = reader.problems;
+        wanted.problems = reader.problems();
         return wanted;
     }
     let Some(address) = &pod.ip else {
         if !names.is_empty() && !pod.is_terminating {
             let message = "the pod runs and has no address yet: it is registered once it has one";
-            reader.problems.push(Problem::new(Reason::Incomplete, message));
+            reader.incomplete(message);
         }
-        wanted.problems = reader.problems;
+        wanted.problems = reader.problems();
         return wanted;
     };
     for name in names {
@@ -141,14 +148,12 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
             Some(Health::Critical) | None => CheckStatus::Critical,
         };
         let is_fixed = health.is_some();
-        let mut meta = reader.meta(&name);
-        meta.extend(our_meta(key));
         let registration = Registration {
             id: service_id(&name, key).into(),
             address: address.clone(),
             port: reader.port(&name),
             tags: reader.tags(&name),
-            meta,
+            meta: reader.meta(&name),
             ttl: Some(ttl),
             deregister_critical_after: defaults.deregister_critical_after,
             name,
@@ -156,9 +161,7 @@ pub fn wanted(key: &ObjectKey, pod: &Pod, sidecar: Sidecar, defaults: &Defaults)
         let state = State { status, is_fixed, output: Arc::clone(&output) };
         wanted.registrations.push((registration, state));
     }
-    reader.problems.sort();
-    reader.problems.dedup();
-    wanted.problems = reader.problems;
+    wanted.problems = reader.problems();
     wanted
 }
 
@@ -201,9 +204,9 @@ fn our_meta(pod: &ObjectKey) -> [(String, String); 5] {
 impl Registration {
     /// Whether the agent has it so, as far as it shows.
     pub fn equals(&self, found: &Self) -> bool {
-        let ttl = self.ttl == found.ttl
-            && self.deregister_critical_after == found.deregister_critical_after;
-        (found.ttl.is_none() || ttl)
+        let after = found.deregister_critical_after;
+        (found.ttl.is_none() || self.ttl == found.ttl)
+            && (after.is_none() || self.deregister_critical_after == after)
             && self.name == found.name
             && self.address == found.address
             && self.port == found.port

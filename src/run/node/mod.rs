@@ -13,6 +13,7 @@ mod follow;
 mod reporting;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -33,9 +34,9 @@ use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::pods as read;
 use crate::consul::write::pods as write;
 use crate::domain::Moment;
-use crate::domain::node::core::{Action, Answer, Core, Found};
+use crate::domain::node::core::Core;
+use crate::domain::node::exchange::{Action, Answer, Found, GatePatch, PatchError};
 use crate::domain::node::pod::Seen;
-use crate::domain::node::waiting::{GatePatch, PatchError};
 use crate::domain::node::wanted::Defaults;
 use crate::domain::sidecar::SyncError;
 use crate::domain::text::chain;
@@ -90,6 +91,17 @@ pub enum PodSource {
     Kubelet(Kubelet),
 }
 
+impl fmt::Display for PodSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PodSource::Node(node) => write!(f, "those of node {node} at the API server"),
+            PodSource::Kubelet(kubelet) => {
+                write!(f, "those of {}, each {:?}", kubelet.shown_url(), kubelet.interval)
+            }
+        }
+    }
+}
+
 /// Runs until a signal.
 pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
@@ -128,7 +140,7 @@ async fn run(
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        pods = ?options.pods,
+        pods = %options.pods,
         kubernetes = kubernetes.as_ref().map(|it| it.url.as_str()),
         consul = consul.url(),
         "registering the pods of this node"

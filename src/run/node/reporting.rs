@@ -17,9 +17,9 @@ use crate::admin::status::Readiness;
 use crate::admin::{Question, Render};
 use crate::domain::Moment;
 use crate::domain::kube::object::{Subject, WatchEvent};
-use crate::domain::node::core::{Action, Answer, Core, Report};
+use crate::domain::node::core::Core;
+use crate::domain::node::exchange::{Action, Answer, GatePatch, PatchError, Report};
 use crate::domain::node::pod::Seen;
-use crate::domain::node::waiting::{GatePatch, PatchError};
 use crate::domain::node::wanted::CheckStatus;
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Notice;
@@ -237,10 +237,11 @@ impl Reporting {
             Answer::Refused(why) => ("refused", why.as_str()),
             Answer::Denied(why) => ("denied", why.as_str()),
             Answer::Failed(why) => ("failed", why.as_str()),
+            Answer::Unanswered(why) => ("unanswered", why.as_str()),
         };
         let took = written.took.as_millis();
         tracing::debug!(id = %written.id, kind, result, why, took_ms = took, "write");
-        if result == "failed" && self.throttle.should_log() {
+        if matches!(result, "failed" | "unanswered") && self.throttle.should_log() {
             tracing::warn!(id = %written.id, error = why, "the agent did not take it: it is tried again");
         }
         self.metrics.writes.get_or_create(&[("kind", kind), ("result", result)]).inc();

@@ -104,7 +104,7 @@ fn pods_become_registrations() {
         (&[("service-names", "web"), ("service-meta", "k: v,l:,k:w")], "web:8080 passing {k=w,l=}"),
         (
             &[("service-names", "web"), ("service-meta", "a:b:c,nope,k:v")],
-            "web:8080 passing {k=v}; !InvalidAnnotation; !InvalidAnnotation",
+            "web:8080 passing {k=v}; !InvalidAnnotation",
         ),
         (
             &[("service-names", "web"), ("service-meta", "k:v"), ("service-meta-web", "")],
@@ -116,8 +116,7 @@ fn pods_become_registrations() {
         ),
         (
             &[("service-names", "web"), ("service-meta", "a b:1,a.b:1,consul-x:1,:1,k:v")],
-            "web:8080 passing {k=v}; !InvalidAnnotation; !InvalidAnnotation; !InvalidAnnotation; \
-             !InvalidAnnotation",
+            "web:8080 passing {k=v}; !InvalidAnnotation",
         ),
         (
             &[("service-names", "web"), ("service-meta", "external-k8s-link:a/b")],
