@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser};
@@ -55,6 +56,12 @@ pub struct NodeArgs {
     /// Accept any certificate of the kubelet
     #[arg(long, env = "KUBE_CONSUL_KUBELET_API_INSECURE_SKIP_VERIFY")]
     kubelet_api_insecure_skip_verify: bool,
+    /// File of the token that the kubelet is shown [default: the service account's, in a pod]
+    #[arg(long, env = "KUBE_CONSUL_KUBELET_TOKEN_FILE", value_name = "FILE")]
+    kubelet_token_file: Option<PathBuf>,
+    /// File of the authority that signed the kubelet's certificate, PEM [default: the cluster's, in a pod]
+    #[arg(long, env = "KUBE_CONSUL_KUBELET_CA_FILE", value_name = "FILE")]
+    kubelet_ca_file: Option<PathBuf>,
     /// Answer sidecars at this address: HOST:PORT, :PORT or unix:///PATH [default: none]
     #[arg(long, env = "KUBE_CONSUL_BIND_ADDRESS", value_name = "ADDRESS")]
     bind_address: Option<String>,
@@ -206,7 +213,8 @@ impl NodeArgs {
         let skip_verify = self.kubelet_api_insecure_skip_verify || skips_verification(lookup);
         let pods = if let Some(url) = self.kubelet_api.or_else(|| lookup("KUBELET_API")) {
             let interval = poll_interval(interval, least, longest);
-            PodSource::Kubelet(Kubelet { url, skip_verify, interval, service_account: None })
+            let (token_file, ca_file) = (self.kubelet_token_file, self.kubelet_ca_file);
+            PodSource::Kubelet(Kubelet { url, skip_verify, interval, token_file, ca_file })
         } else {
             let node = self.node.or_else(|| lookup("NODE_NAME"));
             PodSource::Node(node.filter(|node| !node.is_empty()).ok_or(Error::NoNode)?)
@@ -281,7 +289,8 @@ impl OldCli {
                     .unwrap_or_else(|| KUBELET.to_owned()),
                 skip_verify: self.kubelet_api_insecure_skip_verify || skips_verification(lookup),
                 interval: poll_interval(interval, least, longest),
-                service_account: None,
+                token_file: None,
+                ca_file: None,
             }),
             defaults: Defaults {
                 sync_interval: interval,

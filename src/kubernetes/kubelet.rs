@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
@@ -43,8 +43,10 @@ pub struct Kubelet {
     pub skip_verify: bool,
     /// Between two requests.
     pub interval: Duration,
-    /// Where token and CA are found, if not where a pod finds them.
-    pub service_account: Option<PathBuf>,
+    /// The file of the token that is sent, if it is not the one that a pod has.
+    pub token_file: Option<PathBuf>,
+    /// The file of the authority that vouches for it, if it is not the cluster's that a pod has.
+    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -108,7 +110,7 @@ impl Kubelet {
 
     async fn list(&self) -> Result<Vec<Seen>, String> {
         let request = self.client()?.get(&self.url);
-        let request = match self.read("token") {
+        let request = match read(self.token_file.as_deref(), "token")? {
             Some(token) => request.bearer_auth(token.trim()),
             None => request,
         };
@@ -139,7 +141,7 @@ impl Kubelet {
         let mut builder = reqwest::Client::builder()
             .timeout(DEADLINE)
             .tls_danger_accept_invalid_certs(self.skip_verify);
-        builder = match self.read("ca.crt") {
+        builder = match read(self.ca_file.as_deref(), "ca.crt")? {
             Some(pem) if !self.skip_verify => {
                 let all = Certificate::from_pem_bundle(pem.as_bytes());
                 builder.tls_certs_only(all.map_err(|error| format!("ca.crt: {}", chain(&error)))?)
@@ -148,11 +150,17 @@ impl Kubelet {
         };
         builder.build().map_err(|error| chain(&error))
     }
+}
 
-    fn read(&self, name: &str) -> Option<String> {
-        let folder = self.service_account.clone().unwrap_or_else(|| SERVICE_ACCOUNT.into());
-        fs::read_to_string(folder.join(name)).ok().filter(|text| !text.trim().is_empty())
-    }
+/// The file that was given, or else the one that a pod may have.
+fn read(given: Option<&Path>, name: &str) -> Result<Option<String>, String> {
+    let text = match given {
+        Some(path) => fs::read_to_string(path)
+            .map(Some)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+        None => fs::read_to_string(Path::new(SERVICE_ACCOUNT).join(name)).ok(),
+    };
+    Ok(text.filter(|text| !text.trim().is_empty()))
 }
 
 /// The pods of a list. One that cannot be read costs no other; one that does not even have a name may
@@ -215,12 +223,12 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        let folder = Some("/nonexistent".into());
         let kubelet = Kubelet {
             url,
             skip_verify: false,
             interval: Duration::from_millis(1),
-            service_account: folder,
+            token_file: None,
+            ca_file: None,
         };
         (kubelet, asked)
     }
@@ -238,6 +246,53 @@ mod tests {
         assert!(asked.await.unwrap().to_lowercase().contains("authorization: basic"));
         let (kubelet, _) = answers(http("200 OK", r#"{"kind":"PodList","items":[]}"#)).await;
         assert_eq!(kubelet.list().await, Ok(vec![]));
+    }
+
+    /// A pod that cannot be read costs no other; of one name the one that stays counts (P7).
+    #[tokio::test]
+    async fn p7_each_pod_of_a_list_is_read_by_itself_and_each_name_once() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let pod = |name: &str, uid: &str, more: &str, status: &str| {
+            format!(
+                r#"{{"metadata":{{"name":"{name}","namespace":"shop","uid":"{uid}"{more}}},
+                "spec":{{"containers":[{{"name":"a"}}]}},"status":{status}}}"#
+            )
+        };
+        let going = r#","deletionTimestamp":"2026-11-01T00:00:00Z""#;
+        let big = format!(r#","annotations":{{"kube-consul.io/x":"{}"}}"#, "<".repeat(70_000));
+        let (runs, ended) = (r#"{"phase":"Running"}"#, r#"{"phase":"Failed"}"#);
+        for order in [[0, 1], [1, 0]] {
+            let db = [pod("db-0", "2", "", runs), pod("db-0", "1", going, runs)];
+            let web = [pod("web-0", "2", "", runs), pod("web-0", "1", "", ended)];
+            let items = [
+                db[order[0]].clone(),
+                db[order[1]].clone(),
+                web[order[0]].clone(),
+                web[order[1]].clone(),
+                pod("bad", "1", "", r#"{"phase":7}"#),
+                pod("big", "1", &big, runs),
+            ];
+            let list = format!(r#"{{"kind":"PodList","items":[{}]}}"#, items.join(","));
+            let (kubelet, _) = answers(http("200 OK", &list)).await;
+            let found = kubelet.list().await.unwrap();
+            let shown: Vec<_> = found
+                .iter()
+                .map(|seen| match seen {
+                    Seen::Pod(key, pod) => format!("{} {}", key.name, pod.uid),
+                    Seen::Undecodable(key, why) => {
+                        assert!(why.len() < 300, "{why}");
+                        format!("{} ?", key.name)
+                    }
+                })
+                .collect();
+            assert_eq!(shown, ["bad ?", "big ?", "db-0 2", "web-0 2"]);
+        }
+        // One without a name may be any.
+        for nameless in ["{}", "7", r#"{"metadata":{"name":"a"}}"#, "null"] {
+            let list = format!(r#"{{"kind":"PodList","items":[{nameless}]}}"#);
+            let (kubelet, _) = answers(http("200 OK", &list)).await;
+            assert!(kubelet.list().await.is_err(), "{nameless}");
+        }
     }
 
     #[tokio::test]

@@ -124,6 +124,7 @@ async fn the_image_resolves_names_and_registers_a_service() -> Result<()> {
     // The programs that it replaces, where their manifests call them; each knows its own flags only.
     let run = ["run", "--isolation=chroot", container, "--"];
     for (path, flag, code) in [
+        ("/bin/katalog-sync-daemon", "--kubelet-api-insecure-skip-verify", 1),
         ("/bin/katalog-sync-sidecar", "--katalog-sync-daemon-max-backoff", 1),
         ("/bin/consul-registration-hook", "--consul-acl-file", 0),
         ("/usr/local/bin/consul8s", "--kube-config-path", 0),

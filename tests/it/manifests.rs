@@ -130,7 +130,15 @@ async fn the_overlays_are_taken_without_a_warning() -> Result<()> {
     cluster.apply_file(&manifest("base/namespace.yaml")).await?;
     let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
     cluster.apply_yaml(&shop.to_string()).await?;
-    for overlay in ["acl", "catalog-ha", "catalog-ha-acl", "namespaces", "node", "node-kubelet"] {
+    for overlay in [
+        "acl",
+        "catalog-ha",
+        "catalog-ha-acl",
+        "namespaces",
+        "node",
+        "node-example",
+        "node-kubelet",
+    ] {
         let path = path(overlay);
         let dry = ["apply", "--kustomize", &path, "--dry-run=server"];
         without_warning(&[&dry[..], &SERVER_SIDE].concat()).await?;

@@ -28,6 +28,7 @@ pub async fn write(client: &Client, action: &Action) -> Answer {
     let result = match action {
         Action::Register(registration, state) => register(client, registration, state).await,
         Action::Update { id, state, deadline } => update(client, id, state, *deadline).await,
+        Action::RemoveCheck(id) => remove_check(client, id).await,
         Action::Deregister(id) => client.deregister(id).await,
         _ => return Answer::Done,
     };
@@ -80,6 +81,15 @@ async fn update(client: &Client, id: &str, state: &State, deadline: Duration) ->
     let body = CheckUpdate { status: state.status.as_str(), output: &state.output };
     let request = Request::put(format!("/v1/agent/check/update/{}", encode(id)));
     done(client, &request.json(&body).deadline(deadline)).await
+}
+
+/// One that is not there is removed already.
+async fn remove_check(client: &Client, id: &str) -> Result<(), Error> {
+    let request = Request::put(format!("/v1/agent/check/deregister/{}", encode(id)));
+    match done(client, &request).await {
+        Err(error) if error.is_unknown_check() => Ok(()),
+        other => other,
+    }
 }
 
 /// Whether the agent has no check of ours under this ID: none, or one of another kind.

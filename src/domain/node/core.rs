@@ -23,7 +23,7 @@ use crate::domain::kube::object::WatchEvent;
 use crate::domain::kube::store::Store;
 use crate::domain::node::exchange::{Action, Answer, PodView, Report};
 use crate::domain::node::pod::{Phase, Pod, Seen};
-use crate::domain::node::record::{Known, Record, Step};
+use crate::domain::node::record::{Known, Record, Removal, Step};
 use crate::domain::node::sidecar::Sidecar;
 use crate::domain::node::waiting::Waiting;
 use crate::domain::node::wanted::{CheckStatus, Defaults, Wanted, wanted};
@@ -67,6 +67,8 @@ pub struct Core {
     touched: BTreeSet<ObjectKey>,
     waiting: Waiting,
     hold: Option<Hold>,
+    /// Whether lists agree that there is no pod at all.
+    is_empty: bool,
     is_relist_wanted: bool,
     /// When the list that is under way began.
     list_began: Moment,
@@ -92,6 +94,7 @@ impl Core {
             touched: BTreeSet::new(),
             waiting: Waiting::default(),
             hold: None,
+            is_empty: false,
             is_relist_wanted: false,
             list_began: Moment::ZERO,
             reports: VecDeque::new(),
@@ -231,7 +234,7 @@ impl Core {
     /// Registrations that are not as they ought to be.
     pub fn backlog(&self) -> usize {
         let is_so = |it: &&Record| {
-            it.in_flight || !matches!(it.step(self.is_kept(it), false, Moment::ZERO), Step::Wait(_))
+            it.in_flight || !matches!(it.step(self.removal(it), false, Moment::ZERO), Step::Wait(_))
         };
         self.records.values().filter(is_so).count()
     }
@@ -357,28 +360,38 @@ impl Core {
         }
     }
 
-    /// Whether nothing proves that this may be removed: its pod is missing in a list that is not
-    /// confirmed yet, or is there and cannot be read.
-    fn is_kept(&self, record: &Record) -> bool {
-        self.hold.is_some() && record.is_missing
+    /// What becomes of a record that is not wanted.
+    fn removal(&self, record: &Record) -> Removal {
+        if self.is_empty && record.is_missing {
+            Removal::Critical
+        } else if self.hold.is_some() && record.is_missing
             || self.pods.listing().reason(&record.pod).is_some()
+        {
+            Removal::Kept
+        } else {
+            Removal::Due
+        }
     }
 
     /// The next request for a record, or nothing for now.
     fn next_step(&mut self, id: &str, now: Moment) -> Option<Action> {
-        let is_kept = self.is_kept(self.records.get(id)?);
+        let removal = self.removal(self.records.get(id)?);
         let is_foreign = self.agent.foreign.contains_key(id);
         let is_crowded = self.whole >= MAX_WHOLE;
         let default_ttl = self.default_ttl();
         let record = self.records.get_mut(id)?;
         record.due = None;
         let step =
-            if is_foreign { Step::Wait(None) } else { record.step(is_kept, is_crowded, now) };
+            if is_foreign { Step::Wait(None) } else { record.step(removal, is_crowded, now) };
         let action = match step {
             Step::Wait(until) => {
                 if let Some(until) = until {
                     self.touch(id, until);
                 }
+                return None;
+            }
+            // A reading that began before its removal may still show it.
+            Step::Forget if self.agent.reading.is_some_and(|began| record.written > began) => {
                 return None;
             }
             Step::Forget => {
@@ -393,6 +406,7 @@ impl Core {
                 let (registration, state) = record.wanted.clone()?;
                 Action::Register(Box::new(registration), state)
             }
+            Step::RemoveCheck => Action::RemoveCheck(id.into()),
             Step::Update(state) => {
                 let deadline = record.ttl(default_ttl) / 4;
                 Action::Update { id: id.into(), state, deadline }
@@ -470,6 +484,10 @@ fn done(
             let before = known.check.replace((state.status, Some(state.output.clone())));
             let changed = before.is_none_or(|(status, _)| status != state.status);
             changed.then(|| Report::Changed(pod, id.into(), state.status))
+        }
+        Action::RemoveCheck(_) => {
+            record.is_replaced = false;
+            None
         }
         _ => {
             record.known = None;

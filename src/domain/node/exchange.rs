@@ -19,6 +19,8 @@ pub enum Action {
     Relist,
     /// Register this, with this status if its check is new: `handle_answer`.
     Register(Box<Registration>, State),
+    /// Remove the check of this ID, which others have put in the place of ours: `handle_answer`.
+    RemoveCheck(Box<str>),
     /// Tell the check of this ID: `handle_answer`.
     Update {
         /// The check.
@@ -85,6 +87,8 @@ pub enum Report {
     Held(usize, usize),
     /// What was held back is confirmed, or has come again.
     Released,
+    /// The lists agree that there is no pod at all: nothing is removed, all is critical.
+    Empty,
 }
 
 /// An instance in the catalog.

@@ -32,6 +32,8 @@ pub(super) struct Record {
     pub(super) is_missing: bool,
     /// Whether a write that may have been done got no answer: the agent may have a check of it.
     pub(super) is_uncertain: bool,
+    /// Whether something else may have the ID of its check: Consul would run both.
+    pub(super) is_replaced: bool,
     /// Whether a request is under way.
     pub(super) in_flight: bool,
     /// Number of the last write that was sent or answered.
@@ -76,12 +78,24 @@ pub(super) struct Pause {
     pub(super) passes: bool,
 }
 
+/// What becomes of a record that is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// It is removed.
+    Due,
+    /// Nothing proves that it may be: it stays as it is, and its check does not run out.
+    Kept,
+    /// It stays, and is critical.
+    Critical,
+}
+
 /// What is to be done for a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Nothing before that moment, if ever.
     Wait(Option<Moment>),
     Register,
+    RemoveCheck,
     Update(State),
     Deregister,
     /// Register or deregister it as soon as that is possible.
@@ -115,6 +129,7 @@ impl Record {
             wanted: None,
             is_missing: false,
             is_uncertain: false,
+            is_replaced: false,
             in_flight: false,
             written: 0,
             whole: Tries::default(),
@@ -124,13 +139,14 @@ impl Record {
         }
     }
 
-    /// What is to be done now. `kept`: it is not removed. `crowded`: nothing is registered or removed.
-    pub(super) fn step(&self, kept: bool, crowded: bool, now: Moment) -> Step {
+    /// What is to be done now, if it is not wanted by `removal`. `crowded`: nothing is registered or
+    /// removed.
+    pub(super) fn step(&self, removal: Removal, crowded: bool, now: Moment) -> Step {
         if self.in_flight {
             return Step::Wait(None);
         }
         let Some((registration, state)) = &self.wanted else {
-            return self.removal(kept, crowded, now);
+            return self.removal(removal, crowded, now);
         };
         let registered = self.known.as_ref().filter(|it| registration.equals(&it.registration));
         if registered.is_some() {
@@ -138,6 +154,7 @@ impl Record {
         }
         let wait = match self.whole.until(Some(registration), now) {
             None if crowded => Step::Crowded,
+            None if self.is_replaced => return Step::RemoveCheck,
             None => return Step::Register,
             Some(until) => Step::Wait(Some(until)),
         };
@@ -208,6 +225,7 @@ impl Record {
     pub(super) fn lost(&mut self, id: &str, now: Moment) {
         self.known = None;
         self.is_uncertain = true;
+        self.is_replaced = true;
         let again = self.beats.attempt.checked_sub(1);
         self.beats.attempt = self.beats.attempt.saturating_add(1);
         self.whole.pause = again.map(|attempt| Pause {
@@ -237,9 +255,9 @@ impl Record {
         pauses.filter_map(|pause| pause.problem.as_ref())
     }
 
-    fn removal(&self, kept: bool, crowded: bool, now: Moment) -> Step {
+    fn removal(&self, removal: Removal, crowded: bool, now: Moment) -> Step {
         let Some(known) = &self.known else { return Step::Forget };
-        if !kept {
+        if removal == Removal::Due {
             return match self.whole.until(None, now) {
                 Some(until) => Step::Wait(Some(until)),
                 None if crowded => Step::Crowded,
@@ -248,12 +266,9 @@ impl Record {
         }
         // While it is not sure that its pod is gone its check must not run out.
         let Some((status, output)) = &known.check else { return Step::Wait(None) };
+        let status = if removal == Removal::Critical { CheckStatus::Critical } else { *status };
         self.beat(
-            &State {
-                status: *status,
-                is_fixed: false,
-                output: output.clone().unwrap_or_else(|| "".into()),
-            },
+            &State { status, is_fixed: false, output: output.clone().unwrap_or_else(|| "".into()) },
             now,
         )
     }

@@ -356,7 +356,9 @@ impl Daemon {
                     continue;
                 }
                 Action::Register(registration, _) => registration.id.clone(),
-                Action::Update { id, .. } | Action::Deregister(id) => id.clone(),
+                Action::Update { id, .. } | Action::RemoveCheck(id) | Action::Deregister(id) => {
+                    id.clone()
+                }
             };
             let client = self.consul.clone();
             let work = async move {

@@ -28,6 +28,11 @@ use crate::run::daemon::retry::LogThrottle;
 /// An agent that has not answered for this long makes the daemon unready.
 const SILENCE: Duration = Duration::from_mins(1);
 
+/// How a pod reaches the agent of its node, for those that do not.
+const REACHED_BY: &str = "; a pod reaches its node's agent at $(HOST_IP):8500 where the agent's pod \
+                          has a hostPort or the agent listens on the host's network (hostNetwork), \
+                          or by a socket (unix:///PATH) that both mount";
+
 type Labels = [(&'static str, &'static str); 1];
 
 /// The metrics: ours, and those that katalog-sync had.
@@ -199,7 +204,7 @@ impl Reporting {
         if let Err(why) = read
             && self.throttle.should_log()
         {
-            tracing::warn!(error = why, "waiting for the Consul agent");
+            tracing::warn!(error = why, "waiting for the Consul agent{}", REACHED_BY);
         }
     }
 
@@ -275,6 +280,10 @@ impl Reporting {
                      list agrees"
                 ),
                 Report::Released => tracing::info!("removals are held back no longer"),
+                Report::Empty => tracing::warn!(
+                    "expected at least one pod on this node, found none in two lists: nothing is \
+                     removed, its checks are critical; is it the right node, or kubelet?"
+                ),
             }
         }
         let (pods, registrations, problems) = core.counts();
@@ -303,7 +312,7 @@ impl Reporting {
         let (answered, failure) = core.agent();
         if answered.is_none_or(|at| now.saturating_sub(at) >= SILENCE) {
             let why = failure.unwrap_or("no answer yet");
-            return Some(format!("waiting for the Consul agent: {why}"));
+            return Some(format!("waiting for the Consul agent: {why}{REACHED_BY}"));
         }
         if self.was_in_sync {
             return None;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Port, Program, eventually};
 use serde_json::{Value, json};
 
-use super::support::{Site, WISH};
-use crate::support::{Bridge, DEADLINE, kube_consul};
+use super::support::{DAEMON, Site, WISH};
+use crate::support::{Bridge, DEADLINE, for_each, kube_consul};
 
 const GATES: [&str; 2] = ["kube-consul.io/synced", "katalog-sync.wish.com/synced"];
 
@@ -67,6 +67,55 @@ async fn p4_p5_gates_are_set_from_the_catalog_and_stay() -> Result<()> {
         site.pods()?.get("web-0").await?.metadata.resource_version == version,
         "it was patched"
     );
+    daemon.stop().await
+}
+
+/// Another writer patches the same pod's conditions all the time, and 30 pods became ready while nobody
+/// looked.
+#[tokio::test]
+async fn p5_gates_are_set_beside_another_writer_and_for_what_became_ready_meanwhile() -> Result<()>
+{
+    let site = Site::new("node-writers").await?;
+    let names: Vec<_> = (0..30).map(|n| format!("web-{n}")).collect();
+    for_each(&names, |name| async {
+        site.object(gated(name, &json!({format!("{WISH}/service-names"): "web"}))).await?;
+        site.ip(name).await.map(drop)
+    })
+    .await?;
+    let pods = site.pods()?;
+    let writer = tokio::spawn(async move {
+        for number in 0_u64.. {
+            let condition = json!({"type": "example.com/other", "status": "True",
+                "message": number.to_string()});
+            let patch = kube::api::Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+            // It ends with the test.
+            let _ = pods.patch_status("web-0", &kube::api::PatchParams::default(), &patch).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let daemon = site.daemon().await?;
+    let began = Instant::now();
+    eventually(DEADLINE, || async {
+        let passing =
+            site.catalog("web").await?.iter().filter(|it| it.ends_with("passing")).count();
+        ensure!(passing == 30, "{passing} pass");
+        Ok(())
+    })
+    .await?;
+    let in_catalog = began.elapsed();
+    for name in &names {
+        wait_for_condition(&site, name, GATES[1], "True Done").await?;
+        wait_for_condition(&site, name, GATES[0], "True Done").await?;
+    }
+    println!("30 gates are set {:?} after the catalog has all", began.elapsed() - in_catalog);
+    let other = condition(&site, "web-0", "example.com/other").await?;
+    ensure!(other.len() == 1, "{other:?}");
+    writer.abort();
+    let _ = writer.await;
+    let version = site.pods()?.get("web-0").await?.metadata.resource_version;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let later = site.pods()?.get("web-0").await?.metadata.resource_version;
+    ensure!(version == later, "it goes on being patched");
     daemon.stop().await
 }
 
@@ -205,7 +254,8 @@ async fn the_kubelets_list_is_polled_and_a_failed_one_removes_nothing() -> Resul
     let options = kube_consul_stack::ProgramOptions::new(&old_name)
         .arg(format!("--metrics-bind-address=127.0.0.1:{}", metrics.number()))
         .args(["--kubelet-api", &list])
-        .env("CONSUL_HTTP_ADDR", site.agent.url());
+        .env("CONSUL_HTTP_ADDR", site.agent.url())
+        .env("CONSUL_HTTP_TOKEN", DAEMON);
     let daemon = Program::start("katalog-sync-daemon", options).await?;
     let both = ["web-0:8080 passing", "web-1:8080 passing"];
     site.wait_for("web", &both).await?;
@@ -227,26 +277,4 @@ async fn the_kubelets_list_is_polled_and_a_failed_one_removes_nothing() -> Resul
     }
     daemon.terminate().await;
     daemon.wait_for_code(0, DEADLINE).await
-}
-
-/// 250 pods become ready within a second, then all turn unready.
-#[tokio::test]
-async fn p9_a_burst_of_250_pods_is_in_the_catalog_within_seconds() -> Result<()> {
-    let site = Site::new("node-burst").await?;
-    site.many(250).await?;
-    site.ip("web-249").await?;
-    let daemon = site.daemon().await?;
-    let began = Instant::now();
-    eventually(DEADLINE, || async {
-        let found = site.catalog("web").await?;
-        let passing = found.iter().filter(|it| it.ends_with("passing")).count();
-        ensure!(passing == 250, "{passing} of {} pass", found.len());
-        Ok(())
-    })
-    .await?;
-    println!("250 pods in the catalog {:?} after the daemon is ready", began.elapsed());
-    let smaps = std::fs::read_to_string(format!("/proc/{}/status", daemon.program.pid()))?;
-    let rss = smaps.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
-    println!("with 250 pods: {rss}");
-    daemon.stop().await
 }

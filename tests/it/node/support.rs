@@ -1,5 +1,7 @@
 //! A node with pods of the test's own, its agent, and a daemon.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,8 +9,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube_consul_stack::{Consul, ConsulOptions, Kubernetes, ProgramOptions, eventually};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
-use crate::support::{Bridge, DEADLINE, for_each, kube_consul};
+use crate::policy::{ACCOUNT, SYSTEM, apply_shipped, pod, token as account_token};
+use crate::support::{Bridge, DEADLINE, for_each, kube_consul, manifest};
 
 /// Annotations of katalog-sync.
 pub const WISH: &str = "katalog-sync.wish.com";
@@ -20,27 +24,71 @@ pub struct Site {
     pub agent: Consul,
     pub node: String,
     pub namespace: String,
+    kubeconfig: PathBuf,
+}
+
+const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
+const AGENT: &str = "22222222-2222-2222-2222-222222222222";
+/// The daemon's token.
+pub const DAEMON: &str = "33333333-3333-3333-3333-333333333333";
+
+/// The kubeconfig of the daemon of a node, with the shipped role and admission policy: its token is
+/// that of a pod on this node.
+async fn node_kubeconfig(node: &str) -> Result<PathBuf> {
+    static APPLIED: OnceCell<()> = OnceCell::const_new();
+    APPLIED.get_or_try_init(apply_shipped).await?;
+    let name = format!("daemon-{node}");
+    let uid = pod(SYSTEM, &name, node, ACCOUNT).await?;
+    Kubernetes::shared().await?.kubeconfig_for(&account_token(Some((&name, &uid))).await?)
+}
+
+/// Makes a token that may do what these rules say.
+async fn token(consul: &Consul, secret: &str, rules: &str) -> Result<()> {
+    let name = format!("policy-{secret}");
+    let api = consul.api();
+    api.put("/v1/acl/policy", &json!({"Name": name, "Rules": rules})).await?;
+    let token = json!({"SecretID": secret, "AccessorID": secret, "Policies": [{"Name": name}]});
+    api.put("/v1/acl/token", &token).await?;
+    Ok(())
 }
 
 impl Site {
+    /// With the shipped rights of daemon and agent, in Kubernetes and in a Consul that denies by
+    /// default.
     pub async fn new(prefix: &str) -> Result<Self> {
-        let (kubernetes, server) =
-            tokio::try_join!(Kubernetes::shared(), Consul::start(ConsulOptions::server()))?;
-        server.wait_ready().await?;
-        let agent = Consul::start(ConsulOptions::client([&server]));
-        let (agent, namespace) = tokio::try_join!(agent, kubernetes.namespace(prefix))?;
+        let rules = fs::read_to_string(manifest("consul/node.hcl"))?;
+        Self::with_rules(prefix, &rules).await
+    }
+
+    /// With a daemon's token of these rules.
+    pub async fn with_rules(prefix: &str, rules: &str) -> Result<Self> {
+        let server = ConsulOptions::server().acl(MANAGEMENT);
+        let (kubernetes, server) = tokio::try_join!(Kubernetes::shared(), Consul::start(server))?;
+        token(&server, AGENT, &fs::read_to_string(manifest("consul/node-agent.hcl"))?).await?;
+        token(&server, DAEMON, rules).await?;
+        let acl = json!({"acl": {"enabled": true, "tokens": {"agent": AGENT}}});
+        let agent = ConsulOptions::client([&server]).configuration(acl.to_string());
+        let (agent, namespace) =
+            tokio::try_join!(Consul::start(agent), kubernetes.namespace(prefix))?;
         // One name in both, as on a real node.
         let node = namespace.clone();
         kubernetes.node(&node).await?;
-        Ok(Self { kubernetes, server, agent, node, namespace })
+        let kubeconfig = node_kubeconfig(&node).await?;
+        Ok(Self { kubernetes, server, agent, node, namespace, kubeconfig })
     }
 
     /// The daemon of the node.
     pub fn command(&self) -> ProgramOptions {
+        self.command_of(&self.node)
+    }
+
+    /// The daemon of a node of this name.
+    pub fn command_of(&self, node: &str) -> ProgramOptions {
         kube_consul()
-            .args(["node", "--node", &self.node, "--log-level", "info,kube_consul=debug"])
-            .args(["--kubeconfig".as_ref(), self.kubernetes.kubeconfig()])
+            .args(["node", "--node", node, "--log-level", "info,kube_consul=debug"])
+            .args(["--kubeconfig".as_ref(), self.kubeconfig.as_path()])
             .env("CONSUL_HTTP_ADDR", self.agent.url())
+            .env("CONSUL_HTTP_TOKEN", DAEMON)
     }
 
     /// A daemon that is ready.
@@ -113,6 +161,12 @@ impl Site {
     /// Deletes a pod at once, as its kubelet does once its containers have ended.
     pub async fn delete(&self, name: &str) -> Result<()> {
         self.pods()?.delete(name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    /// Deletes a pod as users do; its kubelet (kwok) ends it some moments later.
+    pub async fn terminate(&self, name: &str) -> Result<()> {
+        self.pods()?.delete(name, &DeleteParams::default()).await?;
         Ok(())
     }
 

@@ -57,6 +57,7 @@ impl Core {
     ) {
         let began = self.agent.reading.take().unwrap_or(u64::MAX);
         self.agent.last = now;
+        self.touch_removed(now);
         let (found, node) = match read {
             Ok(read) => read,
             Err(why) => {
@@ -77,6 +78,15 @@ impl Core {
             self.start(now);
         } else if self.is_started() {
             self.evaluate_hold(now);
+        }
+    }
+
+    /// What was removed while a reading was under way can be forgotten once that is looked at.
+    fn touch_removed(&mut self, now: Moment) {
+        let is_removed = |record: &Record| record.known.is_none() && record.wanted.is_none();
+        let removed = self.records.iter().filter(|(_, record)| is_removed(record));
+        for id in removed.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.touch(&id, now);
         }
     }
 
@@ -244,6 +254,7 @@ fn take_up(record: &mut Record, mut registration: Registration, status: Option<C
     let Some(status) = status else {
         // Without its check it has to be registered again.
         record.known = None;
+        record.is_replaced = true;
         return;
     };
     // One that is as it ought to be is kept once.

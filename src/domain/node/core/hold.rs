@@ -1,4 +1,6 @@
-//! Removals that a list alone asks for are held back until a second list agrees.
+//! Removals that a list alone asks for are held back until a second list agrees. Lists without any pod
+//! remove nothing at all: a node has pods, its daemon's own for one, so that is most likely another
+//! node's name, or a kubelet that has not begun. Their checks turn critical then.
 
 use std::time::Duration;
 
@@ -34,12 +36,21 @@ impl Core {
         if !self.is_started() {
             return;
         }
+        if self.is_empty && !self.pods.is_empty() {
+            self.is_empty = false;
+            self.touch_all(now);
+        }
         if self.hold.as_ref().is_some_and(|hold| self.list_began >= hold.since + HOLD) {
             self.hold = None;
-            for record in self.records.values_mut() {
-                record.is_missing = false;
+            self.is_empty = self.pods.is_empty();
+            if self.is_empty {
+                self.reports.push_back(Report::Empty);
+            } else {
+                for record in self.records.values_mut() {
+                    record.is_missing = false;
+                }
+                self.reports.push_back(Report::Released);
             }
-            self.reports.push_back(Report::Released);
             self.touch_all(now);
         }
         self.evaluate_hold(now);
@@ -47,6 +58,9 @@ impl Core {
 
     /// Holds removals back where a list lost more than half of what the agent has.
     pub(super) fn evaluate_hold(&mut self, now: Moment) {
+        if self.is_empty {
+            return;
+        }
         let known = self.records.values().filter(|record| record.known.is_some());
         let total = known.clone().count();
         let missing = known.filter(|it| it.wanted.is_none() && it.is_missing).count();

@@ -35,6 +35,9 @@ pub(super) struct Agent {
     /// Whether patches are not answered but kept.
     pub(super) holds_patches: bool,
     pub(super) held_patches: Vec<GatePatch>,
+    /// Whether a reading is not answered but kept.
+    pub(super) holds_reading: bool,
+    pub(super) held_reading: Option<Vec<Found>>,
     pub(super) reads: usize,
     pub(super) relists: usize,
     pub(super) expired: usize,
@@ -56,6 +59,8 @@ impl Agent {
             refused_patches: VecDeque::new(),
             holds_patches: false,
             held_patches: Vec::new(),
+            holds_reading: false,
+            held_reading: None,
             reads: 0,
             relists: 0,
             expired: 0,
@@ -135,7 +140,9 @@ impl Agent {
         let now = self.now;
         let id = match action {
             Action::Register(registration, _) => Some(&registration.id),
-            Action::Update { id, .. } | Action::Deregister(id) => Some(id),
+            Action::Update { id, .. } | Action::RemoveCheck(id) | Action::Deregister(id) => {
+                Some(id)
+            }
             _ => None,
         };
         if let Some(id) = id {
@@ -163,6 +170,10 @@ impl Agent {
                     check: Some((*status, output.clone())),
                 });
                 let found = found.collect();
+                if self.holds_reading {
+                    self.held_reading = Some(found);
+                    return;
+                }
                 self.core.handle_agent(Ok((found, Some("n1".into()))), now);
             }
             Action::Relist => self.relists += 1,
@@ -207,6 +218,10 @@ impl Agent {
                     }
                 };
                 self.core.handle_answer(id, action, answer, now);
+            }
+            Action::RemoveCheck(id) => {
+                self.log.push(format!("remove check {id}"));
+                self.core.handle_answer(id, action, Answer::Done, now);
             }
             Action::Deregister(id) => {
                 self.log.push(format!("deregister {id}"));

@@ -75,9 +75,13 @@ fn only_what_is_ours_and_was_seen_to_be_gone_is_removed() {
     list(&mut agent, &pods[2..]);
     assert!(!agent.core.is_holding());
     assert_eq!(agent.services.len(), 8);
-    list(&mut agent, &[]);
-    agent.pass(Duration::from_secs(11));
-    list(&mut agent, &[]);
+    // One of eight is left, and the second list agrees.
+    for wait in [11, 0] {
+        list(&mut agent, &pods[9..]);
+        agent.pass(Duration::from_secs(wait));
+    }
+    assert_eq!(agent.services.len(), 1);
+    agent.delete("web-9");
     assert_eq!(agent.services.len(), 0);
     // A list that broke off shows nothing.
     let mut agent = Agent::new();
@@ -85,6 +89,38 @@ fn only_what_is_ours_and_was_seen_to_be_gone_is_removed() {
     agent.watch(WatchEvent::ListStarted(Kind::Pod));
     agent.settle();
     assert_eq!(agent.services.len(), 10);
+}
+
+/// No node is without pods: it is another node's name, or a kubelet that has not begun.
+#[test]
+fn p12_lists_without_any_pod_remove_nothing() {
+    let mut agent = Agent::new();
+    let pods = many(10);
+    list(&mut agent, &pods);
+    for restarts in [false, true] {
+        if restarts {
+            agent.restart();
+        }
+        for _ in 0..30 {
+            list(&mut agent, &[]);
+            agent.pass(Duration::from_secs(1));
+        }
+        assert_eq!((agent.services.len(), agent.status("web-3")), (10, Some("critical")));
+        assert!(agent.log.iter().filter(|it| it.starts_with("critical")).count() == 10);
+        let told = |it: &Report| *it == Report::Empty;
+        assert_eq!(agent.reports().iter().filter(|it| told(it)).count(), 1);
+        list(&mut agent, &pods);
+        assert_eq!(agent.status("web-3"), Some("passing"));
+        agent.log.clear();
+    }
+    // All but some are there again: the others go.
+    for _ in 0..30 {
+        list(&mut agent, &[]);
+        agent.pass(Duration::from_secs(1));
+    }
+    list(&mut agent, &pods[..7]);
+    agent.settle();
+    assert_eq!(agent.services.len(), 7);
 }
 
 #[test]

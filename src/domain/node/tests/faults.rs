@@ -72,6 +72,23 @@ fn p9_registrations_that_hang_keep_no_heartbeat_waiting() {
     assert!(MAX_FLIGHTS < 150, "as many hang as there may be");
 }
 
+/// A reading that began before a removal shows what is gone.
+#[test]
+fn what_was_removed_during_a_reading_is_not_removed_twice() {
+    let mut agent = Agent::new();
+    list(&mut agent, &many(5));
+    agent.holds_reading = true;
+    agent.core.handle_agent_changed(agent.now);
+    agent.settle();
+    agent.delete("web-0");
+    agent.holds_reading = false;
+    let reading = agent.held_reading.take().expect("it is read");
+    agent.core.handle_agent(Ok((reading, Some("n1".into()))), agent.now);
+    agent.settle();
+    agent.pass(Duration::from_mins(2));
+    assert_eq!((requests(&agent, "deregister"), agent.services.len()), (1, 4));
+}
+
 #[test]
 fn a_ttl_that_changed_while_the_daemon_was_away_is_registered_once() {
     let long = |ttl| pod(&[("service-names", "web"), ("service-check-ttl", ttl)]);
