@@ -146,7 +146,7 @@ impl Core {
                 Some(Report::Drifted(id.into(), why))
             }
             failed => {
-                record.failed(id, is_whole, failed, now);
+                record.failed(id, is_whole, &failed, now);
                 None
             }
         };

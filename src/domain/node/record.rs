@@ -20,6 +20,7 @@ const REFUSED_RETRY: Backoff = Backoff::new(Duration::from_mins(1), Duration::fr
 
 /// A registration with everything that is known of it.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is known or not by itself")]
 pub(super) struct Record {
     /// Whose it is.
     pub(super) pod: ObjectKey,
@@ -189,7 +190,7 @@ impl Record {
     }
 
     /// The agent did not do it. `whole`: it was more than the check's state.
-    pub(super) fn failed(&mut self, id: &str, whole: bool, answer: Answer, now: Moment) {
+    pub(super) fn failed(&mut self, id: &str, whole: bool, answer: &Answer, now: Moment) {
         let content = self.wanted.as_ref().map(|(registration, _)| registration.clone());
         let tries = self.tries(whole);
         let attempt = tries.attempt;
@@ -200,7 +201,7 @@ impl Record {
             problem,
             passes: matches!(answer, Answer::Unanswered(_)),
         };
-        tries.pause = Some(match &answer {
+        tries.pause = Some(match answer {
             Answer::Refused(why) => {
                 let problem = Problem::new(Reason::Refused, format!("Consul refuses {id}: {why}"));
                 pause(REFUSED_RETRY, content, Some(problem))

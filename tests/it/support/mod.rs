@@ -21,8 +21,8 @@ pub use self::fixture::{Fixture, catalog_bridge, recorded_command};
 pub use self::monitor::InvariantMonitor;
 pub use self::objects::{Addresses, Objects, for_each, numbered, service, slice};
 pub use self::rights::{
-    kubeconfig_with, kubeconfig_without, manifest, node_kubeconfig, pod_of, shared_token,
-    shipped_kubeconfig, shipped_rules, shipped_token,
+    kubeconfig_with, kubeconfig_without, manifest, shared_token, shipped_kubeconfig, shipped_rules,
+    shipped_token,
 };
 
 /// What happens within milliseconds alone takes seconds beside a build.

@@ -15,6 +15,7 @@ use crate::domain::node::wanted::{CheckStatus, Registration};
 pub(super) type Fault = Box<dyn Fn(&Action) -> Option<Answer>>;
 
 /// An agent that keeps what it is told, and lets checks run out.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 pub(super) struct Agent {
     pub(super) services: BTreeMap<Box<str>, (Registration, CheckStatus, Box<str>, Moment)>,
     pub(super) core: Core,
