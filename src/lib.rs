@@ -57,3 +57,6 @@ pub mod logging;
 pub mod mesos;
 pub mod probe;
 pub mod run;
+
+#[cfg(test)]
+mod structure;
