@@ -15,8 +15,14 @@ use crate::support::{Bridge, DEADLINE, kube_consul};
 
 /// The pages with commands that are run, in the order in which somebody would read them: later ones
 /// find what earlier ones made.
-const READ: [&str; 5] =
-    ["README.md", "docs/bridge.md", "docs/annotations.md", "docs/purge.md", "docs/install.md"];
+const READ: [&str; 6] = [
+    "README.md",
+    "docs/bridge.md",
+    "docs/annotations.md",
+    "docs/purge.md",
+    "docs/install.md",
+    "docs/migration.md",
+];
 
 /// A shell of the reader's.
 struct Shell {
