@@ -175,32 +175,6 @@ fn one_that_cannot_be_read_any_more_is_settled() {
 }
 
 #[test]
-fn l4_thousands_of_ports_cost_in_proportion() {
-    let with_ports = |ports: u16| {
-        let ports = (0..ports).map(|n| port(&format!("p{n}"), 1 + n)).collect();
-        let mut simulation = Simulation::of_catalog();
-        simulation.resync();
-        let service = service().with(|it| it.ports = ports).build();
-        simulation.list(Kind::Service, [SeenObject::Service(key("many"), service)]);
-        simulation.list(Kind::EndpointSlice, []);
-        while let Some((flight, groups)) = next(&mut simulation) {
-            answer(&mut simulation, flight, &groups);
-        }
-        assert!(simulation.bridge.is_settled());
-        let once = || {
-            let began = std::time::Instant::now();
-            simulation.bridge.plan_of(&key("many"), simulation.now).unwrap();
-            began.elapsed()
-        };
-        // The least is what it takes when nothing else runs.
-        (0..9).map(|_| once()).min().unwrap_or_default()
-    };
-    // Quadratic, it would take a hundred times as long.
-    let (few, many) = (with_ports(200), with_ports(2_000));
-    assert!(many < few * 40, "{few:?} for 200 ports, {many:?} for 2,000");
-}
-
-#[test]
 fn thousands_of_problems_of_one_service_hide_nobody_elses() {
     let mut simulation = Simulation::of_catalog();
     simulation.resync();
