@@ -245,6 +245,12 @@ impl ClusterCache {
             })
     }
 
+    /// The Services for which [`ClusterCache::has_unread_slice`] holds.
+    pub fn services_with_unread_slices(&self) -> BTreeSet<ObjectKey> {
+        let unread = self.slices.listing.all_undecodable();
+        unread.flat_map(|slice| self.concerned_by_unread(slice)).collect()
+    }
+
     /// The Services for which [`ClusterCache::has_unread_slice`] may hold because of this slice.
     pub fn concerned_by_unread(&self, slice: &ObjectKey) -> Vec<ObjectKey> {
         if self.slices.is_known(slice) {

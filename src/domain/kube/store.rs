@@ -192,6 +192,11 @@ impl Listing {
         self.undecodable.get(key).map(|listed| listed.object.as_str())
     }
 
+    /// The objects that could not be read.
+    pub fn all_undecodable(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.undecodable.keys()
+    }
+
     /// The objects that could not be read, from `first` on.
     pub fn undecodable_from(&self, first: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
         self.undecodable.range(first..).map(|(key, _)| key)

@@ -152,13 +152,16 @@ impl Cluster {
     }
 
     /// Who else is concerned when an object is read, or goes, that could not be read before: PTR
-    /// records that nobody claims may belong to such a Service, and endpoints that no slice has to
-    /// such a slice.
+    /// records that nobody claims may belong to such a Service, or to an instance that such a slice
+    /// keeps; and endpoints that no slice has, to such a slice.
     fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
         match kind {
             _ if self.cache.undecodable(kind, key).is_none() => Vec::new(),
             Kind::Service => vec![ObjectKey::orphaned()],
-            Kind::EndpointSlice => self.cache.concerned_by_unread(key),
+            Kind::EndpointSlice => {
+                let services = self.cache.concerned_by_unread(key).into_iter();
+                services.chain([ObjectKey::orphaned()]).collect()
+            }
             // Whoever uses nodes is concerned by any change of one.
             Kind::Node | Kind::Pod => Vec::new(),
         }

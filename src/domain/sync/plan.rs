@@ -332,14 +332,20 @@ impl View<'_> {
         self.cluster.cache.has_unread_service().then_some(Wait::Unread)
     }
 
-    /// Addresses that are registered for Services of which nothing may be removed before the nodes
-    /// are known: their PTR records stay as long.
-    pub(super) fn ptr_keys_awaiting_nodes(&self) -> BTreeSet<String> {
-        if self.cluster.needed_nodes_are_listed() {
-            return BTreeSet::new();
-        }
-        let users = self.cluster.cache.node_users().iter();
-        users.flat_map(|user| self.known_ids(user)).filter_map(|id| ptr_key_of_id(&id)).collect()
+    /// PTR keys of addresses that are registered for Services of which nothing may be removed, and
+    /// why: they stay as long. The nodes are not known yet, or a slice could not be read.
+    pub(super) fn ptr_keys_kept(&self) -> BTreeMap<String, Wait> {
+        let cache = &self.cluster.cache;
+        let awaits_nodes = !self.cluster.needed_nodes_are_listed();
+        let users = cache.node_users().iter().filter(|_| awaits_nodes);
+        let users = users.map(|user| (user.clone(), Wait::NodesUnknown));
+        let unread = cache.services_with_unread_slices().into_iter();
+        let services = users.chain(unread.map(|service| (service, Wait::Unread)));
+        let keys = services.flat_map(|(service, wait)| {
+            let ids: Vec<Box<str>> = self.known_ids(&service).collect();
+            ids.into_iter().filter_map(move |id| Some((ptr_key_of_id(&id)?, wait.clone())))
+        });
+        keys.collect()
     }
 
     /// Why this content of a record may not be written now; `None` as content: its removal.

@@ -1,5 +1,5 @@
 //! The PTR records of a Service: which it claims, and the writes that follow.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::domain::Moment;
@@ -119,8 +119,7 @@ impl View<'_> {
         draft: &mut Draft,
     ) -> BTreeMap<Box<str>, Write> {
         let mut deletes = BTreeMap::new();
-        let awaiting =
-            if key.is_orphaned() { self.ptr_keys_awaiting_nodes() } else { BTreeSet::new() };
+        let kept = if key.is_orphaned() { self.ptr_keys_kept() } else { BTreeMap::new() };
         let mut released = std::mem::take(&mut draft.outcome.released);
         let before = self.term.ptr.released.get(key);
         let may_be_claimed = |ptr: &str| {
@@ -128,8 +127,8 @@ impl View<'_> {
         };
         released.retain(|ptr| {
             let record = RecordKey::Ptr(ptr.clone());
-            if awaiting.contains(&**ptr) {
-                draft.wait(record, Wait::NodesUnknown);
+            if let Some(wait) = kept.get(&**ptr) {
+                draft.wait(record, wait.clone());
                 return true;
             }
             let wait = self.gate(&record, None, now);

@@ -40,6 +40,15 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         }
     }
 
+    /// Has one that waits wait for all others that do by now.
+    pub(super) fn move_to_end(&mut self, item: &T) {
+        if self.order.back() != Some(item) && self.members.contains(item) {
+            self.order.retain(|other| other != item);
+            self.large.retain(|other| other != item);
+            self.order.push_back(item.clone());
+        }
+    }
+
     /// Takes the next one.
     pub(super) fn pop(&mut self) -> Option<T> {
         let is_large = self.order.is_empty() || self.others >= OTHERS;
@@ -72,6 +81,18 @@ impl<T: Clone + Eq + Hash> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_is_moved_to_the_end_comes_after_all_others() {
+        let mut queue = Queue::default();
+        for number in 0..4 {
+            queue.push(number);
+        }
+        queue.move_to_end(&1);
+        queue.move_to_end(&7);
+        queue.push(1);
+        assert_eq!(std::iter::from_fn(|| queue.pop()).collect::<Vec<_>>(), [0, 2, 3, 1]);
+    }
 
     #[test]
     fn l4_a_large_one_takes_turns_with_the_others() {

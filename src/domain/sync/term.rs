@@ -199,7 +199,12 @@ impl Term {
             self.mark_each(changes.claimants);
             self.mark_each(self.work.keeping.clone());
         }
+        let reads_again = changes.services.iter().any(ObjectKey::is_orphaned);
         self.mark_each(changes.services);
+        if reads_again {
+            // A Service that can be read by now claims what would pass for orphaned: that comes after.
+            self.work.queue.move_to_end(&ObjectKey::orphaned());
+        }
     }
 
     /// Has everything planned.

@@ -198,3 +198,37 @@ fn two_lists_that_each_lack_a_part_do_not_take_most_together() {
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
+
+#[test]
+fn a_ptr_record_stays_with_an_instance_that_a_slice_nobody_can_read_keeps() {
+    let empty = Op::Slice(4, 0, Endpoints { present: 0, ready: 0, moved: false });
+    let ops = [
+        empty,
+        Op::Service(4, SHAPE),
+        Op::Restart(0, 1),
+        Op::Lists(0, WatchedKind::Services, 1, 255),
+        Op::Undecodable(WatchedKind::Slices, 4),
+        Op::Pass(7),
+        Op::SessionEnds,
+        Op::Service(4, Shape { mode: Mode::Headless, ..SHAPE }),
+        Op::Restart(20, 1),
+        Op::Pass(10_007),
+    ];
+    assert_runs(Target::Elected, &ops);
+}
+
+#[test]
+fn a_ptr_record_of_a_service_that_is_read_at_last_stays() {
+    let at = |address| Shape { address, ..SHAPE };
+    let ops = [
+        Op::Service(3, at(0)),
+        Op::Service(4, at(1)),
+        Op::Undecodable(WatchedKind::Services, 3),
+        Op::Pass(10),
+        Op::Undecodable(WatchedKind::Services, 4),
+        Op::Restart(0, 1),
+        Op::Pass(10),
+        Op::Service(0, at(2)),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
