@@ -144,6 +144,8 @@ impl View<'_> {
                 (_, Some(wait)) => self.wait_for_ptr(ptr, wait, draft),
                 (Some(PtrState::Ours(_) | PtrState::Unknown), None) if may_be_claimed(ptr) => {
                     draft.again = true;
+                    // Its instance goes with it.
+                    draft.awaited.insert(ptr.clone());
                     draft.wait(record, Wait::AfterReplacement);
                 }
                 (Some(PtrState::Unknown), None) => draft.read(ptr.clone()),

@@ -1,6 +1,7 @@
 //! What only the catalog sink needs: namespace nodes, and leadership that is lost.
 
 use super::*;
+use crate::domain::sync::Group;
 
 /// As [`in_sync`], in the catalog.
 fn in_catalog(count: u8) -> Simulation {
@@ -218,6 +219,28 @@ fn an_instance_does_not_wait_for_a_ptr_key_that_keeps_failing() {
     };
     assert!(matches!(&*writes, [Write::Register(_)]), "{writes:?}");
     assert!(reads > 1, "it did not wait at all");
+}
+
+#[test]
+fn an_instance_goes_together_with_its_ptr_record_while_others_wait_for_their_turn() {
+    let mut simulation = in_catalog(3);
+    for name in ["s1", "s2", "s3"] {
+        simulation.deleted(Kind::Service, name);
+    }
+    let actions = simulation.next_actions();
+    let groups: Vec<&Group> = actions
+        .iter()
+        .flat_map(|action| match action {
+            Action::Write { groups, .. } => groups.as_slice(),
+            _ => &[],
+        })
+        .collect();
+    assert_eq!(groups.len(), 3, "{actions:?}");
+    for Group { writes, .. } in groups {
+        let [Write::Deregister { .. }, Write::DeletePtr { .. }] = &**writes else {
+            panic!("{writes:?}")
+        };
+    }
 }
 
 #[test]
