@@ -51,7 +51,7 @@ async fn upgrade(flags: &[&str], node: &str) -> Result<()> {
 
     let plan = fixture.subcommand("plan").await?.args(flags);
     let plan: Value = serde_json::from_str(&says(2, plan.args(["--output", "json"])).await?)?;
-    let summary = json!({"add": 3, "change": 0, "remove": 3, "held": 0});
+    let summary = json!({"add": 3, "change": 0, "remove": 3, "held": 0, "kept": 0});
     ensure!(plan["summary"] == summary, "{plan}");
     let shown = plan["services"][0]["changes"].as_array().context("no changes")?;
     for address in OLD {
