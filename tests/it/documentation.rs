@@ -168,7 +168,8 @@ async fn is_run(
     let is_daemon = ["bridge", "import", "node"].iter().any(|it| words[1] == *it);
     if is_daemon && !words.contains(&"--run-once".to_owned()) {
         let daemon = Bridge::start(in_environment(kube_consul().args(&words[1..]))).await?;
-        daemon.wait_ready().await?;
+        // Of all namespaces, in which other tests have what they need, too.
+        daemon.wait_ready_within(DEADLINE * 6).await?;
         return daemon.stop().await;
     }
     let ours = Path::new(env!("CARGO_BIN_EXE_kube-consul")).parent().context("no folder")?;

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::acl::{MANAGEMENT, policy, token, without};
 use crate::support::{
-    DEADLINE, Fixture, ends_with, kube_consul, kubeconfig_without, says, shared_token,
-    shipped_kubeconfig,
+    DEADLINE, Fixture, ends_with, kube_consul, kubeconfig_with, kubeconfig_without, says,
+    shared_token, shipped_kubeconfig, shipped_rules,
 };
 
 /// What a check says, in JSON; it ends with `code`.
@@ -144,8 +144,12 @@ fn failed(checks: &[Value]) -> Vec<&str> {
 #[tokio::test]
 async fn permissions_that_only_some_options_need_are_asked_for_with_them() -> Result<()> {
     let fixture = Fixture::new("check").await?;
-    // Nodes are read by node-port alone, and the shipped role has no right to them.
-    let command = fixture.subcommand("check").await?.args(["--address", "node-port"]);
+    // Nodes are read by node-port alone, and the shipped role has no right to them. An identity of
+    // its own: other tests add the optional right to that of the shipped one.
+    let cluster = fixture.kubernetes;
+    let limited = cluster.namespace("limited").await?;
+    let kubeconfig = kubeconfig_with(cluster, &limited, &shipped_rules(cluster).await?).await?;
+    let command = fixture.command_with("check", &kubeconfig).args(["--address", "node-port"]);
     let checks = check(1, command).await?;
     ensure!(failed(&checks) == ["permission list nodes", "permission watch nodes"], "{checks:#?}");
     // Without Events everything else works.

@@ -130,9 +130,13 @@ pub async fn losses() -> Result<()> {
     // A second loss: no leader, so neither started nor ready, but alive.
     servers.lose(other).await?;
     wait_not_started(&servers, one, "no state of the servers").await?;
-    let ready = servers.http_probe(one, "readinessProbe").await?;
-    let alive = servers.http_probe(one, "livenessProbe").await?;
-    ensure!(ready == 500 && alive == 200, "ready: {ready}, alive: {alive}");
+    eventually(ELECTION, || async {
+        let ready = servers.http_probe(one, "readinessProbe").await?;
+        let alive = servers.http_probe(one, "livenessProbe").await?;
+        ensure!(ready == 500 && alive == 200, "ready: {ready}, alive: {alive}");
+        Ok(())
+    })
+    .await?;
     servers.boot(other).await?;
     for ordinal in 0..3 {
         servers.wait_started(ordinal, REFUSED_DEADLINE).await?;
