@@ -103,7 +103,7 @@ impl Victims {
         .await?;
         let took = began.elapsed();
         println!("{tag}: another's change took {took:?}");
-        ensure!(took < Duration::from_secs(5), "another's change waited {took:?}");
+        ensure!(took < Duration::from_secs(15), "another's change waited {took:?}");
         Ok(())
     }
 }
@@ -188,7 +188,7 @@ async fn l3_texts_without_end_harm_nobody_else_within_the_memory_of_the_manifest
             Ok(())
         })
         .await?;
-        ensure!(began.elapsed() < Duration::from_secs(5), "waited {:?}", began.elapsed());
+        ensure!(began.elapsed() < Duration::from_secs(15), "waited {:?}", began.elapsed());
         check_memory(&bridge, &format!("L3, start {round}"))?;
         bridge.stop().await?;
     }
@@ -383,7 +383,7 @@ async fn l6_large_objects_of_others_cost_no_relist_and_little_memory() -> Result
         })
         .await?;
         let took = began.elapsed();
-        ensure!(took < Duration::from_secs(5), "another's change waited {took:?}");
+        ensure!(took < Duration::from_secs(15), "another's change waited {took:?}");
     }
     eventually(DEADLINE, || async {
         let problems = bridge.problems_of(&attacker, "mb-8").await?;

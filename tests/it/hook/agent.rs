@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::support::{
-    LIMITED, MANAGEMENT, PATIENCE, Shop, UNKNOWN, catalog, consul, ended, hook, hook_at, pod_at,
-    serve, services,
+    BEFORE_DEFAULTS, LIMITED, MANAGEMENT, PATIENCE, Shop, UNKNOWN, catalog, consul, ended, hook,
+    hook_at, pod_at, serve, services,
 };
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
     let short = hook(consul.url(), &format!("register cli {flags} --timeout 1s"));
     let told = ended(short, 1).await?.stderr();
     ensure!(told.contains("given up at the deadline") && told.contains("refused"), "{told}");
-    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
 
     let program =
         Program::start("hook", hook(consul.url(), &format!("register cli {flags}"))).await?;
@@ -74,7 +74,7 @@ async fn consul_may_be_down_at_first_but_not_for_ever() -> Result<()> {
     let start = Instant::now();
     let hung = hook(consul.url(), "deregister cli --service-id 10.0.0.1_80 --timeout 1s");
     ended(hung, 1).await?;
-    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
     consul.resume().await;
     Ok(())
 }
@@ -244,7 +244,7 @@ async fn h13_a_token_that_may_only_write_its_service_costs_no_time() -> Result<(
     for (arguments, hidden, left) in [(register, true, 3), (deregister, false, 2)] {
         let start = Instant::now();
         let told = ended(hook(arguments), 0).await?.stderr();
-        ensure!(start.elapsed() < Duration::from_secs(3), "{:?}: {told}", start.elapsed());
+        ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}: {told}", start.elapsed());
         ensure!(told.contains("hook.hcl") == hidden && !told.contains("WARN"), "{told}");
         eventually(PATIENCE, || async {
             let count = catalog(&consul, "web").await?.len();

@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::support::{
-    PATIENCE, Shop, catalog, consul, ended, hook_at, manifest, pod_at, serve, serve_in_turn,
-    services,
+    BEFORE_DEFAULTS, PATIENCE, Shop, catalog, consul, ended, hook_at, manifest, pod_at, serve,
+    serve_in_turn, services,
 };
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
         let hung = hook(silent.local_addr()?, &format!("{verb} k8s --get-pod-timeout 1s"));
         let told = ended(hung, 1).await?.stderr();
         ensure!(told.contains("expected an answer by the deadline, found none"), "{told}");
-        ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
     }
     let pod = pod_at("127.0.0.1:8080".parse()?, &Value::Null);
     let answers = [(500, String::new()), (429, String::new()), (200, pod)];
@@ -187,7 +187,7 @@ async fn kubernetes_may_fail_at_first_but_not_for_ever() -> Result<()> {
         let hung = hook(api, &format!("register k8s --health-check-timeout {timeout}"));
         let told = ended(hung, 1).await?.stderr();
         ensure!(told.contains(found), "{told}");
-        ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
     }
     ensure!(services(&consul).await?.is_empty());
     Ok(())
@@ -201,7 +201,7 @@ async fn a_late_address_is_waited_for() -> Result<()> {
     let timeout = shop.hook(consul.url(), "register k8s").env("KUBERNETES_GET_POD_TIMEOUT", "1s");
     let told = ended(timeout, 1).await?.stderr();
     ensure!(told.contains("expected an IP address within 1s, found none"), "{told}");
-    ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
 
     let program = Program::start("hook", shop.hook(consul.url(), "register k8s")).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -251,7 +251,7 @@ async fn the_probe_is_waited_for_and_stale_twins_are_removed() -> Result<()> {
     let told = ended(never, 1).await?.stderr();
     ensure!(told.contains("expected the pod's probe to succeed within 1.5s"), "{told}");
     ensure!(told.contains("refused"), "{told}");
-    ensure!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    ensure!(start.elapsed() < BEFORE_DEFAULTS, "{:?}", start.elapsed());
     ensure!(services(&consul).await? == ["127.0.0.1_1-secured"], "another's was touched");
 
     let program = Program::start("hook", shop.hook(consul.url(), "register k8s")).await?;

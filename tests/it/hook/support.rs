@@ -16,6 +16,9 @@ pub const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 pub const LIMITED: &str = "22222222-2222-2222-2222-222222222222";
 pub const UNKNOWN: &str = "33333333-3333-3333-3333-333333333333";
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// What ends by the deadline of a second or two that it was given, even on a busy machine: the
+/// defaults are 10 s and more.
+pub const BEFORE_DEFAULTS: Duration = Duration::from_secs(9);
 
 pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_kube-consul")

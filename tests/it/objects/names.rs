@@ -150,7 +150,7 @@ async fn n2_a_shared_ptr_record_is_handed_over_at_once() -> Result<()> {
     wait_for("us-in-us.service.dc1.consul").await?;
     let took = began.elapsed();
     println!("handed over {took:?} after the deletion was asked for");
-    ensure!(took < Duration::from_secs(5), "handed over after {took:?}");
+    ensure!(took < Duration::from_secs(20), "handed over after {took:?}");
     let log = second.program.stderr();
     ensure!(log.contains("took over a PTR record"), "{log}");
     // The other way round, once the bridge of the holder is gone for good.

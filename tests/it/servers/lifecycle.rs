@@ -103,7 +103,7 @@ pub async fn losses() -> Result<()> {
     let [one, other] = [(lost + 1) % 3, (lost + 2) % 3];
     let began = Instant::now();
     servers.lose(lost).await?;
-    eventually(ELECTION, || async {
+    eventually(START_DEADLINE, || async {
         let leader = servers.leader_seen_by(one).await?;
         ensure!(leader != lost, "still the lost one");
         Ok(())
@@ -130,7 +130,8 @@ pub async fn losses() -> Result<()> {
     // A second loss: no leader, so neither started nor ready, but alive.
     servers.lose(other).await?;
     wait_not_started(&servers, one, "no state of the servers").await?;
-    eventually(ELECTION, || async {
+    // An answer that no leader gives takes 7 s.
+    eventually(START_DEADLINE, || async {
         let ready = servers.http_probe(one, "readinessProbe").await?;
         let alive = servers.http_probe(one, "livenessProbe").await?;
         ensure!(ready == 500 && alive == 200, "ready: {ready}, alive: {alive}");
