@@ -14,6 +14,7 @@ use kube_consul_stack::{
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::scenarios;
 use super::support::{OURS, Site};
 use crate::support::{Bridge, DEADLINE, InvariantMonitor, kube_consul, manifest};
 
@@ -118,6 +119,10 @@ impl<'a> Target<'a> {
 
 #[tokio::test]
 async fn a_service_is_made_for_each_consul_service_and_goes_with_it() -> Result<()> {
+    scenarios::run("created").await
+}
+
+pub async fn made_and_removed() -> Result<()> {
     let site = Site::new("create").await?;
     let target = Target::new(site.fixture.kubernetes).await?;
     let consul = &site.fixture.consul;
@@ -214,6 +219,10 @@ async fn i13_names_and_kinds() -> Result<()> {
 /// Two clusters with an API server each, one Consul. `web` is in both, `only-a` in one.
 #[tokio::test]
 async fn i12_clusters_find_each_other_through_one_consul_without_a_loop() -> Result<()> {
+    scenarios::run("clusters").await
+}
+
+pub async fn two_clusters() -> Result<()> {
     let consul = Consul::start(ConsulOptions::dev()).await?;
     let (a, b) = tokio::try_join!(
         Kubernetes::start(KubernetesOptions::default()),

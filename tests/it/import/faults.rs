@@ -7,6 +7,7 @@ use kube_consul_stack::{Consul, ConsulCluster, ConsulOptions, eventually};
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::scenarios;
 use super::support::Site;
 use crate::support::{Bridge, DEADLINE, manifest};
 
@@ -15,6 +16,10 @@ const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 
 #[tokio::test]
 async fn endpoints_stay_while_consul_is_away_and_follow_again_after() -> Result<()> {
+    scenarios::run("away").await
+}
+
+pub async fn consul_away() -> Result<()> {
     let site = Site::with_consul("import-away", ConsulOptions::server()).await?;
     site.fixture.consul.wait_ready().await?;
     site.register("pg", "10.1.0.1", "passing").await?;
@@ -37,6 +42,10 @@ async fn endpoints_stay_while_consul_is_away_and_follow_again_after() -> Result<
 /// A policy is narrowed to nothing, and the token is revoked, while a query waits.
 #[tokio::test]
 async fn i1_endpoints_stay_where_the_token_may_not_look() -> Result<()> {
+    scenarios::run("narrowed").await
+}
+
+pub async fn policy_narrowed() -> Result<()> {
     let server = ConsulOptions::dev().node("import-server").acl(MANAGEMENT);
     let site = Site::with_consul("import-acl", server).await?;
     let api = site.fixture.consul.api();
@@ -74,6 +83,10 @@ async fn i1_endpoints_stay_where_the_token_may_not_look() -> Result<()> {
 /// The token is revoked while a query waits; another one comes with its file.
 #[tokio::test]
 async fn endpoints_stay_when_the_token_is_revoked_and_follow_with_the_next() -> Result<()> {
+    scenarios::run("revoked").await
+}
+
+pub async fn token_revoked() -> Result<()> {
     let server = ConsulOptions::dev().node("import-revoked").acl(MANAGEMENT);
     let site = Site::with_consul("import-revoked", server).await?;
     let api = site.fixture.consul.api();
@@ -112,6 +125,10 @@ async fn endpoints_stay_when_the_token_is_revoked_and_follow_with_the_next() -> 
 /// that starts meanwhile, and follow again once there is one.
 #[tokio::test]
 async fn endpoints_stay_without_a_leader_and_follow_again_after() -> Result<()> {
+    scenarios::run("leaderless").await
+}
+
+pub async fn leaderless() -> Result<()> {
     let mut cluster = ConsulCluster::start().await?;
     let site = Site::new("import-leaderless").await?;
     let register = |address: &str| {
@@ -158,6 +175,10 @@ async fn endpoints_stay_without_a_leader_and_follow_again_after() -> Result<()> 
 
 #[tokio::test]
 async fn i2_an_agent_without_servers_says_nothing() -> Result<()> {
+    scenarios::run("agent").await
+}
+
+pub async fn agent_without_servers() -> Result<()> {
     let server = Consul::start(ConsulOptions::server().node("import-only-server")).await?;
     server.wait_ready().await?;
     let client = ConsulOptions::client([&server]).node("import-client");

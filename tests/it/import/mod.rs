@@ -6,6 +6,7 @@ mod faults;
 mod follow;
 mod marks;
 mod page;
+mod scenarios;
 pub mod support;
 mod unusual;
 mod usage;

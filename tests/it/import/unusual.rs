@@ -11,6 +11,7 @@ use kube_consul_stack::{ConsulOptions, HttpRecorder, Kubernetes, KubernetesOptio
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::scenarios;
 use super::support::{OURS, Site};
 use crate::support::{Bridge, DEADLINE, ends_with, kube_consul, manifest};
 
@@ -19,6 +20,10 @@ const IMPORT: &str = "kube-consul.io/import";
 /// A snapshot is restored: the index goes back, and what it holds is what there is.
 #[tokio::test]
 async fn i3_a_restored_snapshot_is_followed() -> Result<()> {
+    scenarios::run("restored").await
+}
+
+pub async fn snapshot_restored() -> Result<()> {
     let site = Site::new("import-restore").await?;
     site.register("pg", "10.1.0.1", "passing").await?;
     site.service("db", json!({IMPORT: "pg"})).await?;

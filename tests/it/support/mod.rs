@@ -8,6 +8,7 @@ mod fixture;
 mod monitor;
 mod objects;
 mod rights;
+mod scenarios;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use self::rights::{
     kubeconfig_with, kubeconfig_without, manifest, shared_token, shipped_kubeconfig, shipped_rules,
     shipped_token,
 };
+pub use self::scenarios::Scenarios;
 
 /// What happens within milliseconds alone takes seconds beside a build.
 pub const DEADLINE: Duration = Duration::from_secs(30);
