@@ -25,7 +25,8 @@
 //! | `namespace_nodes` | the catalog's nodes for namespaces |
 //! | `schedule`, `contact` | when Consul is looked at, and when it was heard |
 //! | `readiness` | whether the work is being done, and why not |
-//! | `problems`, `queue` | the problems of objects; each Service once |
+//! | `problems` | the problems of objects |
+//! | `queue`, `order` | each Service once; who takes a name over before who leaves it |
 //!
 //! Kept here:
 //! - **Nothing is removed out of ignorance**: nothing is written before every kind is listed and
@@ -63,6 +64,7 @@ mod names;
 mod namespace_nodes;
 mod node_watch;
 mod observe;
+mod order;
 mod plan;
 mod problems;
 mod ptr;

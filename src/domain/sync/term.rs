@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::domain::Moment;
-use crate::domain::consul::names::{ForeignNames, Holders};
+use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
 use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::{FlightId, Flights, InFlight};
@@ -24,6 +24,7 @@ use crate::domain::sync::hold::{Holds, Kept};
 use crate::domain::sync::ledger::{Ledger, PtrState};
 use crate::domain::sync::names::Names;
 use crate::domain::sync::namespace_nodes::NamespaceNodes;
+use crate::domain::sync::order::takers_first;
 use crate::domain::sync::problems::Problems;
 use crate::domain::sync::queue::Queue;
 use crate::domain::sync::report::Written;
@@ -207,25 +208,36 @@ impl Term {
         }
     }
 
-    /// Has everything planned.
+    /// Has everything planned: whoever takes a name over comes before whoever leaves it.
     pub(super) fn mark_all(&mut self, cluster: &Cluster) {
         if !self.is_running() {
             return;
         }
-        if let Some((service, _)) = self.work.planned.take() {
-            self.work.queue.push(service);
-        }
-        for (key, _) in cluster.cache.services_after(None) {
-            self.work.queue.push(key.clone());
-        }
-        for (key, _) in self.known.services() {
-            self.work.queue.push(key.clone());
-        }
+        let planned = self.work.planned.take().map(|(service, _)| service);
+        let registered = self.known.services().map(|(key, _)| key);
         // Of those that are neither here nor there something may be left to be ended.
         let left = self.work.services.keys().chain(self.retries.owners());
-        for key in left.chain(self.ptr.released.keys()).chain(self.ptr.claims.owners()) {
-            self.work.queue.push(key.clone());
+        let left = left.chain(self.ptr.released.keys()).chain(self.ptr.claims.owners());
+        let cached = cluster.cache.services_after(None).map(|(key, _)| key);
+        let all = planned.iter().chain(cached).chain(registered).chain(left).cloned();
+        let order = takers_first(all, |key| self.takers(key, cluster));
+        for key in order {
+            self.work.queue.push(key);
         }
+    }
+
+    /// Who is to have the names that the Service has something under.
+    fn takers(&self, service: &ObjectKey, cluster: &Cluster) -> Vec<ObjectKey> {
+        let (mut takers, mut before) = (Vec::new(), None);
+        for known in self.known.of(service) {
+            // Most have one name.
+            if before.replace(&known.service) == Some(&known.service) {
+                continue;
+            }
+            let holder = cluster.name_claims.holder(&lookup_form(&known.service));
+            takers.extend(holder.filter(|holder| *holder != service).cloned());
+        }
+        takers
     }
 
     /// Whether all is read, planned and answered.

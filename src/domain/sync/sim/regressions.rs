@@ -232,3 +232,18 @@ fn a_ptr_record_of_a_service_that_is_read_at_last_stays() {
     ];
     assert_runs(Target::Agent, &ops);
 }
+
+#[test]
+fn after_a_restart_a_name_is_taken_by_the_older_service_before_the_younger_one_leaves_it() {
+    let shared = |n| Op::Service(n, Shape { name: Name::Shared, ..SHAPE });
+    let ops = [
+        Op::Service(4, SHAPE),
+        shared(4),
+        Op::Lists(0, WatchedKind::Services, 1, 255),
+        Op::Pass(1),
+        shared(0),
+        Op::Pass(4),
+        Op::Restart(0, 1),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
