@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
+/// Longest `Retry-After` that is respected: servers say a few seconds, and a mistake must not stop
+/// us.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+
 /// Retries after which every delay has long been the longest: 2^32 times the first.
 const GROWING: u32 = 32;
 
@@ -76,6 +80,17 @@ pub fn jittered(delay: Duration, seed: &impl Hash) -> Duration {
     delay * thousandths / 1000
 }
 
+/// How long a header `Retry-After` asks to wait, as far as that is respected; none where it is no
+/// number of seconds.
+pub fn retry_after(header: &str) -> Option<Duration> {
+    header.trim().parse().ok().map(respected)
+}
+
+/// As much of the seconds that a server asks to wait as is respected.
+pub fn respected(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).min(MAX_RETRY_AFTER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +109,23 @@ mod tests {
         }
         assert!(BACKOFF.delay(u32::MAX, &"a") >= longest * 3 / 4);
         assert_ne!(BACKOFF.delay(3, &"a"), BACKOFF.delay(3, &"b"));
+    }
+
+    #[test]
+    fn a_retry_after_is_respected_for_a_minute_at_most() {
+        for (header, wanted) in [
+            ("0", Some(0)),
+            (" 7 ", Some(7)),
+            ("3600", Some(60)),
+            ("18446744073709551615", Some(60)),
+            ("18446744073709551616", None),
+            ("-1", None),
+            ("1.5", None),
+            ("Fri, 27 Nov 2026 04:00:00 GMT", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(header), wanted.map(Duration::from_secs), "{header:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::{Client, Error as KubeError};
 use serde_json::{Value, json};
 
+use crate::domain::backoff::respected;
 use crate::domain::import::create::Wanted;
 use crate::domain::import::layout::{Slice, SlicePort};
 use crate::domain::import::object::{Form, MANAGED_BY, OwnedSlice, Seen, Service, Version};
@@ -472,8 +473,7 @@ impl WriteError {
             }
             KubeError::Api(status) => {
                 let seconds = status.details.as_ref().map(|it| it.retry_after_seconds);
-                let seconds = seconds.filter(|it| *it > 0);
-                let retry_after = seconds.map(|it| Duration::from_secs(it.into()));
+                let retry_after = seconds.filter(|it| *it > 0).map(|it| respected(it.into()));
                 WriteError::Failed { verb, kind, name, cause, retry_after }
             }
             _ => WriteError::Failed { verb, kind, name, cause, retry_after: None },
@@ -512,6 +512,24 @@ mod tests {
         let Content::Object(read) = content else { panic!("{content:?}") };
         assert_eq!((&*read.service, &*read.owner, &*read.uid), ("db", "u1", "u2"));
         assert_eq!((read.slice, read.is_canonical), (slice(), true));
+    }
+
+    #[test]
+    fn a_broken_api_server_is_waited_for_as_it_asks_and_a_minute_at_most() {
+        let error = |code, seconds| {
+            let details = json!({"retryAfterSeconds": seconds});
+            let status = json!({"code": code, "message": "no", "details": details});
+            let error = KubeError::Api(serde_json::from_value(status).unwrap());
+            WriteError::of("patch", SLICE, "db-1", &error)
+        };
+        for (code, seconds, wanted) in
+            [(429, 3, Some(3)), (500, 1, Some(1)), (503, u32::MAX, Some(60)), (429, 0, None)]
+        {
+            let wanted = wanted.map(Duration::from_secs);
+            assert_eq!(error(code, seconds).retry_after(), wanted, "{code} {seconds}");
+        }
+        assert!(matches!(error(409, 1), WriteError::Conflict { .. }));
+        assert!(matches!(error(403, 1), WriteError::Denied { .. }));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::consul::http::authorities::UntrustedAuthority;
+use crate::domain::backoff;
 use crate::domain::consul::record::Answer;
 use crate::domain::text::{chain, one_line};
 
@@ -69,6 +70,8 @@ pub enum Error {
         status: u16,
         /// Consul's words.
         message: String,
+        /// How long `Retry-After` asks to wait: what stands before Consul may say so.
+        retry_after: Option<Duration>,
     },
     /// HTTP 500 for want of a leader or of a way to it, or 502/504 from a proxy. What goes
     /// through the servers' log may have been applied.
@@ -279,11 +282,19 @@ impl Error {
                 _ => Error::Unexpected { request, status, message },
             },
             Class::TooLarge => Error::TooLarge { request, message },
-            Class::Busy => Error::Busy { request, status, message },
+            Class::Busy => Error::Busy { request, status, message, retry_after: None },
             Class::NoQuorum => Error::NoQuorum { request, status, message },
             Class::Failing => Error::Failing { request, status, message },
             Class::Unexpected => Error::Unexpected { request, status, message },
         }
+    }
+
+    /// The same, with what its header `Retry-After` says.
+    pub(in crate::consul) fn with_retry_after(mut self, header: Option<&str>) -> Self {
+        if let Error::Busy { retry_after, .. } = &mut self {
+            *retry_after = header.and_then(backoff::retry_after);
+        }
+        self
     }
 
     /// The error that a failed exchange is.
@@ -397,6 +408,14 @@ impl Error {
     /// Whether Consul says that it takes no more at the moment.
     pub fn is_busy(&self) -> bool {
         matches!(self, Error::Busy { .. })
+    }
+
+    /// How long Consul asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Busy { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// Whether the connection broke, or nothing came in time.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
-use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 
@@ -197,7 +197,8 @@ impl Transport {
         }
         // The status alone says a lot: a body that breaks off does not change it.
         let body = read_body(&mut response, MAX_ERROR_BODY).await.unwrap_or_default();
-        Err(Error::of_answer(name, status.as_u16(), &body))
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
+        Err(Error::of_answer(name, status.as_u16(), &body).with_retry_after(retry_after))
     }
 
     fn url(&self, request: &Request) -> String {

@@ -266,6 +266,8 @@ impl FollowedNames {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::Router;
     use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
     use axum::routing::get;
@@ -281,7 +283,7 @@ mod tests {
         status: u16,
         headers: &[(&'static str, &'static str)],
         body: &str,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Unknown> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -298,7 +300,20 @@ mod tests {
             Source { service: "pg".into(), datacenter: None, tags: [].into(), filter: None };
         let found = Followed::new(source).next(&client).await;
         server.abort();
-        found.map(|it| it.len()).map_err(|why| crate::domain::text::chain(&why))
+        found.map(|it| it.len())
+    }
+
+    #[tokio::test]
+    async fn a_busy_consul_says_how_long_it_wants_to_be_left_alone() {
+        let asked = async |status, header| match read(status, &[("retry-after", header)], "").await
+        {
+            Err(Unknown::Failed { source, .. }) => source.retry_after(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked(429, "7").await, Some(Duration::from_secs(7)));
+        assert_eq!(asked(503, "86400").await, Some(Duration::from_mins(1)));
+        assert_eq!(asked(429, "soon").await, None);
+        assert_eq!(asked(500, "7").await, None, "nobody sends it with that");
     }
 
     #[tokio::test]
@@ -334,7 +349,8 @@ mod tests {
             (&[("x-consul-index", "-3")], &whole, 1),
             (&[index], &format!("[{INSTANCE},{port}]"), 2),
         ] {
-            assert_eq!(read(200, headers, body).await, Ok(wanted), "{headers:?} {body:?}");
+            let found = read(200, headers, body).await;
+            assert_eq!(found.ok(), Some(wanted), "{headers:?} {body:?}");
         }
     }
 }

@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::domain::backoff::retry_after;
 use crate::domain::text::{chain, one_line};
 use crate::kubernetes::errors::{failure, status_line};
 use crate::kubernetes::limits::{self, BODY_TIMEOUT, WATCH_SECONDS};
@@ -49,9 +50,6 @@ const BEGINNING_BYTES: usize = 4 << 10;
 
 /// Text of an error that is read: a `Status` has less than 1 KiB, a page of HTML does not matter.
 const ERROR_BYTES: usize = 16 << 10;
-
-/// Longest `Retry-After` that is respected: API servers say 1 s, and a mistake must not stop us.
-const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
 /// Why a request failed.
 #[derive(Debug)]
@@ -273,9 +271,8 @@ async fn send(
 
 async fn refused(response: Response<Body>) -> Failure {
     let code = response.status().as_u16();
-    let retry_after = response.headers().get(RETRY_AFTER);
-    let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-    let retry_after = retry_after.map(|s| Duration::from_secs(s).min(RETRY_AFTER_MAX));
+    let header = response.headers().get(RETRY_AFTER);
+    let retry_after = header.and_then(|value| retry_after(value.to_str().ok()?));
     let mut text = Text::new(Memory::default());
     // Half an error says enough.
     let _ = text.read(response.into_body(), ERROR_BYTES).await;

@@ -170,10 +170,7 @@ impl Follower {
                 Err(why) => {
                     is_refused = is_refusal(why, answer.asked.elapsed());
                     failures += 1;
-                    delay = match why {
-                        Unknown::Failed { source, .. } if source.is_refusal() => REFUSED,
-                        _ => RETRY.delay(failures - 1, &self.hasher.hash_one(&answer.source)),
-                    };
+                    delay = pause(why, failures, self.hasher.hash_one(&answer.source));
                 }
             }
             if is_refused && self.share.refused(self.queries, self.began.elapsed()) {
@@ -246,8 +243,46 @@ impl Follower {
     }
 }
 
+/// Before the next query of a source that failed this often in a row.
+fn pause(why: &Unknown, failures: u32, seed: u64) -> Duration {
+    let delay = match why {
+        Unknown::Failed { source, .. } if source.is_refusal() => REFUSED,
+        _ => RETRY.delay(failures.saturating_sub(1), &seed),
+    };
+    delay.max(asked_to_wait(why))
+}
+
+/// How long Consul asks to be left alone.
+pub(super) fn asked_to_wait(why: &Unknown) -> Duration {
+    let Unknown::Failed { source, .. } = why else { return Duration::ZERO };
+    source.retry_after().unwrap_or_default()
+}
+
 /// Whether Consul refuses what is one too many, after this time.
 fn is_refusal(why: &Unknown, after: Duration) -> bool {
     let Unknown::Failed { source, .. } = why else { return false };
     source.is_busy() || (source.is_unanswered() && after < AT_ONCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consul::http::error::Error;
+
+    #[test]
+    fn a_source_that_fails_is_left_alone_for_as_long_as_consul_asks() {
+        let failed = |source| Unknown::Failed { what: "the instances of the service", source };
+        let busy = |retry_after| {
+            let (request, message) = ("GET /".to_owned(), "no".to_owned());
+            failed(Error::Busy { request, status: 429, message, retry_after })
+        };
+        let seven = Some(Duration::from_secs(7));
+        assert_eq!(pause(&busy(seven), 1, 0), Duration::from_secs(7));
+        assert_eq!(pause(&busy(seven), 30, 0), Duration::from_secs(7), "longer than the longest");
+        assert!(pause(&busy(None), 1, 0) <= RETRY.first);
+        assert!(pause(&busy(Some(Duration::ZERO)), 30, 0) >= RETRY.longest * 3 / 4);
+        let (request, message) = ("GET /".to_owned(), "no".to_owned());
+        let refused = failed(Error::Refused { request, status: 400, message });
+        assert_eq!(pause(&refused, 1, 0), REFUSED);
+    }
 }

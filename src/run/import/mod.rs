@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::StreamMap;
 
 use self::apply::{Applied, Outcome};
-use self::follow::{Answer, Follower};
+use self::follow::{Answer, Follower, asked_to_wait};
 use self::metrics::Metrics;
 use self::page::ImportPage;
 use self::reporting::Reporting;
@@ -452,7 +452,7 @@ fn names(
         let names = followed.next(&client).await;
         match &names {
             Ok(_) => delays.reset(),
-            Err(_) => sleep(delays.advance()).await,
+            Err(why) => sleep(delays.advance().max(asked_to_wait(why))).await,
         }
         Some((names, (followed, client, delays)))
     })
