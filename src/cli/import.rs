@@ -10,6 +10,7 @@ use clap::{Args, Parser, ValueEnum};
 
 use crate::cli::{ConsulArgs, KubernetesArgs, LogArgs, duration, finish, usage};
 use crate::consul::http::config::{Address, Config, HttpAuth};
+use crate::domain::import::addresses::{Addresses, Cidr};
 use crate::domain::import::create::{Create, CreateAs, Pattern};
 use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{Access, Environment};
@@ -58,6 +59,12 @@ pub struct ImportArgs {
     all_namespaces: bool,
     #[command(flatten)]
     create: CreateArgs,
+    /// Only instances with an address in this range (repeatable)
+    #[arg(long, env = "KUBE_CONSUL_ALLOW_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    allow_cidr: Vec<Cidr>,
+    /// No instances with an address in this range, whatever is allowed (repeatable)
+    #[arg(long, env = "KUBE_CONSUL_DENY_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    deny_cidr: Vec<Cidr>,
     /// Import once and exit: 0 when all is in sync, 1 when not
     #[arg(short = '1', long, env = "KUBE_CONSUL_RUN_ONCE")]
     run_once: bool,
@@ -222,6 +229,7 @@ impl ImportArgs {
             cluster: Some(self.cluster),
             namespaces: namespaces.into_iter().map(Into::into).collect(),
             create: self.create.create.then(|| self.create.options()),
+            addresses: Addresses { allowed: self.allow_cidr, denied: self.deny_cidr },
             resync: self.interval,
             once: self.run_once.then_some(self.timeout),
             serves_admin: true,
@@ -344,6 +352,7 @@ impl Consul8sCli {
             cluster: None,
             namespaces,
             create: None,
+            addresses: Addresses::default(),
             resync: interval,
             once: self.run_once.then_some(Duration::from_mins(1)),
             serves_admin: false,

@@ -33,6 +33,7 @@ use self::create::Creation;
 use self::failures::Failures;
 pub use self::report::{Report, Summary};
 use self::versions::Versions;
+use crate::domain::import::addresses::Addresses;
 use crate::domain::import::create::Create;
 use crate::domain::import::instance::{Endpoints, Instance};
 use crate::domain::import::layout::Slices;
@@ -58,6 +59,8 @@ pub type Moment = Duration;
 pub struct Importer {
     /// Whose registrations are not imported, because they come from this cluster.
     cluster: Option<ClusterName>,
+    /// Where the operator lets an import lead.
+    addresses: Addresses,
     services: Store<Service>,
     slices: Store<OwnedSlice>,
     /// The slices of each Service, by their names.
@@ -148,6 +151,7 @@ impl Importer {
     pub fn new(cluster: Option<ClusterName>, create: Option<Create>) -> Self {
         Self {
             cluster,
+            addresses: Addresses::default(),
             failures: Failures::default(),
             timers: BTreeSet::new(),
             creation: create.map(Creation::new),
@@ -166,6 +170,12 @@ impl Importer {
             actions: Vec::new(),
             reports: VecDeque::new(),
         }
+    }
+
+    /// Leads only where the operator lets it.
+    #[must_use]
+    pub fn within(self, addresses: Addresses) -> Self {
+        Self { addresses, ..self }
     }
 
     /// A list of Services begins.

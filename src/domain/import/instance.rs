@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::domain::import::addresses::{Addresses, is_reachable};
 use crate::domain::import::source::{Import, SERVICE_SYNC};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Protocol;
@@ -78,14 +79,17 @@ impl Imported {
     ///
     /// `is_import` says whether a Service of this cluster is itself imported, and not kept from
     /// consul-k8s: what that registered of it must not come back, or it would stay for ever.
+    /// `addresses` says where the operator lets an import lead.
     pub fn of(
         import: &Import,
         ours: Option<&ClusterName>,
+        addresses: &Addresses,
         is_import: impl Fn(&ObjectKey) -> bool,
         instances: &[Instance],
     ) -> Self {
         let mut imported = Self::default();
-        let (mut unusable, mut without_port, mut echo) = (Vec::new(), 0, None);
+        let (mut unusable, mut forbidden) = (Vec::new(), Vec::new());
+        let (mut without_port, mut echo) = (0, None);
         let mut critical = Vec::new();
         if instances.len() > MAX_INSTANCES {
             imported.problems.push(too_many());
@@ -102,6 +106,10 @@ impl Imported {
                 unusable.push(instance.shown_address());
                 continue;
             };
+            if !addresses.permit(address) {
+                forbidden.push(instance.shown_address());
+                continue;
+            }
             if instance.port == 0 {
                 without_port += 1;
                 continue;
@@ -123,6 +131,7 @@ impl Imported {
         }
         imported.problems.extend(echo.map(echoed));
         imported.problems.extend(unusable_addresses(&unusable));
+        imported.problems.extend(forbidden_addresses(&forbidden));
         imported.problems.extend(instances_without_port(without_port));
         imported
     }
@@ -154,22 +163,12 @@ impl Instance {
             }
             None => return None,
         };
-        Some(address.to_canonical()).filter(is_routable)
+        Some(address.to_canonical()).filter(|it| is_reachable(*it))
     }
 
     fn shown_address(&self) -> &str {
         if self.address.is_empty() { &self.node_address } else { &self.address }
     }
-}
-
-/// Whether the API takes it as an endpoint's: not unspecified, loopback, link-local or multicast
-/// (`ValidateNonSpecialIP` of the API server's validation).
-fn is_routable(address: &IpAddr) -> bool {
-    let is_link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !(address.is_unspecified() || address.is_loopback() || is_link_local || address.is_multicast())
 }
 
 fn too_many() -> Problem {
@@ -181,20 +180,39 @@ fn too_many() -> Problem {
 }
 
 fn unusable_addresses(found: &[&str]) -> Option<Problem> {
-    let named: Vec<String> =
-        found.iter().take(NAMED).map(|it| format!("{:?}", excerpt(it))).collect();
-    let more = if found.len() > NAMED { ", …" } else { "" };
     (!found.is_empty()).then(|| {
         Problem::new(
             Reason::Incomplete,
             format!(
-                "{} left out: expected IP addresses that are reached over the network, found {}{more}; \
+                "{} left out: expected IP addresses that are reached over the network, found {}; \
                  register the services with such an address",
                 instances(found.len()),
-                named.join(", "),
+                named(found),
             ),
         )
     })
+}
+
+fn forbidden_addresses(found: &[&str]) -> Option<Problem> {
+    (!found.is_empty()).then(|| {
+        Problem::new(
+            Reason::Denied,
+            format!(
+                "{} left out: expected addresses that --allow-cidr and --deny-cidr permit, found {}; \
+                 whoever runs the import can permit them",
+                instances(found.len()),
+                named(found),
+            ),
+        )
+    })
+}
+
+/// The first addresses of some.
+fn named(addresses: &[&str]) -> String {
+    let first = addresses.iter().take(NAMED);
+    let named: Vec<String> = first.map(|it| format!("{:?}", excerpt(it))).collect();
+    let more = if addresses.len() > NAMED { ", …" } else { "" };
+    format!("{}{more}", named.join(", "))
 }
 
 fn echoed(origin: &ObjectKey) -> Problem {
@@ -280,6 +298,7 @@ mod tests {
             let imported = Imported::of(
                 &import(&[]),
                 None,
+                &Addresses::default(),
                 |_| false,
                 &[
                     instance(address, node, 80, Health::Passing),
@@ -307,11 +326,30 @@ mod tests {
         let import = Import { node_address_counts: true, ..import(&[]) };
         let of = |address| {
             let all = [instance(address, "10.9.0.1", 80, Health::Passing)];
-            shown(&Imported::of(&import, None, |_| false, &all))
+            shown(&Imported::of(&import, None, &Addresses::default(), |_| false, &all))
         };
         assert_eq!(of("db.example"), ["10.9.0.1:80"]);
         assert_eq!(of("10.0.0.1"), ["10.0.0.1:80"]);
         assert_eq!(of("127.0.0.1"), [""; 0], "nobody meant the node by it");
+    }
+
+    #[test]
+    fn an_address_that_the_operator_forbids_is_left_out_and_told() {
+        let addresses =
+            Addresses { denied: vec!["10.96.0.0/12".parse().unwrap()], ..Addresses::default() };
+        let of = |address: &str, node: &str| {
+            let all = [instance(address, node, 443, Health::Passing)];
+            Imported::of(&import(&[]), None, &addresses, |_| false, &all)
+        };
+        for (address, node) in [("10.96.0.1", ""), ("::ffff:10.96.0.1", ""), ("", "10.96.0.1")] {
+            let imported = of(address, node);
+            assert_eq!(shown(&imported), [""; 0], "{address} {node}");
+            assert!(!imported.is_usable);
+            let problem = &imported.problems[0];
+            assert_eq!(problem.reason, Reason::Denied);
+            assert!(problem.message.contains("--deny-cidr permit, found"), "{}", problem.message);
+        }
+        assert_eq!(shown(&of("10.1.0.1", "")), ["10.1.0.1:443"]);
     }
 
     #[test]
@@ -320,7 +358,7 @@ mod tests {
             instance("10.0.0.1", "", 0, Health::Passing),
             instance("10.0.0.2", "", 0, Health::Passing),
         ];
-        let imported = Imported::of(&import(&[]), None, |_| false, &all);
+        let imported = Imported::of(&import(&[]), None, &Addresses::default(), |_| false, &all);
         assert_eq!(shown(&imported), [""; 0]);
         assert!(
             imported.problems[0].message.starts_with("2 instances are left out: expected a port")
@@ -335,7 +373,7 @@ mod tests {
             instance("10.0.0.3", "", 80, Health::Critical),
         ];
         let of = |options: &[(&str, &str)], all: &[Instance]| {
-            shown(&Imported::of(&import(options), None, |_| false, all))
+            shown(&Imported::of(&import(options), None, &Addresses::default(), |_| false, all))
         };
         let wanted = ["10.0.0.1:80", "10.0.0.2:80 not ready", "10.0.0.3:80 not ready"];
         assert_eq!(of(&[], &all), wanted);
@@ -355,7 +393,7 @@ mod tests {
             })
             .collect();
         let of = |all: &[Instance]| {
-            let imported = Imported::of(&import(&[]), None, |_| false, all);
+            let imported = Imported::of(&import(&[]), None, &Addresses::default(), |_| false, all);
             let count = imported.endpoints.values().map(BTreeMap::len).sum::<usize>();
             (count, imported.problems.len())
         };
@@ -371,7 +409,7 @@ mod tests {
             instance("10.0.0.1", "", 81, Health::Critical),
         ];
         assert_eq!(
-            shown(&Imported::of(&import(&[]), None, |_| false, &all)),
+            shown(&Imported::of(&import(&[]), None, &Addresses::default(), |_| false, &all)),
             ["10.0.0.1:80", "10.0.0.1:81 not ready"]
         );
     }
@@ -383,8 +421,9 @@ mod tests {
             cluster: Some(cluster.into()),
             ..instance("10.0.0.1", "", 80, Health::Passing)
         };
-        let shown =
-            |all: &[Instance]| shown(&Imported::of(&import(&[]), Some(&ours), |_| false, all));
+        let shown = |all: &[Instance]| {
+            shown(&Imported::of(&import(&[]), Some(&ours), &Addresses::default(), |_| false, all))
+        };
         assert_eq!(shown(&[of("eu")]), [""; 0]);
         assert_eq!(shown(&[of("us")]), ["10.0.0.1:80"]);
     }

@@ -3,6 +3,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`addresses`] | where an import may lead |
 //! | [`source`] | what a Service asks for, by its labels and annotations |
 //! | [`instance`] | instances of Consul services, and the endpoints that they are |
 //! | [`create`] | which Services are made for Consul services |
@@ -11,6 +12,7 @@
 //! | [`share`] | how many queries there are at a time |
 //! | [`layout`] | how endpoints are laid out in slices, and in which order these are written |
 
+pub mod addresses;
 pub mod core;
 pub mod create;
 pub mod instance;

@@ -42,6 +42,7 @@ use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::followed::FollowedNames;
 use crate::domain::backoff::Backoff;
+use crate::domain::import::addresses::Addresses;
 use crate::domain::import::core::{Action, Importer, Moment};
 use crate::domain::import::create::Create;
 use crate::domain::import::object::Seen;
@@ -87,6 +88,8 @@ pub struct Options {
     pub namespaces: BTreeSet<Box<str>>,
     /// Which Services are made, if any.
     pub create: Option<CreateOptions>,
+    /// Where an import may lead.
+    pub addresses: Addresses,
     /// Longest time between two readings of a Consul service.
     pub resync: Duration,
     /// Import once, and end when all is in sync within this time.
@@ -146,7 +149,7 @@ async fn run(
     frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| async {
         let reporting = Reporting::new(metrics, readiness, reporter);
         let import = Import::new(options, kubernetes, consul.clone(), reporting);
-        let result = import.run(asked, stop).await;
+        let result = Box::pin(import.run(asked, stop)).await;
         log_out(&consul).await;
         result
     })
@@ -213,7 +216,8 @@ impl Import {
         streams.insert(Kind::Service, watcher.watch::<ImportServices>(Relist::default()));
         streams.insert(Kind::EndpointSlice, watcher.watch::<ImportSlices>(Relist::default()));
         Self {
-            state: Importer::new(options.cluster.clone(), create),
+            state: Importer::new(options.cluster.clone(), create)
+                .within(std::mem::take(&mut options.addresses)),
             names,
             began: Instant::now(),
             watches: streams,

@@ -9,7 +9,7 @@ use kube_consul_stack::eventually;
 use serde_json::json;
 
 use super::support::{OURS, Site};
-use crate::support::{DEADLINE, InvariantMonitor};
+use crate::support::{Bridge, DEADLINE, InvariantMonitor};
 
 const IMPORT: &str = "kube-consul.io/import";
 
@@ -197,6 +197,36 @@ async fn i6_addresses_that_the_api_refuses_cost_nobody_else_anything() -> Result
     let import = site.import().await?;
     site.wait_for("mixed", &["10.0.0.9:5432", "10.1.0.1:5432", "fd00::1:5432"]).await?;
     site.wait_for_problem(&import, "mixed", "4 instances are left out").await
+}
+
+/// Whoever may register in Consul leads nobody's pods to the API server or a metadata service.
+#[tokio::test]
+async fn i6_an_import_leads_only_where_the_operator_lets_it() -> Result<()> {
+    let site = Site::new("import-ranges").await?;
+    let metadata = ["fd00:ec2::254", "100.100.100.200", "168.63.129.16", "64:ff9b::a9fe:a9fe"];
+    for address in ["10.1.0.1", "10.96.0.1", "::ffff:10.96.0.2", "192.168.1.1", "fd00::1"] {
+        site.register("pg", address, "passing").await?;
+    }
+    for address in metadata {
+        site.register("pg", address, "passing").await?;
+    }
+    site.service("db", json!({IMPORT: "pg", "kube-consul.io/import-keep": "1h"})).await?;
+    // A metadata service is never led to.
+    let import = site.import().await?;
+    let all = ["10.1.0.1:5432", "10.96.0.1:5432", "10.96.0.2:5432", "192.168.1.1:5432"];
+    site.wait_for("db", &[&all[..], &["fd00::1:5432"]].concat()).await?;
+    site.wait_for_problem(&import, "db", "4 instances are left out: expected IP addresses").await?;
+    import.stop().await?;
+    let flags = ["--allow-cidr=10.0.0.0/8,fd00::/8", "--deny-cidr=10.96.0.0/12"];
+    let import = Bridge::start(site.command().await?.args(flags)).await?;
+    site.wait_for("db", &["10.1.0.1:5432", "fd00::1:5432"]).await?;
+    let told = "3 instances are left out: expected addresses that --allow-cidr and --deny-cidr";
+    site.wait_for_problem(&import, "db", told).await?;
+    import.stop().await?;
+    // What was there before it was forbidden is not kept either.
+    let import = Bridge::start(site.command().await?.arg("--allow-cidr=10.2.0.0/16")).await?;
+    site.wait_for("db", &[]).await?;
+    import.stop().await
 }
 
 #[tokio::test]

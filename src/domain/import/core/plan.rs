@@ -249,7 +249,10 @@ impl Importer {
                 continue;
             };
             let is_import = |key: &ObjectKey| self.is_echoed(key);
-            let imported = Imported::of(import, self.cluster.as_ref(), is_import, instances);
+            let imported = {
+                let cluster = self.cluster.as_ref();
+                Imported::of(import, cluster, &self.addresses, is_import, instances)
+            };
             if imported.is_usable {
                 return Some(imported);
             }
@@ -266,14 +269,15 @@ impl Importer {
         !is_kept_from_consul_k8s && Import::of(&service.labels, &service.annotations).0.is_some()
     }
 
-    /// The endpoints that its slices have, if one of them is ready.
+    /// The endpoints that its slices have and may have, if one of them is ready.
     pub(super) fn usable_endpoints(&self, key: &ObjectKey, uid: &str) -> Option<Endpoints> {
         let mut found = Endpoints::new();
         for (_, owned) in self.named_slices(key).filter(|(_, slice)| *slice.owner == *uid) {
             let Slice { is_ipv6, ports, endpoints } = &owned.slice;
             let Some(port) = ports.first() else { continue };
             let group = Group { is_ipv6: *is_ipv6, port: port.port };
-            found.entry(group).or_default().extend(endpoints);
+            let permitted = endpoints.iter().filter(|(it, _)| self.addresses.permit(**it));
+            found.entry(group).or_default().extend(permitted);
         }
         found.values().any(|all| all.values().any(|ready| *ready)).then_some(found)
     }

@@ -5,12 +5,13 @@ mod marked;
 mod old;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use super::failures::RETRY;
 use super::*;
 use crate::domain::import::create::{CreateAs, Wanted};
 use crate::domain::import::instance::Health;
-use crate::domain::import::layout::Slice;
+use crate::domain::import::layout::{Slice, SlicePort};
 use crate::domain::import::object::{Form, MANAGED_BY, Version};
 use crate::domain::import::source::{
     CONSUL8S_NAME, CONSUL8S_SOURCE, CREATED, DATACENTERS, FAILOVER, IMPORT, KEEP, SERVICE_SYNC,

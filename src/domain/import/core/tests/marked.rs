@@ -254,6 +254,22 @@ fn a_source_that_fails_is_told_and_passed_over_but_proves_nothing() {
 }
 
 #[test]
+fn what_a_former_process_wrote_is_not_kept_where_the_operator_forbids_it() {
+    let mut harness = Harness::new();
+    harness.import = std::mem::replace(&mut harness.import, Importer::new(None, None))
+        .within(Addresses { denied: vec!["10.0.0.0/24".parse().unwrap()], ..Default::default() });
+    let endpoints: BTreeMap<IpAddr, bool> =
+        ["10.0.0.1", "10.0.1.1"].iter().map(|it| (it.parse().unwrap(), true)).collect();
+    let ports = vec![SlicePort { name: "pg".into(), protocol: "TCP".into(), port: 5432 }];
+    let slice = Slice { is_ipv6: false, ports, endpoints };
+    harness.show(&key(DB), "db-former", "u1", MANAGED_BY, slice);
+    harness.service(service("u1", &[(IMPORT, "pg"), (KEEP, "1h")]));
+    assert_eq!(harness.log(), [""; 0], "nothing is known yet");
+    assert_eq!(harness.answer(&source("pg", None), &["!10.0.0.1"]).endpoints(), ["10.0.1.1"]);
+    assert!(harness.problems().contains("--deny-cidr permit, found \"10.0.0.1\""));
+}
+
+#[test]
 fn keeping_ends_when_the_service_asks_for_less() {
     let mut harness = Harness::new();
     let pg = source("pg", None);
