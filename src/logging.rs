@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
+use crate::domain::text::escape_unseen;
 use crate::kubernetes::LOG_DIRECTIVES;
 
 /// How log lines look.
@@ -47,7 +48,7 @@ pub fn start(level: &str, format: LogFormat) -> Result<(), InvalidFilter> {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Escaping(std::io::stderr()))
         .with_ansi(colours)
         // They would go to standard error, too, and panic where that is closed.
         .log_internal_errors(false);
@@ -72,7 +73,24 @@ pub fn final_error(message: &str) {
         format!("error: {message}")
     };
     // Where nobody reads it any more, the exit code is all that is left.
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", escape_unseen(&line));
+}
+
+/// Takes lines as they are logged, each in one piece, and escapes what others put in them that a
+/// terminal would act on: logs are read there, whatever they were written to.
+struct Escaping<W>(W);
+
+// === impl Escaping ===
+
+impl<W: std::io::Write> std::io::Write for Escaping<W> {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(escape_unseen(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Each part has to be a level, or to give one to something. Alone, a word that is no level would
@@ -96,6 +114,14 @@ fn filter(text: &str) -> Result<EnvFilter, InvalidFilter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_put_in_a_line_does_nothing_to_a_terminal() {
+        let mut written = Vec::new();
+        let line = "{\"message\":\"a\u{9b}31m\u{202e}\"}\n";
+        Escaping(&mut written).write_all(line.as_bytes()).unwrap();
+        assert_eq!(written, b"{\"message\":\"a\\u009b31m\\u202e\"}\n");
+    }
 
     #[test]
     fn a_filter_names_levels() {

@@ -21,7 +21,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::stream;
 use prometheus_client::encoding::text::encode;
@@ -33,6 +33,7 @@ use tokio::time::timeout;
 
 use self::status::{Page, Readiness};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::text::escape_unseen;
 
 /// The port of the admin server.
 pub const PORT: u16 = 9655;
@@ -227,8 +228,19 @@ async fn show_status<P: Serialize>(
     };
     let selection = Selection { after, matching: query.matching };
     match ask(&admin, |reply| Question::Page(selection, reply)).await {
-        Some(page) => held(Json(page).into_response(), turn).await,
+        Some(page) => held(json(&page), turn).await,
         None => (StatusCode::SERVICE_UNAVAILABLE, "the loop does not answer\n").into_response(),
+    }
+}
+
+/// An answer that people look at on terminals, too.
+fn json(page: &impl Serialize) -> Response {
+    match serde_json::to_string(page) {
+        Ok(text) => {
+            let text = escape_unseen(&text).into_owned();
+            ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Text for people: what others wrote on one line and bounded, and counts.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
 
@@ -30,6 +31,26 @@ fn is_unseen(c: char) -> bool {
     let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}');
     c.is_control() || is_format
+}
+
+/// Text in which what a terminal acts on beyond ASCII, or does not show, is written as JSON writes it,
+/// for example U+009B as `\u009b`. What JSON itself escapes is left to it; in JSON such characters stand
+/// in strings alone, so that a parser reads what it read before.
+pub fn escape_unseen(text: &str) -> Cow<'_, str> {
+    let is_escaped = |c: char| c >= '\u{7f}' && is_unseen(c);
+    if !text.contains(is_escaped) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_escaped(c) {
+            // All of them are of 16 bits. Writing to a String cannot fail.
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 /// What is shown of a value that may be anything: its first 80 characters. Quote it.
@@ -86,6 +107,22 @@ mod tests {
         assert_eq!(one_line("äöü", 6), "äöü");
         assert_eq!(excerpt(&"ä".repeat(80)), "ä".repeat(80));
         assert_eq!(excerpt(&"ä".repeat(81)).chars().count(), 81);
+    }
+
+    #[test]
+    fn json_means_the_same_and_does_nothing_to_a_terminal() {
+        let hostile = "a\u{9b}31m\u{85}\u{7f}\u{202e}\u{2066}\u{feff}\u{200b}\n\tä\u{1b}[0m";
+        for json in [
+            serde_json::to_string(hostile).unwrap(),
+            serde_json::to_string_pretty(&[hostile, "b"]).unwrap(),
+        ] {
+            let escaped = escape_unseen(&json);
+            let of_json = |c: char| c == '\n';
+            assert!(!escaped.contains(|c| is_unseen(c) && !of_json(c)), "{escaped:?}");
+            let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            assert_eq!(read(&escaped), read(&json));
+        }
+        assert!(matches!(escape_unseen("{\"ä\": \"…\"}\n"), Cow::Borrowed(_)));
     }
 
     #[test]

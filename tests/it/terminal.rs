@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Port, Program, ProgramOptions, data_folder};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Fixture, ends_with, kube_consul, says, shipped_kubeconfig};
+use crate::support::{
+    Bridge, DEADLINE, Fixture, acts_on_terminals, ends_with, kube_consul, says, shipped_kubeconfig,
+};
 
 /// A bash in which `kube-consul` is on PATH.
 fn bash(script: &str) -> ProgramOptions {
@@ -321,6 +323,74 @@ async fn one_problem_is_no_problems() -> Result<()> {
         fixture.annotate(name, weight).await?;
         let said = ends_with(1, fixture.command().await?.arg("--once")).await?;
         ensure!(said.contains(expected), "want {expected}: {said}");
+    }
+    Ok(())
+}
+
+/// What tenants write reaches whoever reads a plan or a log, and does nothing to the terminal.
+#[tokio::test]
+async fn what_tenants_write_does_nothing_to_a_terminal() -> Result<()> {
+    let fixture = Fixture::new("terminal").await?;
+    fixture.web("web", &[("http", 80)]).await?;
+    let hostile = "a\u{9b}31m\u{202e}\u{1b}[2J";
+    fixture
+        .annotate(
+            "web",
+            json!({
+                "kube-consul.io/service-meta-note": hostile,
+                "kube-consul.io/service-tags": hostile,
+                "kube-consul.io/address": hostile,
+            }),
+        )
+        .await?;
+    for format in ["json", "text"] {
+        let plan = fixture.subcommand("plan").await?.arg(format!("--output={format}"));
+        let said = says(2, plan).await?;
+        ensure!(said.contains("web") && !said.contains(acts_on_terminals), "{said:?}");
+        if format == "json" {
+            serde_json::from_str::<Value>(&said)?;
+        }
+    }
+    for format in ["json", "text"] {
+        let log = fixture.command().await?.arg(format!("--log-format={format}"));
+        let bridge = Bridge::start(log).await?;
+        bridge.wait_ready().await?;
+        let url = bridge.url("");
+        for output in ["json", "text"] {
+            for command in [&["status"][..], &["explain", &format!("{}/web", fixture.namespace)]] {
+                let asked = kube_consul().args(command).args(["--admin-url", &url, "-o", output]);
+                let said = says(0, asked).await?;
+                ensure!(!said.contains(acts_on_terminals), "{command:?} {output}: {said:?}");
+            }
+        }
+        let (_, page) = bridge.get("/status").await?;
+        ensure!(page.contains("kube-consul.io/address"), "the problem is not told: {page}");
+        for text in [page, bridge.program.stderr()] {
+            ensure!(!text.contains(acts_on_terminals), "{text:?}");
+        }
+        bridge.stop().await?;
+    }
+    // Whoever may register in Consul changes what is there.
+    let agent = fixture.consul.api().get("/v1/agent/services").await?;
+    let mut web = agent
+        .as_object()
+        .and_then(|all| all.values().find(|it| it["Service"] == "web"))
+        .cloned()
+        .context("web is not registered")?;
+    let changed = json!({
+        "ID": web["ID"].take(), "Name": "web", "Tags": [hostile], "Address": web["Address"].take(),
+        "Port": 80, "Meta": web["Meta"].take(),
+    });
+    fixture.consul.api().put("/v1/agent/service/register", &changed).await?;
+    for format in ["json", "text"] {
+        let plan = fixture.subcommand("plan").await?.arg(format!("--output={format}"));
+        let said = says(2, plan).await?;
+        ensure!(said.contains("31m") && !said.contains(acts_on_terminals), "{said:?}");
+        if format == "json" {
+            let plan: Value = serde_json::from_str(&said)?;
+            let field = &plan["services"][0]["changes"][0]["fields"][0];
+            ensure!(field["old"] == json!([hostile]), "a program reads {field}");
+        }
     }
     Ok(())
 }

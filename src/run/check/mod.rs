@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use self::report::{Finding, Findings, Status, failed, ok, skipped, warning};
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::http::error::Error as ConsulError;
-use crate::domain::text::{chain, counted};
+use crate::domain::text::{chain, counted, escape_unseen};
 use crate::kubernetes::client::Connected;
 use crate::kubernetes::permissions::server_date;
 use crate::run::Error;
@@ -80,7 +80,7 @@ pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
                 + "\n"
         }
     };
-    match anstream::stdout().write_all(text.as_bytes()) {
+    match anstream::stdout().write_all(escape_unseen(&text).as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Failed(format!("cannot write what was found: {error}")))
         }

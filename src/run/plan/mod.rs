@@ -35,7 +35,7 @@ use crate::domain::kube::object::Kind;
 use crate::domain::report::forecast::{Forecast, Snapshot, Verb};
 use crate::domain::services::settings::{Policy, Settings};
 use crate::domain::sync::{Action, Cause, Config, Core, Group, Moment, Peer};
-use crate::domain::text::chain;
+use crate::domain::text::{chain, escape_unseen};
 use crate::kubernetes::client::{Connected, endpoint_source};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
 use crate::run::Error;
@@ -91,7 +91,7 @@ pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
             json.map_err(|error| Error::Failed(format!("cannot write the plan: {error}")))? + "\n"
         }
     };
-    match anstream::stdout().write_all(text.as_bytes()) {
+    match anstream::stdout().write_all(escape_unseen(&text).as_bytes()) {
         // Whoever reads may have seen enough before its end, as `head` does.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Failed(format!("cannot write the plan: {error}")))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::domain::text::{chain, counted, one_line};
+use crate::domain::text::{chain, counted, escape_unseen, one_line};
 use crate::run::Error;
 use crate::run::daemon::connect::runtime;
 use crate::run::plan::Output;
@@ -121,7 +121,7 @@ fn pretty(value: &Value) -> String {
 }
 
 fn print(text: &str) -> Result<(), Error> {
-    match anstream::stdout().write_all(text.as_bytes()) {
+    match anstream::stdout().write_all(escape_unseen(text).as_bytes()) {
         // Whoever reads may have seen enough before its end, as `head` does.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Failed(format!("cannot write: {error}")))

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::support::{OURS, Site, problems};
-use crate::support::{DEADLINE, InvariantMonitor};
+use crate::support::{DEADLINE, acts_on_terminals};
 
 const IMPORT: &str = "kube-consul.io/import";
 
@@ -91,17 +91,10 @@ async fn i9_no_label_or_annotation_of_the_service_is_copied() -> Result<()> {
     Ok(())
 }
 
-/// Whether none of the endpoints is ready.
-async fn emptiness(site: &Site) -> Result<Vec<String>> {
-    let found = site.endpoints("db").await?;
-    let ready = found.iter().any(|it| !it.starts_with('!'));
-    Ok(if ready { vec![] } else { vec![format!("no ready endpoint: {found:?}")] })
-}
-
 /// Another Consul service is named: its endpoints are there before the old ones go.
 #[tokio::test]
 async fn i11_another_name_is_in_place_before_the_old_one_goes() -> Result<()> {
-    let site = std::sync::Arc::new(Site::new("import-rename").await?);
+    let site = Site::new("import-rename").await?;
     for n in 1..=3 {
         site.register("old", &format!("10.1.0.{n}"), "passing").await?;
         site.register_at("new", &format!("10.1.1.{n}"), 6432, "passing").await?;
@@ -109,11 +102,7 @@ async fn i11_another_name_is_in_place_before_the_old_one_goes() -> Result<()> {
     site.service("db", json!({IMPORT: "old"})).await?;
     let import = site.import().await?;
     site.wait_for("db", &["10.1.0.1:5432", "10.1.0.2:5432", "10.1.0.3:5432"]).await?;
-    let watched = std::sync::Arc::clone(&site);
-    let monitor = InvariantMonitor::start(move || {
-        let site = std::sync::Arc::clone(&watched);
-        async move { emptiness(&site).await }
-    });
+    let monitor = site.never_empty("db")?;
     let new = ["10.1.1.1:6432", "10.1.1.2:6432", "10.1.1.3:6432"];
     for _ in 0..3 {
         site.service("db", json!({IMPORT: "new"})).await?;
@@ -194,6 +183,9 @@ async fn i6_hostile_services_and_instances_harm_only_themselves() -> Result<()> 
     for (name, annotations) in cases {
         site.service(name, annotations).await?;
     }
+    // The API takes what YAML does not.
+    let markup = json!({IMPORT: format!("{markup}\u{9b}31m")});
+    site.fixture.annotate("markup", markup).await?;
     for (n, name) in ["ev il/..%2f", "EV\u{1f4a5}IL", &"n".repeat(300)].iter().enumerate() {
         site.register(name, &format!("10.1.9.{n}"), "passing").await?;
     }
@@ -222,6 +214,11 @@ async fn i6_hostile_services_and_instances_harm_only_themselves() -> Result<()> 
     for name in ["markup", "path", "dots", "query", "deep-filter", "broken-filter"] {
         println!("{name}: {:?} {}", site.endpoints(name).await?, problems(&import, name).await?);
         ensure!(site.endpoints(name).await?.is_empty(), "{name} has endpoints");
+    }
+    // Whoever reads the log or `/status` does so on a terminal.
+    for text in [import.get("/status").await?.1, import.program.stderr()] {
+        ensure!(text.contains("<img src=x>"), "it does not name it");
+        ensure!(!text.contains(acts_on_terminals), "{text:?}");
     }
     let memory = import.metric("process_resident_memory_bytes").await?.unwrap_or_default();
     println!("{:.1} MiB resident", memory / f64::from(1 << 20));

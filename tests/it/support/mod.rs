@@ -35,6 +35,11 @@ pub fn kube_consul() -> ProgramOptions {
     ProgramOptions::new(env!("CARGO_BIN_EXE_kube-consul"))
 }
 
+/// Whether a terminal does more than to show it, or shows other text than it is.
+pub fn acts_on_terminals(c: char) -> bool {
+    (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Runs the program to its end and gives what it wrote to standard error.
 pub async fn ends_with(code: i32, options: ProgramOptions) -> Result<String> {
     let program = Program::start("kube-consul", options).await?;
