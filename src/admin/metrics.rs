@@ -336,4 +336,6 @@ impl fmt::Debug for Metrics {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -169,30 +169,23 @@ impl Render for Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
+    use crate::admin::metrics::testing::{documented, served, words};
 
     #[test]
-    fn the_documented_table_is_what_is_served() {
-        let text = Metrics::default().render().unwrap();
+    fn the_documented_table_is_what_is_served_with_its_labels() {
         let page = include_str!("../../../docs/import.md");
-        let table = page.split("\n## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
-        let documented: BTreeSet<&str> = table
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .filter(|it| it.contains('_') && *it != "process_*")
-            .map(|it| it.trim_end_matches("_total"))
-            .collect();
-        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        let served: BTreeSet<&str> = types
-            .filter_map(|it| it.split(' ').next())
-            .filter(|it| !it.starts_with("process_"))
-            .collect();
-        let documented: BTreeSet<&str> =
-            documented.into_iter().map(|it| it.trim_end_matches("_info")).collect();
-        assert_eq!(documented, served.iter().map(|it| it.trim_end_matches("_info")).collect());
+        let section = page.split("\n## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
+        let mut expected = documented(section);
+        // What every daemon has is named before the table, and explained with the bridge's.
+        let (named, explained) =
+            (words(section), documented(include_str!("../../../docs/metrics.md")));
+        expected.extend(
+            explained
+                .into_iter()
+                .filter(|(name, _)| named.contains(name) || name.starts_with("process_")),
+        );
+        assert_eq!(expected, served(&Metrics::default().render().unwrap()));
     }
 
     #[test]
