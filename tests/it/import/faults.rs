@@ -12,6 +12,8 @@ use super::support::Site;
 use crate::support::{Bridge, DEADLINE, manifest};
 
 const IMPORT: &str = "kube-consul.io/import";
+/// Faults last up to a minute: looking as often as one can would cost the API server half a core.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const MANAGEMENT: &str = "11111111-1111-1111-1111-111111111111";
 
 #[tokio::test]
@@ -26,6 +28,7 @@ pub async fn consul_away() -> Result<()> {
     site.service("db", json!({IMPORT: "pg"})).await?;
     let import = site.import().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
+    let monitor = site.never_empty_within("db", LOOK_EVERY)?;
     let mut site = site;
     site.fixture.consul.kill().await?;
     for _ in 0..30 {
@@ -36,6 +39,7 @@ pub async fn consul_away() -> Result<()> {
     site.fixture.consul.wait_ready().await?;
     site.register("pg", "10.1.0.2", "passing").await?;
     site.wait_for("db", &["10.1.0.1:5432", "10.1.0.2:5432"]).await?;
+    monitor.finish("the endpoints").await?;
     import.stop().await
 }
 
@@ -61,6 +65,7 @@ pub async fn policy_narrowed() -> Result<()> {
     import.wait_ready().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
 
+    let monitor = site.never_empty_within("db", LOOK_EVERY)?;
     let path = format!("/v1/acl/policy/{}", policy.as_str().unwrap_or_default());
     let narrowed = json!({"ID": policy, "Name": "import", "Rules": ""});
     api.put(&path, &narrowed).await?;
@@ -77,7 +82,8 @@ pub async fn policy_narrowed() -> Result<()> {
     ensure!(site.endpoints("db").await? == ["10.1.0.1:5432"], "they went with the rights");
     let widened = json!({"ID": policy, "Name": "import", "Rules": rules});
     api.put(&path, &widened).await?;
-    site.wait_for("db", &["10.1.0.2:5432"]).await
+    site.wait_for("db", &["10.1.0.2:5432"]).await?;
+    monitor.finish("the endpoints").await
 }
 
 /// The token is revoked while a query waits; another one comes with its file.
@@ -109,6 +115,7 @@ pub async fn token_revoked() -> Result<()> {
     import.wait_ready().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
 
+    let monitor = site.never_empty_within("db", LOOK_EVERY)?;
     api.delete(&format!("/v1/acl/token/{accessor}")).await?;
     site.register("pg", "10.1.0.2", "passing").await?;
     site.deregister("pg", "10.1.0.1").await?;
@@ -118,6 +125,7 @@ pub async fn token_revoked() -> Result<()> {
     let (_, secret) = token().await?;
     std::fs::write(&file, &secret)?;
     site.wait_for("db", &["10.1.0.2:5432"]).await?;
+    monitor.finish("the endpoints").await?;
     import.stop().await
 }
 
@@ -144,6 +152,7 @@ pub async fn leaderless() -> Result<()> {
     let import = Bridge::start(command().await.map_err(|it: anyhow::Error| it)?).await?;
     import.wait_ready().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
+    let monitor = site.never_empty_within("db", LOOK_EVERY)?;
     for server in &cluster.servers[1..] {
         server.kill().await?;
     }
@@ -170,6 +179,7 @@ pub async fn leaderless() -> Result<()> {
     let began = std::time::Instant::now();
     site.wait_for("db", &["10.1.0.1:5432", "10.1.0.2:5432"]).await?;
     println!("followed again {:?} after the first write", began.elapsed());
+    monitor.finish("the endpoints").await?;
     import.stop().await
 }
 
@@ -188,6 +198,7 @@ pub async fn agent_without_servers() -> Result<()> {
     site.service("db", json!({IMPORT: "pg"})).await?;
     let import = site.import().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
+    let monitor = site.never_empty_within("db", LOOK_EVERY)?;
     server.kill().await?;
     // A streamed 200 is no contact: three heartbeats later it is not ready.
     eventually(Duration::from_secs(90), || async {
@@ -197,5 +208,5 @@ pub async fn agent_without_servers() -> Result<()> {
     })
     .await?;
     ensure!(site.endpoints("db").await? == ["10.1.0.1:5432"], "they went with the servers");
-    Ok(())
+    monitor.finish("the endpoints").await
 }

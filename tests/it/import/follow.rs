@@ -9,7 +9,7 @@ use kube_consul_stack::eventually;
 use serde_json::json;
 
 use super::support::{OURS, Site};
-use crate::support::{Bridge, DEADLINE, InvariantMonitor};
+use crate::support::{Bridge, DEADLINE};
 
 const IMPORT: &str = "kube-consul.io/import";
 
@@ -107,18 +107,7 @@ async fn the_ports_of_the_service_are_followed_and_never_without_endpoints() -> 
     site.register("pg", "10.1.0.1", "passing").await?;
     let _import = site.import().await?;
     site.wait_for("db", &["10.1.0.1:5432"]).await?;
-    let (slices, labels) = (site.slices()?, format!("kubernetes.io/service-name=db,{OURS}"));
-    let monitor = InvariantMonitor::start(move || {
-        let (slices, labels) = (slices.clone(), labels.clone());
-        async move {
-            let found = slices.list(&ListParams::default().labels(&labels)).await?;
-            let ready = found
-                .into_iter()
-                .flat_map(|it| it.endpoints.unwrap_or_default())
-                .any(|it| it.conditions.and_then(|it| it.ready).unwrap_or(true));
-            Ok(if ready { vec![] } else { vec!["no ready endpoint".to_owned()] })
-        }
-    });
+    let monitor = site.never_empty("db")?;
     let ports = |ports: serde_json::Value| json!({"metadata": {"name": "db", "annotations": {IMPORT: "pg"}}, "spec": {"ports": ports}});
     let names = || async {
         let slices = site.slices()?.list(&ListParams::default().labels(OURS)).await?;
@@ -161,6 +150,11 @@ async fn what_is_not_ours_is_left_alone() -> Result<()> {
         "spec": {"selector": {"app": "x"}, "ports": [{"name": "pg", "port": 5432}]},
     }))
     .await?;
+    site.object(json!({
+        "metadata": {"name": "alias", "annotations": {IMPORT: "pg"}},
+        "spec": {"type": "ExternalName", "externalName": "x.example.org"},
+    }))
+    .await?;
     site.service("plain", json!({})).await?;
     site.service("marked", json!({IMPORT: "pg"})).await?;
     let foreign = json!({
@@ -173,9 +167,10 @@ async fn what_is_not_ours_is_left_alone() -> Result<()> {
     let before = site.slices()?.create(&PostParams::default(), &foreign).await?;
     let import = site.import().await?;
     site.wait_for("marked", &["10.1.0.1:5432"]).await?;
-    ensure!(
-        site.endpoints("selects").await?.is_empty() && site.endpoints("plain").await?.is_empty()
-    );
+    for name in ["selects", "alias", "plain"] {
+        ensure!(site.endpoints(name).await?.is_empty(), "{name} has endpoints");
+    }
+    site.wait_for_problem(&import, "alias", "found type ExternalName").await?;
     site.wait_for_problem(&import, "marked", "kubectl delete endpointslice marked-own").await?;
     site.wait_for_problem(&import, "selects", "without a selector").await?;
     // The mark goes, and with it our slices, but not the other one.

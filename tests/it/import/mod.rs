@@ -5,6 +5,7 @@ mod dialect;
 mod faults;
 mod follow;
 mod marks;
+mod options;
 mod page;
 mod scenarios;
 pub mod support;

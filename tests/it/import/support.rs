@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -9,8 +10,9 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube_consul_stack::{ConsulOptions, Kubernetes, ProgramOptions, eventually};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
+use tokio::time::sleep;
 
-use crate::support::{Bridge, DEADLINE, Fixture, kube_consul, manifest};
+use crate::support::{Bridge, DEADLINE, Fixture, InvariantMonitor, kube_consul, manifest};
 
 /// The label of slices that are ours.
 pub const OURS: &str = "endpointslice.kubernetes.io/managed-by=import.kube-consul.io";
@@ -125,6 +127,29 @@ impl Site {
         }
         let shown = |(at, ready)| if ready { at } else { format!("!{at}") };
         Ok(found.into_iter().map(shown).collect())
+    }
+
+    /// Looks until it is finished whether a Service is ever without a ready endpoint.
+    pub fn never_empty(&self, service: &str) -> Result<InvariantMonitor> {
+        self.never_empty_within(service, Duration::ZERO)
+    }
+
+    /// The same with a pause before each look, where it goes on for long.
+    pub fn never_empty_within(&self, service: &str, pause: Duration) -> Result<InvariantMonitor> {
+        let slices = self.slices()?;
+        let labels = format!("kubernetes.io/service-name={service},{OURS}");
+        Ok(InvariantMonitor::start(move || {
+            let (slices, labels) = (slices.clone(), labels.clone());
+            async move {
+                sleep(pause).await;
+                let found = slices.list(&ListParams::default().labels(&labels)).await?;
+                let ready = found
+                    .into_iter()
+                    .flat_map(|it| it.endpoints.unwrap_or_default())
+                    .any(|it| it.conditions.and_then(|it| it.ready).unwrap_or(true));
+                Ok(if ready { vec![] } else { vec!["no ready endpoint".to_owned()] })
+            }
+        }))
     }
 
     /// Waits until a Service has exactly these endpoints.
