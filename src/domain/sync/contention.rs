@@ -89,7 +89,10 @@ impl Contention {
         };
         self.fights.entry(service.clone()).or_default().insert(record.clone());
         let pause = MAX_PAUSE.min(MIN_PAUSE * 2_u32.saturating_pow(fights.min(8)));
-        changed.fixed = now.max(changed.fixed + pause);
+        if changed.fixed <= now {
+            // Else the last fix is still to come: a write that was given up was applied late.
+            changed.fixed = now.max(changed.fixed + pause);
+        }
         Some(changed.fixed).filter(|until| *until > now)
     }
 

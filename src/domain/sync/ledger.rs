@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::domain::consul::names::lookup_form;
+use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::Fingerprint;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
@@ -82,6 +83,11 @@ impl KnownRegistration {
             return self.local_id.clone();
         }
         format!("{cluster}_{}_{}_{}", service.namespace, service.name, self.local_id).into()
+    }
+
+    /// The PTR key of its address, if that is an IP address.
+    pub(super) fn ptr_key(&self) -> Option<String> {
+        self.local_id.rsplit('_').next()?.parse().ok().map(ptr_key)
     }
 
     /// The label of the port that it was registered for.

@@ -342,8 +342,8 @@ impl View<'_> {
         let unread = cache.services_with_unread_slices().into_iter();
         let services = users.chain(unread.map(|service| (service, Wait::Unread)));
         let keys = services.flat_map(|(service, wait)| {
-            let ids: Vec<Box<str>> = self.known_ids(&service).collect();
-            ids.into_iter().filter_map(move |id| Some((ptr_key_of_id(&id)?, wait.clone())))
+            let known = self.term.known.of(&service).iter();
+            known.filter_map(move |known| Some((known.ptr_key()?, wait.clone())))
         });
         keys.collect()
     }

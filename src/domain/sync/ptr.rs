@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::domain::Moment;
+use crate::domain::consul::names::lookup_form;
 use crate::domain::consul::record::{PtrRecord, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::{Problem, Reason};
@@ -47,7 +48,13 @@ impl View<'_> {
             let wait = match self.domain {
                 None => Some(Wait::DomainUnknown),
                 // A record must not lead to a name that is not registered yet.
-                Some(_) if !desired.undecided.is_empty() => Some(self.wait_for_names(desired)),
+                Some(_) if desired.unknown_names.contains(&*lookup_form(service)) => {
+                    if self.term.names.comes_soon(&lookup_form(service)) {
+                        // Its instances come with it, those under other names too.
+                        draft.awaited.insert(ptr.clone());
+                    }
+                    Some(self.wait_for_names(desired))
+                }
                 Some(domain) => {
                     let value = domain.name_of(service).into();
                     self.draft_put(key, PtrRecord { key: ptr.clone(), value }, now, draft)

@@ -1,5 +1,5 @@
 //! The first reconciliation of a term, and what it holds back.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
@@ -8,7 +8,7 @@ use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::Config;
 use crate::domain::sync::hold::Cause;
-use crate::domain::sync::ledger::PtrState;
+use crate::domain::sync::ledger::{KnownRegistration, PtrState};
 use crate::domain::sync::loss::{FEW, Loss, is_most, must_be_allowed};
 use crate::domain::sync::report::Report;
 use crate::domain::sync::term::{Stage, Term};
@@ -35,7 +35,7 @@ impl Term {
         // Those that the resync made from IDs: it most often comes before the lists.
         self.known.share_keys(|key| cluster.cache.kept_key(key));
         let losses = self.claim_and_weigh(config, cluster);
-        self.collect_orphans();
+        self.collect_orphans(config, cluster);
         if !cluster.selects_any(&config.settings) {
             reports.push(Report::NothingSelected);
         }
@@ -74,8 +74,9 @@ impl Term {
         losses
     }
 
-    /// PTR records that no Service claims and that are ours, or may be.
-    fn collect_orphans(&mut self) {
+    /// PTR records that no Service claims and that are ours, or may be. One goes with its instance,
+    /// if that goes, too.
+    fn collect_orphans(&mut self, config: &Config, cluster: &Cluster) {
         let may_be_ours = |state: &PtrState| matches!(state, PtrState::Ours(_) | PtrState::Unknown);
         let unclaimed: Vec<(Box<str>, bool)> = self
             .known
@@ -83,13 +84,59 @@ impl Term {
             .filter(|(key, _)| self.ptr.claims.holder(key).is_none())
             .map(|(key, known)| (key.clone(), may_be_ours(&known.state)))
             .collect();
+        let ours = unclaimed.iter().filter(|(_, is_ours)| *is_ours).map(|(key, _)| &**key);
+        let mut released = self.leaving(config, cluster, &ours.collect());
+        let leaving: HashSet<Box<str>> = released.values().flatten().cloned().collect();
         for (key, may_be_ours) in unclaimed {
-            if may_be_ours {
-                self.ptr.released.entry(ObjectKey::orphaned()).or_default().insert(key);
-            } else {
+            if !may_be_ours {
                 self.known.forget_ptr(&key);
+            } else if !leaving.contains(&key) {
+                released.entry(ObjectKey::orphaned()).or_default().insert(key);
             }
         }
+        self.ptr.released = released;
+    }
+
+    /// Those PTR keys at whose addresses there are instances of one Service alone, none of which is
+    /// known to stay.
+    fn leaving(
+        &self,
+        config: &Config,
+        cluster: &Cluster,
+        keys: &HashSet<&str>,
+    ) -> HashMap<ObjectKey, BTreeSet<Box<str>>> {
+        if keys.is_empty() {
+            return HashMap::new();
+        }
+        // `None`: several Services have instances there.
+        let mut owners: BTreeMap<Box<str>, Option<&ObjectKey>> = BTreeMap::new();
+        for (service, all) in self.known.services() {
+            let ptr_keys = all.iter().filter_map(KnownRegistration::ptr_key);
+            for key in ptr_keys.filter(|key| keys.contains(&**key)) {
+                let owner = owners.entry(key.into()).or_insert(Some(service));
+                *owner = owner.filter(|owner| *owner == service);
+            }
+        }
+        let mut leaving: HashMap<ObjectKey, BTreeSet<Box<str>>> = HashMap::new();
+        for (key, owner) in owners {
+            if let Some(service) = owner {
+                leaving.entry(service.clone()).or_default().insert(key);
+            }
+        }
+        let view = View::new(config, None, cluster, self);
+        for (service, keys) in &mut leaving {
+            let desired = view.desired(service, &|_, _| false);
+            if desired.awaits_nodes {
+                // Nothing of it is removed until the nodes tell what stays.
+                continue;
+            }
+            let all = self.known.of(service).iter();
+            let staying = all.filter(|it| desired.keeps(&it.id(&config.settings.cluster, service)));
+            for key in staying.filter_map(KnownRegistration::ptr_key) {
+                keys.remove(&*key);
+            }
+        }
+        leaving
     }
 
     /// Holds back what is too much; gives whether a second list may release something of it.

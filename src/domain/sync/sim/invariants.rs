@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::domain::consul::names::{ForeignNames, lookup_form};
 use crate::domain::consul::ptr::ptr_key;
-use crate::domain::consul::record::{Check, PtrRecord, RecordKey, Registration, Write};
+use crate::domain::consul::record::{Check, PtrOwner, PtrRecord, RecordKey, Registration, Write};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ObjectKey;
@@ -275,6 +275,46 @@ impl<'v> Wanted<'v> {
         }
     }
 
+    /// In the catalog a transaction leaves no instance without its PTR record that had both or
+    /// neither, and no record without its instance.
+    pub(super) fn check_together(
+        &self,
+        ptr: &str,
+        before: Together,
+        after: Together,
+        consul: &Consul,
+    ) -> Checked {
+        let of_others = consul.kv.get(ptr).is_some_and(|it| consul.owner(it) != PtrOwner::Ours);
+        if before.is_apart()
+            || !after.is_apart()
+            || of_others
+            || self.may_be_of_unknown(ptr, consul)
+        {
+            return Ok(());
+        }
+        let claimants: Vec<&ObjectKey> = self.claimants_of_ptr(ptr).collect();
+        match *claimants {
+            [] if after.has_ptr => Err(format!("the PTR record {ptr} stands without an instance")),
+            // Who has it may wait for a name, or be told wrongly.
+            [service] if after.has_instance && self.is_certain(service) => {
+                Err(format!("an instance of {service} stands without the PTR record {ptr}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_certain(&self, service: &ObjectKey) -> bool {
+        !self.is_disputed(service) && !self.excused.contains(service)
+    }
+
+    /// Whether something at this address may be of what is not known, or another cluster's.
+    fn may_be_of_unknown(&self, ptr: &str, consul: &Consul) -> bool {
+        let mut of_view = services(self.view);
+        !self.view.unread.is_empty()
+            || of_view.any(|(key, _)| self.of(key).is_some_and(|it| it.awaits_nodes))
+            || consul.claimed_by_others.contains(ptr)
+    }
+
     /// The Services that exist and want nothing, if most of what is registered is theirs.
     pub(super) fn deselected(&self, consul: &Consul) -> BTreeSet<ObjectKey> {
         let is_deselected = |key: &ObjectKey| {
@@ -312,6 +352,76 @@ impl<'v> Wanted<'v> {
         });
         total >= MANY && lost.count() * 10 > total * 7
     }
+}
+
+/// What there is at one address, once all that is under way is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Together {
+    has_instance: bool,
+    has_ptr: bool,
+}
+
+/// Where there are instances and PTR records of ours, once all that is under way is applied.
+#[derive(Clone)]
+pub(super) struct Addresses {
+    /// The PTR keys of the addresses of registrations, by ID.
+    instances: BTreeMap<Box<str>, String>,
+    ptr: BTreeSet<Box<str>>,
+}
+
+// === impl Together ===
+
+impl Together {
+    fn is_apart(self) -> bool {
+        self.has_instance != self.has_ptr
+    }
+}
+
+// === impl Addresses ===
+
+impl Addresses {
+    pub(super) fn of(consul: &Consul) -> Self {
+        let registrations = consul.registrations.values().map(|it| &it.registration);
+        let instances = registrations.filter_map(|it| Some((it.id.clone(), ptr_key_of(it)?)));
+        let ptr = consul.kv.iter().filter(|(_, entry)| consul.owner(entry) == PtrOwner::Ours);
+        Self { instances: instances.collect(), ptr: ptr.map(|(key, _)| key.clone()).collect() }
+    }
+
+    pub(super) fn at(&self, ptr: &str) -> Together {
+        let has_instance = self.instances.values().any(|of| of == ptr);
+        Together { has_instance, has_ptr: self.ptr.contains(ptr) }
+    }
+
+    /// Applies one transaction; gives the PTR keys of the addresses that it is about.
+    pub(super) fn apply(&mut self, group: &[Write]) -> BTreeSet<Box<str>> {
+        let mut concerned: BTreeSet<Box<str>> = BTreeSet::new();
+        for write in group {
+            match write {
+                Write::Register(it) | Write::Replace(it) => {
+                    if let Some(ptr) = ptr_key_of(it) {
+                        concerned.insert((&*ptr).into());
+                        self.instances.insert(it.id.clone(), ptr);
+                    }
+                }
+                Write::Deregister { id, .. } => {
+                    concerned.extend(self.instances.remove(id).map(|ptr| (&*ptr).into()));
+                }
+                Write::PutPtr { record, .. } => {
+                    concerned.insert(record.key.clone());
+                    self.ptr.insert(record.key.clone());
+                }
+                Write::DeletePtr { key, .. } => {
+                    concerned.insert(key.clone());
+                    self.ptr.remove(key);
+                }
+            }
+        }
+        concerned
+    }
+}
+
+fn ptr_key_of(registration: &Registration) -> Option<String> {
+    registration.address.parse().ok().map(ptr_key)
 }
 
 fn services(view: &View) -> impl Iterator<Item = (&ObjectKey, &Service)> {

@@ -139,7 +139,7 @@ fn nothing_is_missing(world: &World, calm: &World) -> Checked {
         service.is_none_or(|service| !past.services.contains(&service))
     });
     match wanted.into_iter().find(|id| !world.consul.registrations.contains_key(*id)) {
-        Some(id) => Err(format!("{id} is still absent")),
+        Some(id) => Err(format!("{id} is still absent: {:?}", world.waits_of(id))),
         None => Ok(()),
     }
 }

@@ -247,3 +247,71 @@ fn after_a_restart_a_name_is_taken_by_the_older_service_before_the_younger_one_l
     ];
     assert_runs(Target::Agent, &ops);
 }
+
+#[test]
+fn the_ptr_record_of_what_changed_while_no_bridge_ran_goes_with_its_instance() {
+    let moved = Shape { address: 0, name: Name::Shared, ..SHAPE };
+    let ops = [
+        Op::Service(2, Shape { address: 2, ..SHAPE }),
+        Op::Service(0, SHAPE),
+        Op::Pass(10),
+        Op::Restart(0, 1),
+        Op::Service(2, moved),
+    ];
+    assert_runs(Target::Catalog, &ops);
+}
+
+#[test]
+fn an_instance_whose_name_is_known_to_be_free_comes_with_its_ptr_record() {
+    let two_ports = Shape { second: Second::Tcp, ..SHAPE };
+    assert_runs(Target::Catalog, &[Op::Pass(8), Op::Service(1, two_ports)]);
+}
+
+#[test]
+fn an_instance_that_waited_for_nodes_goes_with_its_ptr_record() {
+    let ops = [
+        Op::NodesDenied(true),
+        Op::Service(0, Shape { address: 1, second: Second::Tcp, ..SHAPE }),
+        Op::Service(4, SHAPE),
+        Op::Pass(5),
+        Op::Service(4, Shape { mode: Mode::NodePort, ..SHAPE }),
+        Op::Restart(0, 1),
+        Op::Pass(72_970),
+    ];
+    assert_runs(Target::Catalog, &ops);
+}
+
+#[test]
+fn instances_go_with_their_ptr_records_while_other_services_wait_for_their_turn() {
+    let at = |n, address| Op::Service(n, Shape { address, ..SHAPE });
+    let ops = [
+        at(0, 0),
+        at(1, 1),
+        at(2, 2),
+        Op::Pass(10),
+        Op::WatchStalls(0, WatchedKind::Services, 10),
+        Op::Lists(0, WatchedKind::Services, 1, 255),
+        Op::Pass(20),
+    ];
+    assert_runs(Target::Catalog, &ops);
+}
+
+#[test]
+fn a_write_that_was_applied_late_in_a_fight_does_not_put_the_fix_off() {
+    let scenario =
+        Scenario { target: Target::Elected, crowd: false, pods_have_ptr: false, reads_often: true };
+    let ops = vec![
+        Op::Foreign(Foreign::Machines, 0),
+        Op::Fight(Drift::Deregistered, 156, 13_023, 22),
+        Op::Pass(2066),
+        Op::Next(Fate::Denied, Pace(64, 342)),
+        Op::Pass(2916),
+        Op::Outage(Fate::AppliedLate(11_908), 11_217),
+        Op::Service(2, Shape { second: Second::Tcp, ..SHAPE }),
+        Op::Pass(237_377),
+        Op::Next(Fate::Applied, Pace(1, 1)),
+        Op::Next(Fate::AppliedLate(1000), Pace(1, 1)),
+        Op::Pass(31_124),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}

@@ -27,7 +27,7 @@ use crate::domain::problem::Problem;
 use crate::domain::services::desired::wanted;
 use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::sim::consul::{Consul, FAILING_TAG, REFUSED_TAG, registered_by};
-use crate::domain::sync::sim::invariants::{Checked, MAY_STILL_APPLY, Term, Wanted};
+use crate::domain::sync::sim::invariants::{Addresses, Checked, MAY_STILL_APPLY, Term, Wanted};
 use crate::domain::sync::sim::kubernetes::{
     Kubernetes, MACHINES, Said, View, Watch, address, key_of, service_of, service_of_slice,
 };

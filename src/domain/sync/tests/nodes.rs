@@ -295,12 +295,6 @@ fn without_the_nodes_a_former_ptr_record_stays_as_its_instance_does() {
     simulation.list(Kind::Node, [node_seen(1, true)]);
     simulation.settle();
     assert_eq!(simulation.registered(), ["s1 192.0.2.1 None"]);
-    begin_confirmation(&mut simulation);
-    simulation.list(Kind::Service, [with_node_port(1)]);
-    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
-    simulation.list(Kind::Node, [node_seen(1, true)]);
-    simulation.bridge.handle_identity(Ok(()), simulation.now);
-    simulation.settle();
     assert_eq!(simulation.kv.len(), 0, "a node has none");
 }
 

@@ -140,6 +140,23 @@ impl World {
         let excused = process.all_excused();
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
+        let is_certain = process.read_since(self.disturbed).is_some()
+            && !process.term.has_failures
+            && !is_holding;
+        if self.consul.is_catalog && is_certain {
+            let mut addresses = Addresses::of(&self.consul);
+            let admitted = self.requests.values().filter(|it| self.consul.admits(it.session));
+            for under_way in admitted.flat_map(Request::groups) {
+                addresses.apply(under_way);
+            }
+            for group in groups {
+                let before = addresses.clone();
+                for ptr in addresses.apply(&group.writes) {
+                    let (before, after) = (before.at(&ptr), addresses.at(&ptr));
+                    wanted.check_together(&ptr, before, after, &self.consul)?;
+                }
+            }
+        }
         let mut sent: Vec<&Registration> = registered_by_all(self.requests.values()).collect();
         let writes = groups.iter().flat_map(|group| &group.writes);
         sent.extend(writes.filter_map(registered_by));
@@ -213,9 +230,5 @@ impl World {
 fn registered_by_all<'r>(
     requests: impl Iterator<Item = &'r Request>,
 ) -> impl Iterator<Item = &'r Registration> {
-    let groups = requests.flat_map(|request| match &request.what {
-        What::Write(groups) => groups.as_slice(),
-        _ => &[],
-    });
-    groups.flatten().filter_map(registered_by)
+    requests.flat_map(Request::groups).flatten().filter_map(registered_by)
 }

@@ -54,6 +54,13 @@ impl World {
         format!("{}; {} requests", each.collect::<Vec<_>>().join("; "), self.requests.len())
     }
 
+    /// Why records of the Service of this registration wait, as the leader says.
+    pub(in crate::domain::sync::sim) fn waits_of(&self, id: &str) -> BTreeMap<RecordKey, Wait> {
+        let service = service_of_id(&self.settings.cluster, id);
+        let plan = service.zip(self.leader()).and_then(|(it, of)| of.core.plan_of(&it, self.now));
+        plan.unwrap_or_default().waits
+    }
+
     /// Whether only people can say what becomes of what is held back: a selection that would remove
     /// most is done once they allow it. Nothing else may be held when all else is done.
     pub(in crate::domain::sync::sim) fn awaits_allowance(&self) -> Result<bool, String> {

@@ -2,6 +2,18 @@
 
 use super::*;
 
+// === impl Request ===
+
+impl Request {
+    /// What it writes.
+    pub(super) fn groups(&self) -> &[Vec<Write>] {
+        match &self.what {
+            What::Write(groups) => groups,
+            What::ReadPtr(_) | What::RemoveNode(_) => &[],
+        }
+    }
+}
+
 // === impl World ===
 
 impl World {
