@@ -141,6 +141,7 @@ impl World {
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
         let is_certain = process.read_since(self.disturbed).is_some()
+            && process.term.names.is_some()
             && !process.term.has_failures
             && !is_holding;
         if self.consul.is_catalog && is_certain {

@@ -66,7 +66,9 @@ impl World {
     pub(in crate::domain::sync::sim) fn awaits_allowance(&self) -> Result<bool, String> {
         let Some(leader) = self.leader() else { return Ok(false) };
         let core = &leader.core;
-        if !core.is_holding() || !core.is_settled() || self.now < leader.busy + QUIET {
+        let is_quiet = core.is_settled() && self.now >= leader.busy + QUIET;
+        // What it holds may be gone, and it has yet to read that.
+        if !core.is_holding() || !is_quiet || leader.read_since(self.disturbed).is_none() {
             return Ok(false);
         }
         let registered = self.consul.registrations.keys();
