@@ -3,16 +3,19 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, PostParams};
-use kube_consul_stack::{ConsulOptions, HttpRecorder, Kubernetes, KubernetesOptions, eventually};
-use serde_json::json;
+use kube_consul_stack::{
+    ConsulOptions, Fault, HttpRecorder, KubectlProxy, Kubernetes, KubernetesOptions, Recorded,
+    eventually,
+};
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::scenarios;
-use super::support::{OURS, Site};
+use super::support::{OURS, Site, problems, shipped_kubeconfig};
 use crate::support::{Bridge, DEADLINE, ends_with, kube_consul, manifest};
 
 const IMPORT: &str = "kube-consul.io/import";
@@ -188,5 +191,105 @@ async fn what_consul8s_left_goes_and_what_others_made_stays() -> Result<()> {
     .await?;
     site.wait_for_problem(&import, "own", "kubectl delete endpoints own").await?;
     ensure!(endpoints.get_opt("own").await?.is_some(), "those of somebody else are gone");
+    import.stop().await
+}
+
+/// A Status as the API server answers it.
+fn failure(code: u16, reason: &str, details: &Value) -> String {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "not now",
+        "reason": reason, "code": code, "details": details,
+    })
+    .to_string()
+}
+
+/// Writes are refused, garbled and lost, lists fail at the start: the endpoints stay, the API server is
+/// left alone for as long as it asks, and all is right after.
+#[tokio::test]
+async fn a_broken_api_server_takes_no_endpoints_and_is_left_alone() -> Result<()> {
+    let site = Site::new("import-api").await?;
+    let proxy = KubectlProxy::start(shipped_kubeconfig().await?).await?;
+    let recorder = HttpRecorder::start(&proxy.url()).await?;
+    let command = || {
+        Bridge::start(
+            kube_consul()
+                .args(["import", "--namespace", &site.fixture.namespace])
+                .arg(format!("--kube-url={}", recorder.url()))
+                .env("CONSUL_HTTP_ADDR", site.fixture.consul.url()),
+        )
+    };
+    site.register("pg", "10.1.0.1", "passing").await?;
+    site.service("db", json!({IMPORT: "pg"})).await?;
+    let import = command().await?;
+    import.wait_ready().await?;
+    let mut wanted = vec!["10.1.0.1:5432".to_owned()];
+    site.wait_for("db", &["10.1.0.1:5432"]).await?;
+    let monitor = site.never_empty("db")?;
+    let is_write = |it: &Recorded| it.method == "PATCH" && it.path.contains("/endpointslices/");
+    let writes = || recorder.requests().into_iter().filter(is_write).map(|it| it.at);
+    for (n, (status, body, told)) in [
+        (429, failure(429, "TooManyRequests", &json!({"retryAfterSeconds": 3})), "TooManyRequests"),
+        (500, "etcd is on fire".to_owned(), "HTTP 500, not in the API server's own words"),
+        (503, "<html>503</html>".to_owned(), "HTTP 503"),
+        (409, failure(409, "Conflict", &json!({})), "somebody else writes EndpointSlice db-"),
+        (403, failure(403, "Forbidden", &json!({})), "manifests/import/rbac.yaml grants it"),
+        (200, "{}".to_owned(), "found it changed"),
+        (200, "not JSON".to_owned(), "the response is not the JSON that was expected"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = wanted.clone();
+        recorder.clear();
+        recorder.fault(Fault::Answer(status.try_into()?, body), is_write);
+        let address = format!("10.1.0.{}", n + 2);
+        site.register("pg", &address, "passing").await?;
+        site.wait_for_problem(&import, "db", told).await?;
+        ensure!(site.endpoints("db").await? == before, "{status}: they changed");
+        if status == 429 {
+            eventually(DEADLINE, || async {
+                ensure!(writes().count() >= 2, "no second try");
+                Ok(())
+            })
+            .await?;
+            let [first, second, ..] = writes().collect::<Vec<_>>()[..] else { bail!("no writes") };
+            let pause = second.duration_since(first);
+            println!("asked for 3 s, tried again after {pause:?}");
+            ensure!(pause >= Duration::from_secs(3), "tried again after {pause:?}");
+        }
+        recorder.mend();
+        wanted.push(format!("{address}:5432"));
+        let all: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        site.wait_for("db", &all).await?;
+        eventually(DEADLINE, || async {
+            let found = problems(&import, "db").await?;
+            ensure!(found == "[]", "{status}: {found}");
+            Ok(())
+        })
+        .await?;
+    }
+    // An answer that is lost was a write all the same.
+    recorder.fault_times(1, Fault::DropAfter, is_write);
+    site.deregister("pg", "10.1.0.8").await?;
+    wanted.pop();
+    let all: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    site.wait_for("db", &all).await?;
+    import.stop().await?;
+
+    // A start that is shown no slices, or no Services, takes and makes none.
+    recorder.fault(Fault::Answer(500.try_into()?, "no".to_owned()), |it| {
+        it.method == "GET" && it.path.contains("/endpointslices?")
+    });
+    recorder.clear();
+    let import = command().await?;
+    import.wait_unready("HTTP 500").await?;
+    site.register("pg", "10.1.0.9", "passing").await?;
+    sleep(Duration::from_secs(1)).await;
+    ensure!(writes().count() == 0 && site.endpoints("db").await? == all, "written without a list");
+    recorder.mend();
+    wanted.push("10.1.0.9:5432".to_owned());
+    let all: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    site.wait_for("db", &all).await?;
+    monitor.finish("the endpoints").await?;
     import.stop().await
 }
