@@ -232,6 +232,23 @@ fn the_index_has_every_page() {
     }
 }
 
+/// Whoever looks for what to apply finds it from the page of installations, or from the index of
+/// Consul's own.
+#[test]
+fn every_folder_of_manifests_is_found_from_the_page_of_installations() {
+    let pages = ["docs/install.md", "docs/consul/README.md"];
+    let pages = pages.map(|page| std::fs::read_to_string(root().join(page)).unwrap()).concat();
+    let words: BTreeSet<&str> = pages.split('`').skip(1).step_by(2).collect();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root().join("manifests")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_named = words.contains(&*name) || words.contains(&*format!("manifests/{name}"));
+        assert!(is_named, "manifests/{name}");
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+}
+
 #[test]
 fn every_dependency_has_its_reason() {
     let page = std::fs::read_to_string(root().join("docs/dev/dependencies.md")).unwrap();

@@ -162,7 +162,8 @@ fn table(page: &Value) -> String {
         format!("{} at {}{trouble}", text(&peer["version"]), text(&peer["url"]))
     };
     let counts = &page["counts"];
-    let count = |name: &str| counts[name].as_u64().unwrap_or(0);
+    let whole = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let count = |name: &str| counts[name].as_u64().map_or(0, whole);
     let rows = [
         ("cluster", format!("{} (uid {})", text(&page["cluster"]), text(&page["cluster_uid"]))),
         ("bridge", format!("{}, {ready}{leadership}", text(&page["version"]))),
@@ -171,20 +172,20 @@ fn table(page: &Value) -> String {
         (
             "registered",
             format!(
-                "{} registrations ({} critical), {} PTR records, of {} Services",
-                count("registrations"),
+                "{} ({} critical), {}, of {}",
+                counted(count("registrations"), "registration"),
                 count("critical"),
-                count("ptr_records"),
-                count("services")
+                counted(count("ptr_records"), "PTR record"),
+                counted(count("services"), "Service")
             ),
         ),
         (
             "open",
             format!(
-                "{} being brought in sync, {} problems, {} removals held",
+                "{} being brought in sync, {}, {} held",
                 count("backlog"),
-                count("problems"),
-                text(&page["removals_held"])
+                counted(count("problems"), "problem"),
+                counted(page["removals_held"].as_u64().map_or(0, whole), "removal")
             ),
         ),
     ];
@@ -316,13 +317,19 @@ shop/web
     fn the_table_has_a_row_for_each_service() {
         let page = json!({"cluster": "k", "cluster_uid": "u", "version": "1", "ready": true,
             "kubernetes": {"url": "a", "version": "v"}, "consul": {"url": "b", "version": "w"},
-            "counts": {"registrations": 2, "critical": 1}, "removals_held": 0,
+            "counts": {"registrations": 2, "critical": 1, "services": 1, "problems": 1},
+            "removals_held": 0,
             "services": [service(), {"namespace": "shop", "name": "x", "not_selected": "why"}]});
         let table = table(&page);
         let rows: Vec<Vec<&str>> =
             table.lines().skip(8).map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["shop", "web", "web", "1", "1", "1", "NameConflict"]);
         assert_eq!(rows[1], ["shop", "x", "(not", "selected)", "0", "0", "0"]);
-        assert!(table.contains("2 registrations (1 critical)"), "{table}");
+        for shown in [
+            "2 registrations (1 critical), 0 PTR records, of 1 Service\n",
+            "0 being brought in sync, 1 problem, 0 removals held\n",
+        ] {
+            assert!(table.contains(shown), "{table}");
+        }
     }
 }

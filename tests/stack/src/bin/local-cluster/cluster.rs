@@ -1,6 +1,6 @@
 //! The processes of `make run`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -28,6 +28,7 @@ pub struct LocalCluster {
     proxy: KubectlProxy,
     consul: Consul,
     bridge: Program,
+    program: PathBuf,
     admin: Port,
     /// The `ClusterIP` of the sample's Service `web`.
     address: String,
@@ -35,12 +36,12 @@ pub struct LocalCluster {
 
 impl LocalCluster {
     /// Starts it all and waits until the sample's names resolve.
-    pub async fn start(bridge: &Path, manifests: &Path, screen: &Screen) -> Result<Self> {
-        if !bridge.is_file() {
+    pub async fn start(program: &Path, manifests: &Path, screen: &Screen) -> Result<Self> {
+        if !program.is_file() {
             bail!(
                 "there is no kube-consul at {}: build it ('make run' does), or name it with \
                  --bridge",
-                bridge.display()
+                program.display()
             );
         }
         let options = KubernetesOptions::default();
@@ -48,13 +49,15 @@ impl LocalCluster {
         let consul = screen.doing("Consul runs", Consul::start(ConsulOptions::dev())).await?;
         let proxy = screen.doing("kubectl proxy runs", proxy(&kubernetes, manifests)).await?;
         let admin = Port::pick()?;
-        let options = ProgramOptions::new(bridge)
+        let options = ProgramOptions::new(program)
             .args(["bridge", "--sink", "agent", "--cluster", "local"])
             .args(["--kube-url", &proxy.url()])
             .arg(format!("--admin-addr=127.0.0.1:{}", admin.number()))
             .env("CONSUL_HTTP_ADDR", consul.url());
         let bridge = Program::start("kube-consul", options).await?;
-        let mut cluster = Self { kubernetes, proxy, consul, bridge, admin, address: String::new() };
+        let program = program.to_owned();
+        let mut cluster =
+            Self { kubernetes, proxy, consul, bridge, program, admin, address: String::new() };
         screen.doing("kube-consul bridge is ready", cluster.wait_ready()).await?;
         cluster.address = screen.doing("the sample resolves", cluster.deploy_sample()).await?;
         Ok(cluster)
@@ -95,6 +98,7 @@ impl LocalCluster {
     /// What to try.
     pub fn steps(&self) -> Result<Vec<Step>> {
         steps::steps(&Places {
+            program: self.program.clone(),
             kubectl: kube_consul_stack::program_path("kubectl")?,
             kubeconfig: self.kubernetes.kubeconfig().to_owned(),
             consul: self.consul.url().to_owned(),

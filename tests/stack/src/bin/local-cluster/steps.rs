@@ -24,6 +24,7 @@ pub struct Step {
 
 /// Where everything is.
 pub struct Places {
+    pub program: PathBuf,
     pub kubectl: PathBuf,
     pub kubeconfig: PathBuf,
     pub consul: String,
@@ -40,6 +41,7 @@ pub fn steps(places: &Places) -> Result<Vec<Step>> {
         quoted(&places.kubeconfig.display().to_string()),
         quoted(&places.kubectl.display().to_string())
     );
+    let program = quoted(&places.program.display().to_string());
     let dig = format!("dig +short @{} -p {}", dns.ip(), dns.port());
     let step = |about, command: String, expected: &str, times| Step {
         about,
@@ -86,7 +88,24 @@ pub fn steps(places: &Places) -> Result<Vec<Step>> {
             "10.244.",
             5,
         ),
-        step("what the bridge has to say", format!("curl -sS '{admin}/status'"), "web", 1),
+        step(
+            "what the bridge does with each Service",
+            format!("{program} status --admin-url {admin}"),
+            "web,web-metrics",
+            1,
+        ),
+        step(
+            "... and why one is in Consul as it is",
+            format!("{program} explain default/db --admin-url {admin}"),
+            "passing",
+            5,
+        ),
+        step(
+            "its page (open the address in a browser)",
+            format!("curl -sS --header 'Accept: text/html' {admin}/ | head -c 300; echo"),
+            "html",
+            1,
+        ),
         step(
             "all of it in Consul's user interface (open the address in a browser)",
             format!("curl -sSL '{consul}/ui/' | head -c 300; echo"),
