@@ -104,7 +104,7 @@ impl Bridge {
             let permit = |_: &str, _| Permit::Granted(Neighbours::default());
             let slices = std::iter::once(&slice);
             let nodes = None::<std::iter::Empty<(&str, &Node)>>;
-            let wanted = desired(&self.settings, &key, &service, slices, nodes, &permit);
+            let wanted = desired(&self.settings, &key, &service, slices, nodes, &[], &permit);
             for registration in wanted.registrations.into_values() {
                 let observed = ObservedRegistration { registration, index: 7 };
                 self.core.handle_observation(Observation::Registration(observed));

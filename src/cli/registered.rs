@@ -9,17 +9,19 @@ use clap::{ArgAction, Args};
 use crate::cli::word;
 use crate::domain::kube::names::{ClusterName, is_label};
 use crate::domain::kube::object::ServiceType;
+use crate::domain::kube::routes::RouteKinds;
 use crate::domain::kube::selector::Selector;
 use crate::domain::services::labels::{LabelMeta, LabelTag};
 use crate::domain::services::settings::{
     AddressMode, Annotation, AnnotationPolicy, ExtraPorts, HealthMode, JoinExisting, NodeAddress,
-    NodePortNodes, OnConflict, PtrScope, Settings,
+    NodePortNodes, OnConflict, PtrScope, RouteAddress, Settings,
 };
 use crate::domain::services::template::NameTemplate;
 
 /// What is registered.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "What is registered")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RegisteredArgs {
     /// Which addresses are registered; by-type is what consul-k8s' catalog sync registers
     #[arg(
@@ -158,6 +160,18 @@ pub struct RegisteredArgs {
         value_name = "NODES"
     )]
     node_port_nodes: Option<NodePortNodes>,
+    /// Register a Service that an Ingress leads to at the rule's host: at 443 where TLS covers it, else
+    /// at 80
+    #[arg(long, env = "KUBE_CONSUL_INGRESS")]
+    ingress: bool,
+    /// Register a Service that an HTTPRoute leads to at the route's host names, at the ports of its
+    /// Gateway's listeners
+    #[arg(long, env = "KUBE_CONSUL_GATEWAY")]
+    gateway: bool,
+    /// With --ingress or --gateway: at the addresses of the Ingress's load balancer, or of the
+    /// Gateway, in the place of hosts
+    #[arg(long, env = "KUBE_CONSUL_INGRESS_ADDRESSES")]
+    ingress_addresses: bool,
     /// Which addresses get a PTR record: those of Services, all (pods' too), or none (off)
     #[arg(
         long,
@@ -206,6 +220,11 @@ pub(super) enum Conflict {
          is registered"
     )]
     NoExternalNames,
+    #[error(
+        "--ingress-addresses: expected --ingress or --gateway beside it: without, nothing that \
+         routes to a Service is watched"
+    )]
+    NoRoutes,
 }
 
 // === impl RegisteredArgs ===
@@ -220,6 +239,10 @@ impl RegisteredArgs {
         }
         if self.service_type.contains(&ServiceType::ExternalName) && !self.external_name {
             return Err(Conflict::NoExternalNames);
+        }
+        let routes = RouteKinds { ingress: self.ingress, gateway: self.gateway };
+        if self.ingress_addresses && routes == RouteKinds::default() {
+            return Err(Conflict::NoRoutes);
         }
         let annotations = self.annotation_policy()?;
         let mut tags = self.tag;
@@ -245,6 +268,12 @@ impl RegisteredArgs {
             annotations,
             node_address: self.node_address.unwrap_or(NodeAddress::ExternalFirst),
             node_port_nodes: self.node_port_nodes,
+            routes,
+            route_address: if self.ingress_addresses {
+                RouteAddress::LoadBalancer
+            } else {
+                RouteAddress::Host
+            },
             ..Settings::new(cluster)
         })
     }

@@ -28,6 +28,7 @@ use crate::domain::kube::object::Subject;
 use crate::domain::problem::Problem;
 use crate::domain::text::one_line;
 use crate::kubernetes::errors::failure;
+use crate::kubernetes::routes::{Gateways, HttpRoutes, Ingresses};
 use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Watched as _};
 
 /// `reportingController` of the Events.
@@ -181,6 +182,9 @@ impl Regarding {
             Subject::Namespace => ("v1".to_owned(), "Namespace"),
             Subject::Node => (Nodes::api_version(), Nodes::NAME),
             Subject::Pod => ("v1".to_owned(), "Pod"),
+            Subject::Ingress => (Ingresses::api_version(), Ingresses::NAME),
+            Subject::HttpRoute => (HttpRoutes::api_version(), HttpRoutes::NAME),
+            Subject::Gateway => (Gateways::api_version(), Gateways::NAME),
         };
         let namespace = Some(self.key.namespace.to_string()).filter(|it| !it.is_empty());
         ObjectReference {

@@ -2,7 +2,7 @@
 //!
 //! - [`client`] finds the cluster, connects to it and asks what it is.
 //! - [`limits`] bounds what the client leaves unbounded: time to headers, bodies, restarted watches.
-//! - [`slim`] and [`endpoints`] decode objects to the fields that can change a registration.
+//! - [`slim`], [`endpoints`] and [`routes`] decode objects to the fields that can change a registration.
 //! - [`watch`] turns lists and watches into [`WatchEvent`](crate::domain::kube::object::WatchEvent)s.
 //! - [`kubelet`] shows the same by polling the node's kubelet.
 //! - [`node`] decodes the pods of one node, for its daemon.
@@ -25,6 +25,7 @@ pub mod node;
 pub mod permissions;
 pub mod pods;
 pub mod pool;
+pub mod routes;
 pub mod slim;
 pub mod watch;
 mod wire;

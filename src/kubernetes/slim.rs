@@ -27,7 +27,7 @@ use crate::kubernetes::wire::{self, Text};
 const LEFT_OUT_REPORTED: usize = 8;
 
 /// Longest quotation of a value that is wrong: more than any address or number needs.
-const QUOTED_BYTES: usize = 64;
+pub(super) const QUOTED_BYTES: usize = 64;
 
 /// One kind of object: where it is served, how it is decoded, and what its watch shows of it.
 pub trait Watched: fmt::Debug + Send + Sync + 'static {
@@ -45,6 +45,10 @@ pub trait Watched: fmt::Debug + Send + Sync + 'static {
     const PLURAL: &'static str;
     /// Whether each object is in a namespace.
     const NAMESPACED: bool = true;
+    /// Whether those of all namespaces are watched, whichever are asked for.
+    const OF_ALL_NAMESPACES: bool = false;
+    /// Whether an API server need not have the kind: it is a custom resource.
+    const MAY_BE_ABSENT: bool = false;
     /// The file that grants the right to read them.
     const GRANTED_BY: &'static str = "manifests/base/rbac.yaml";
 
@@ -448,7 +452,7 @@ pub(super) fn hostname(text: Option<Text<'_>>) -> Option<Box<str>> {
     text.filter(|text| !text.0.is_empty()).map(Text::into_box)
 }
 
-fn port_number(number: i64) -> Option<u16> {
+pub(super) fn port_number(number: i64) -> Option<u16> {
     u16::try_from(number).ok().filter(|port| *port != 0)
 }
 

@@ -306,7 +306,7 @@ async fn each_right_of_the_shipped_role_is_needed_to_watch() -> Result<()> {
                 Kind::Service => Watcher::new(client).services(Relist::default()),
                 Kind::EndpointSlice => Watcher::new(client)
                     .endpoints(EndpointSource::EndpointSlices, Relist::default()),
-                Kind::Node | Kind::Pod => Watcher::new(client).nodes(Relist::default()),
+                _ => Watcher::new(client).nodes(Relist::default()),
             };
             if verb == "watch" {
                 find_event(&mut stream, WatchEvent::ListCompleted(kind)).await?;

@@ -28,6 +28,7 @@ mod ptr;
 mod purge;
 mod registration;
 mod rollout;
+mod routes;
 mod servers;
 mod sidecar;
 mod support;

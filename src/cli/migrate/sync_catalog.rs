@@ -44,7 +44,7 @@ const FLAGS: &[(&str, Form, Option<&str>)] = &[
     ("consul-write-interval", Form::Value, Some("changes are written at once")),
     ("datacenter", Form::Value, None),
     ("deny-k8s-namespace", Form::Value, None),
-    ("enable-ingress", Form::Switch, Some("Ingress hosts are not registered")),
+    ("enable-ingress", Form::Switch, None),
     ("enable-k8s-namespace-mirroring", Form::Switch, Some(ENTERPRISE)),
     ("enable-metrics", Form::Switch, Some("metrics are always served, at --admin-addr")),
     ("enable-namespaces", Form::Switch, Some(ENTERPRISE)),
@@ -58,7 +58,7 @@ const FLAGS: &[(&str, Form, Option<&str>)] = &[
     ("k8s-write-namespace", Form::Value, None),
     ("kubeconfig", Form::Value, None),
     ("listen", Form::Value, None),
-    ("loadBalancer-ips", Form::Switch, Some("Ingress hosts are not registered")),
+    ("loadBalancer-ips", Form::Switch, None),
     ("log-json", Form::Switch, None),
     ("log-level", Form::Value, None),
     ("metrics-path", Form::Value, Some("the path is /metrics, at --admin-addr")),
@@ -251,6 +251,19 @@ impl SyncCatalog {
         if !self.is("sync-clusterip-services", true) {
             bridge.option("--service-type", Some("NodePort"));
             bridge.option("--service-type", Some("LoadBalancer"));
+        }
+        if self.is("enable-ingress", false) {
+            bridge.0.push("--ingress".to_owned());
+            if self.is("loadBalancer-ips", false) {
+                bridge.0.push("--ingress-addresses".to_owned());
+            }
+            notes.push(
+                "It takes the last rule with the path / of a Service, and its last host; ours takes \
+                 every path and every host."
+                    .to_owned(),
+            );
+        } else if self.is("loadBalancer-ips", false) {
+            notes.push("-loadBalancer-ips does nothing without -enable-ingress.".to_owned());
         }
         self.namespaces(&mut bridge, notes);
         bridge.option("--datacenter", self.text("datacenter"));

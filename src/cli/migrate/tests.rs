@@ -58,7 +58,7 @@ fn each_of_their_flags_is_translated_or_told() {
         ("-consul-write-interval=30s", "# -consul-write-interval: changes are written at once"),
         ("-datacenter=dc2", "--datacenter dc2"),
         ("-deny-k8s-namespace=kube-system", "--deny-namespace kube-system"),
-        ("-enable-ingress", "# -enable-ingress: "),
+        ("-enable-ingress", "--ingress"),
         ("-enable-k8s-namespace-mirroring", "# -enable-k8s-namespace-mirroring: of Consul"),
         ("-enable-metrics", "# -enable-metrics: metrics are always served"),
         ("-enable-namespaces", "# -enable-namespaces: of Consul"),
@@ -72,7 +72,7 @@ fn each_of_their_flags_is_translated_or_told() {
         ("-k8s-write-namespace=consul", "--target-namespace consul"),
         ("-kubeconfig=/k", "--kubeconfig /k"),
         ("-listen=:8080", "--admin-addr 0.0.0.0:8080"),
-        ("-loadBalancer-ips", "# -loadBalancer-ips: "),
+        ("-loadBalancer-ips", "--ingress \\\n  --ingress-addresses"),
         ("-log-json", "--log-format json"),
         ("-log-level=debug", "--log-level debug"),
         ("-metrics-path=/m", "# -metrics-path: the path is /metrics"),
@@ -101,6 +101,9 @@ fn each_of_their_flags_is_translated_or_told() {
         if argument.contains("http-port") || argument.contains("use-tls") {
             arguments.extend(["-addresses=c", "-use-tls"]);
         }
+        if argument.contains("loadBalancer") {
+            arguments.push("-enable-ingress");
+        }
         if argument.contains("login") {
             arguments.push("-auth-method-name=m");
         }
@@ -123,7 +126,7 @@ fn a_direction_that_is_off_has_no_command() {
     assert!(!import.contains("kube-consul bridge") && !import.contains("purge"), "{import}");
     // A switch that is off has nothing to tell.
     let text = text(&["-enable-ingress=false", "-allow-k8s-namespace=*"]);
-    assert!(!text.contains("-enable-ingress"), "{text}");
+    assert!(!text.contains("ingress"), "{text}");
 }
 
 #[test]

@@ -9,9 +9,12 @@ use std::collections::{BTreeSet, HashMap};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, Node, SeenObject, Service};
 use crate::domain::kube::packed::PackedSlice;
+use crate::domain::kube::route::Route;
+use crate::domain::kube::routes::{RouteKinds, Routes};
 use crate::domain::kube::store::{Listed, Listing, Store};
 
-/// Services and their EndpointSlices, and the nodes where they are asked for.
+/// Services and their EndpointSlices, and where they are asked for the nodes and what routes to
+/// Services.
 #[derive(Debug, Default)]
 pub struct ClusterCache {
     services: Store<Service>,
@@ -22,6 +25,9 @@ pub struct ClusterCache {
     node_users: BTreeSet<ObjectKey>,
     /// Whether a node's addresses concern the Services that have endpoints on it, too.
     tells_nodes_from_pods: bool,
+    /// Ingresses and the Gateway API's objects, where they are watched. Boxed: elsewhere this is one
+    /// word.
+    routes: Option<Box<Routes>>,
 }
 
 /// EndpointSlices by their Service (which may not exist, or not yet), sorted by their own keys.
@@ -43,25 +49,35 @@ pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 impl ClusterCache {
     /// An empty one. `tells_nodes_from_pods`: whether it matters which endpoints have the address of
-    /// their node, as pods with `hostNetwork` do.
-    pub fn new(tells_nodes_from_pods: bool) -> Self {
-        Self { tells_nodes_from_pods, ..Self::default() }
+    /// their node, as pods with `hostNetwork` do; `routes`: what of it is watched.
+    pub fn new(tells_nodes_from_pods: bool, routes: RouteKinds) -> Self {
+        let routes = (routes != RouteKinds::default()).then(|| Routes::new(routes).into());
+        Self { tells_nodes_from_pods, routes, ..Self::default() }
     }
 
     /// Whether every kind that is always watched has been listed completely.
     pub fn is_complete(&self) -> bool {
         WATCHED.iter().all(|kind| self.is_listed(*kind))
+            && self.routes.as_ref().is_none_or(|routes| routes.is_complete())
     }
 
     /// Whether this kind has been listed completely.
     pub fn is_listed(&self, kind: Kind) -> bool {
-        self.listing(kind).is_complete()
+        self.listing(kind).is_some_and(Listing::is_complete)
     }
 
     /// The kinds of which a complete list is evidence of absence: those that are always watched,
-    /// and nodes once they were listed.
+    /// nodes once they were listed, and of what routes to Services the kinds that are served.
     pub fn evidence(&self) -> impl Iterator<Item = Kind> {
-        WATCHED.into_iter().chain(self.is_listed(Kind::Node).then_some(Kind::Node))
+        let routes = self.routes.iter().flat_map(|routes| routes.evidence());
+        WATCHED.into_iter().chain(self.is_listed(Kind::Node).then_some(Kind::Node)).chain(routes)
+    }
+
+    /// The API server does not serve this kind: what is known of its objects stays.
+    pub fn not_served(&mut self, kind: Kind) {
+        if let Some(routes) = &mut self.routes {
+            routes.not_served(kind);
+        }
     }
 
     /// A list of this kind begins.
@@ -71,6 +87,11 @@ impl ClusterCache {
             Kind::EndpointSlice => self.slices.listing.start(),
             Kind::Node => self.nodes.list_started(),
             Kind::Pod => {}
+            Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
+                if let Some(routes) = &mut self.routes {
+                    routes.list_started(kind);
+                }
+            }
         }
     }
 
@@ -81,6 +102,9 @@ impl ClusterCache {
             Kind::EndpointSlice => self.slices.list_completed(),
             Kind::Node => self.nodes.list_completed(),
             Kind::Pod => Vec::new(),
+            Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
+                self.routes.as_mut().map_or_else(Vec::new, |routes| routes.list_completed(kind))
+            }
         }
     }
 
@@ -108,6 +132,15 @@ impl ClusterCache {
                     false => BTreeSet::new(),
                 }
             }
+            SeenObject::Ingress(key, ingress) => {
+                self.seen_route(Kind::Ingress, &key, |routes| routes.seen_ingress(&key, ingress))
+            }
+            SeenObject::HttpRoute(key, route) => {
+                self.seen_route(Kind::HttpRoute, &key, |it| it.seen_http_route(&key, route))
+            }
+            SeenObject::Gateway(key, gateway) => {
+                self.seen_route(Kind::Gateway, &key, |it| it.seen_gateway(&key, gateway))
+            }
             SeenObject::Undecodable(kind, key, reason) => {
                 let services = self.services_concerned(kind, &key);
                 match kind {
@@ -115,6 +148,11 @@ impl ClusterCache {
                     Kind::EndpointSlice => self.slices.undecodable(key, reason),
                     Kind::Node => self.nodes.undecodable(key, reason),
                     Kind::Pod => {}
+                    Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
+                        if let Some(routes) = &mut self.routes {
+                            routes.undecodable(kind, key, reason);
+                        }
+                    }
                 }
                 services
             }
@@ -129,8 +167,37 @@ impl ClusterCache {
             Kind::EndpointSlice => self.slices.remove(key),
             Kind::Node => drop(self.nodes.remove(key)),
             Kind::Pod => {}
+            Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
+                if let Some(routes) = &mut self.routes {
+                    routes.remove(kind, key);
+                }
+            }
         }
         services
+    }
+
+    /// Takes an object that routes to Services. One that could never be read before may have led to
+    /// any of its namespace, which waited for it.
+    fn seen_route(
+        &mut self,
+        kind: Kind,
+        key: &ObjectKey,
+        seen: impl FnOnce(&mut Routes) -> BTreeSet<ObjectKey>,
+    ) -> BTreeSet<ObjectKey> {
+        let waited = self.waited_for_route(kind, key);
+        let changed = self.routes.as_mut().map(|routes| seen(routes)).unwrap_or_default();
+        changed.into_iter().map(|service| self.shared(service)).chain(waited).collect()
+    }
+
+    /// The Services of which nothing is removed because this object could never be read.
+    fn waited_for_route(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
+        let never_read = |routes: &Routes| routes.is_never_read(kind, key);
+        if !self.routes.as_ref().is_some_and(|routes| never_read(routes)) {
+            return Vec::new();
+        }
+        let first = ObjectKey::new(key.namespace.clone(), "");
+        let after = self.services.iter_after(Some(&first)).map(|(service, _)| service);
+        after.take_while(|service| service.namespace == key.namespace).cloned().collect()
     }
 
     /// The Services that an object is, belongs to or serves.
@@ -144,6 +211,11 @@ impl ClusterCache {
                 of_pods.into_iter().flatten().chain(self.node_users.iter()).cloned().collect()
             }
             Kind::Pod => BTreeSet::new(),
+            Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
+                let Some(routes) = &self.routes else { return BTreeSet::new() };
+                let waited = self.waited_for_route(kind, key);
+                routes.services_concerned(kind, key).into_iter().chain(waited).collect()
+            }
         }
     }
 
@@ -190,6 +262,35 @@ impl ClusterCache {
         self.node_users.contains(service) && self.nodes.never_read().next().is_some()
     }
 
+    /// The ways by which the Service is reached through Ingresses and Gateways, but for those by
+    /// objects of which `absent` is true, and whether there are more than are looked at.
+    pub fn routes<'a>(
+        &'a self,
+        service: &'a ObjectKey,
+        absent: &impl Fn(Kind, &ObjectKey) -> bool,
+    ) -> (Vec<Route<'a>>, bool) {
+        self.routes.as_ref().map_or_else(Default::default, |routes| routes.of(service, absent))
+    }
+
+    /// Whether what routes to Services is watched, and nothing is shown that does.
+    pub fn shows_no_routes(&self) -> bool {
+        self.routes.as_ref().is_some_and(|routes| routes.are_none())
+    }
+
+    /// The Services for which [`ClusterCache::may_miss_route`] holds.
+    pub fn services_with_unread_routes(&self) -> Vec<ObjectKey> {
+        let Some(routes) = self.routes.as_ref().filter(|routes| routes.has_never_read()) else {
+            return Vec::new();
+        };
+        let services = self.services.iter_after(None).map(|(service, _)| service);
+        services.filter(|service| routes.may_miss(service)).cloned().collect()
+    }
+
+    /// Whether an object that may route to the Service could never be read.
+    pub fn may_miss_route(&self, service: &ObjectKey) -> bool {
+        self.routes.as_ref().is_some_and(|routes| routes.may_miss(service))
+    }
+
     /// The Service of this name.
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
         self.services.get(key)
@@ -216,7 +317,7 @@ impl ClusterCache {
 
     /// Why the object could not be read, if it could not: what is known of it may be outdated.
     pub fn undecodable(&self, kind: Kind, key: &ObjectKey) -> Option<&str> {
-        self.listing(kind).reason(key)
+        self.listing(kind)?.reason(key)
     }
 
     /// Services of which nothing could ever be read.
@@ -272,12 +373,15 @@ impl ClusterCache {
         self.kept_key(&service).unwrap_or(service)
     }
 
-    fn listing(&self, kind: Kind) -> &Listing {
+    /// How far the lists of a kind are; none for one that is not here.
+    fn listing(&self, kind: Kind) -> Option<&Listing> {
         match kind {
-            Kind::Service => self.services.listing(),
-            Kind::EndpointSlice => &self.slices.listing,
-            // No Service depends on a pod: none is here.
-            Kind::Node | Kind::Pod => self.nodes.listing(),
+            Kind::Service => Some(self.services.listing()),
+            Kind::EndpointSlice => Some(&self.slices.listing),
+            Kind::Node => Some(self.nodes.listing()),
+            // No Service depends on a pod.
+            Kind::Pod => None,
+            Kind::Ingress | Kind::HttpRoute | Kind::Gateway => self.routes.as_ref()?.listing(kind),
         }
     }
 }
@@ -471,7 +575,7 @@ mod tests {
     fn n9_addresses_of_a_node_concern_the_services_with_endpoints_on_it() {
         let n1 = ObjectKey::new("", "n1");
         for tells in [false, true] {
-            let mut cache = ClusterCache::new(tells);
+            let mut cache = ClusterCache::new(tells, RouteKinds::default());
             let mut slice = slice("a", &[("http", 80)], &[("10.0.0.1", true), ("10.1.0.1", true)]);
             for endpoint in &mut slice.endpoints {
                 endpoint.node = Some("n1".into());

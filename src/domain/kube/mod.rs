@@ -6,5 +6,7 @@ pub mod names;
 pub mod object;
 pub mod packed;
 pub mod pod;
+pub mod route;
+pub mod routes;
 pub mod selector;
 pub mod store;

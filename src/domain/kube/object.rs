@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::domain::kube::route::{Gateway, HttpRoute, Ingress};
 use crate::domain::words::words;
 
 /// A `v1` Service.
@@ -168,6 +169,12 @@ pub enum Kind {
     Node,
     /// `v1` Pod: watched by the daemon of its node only.
     Pod,
+    /// `networking.k8s.io/v1` Ingress: watched only with `--ingress`.
+    Ingress,
+    /// `gateway.networking.k8s.io/v1` HTTPRoute: watched only with `--gateway`.
+    HttpRoute,
+    /// `gateway.networking.k8s.io/v1` Gateway: likewise.
+    Gateway,
 }
 
 /// The kind of the object that a problem is about.
@@ -183,6 +190,12 @@ pub enum Subject {
     Node,
     /// A Pod.
     Pod,
+    /// An Ingress.
+    Ingress,
+    /// An HTTPRoute.
+    HttpRoute,
+    /// A Gateway.
+    Gateway,
 }
 
 /// What one watch says, in the order of the API's protocol: a list (`ListStarted`, each object
@@ -211,6 +224,12 @@ pub enum SeenObject {
     EndpointSlice(super::names::ObjectKey, EndpointSlice),
     /// A node.
     Node(super::names::ObjectKey, Node),
+    /// An Ingress.
+    Ingress(super::names::ObjectKey, Ingress),
+    /// An HTTPRoute.
+    HttpRoute(super::names::ObjectKey, HttpRoute),
+    /// A Gateway.
+    Gateway(super::names::ObjectKey, Gateway),
     /// An object of this kind that could not be read, and why. It exists: what was known of it
     /// stays.
     Undecodable(Kind, super::names::ObjectKey, String),
@@ -270,6 +289,9 @@ impl Kind {
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
             Kind::Pod => "Pod",
+            Kind::Ingress => "Ingress",
+            Kind::HttpRoute => "HTTPRoute",
+            Kind::Gateway => "Gateway",
         }
     }
 }
@@ -283,6 +305,9 @@ impl Subject {
             Subject::Namespace => "Namespace",
             Subject::Node => "Node",
             Subject::Pod => "Pod",
+            Subject::Ingress => "Ingress",
+            Subject::HttpRoute => "HTTPRoute",
+            Subject::Gateway => "Gateway",
         }
     }
 }
@@ -294,6 +319,9 @@ impl From<Kind> for Subject {
             Kind::EndpointSlice => Subject::EndpointSlice,
             Kind::Node => Subject::Node,
             Kind::Pod => Subject::Pod,
+            Kind::Ingress => Subject::Ingress,
+            Kind::HttpRoute => Subject::HttpRoute,
+            Kind::Gateway => Subject::Gateway,
         }
     }
 }
@@ -305,7 +333,23 @@ impl SeenObject {
             SeenObject::Service(..) => Kind::Service,
             SeenObject::EndpointSlice(..) => Kind::EndpointSlice,
             SeenObject::Node(..) => Kind::Node,
+            SeenObject::Ingress(..) => Kind::Ingress,
+            SeenObject::HttpRoute(..) => Kind::HttpRoute,
+            SeenObject::Gateway(..) => Kind::Gateway,
             SeenObject::Undecodable(kind, ..) => *kind,
+        }
+    }
+
+    /// Its namespace (empty where there is none) and name.
+    pub fn key(&self) -> &super::names::ObjectKey {
+        match self {
+            SeenObject::Service(key, _)
+            | SeenObject::EndpointSlice(key, _)
+            | SeenObject::Node(key, _)
+            | SeenObject::Ingress(key, _)
+            | SeenObject::HttpRoute(key, _)
+            | SeenObject::Gateway(key, _)
+            | SeenObject::Undecodable(_, key, _) => key,
         }
     }
 }

@@ -134,6 +134,11 @@ impl<T: PartialEq> Store<T> {
         self.objects.is_empty()
     }
 
+    /// Whether it is an object of which nothing could ever be read.
+    pub fn is_never_read(&self, key: &ObjectKey) -> bool {
+        self.listing.reason(key).is_some() && !self.objects.contains_key(key)
+    }
+
     /// The objects of which nothing could ever be read.
     pub fn never_read(&self) -> impl Iterator<Item = &ObjectKey> {
         self.listing.undecodable.keys().filter(|key| !self.objects.contains_key(*key))

@@ -7,5 +7,6 @@ pub mod consul8s;
 pub mod desired;
 pub mod labels;
 pub mod overrides;
+pub mod routes;
 pub mod settings;
 pub mod template;

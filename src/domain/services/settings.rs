@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use crate::domain::consul::names::Holder;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::kube::object::{NodeAddressType, ServiceType};
+use crate::domain::kube::routes::RouteKinds;
 use crate::domain::kube::selector::Selector;
 use crate::domain::services::labels::{LabelMeta, LabelTag};
 use crate::domain::services::template::NameTemplate;
@@ -54,6 +55,10 @@ pub struct Settings {
     pub node_address: NodeAddress,
     /// Which nodes are registered; `None`: as the address mode says.
     pub node_port_nodes: Option<NodePortNodes>,
+    /// Which Ingresses and Gateways give Services their addresses.
+    pub routes: RouteKinds,
+    /// Which addresses those are.
+    pub route_address: RouteAddress,
     /// Whether records are removed.
     pub policy: Policy,
     /// Whether many removals of objects that still exist are made at the first reconciliation.
@@ -151,6 +156,15 @@ pub enum NodePortNodes {
     All,
     /// Those that kube-proxy finds an endpoint on.
     WithEndpoints,
+}
+
+/// Where a Service is registered that an Ingress or HTTPRoute leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteAddress {
+    /// At the hosts of the rules.
+    Host,
+    /// At the addresses of the Ingress's load balancer, or of the Gateway.
+    LoadBalancer,
 }
 
 /// Whether ports other than the primary one are registered, each under a name of its own.
@@ -253,6 +267,8 @@ impl Settings {
             annotations: AnnotationPolicy::default(),
             node_address: NodeAddress::ExternalFirst,
             node_port_nodes: None,
+            routes: RouteKinds::default(),
+            route_address: RouteAddress::Host,
             policy: Policy::Sync,
             allow_removals: false,
         }

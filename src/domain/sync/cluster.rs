@@ -8,6 +8,7 @@ use crate::domain::kube::object::{Kind, SeenObject};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::NameClaims;
 use crate::domain::services::desired::{is_read_label, left_out, wanted};
+use crate::domain::services::routes::route_problems;
 use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::confirm::Suspects;
 use crate::domain::sync::node_watch::NodeWatch;
@@ -40,7 +41,7 @@ pub(super) struct Changes {
 impl Cluster {
     /// Nothing is known yet.
     pub(super) fn new(settings: &Settings) -> Self {
-        let cache = ClusterCache::new(settings.reverse == PtrScope::All);
+        let cache = ClusterCache::new(settings.reverse == PtrScope::All, settings.routes);
         Self { cache, ..Self::default() }
     }
 
@@ -65,6 +66,9 @@ impl Cluster {
             SeenObject::Node(key, node) => {
                 (key.clone(), left_out(&node.left_out).collect::<BTreeSet<_>>())
             }
+            SeenObject::Ingress(key, _)
+            | SeenObject::HttpRoute(key, _)
+            | SeenObject::Gateway(key, _) => (key.clone(), route_problems(settings, &seen)),
             SeenObject::Undecodable(_, key, why) => {
                 (key.clone(), [Problem::new(Reason::Undecodable, why.clone())].into())
             }
@@ -101,13 +105,20 @@ impl Cluster {
     /// Nodes are watched no longer.
     pub(super) fn forget_nodes(&mut self, reports: &mut Vec<Report>) {
         self.cache.forget_nodes();
-        self.suspects.forget_nodes();
+        self.suspects.forget(Kind::Node);
         let subject = Kind::Node.into();
         let wrong: Vec<ObjectKey> = self.problems.subjects(subject).cloned().collect();
         for key in wrong {
             self.problems.set(subject, &key, BTreeSet::new(), reports);
         }
         self.node_watch.stopped();
+    }
+
+    /// The API server does not serve this kind, which shows nothing of its objects: none of them is
+    /// missing, and what is known of them stays.
+    pub(super) fn not_served(&mut self, kind: Kind) {
+        self.cache.not_served(kind);
+        self.suspects.forget(kind);
     }
 
     /// Takes what a watch could not do; only the first list of nodes matters. Whether that changes
@@ -157,13 +168,13 @@ impl Cluster {
     fn concerned_by_unread(&self, kind: Kind, key: &ObjectKey) -> Vec<ObjectKey> {
         match kind {
             _ if self.cache.undecodable(kind, key).is_none() => Vec::new(),
-            Kind::Service => vec![ObjectKey::orphaned()],
+            Kind::Service | Kind::Ingress | Kind::HttpRoute => vec![ObjectKey::orphaned()],
             Kind::EndpointSlice => {
                 let services = self.cache.concerned_by_unread(key).into_iter();
                 services.chain([ObjectKey::orphaned()]).collect()
             }
-            // Whoever uses nodes is concerned by any change of one.
-            Kind::Node | Kind::Pod => Vec::new(),
+            // Whoever waits for one is concerned by any change of it.
+            Kind::Node | Kind::Pod | Kind::Gateway => Vec::new(),
         }
     }
 

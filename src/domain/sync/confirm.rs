@@ -61,9 +61,9 @@ impl Suspects {
         self.objects.remove(&(kind, key.clone()));
     }
 
-    /// Nodes are watched no longer: none is missing.
-    pub(super) fn forget_nodes(&mut self) {
-        self.objects.retain(|(kind, _)| *kind != Kind::Node);
+    /// Objects of this kind are watched no longer: none is missing.
+    pub(super) fn forget(&mut self, kind: Kind) {
+        self.objects.retain(|(other, _)| *other != kind);
     }
 
     /// Whatever is missing or held now wants a second list of its own.

@@ -122,6 +122,15 @@ impl Core {
         self.start_if_loaded(now);
     }
 
+    /// The API server does not serve this kind, which is watched where it is there.
+    pub fn handle_not_served(&mut self, kind: Kind, now: Moment) {
+        self.now = self.now.max(now);
+        self.cluster.not_served(kind);
+        // Nobody waits for its second list any more.
+        self.release_if_confirmed();
+        self.start_if_loaded(now);
+    }
+
     /// The handshake is over.
     pub fn handle_connected(&mut self, peer: Peer, now: Moment) {
         self.now = self.now.max(now);

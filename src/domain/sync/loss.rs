@@ -96,7 +96,8 @@ impl View<'_> {
     pub(super) fn first_loss(&self, key: &ObjectKey, desired: &Desired) -> Option<Loss> {
         let known = self.term.known.of(key);
         let cache = &self.cluster.cache;
-        let unread = cache.has_unread_slice(key) || cache.may_miss_node(key);
+        let unread =
+            cache.has_unread_slice(key) || cache.may_miss_node(key) || cache.may_miss_route(key);
         let service = cache.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
         let wanted = wanted(self.settings, key, service);
         let addresses = (!wanted.ports.is_empty()).then_some(wanted.addresses);
@@ -125,13 +126,21 @@ impl View<'_> {
         } else {
             0
         };
-        let is_shown = match addresses {
-            Some(AddressSource::Nodes { .. }) => {
-                cache.nodes().is_some_and(|mut it| it.next().is_some())
-            }
-            _ => cache.slices(key).next().is_some(),
+        // Where nothing routes to any Service, those that go may have been at such an address.
+        let unrouted = if cache.shows_no_routes() && !self.settings.never_removes() {
+            let id = |known: &KnownRegistration| known.id(&self.settings.cluster, key);
+            known.iter().filter(|known| !desired.keeps(&id(known))).count()
+        } else {
+            0
         };
-        let records = turning + fewer;
+        let is_shown = unrouted == 0
+            && match addresses {
+                Some(AddressSource::Nodes { .. }) => {
+                    cache.nodes().is_some_and(|mut it| it.next().is_some())
+                }
+                _ => cache.slices(key).next().is_some(),
+            };
+        let records = turning + fewer.max(unrouted);
         (records > 0).then_some(Loss { cause: Cause::Absence, records, is_shown })
     }
 

@@ -298,7 +298,8 @@ impl View<'_> {
     fn keeps(&self, key: &ObjectKey, draft: &Draft) -> Option<Wait> {
         let held = self.term.holds.of(key).filter(|_| !draft.outcome.releases_hold);
         let cache = &self.cluster.cache;
-        let unread = || cache.has_unread_slice(key) || cache.may_miss_node(key);
+        let unread =
+            || cache.has_unread_slice(key) || cache.may_miss_node(key) || cache.may_miss_route(key);
         let unread = || cache.service(key).is_some() && unread();
         held.map(Wait::Held).or_else(|| unread().then_some(Wait::Unread))
     }
@@ -340,6 +341,7 @@ impl View<'_> {
         let users = cache.node_users().iter().filter(|_| awaits_nodes);
         let users = users.map(|user| (user.clone(), Wait::NodesUnknown));
         let unread = cache.services_with_unread_slices().into_iter();
+        let unread = unread.chain(cache.services_with_unread_routes());
         let services = users.chain(unread.map(|service| (service, Wait::Unread)));
         let keys = services.flat_map(|(service, wait)| {
             let known = self.term.known.of(&service).iter();

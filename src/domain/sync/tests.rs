@@ -8,6 +8,7 @@ mod large;
 mod names;
 mod nodes;
 mod policy;
+mod routes;
 mod shared_ptr;
 mod slices;
 mod table;

@@ -9,6 +9,8 @@ use crate::domain::consul::record::Registration;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind};
+use crate::domain::kube::routes::MAX_ROUTES;
+use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::AddressKind;
 use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
 use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
@@ -67,11 +69,14 @@ impl View<'_> {
         let nodes = cache.nodes().map(|nodes| {
             nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
         });
+        let (routes, are_cut) = cache.routes(key, absent);
         // Collected once: a Service may have thousands of ports, each with its name.
         let names: HashSet<&str> = self.term.known.of(key).iter().map(|it| &*it.service).collect();
         let held = names.into_iter().map(lookup_form).collect();
         let permit = |name: &str, join| self.permit(key, name, &held, join);
-        let mut desired = desired(self.settings, key, service, slices.iter(), nodes, &permit);
+        let slices_of = slices.iter();
+        let mut desired = desired(self.settings, key, service, slices_of, nodes, &routes, &permit);
+        desired.problems.extend(are_cut.then(too_many_routes));
         self.keep_former_names(key, &mut desired);
         // A node's address gets no PTR record: it is no Service's.
         let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
@@ -155,4 +160,14 @@ impl View<'_> {
             Permit::Foreign(others.clone())
         }
     }
+}
+
+fn too_many_routes() -> Problem {
+    Problem::new(
+        Reason::TooLarge,
+        format!(
+            "expected at most {MAX_ROUTES} hosts of Ingresses and HTTPRoutes that lead to the \
+             Service, found more: the others are left out"
+        ),
+    )
 }

@@ -15,7 +15,9 @@ use crate::kubernetes::endpoints::subset_key;
 use crate::kubernetes::pool::Pool;
 use crate::kubernetes::slim::{Content, Slim, Watched};
 use crate::kubernetes::watch::health::Health;
-use crate::kubernetes::watch::notice::{Error, LIST_TIMEOUT, Notice, Target, Trouble};
+use crate::kubernetes::watch::notice::{
+    Error, LIST_TIMEOUT, NOT_SERVED_RETRY, Notice, Target, Trouble,
+};
 use crate::kubernetes::watch::relist::Relist;
 use crate::kubernetes::watch::requests::{Event, Events, Failure, Page, Pending, Requests};
 
@@ -251,6 +253,12 @@ impl<P: Watched> Machine<P> {
                 self.state = self.ask_page(list);
                 return;
             }
+            Err(failure) if is_not_served::<P>(&failure) => {
+                self.said.push_back(Notice::NotServed(P::KIND));
+                let until = Instant::now() + NOT_SERVED_RETRY;
+                self.state = State::Paused { until, next: Next::List };
+                return;
+            }
             Err(failure) => {
                 if let Failure::Slow(_) = failure {
                     self.page_size = (self.page_size / 2).max(1);
@@ -302,6 +310,11 @@ impl<P: Watched> Machine<P> {
     }
 
     fn start_failed(&mut self, version: String, failure: &Failure) {
+        if is_not_served::<P>(failure) {
+            // The list says so.
+            self.state = State::now(Next::List);
+            return;
+        }
         let next = if may_resume(failure) { Next::Resume { version } } else { Next::List };
         let cause = failure.to_string();
         self.fail_with(failure, |target| Error::Start { target, cause }, next);
@@ -437,6 +450,11 @@ impl<P: Watched> Machine<P> {
 /// served (410 above all, and 400, 504); one that is busy or refuses us is where it was.
 fn may_resume(failure: &Failure) -> bool {
     matches!(failure, Failure::Status { code: 401 | 403 | 408 | 429, .. })
+}
+
+/// Whether the server does not have the kind, and need not.
+fn is_not_served<P: Watched>(failure: &Failure) -> bool {
+    P::MAY_BE_ABSENT && matches!(failure, Failure::Status { code: 404, .. })
 }
 
 /// Whether `newest`, the storage's version, is older than `version`. Versions of one storage are

@@ -95,7 +95,7 @@ impl<T> Merge<T> {
                 self.troubled.remove(&member);
                 self.troubled.is_empty().then_some(Notice::Recovered(self.kind))
             }
-            Notice::Event(_) | Notice::Heard(_) => Some(notice),
+            Notice::Event(_) | Notice::Heard(_) | Notice::NotServed(_) => Some(notice),
         }
     }
 

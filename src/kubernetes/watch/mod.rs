@@ -9,6 +9,7 @@
 //!   each watch at once;
 //! - pages that are halved when they are too large, and objects that are skipped when they are;
 //! - a back-off that grows with every failure and heals by quiet time only;
+//! - kinds that the server does not serve, and may serve later;
 //! - deadlines on the whole list and, in [`limits`](super::limits), on each response;
 //! - a handle that asks for a relist ([`Relist`]).
 //!
@@ -29,12 +30,16 @@ use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
 
 use self::machine::Machine;
-pub use self::notice::{Error, Notice, Target, Trouble};
+pub use self::notice::{Error, NOT_SERVED_RETRY, Notice, Target, Trouble};
 pub use self::relist::Relist;
 use self::requests::{Memory, Requests};
 pub use self::scope::{MAX_NAMESPACES, Scope};
+use crate::domain::kube::object::Kind;
+#[cfg(doc)]
+use crate::domain::kube::routes::RouteKinds;
 use crate::kubernetes::client::EndpointSource;
 use crate::kubernetes::endpoints::Endpoints;
+use crate::kubernetes::routes::{Gateways, HttpRoutes, Ingresses};
 use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Watched};
 
 /// Makes watches of one cluster.
@@ -77,11 +82,26 @@ impl Watcher {
         self.watch::<Nodes>(relist)
     }
 
+    /// Watches what routes to Services, of this kind of [`RouteKinds`].
+    ///
+    /// # Panics
+    /// For any other kind.
+    pub fn routes(&self, kind: Kind, relist: Relist) -> BoxStream<'static, Notice> {
+        match kind {
+            Kind::Ingress => self.watch::<Ingresses>(relist),
+            Kind::HttpRoute => self.watch::<HttpRoutes>(relist),
+            Kind::Gateway => self.watch::<Gateways>(relist),
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => {
+                unreachable!("{} routes to no Service", kind.as_str())
+            }
+        }
+    }
+
     /// Watches objects of the kind `P`. Several namespaces are one stream, whose list is complete
     /// when that of each is.
     pub fn watch<P: Watched>(&self, relist: Relist) -> BoxStream<'static, Notice<P::Seen>> {
         match &self.scopes[..] {
-            _ if !P::NAMESPACED => self.one::<P>(Scope::default(), relist),
+            _ if !P::NAMESPACED || P::OF_ALL_NAMESPACES => self.one::<P>(Scope::default(), relist),
             [scope] => self.one::<P>(scope.clone(), relist),
             scopes => {
                 let members = scopes.iter().map(|scope| {

@@ -9,6 +9,10 @@ use crate::domain::kube::object::{Kind, SeenObject, WatchEvent};
 /// a list's later pages cannot be had anyway.
 pub const LIST_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// Between two looks for a kind that the server does not serve: as soon as people expect something of
+/// what they have just installed, at the cost of an answer of a few bytes.
+pub const NOT_SERVED_RETRY: Duration = Duration::from_secs(10);
+
 /// What the stream says. `T` is an object with its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice<T = SeenObject> {
@@ -18,6 +22,9 @@ pub enum Notice<T = SeenObject> {
     Heard(Kind),
     /// The watch fails, and is tried again.
     Trouble(Trouble),
+    /// The server does not serve this kind, which is a custom resource: it is asked again every
+    /// [`NOT_SERVED_RETRY`]. That shows nothing of the objects.
+    NotServed(Kind),
     /// The watch that was in trouble has not failed for a minute.
     Recovered(Kind),
 }

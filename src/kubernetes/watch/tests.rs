@@ -270,7 +270,7 @@ fn troubles(notices: &[Notice]) -> Vec<&Trouble> {
         .iter()
         .filter_map(|notice| match notice {
             Notice::Trouble(trouble) => Some(trouble),
-            Notice::Event(_) | Notice::Recovered(_) | Notice::Heard(_) => None,
+            _ => None,
         })
         .collect()
 }
@@ -286,18 +286,14 @@ fn events(notices: &[Notice]) -> Vec<String> {
         .iter()
         .filter_map(|notice| match notice {
             Notice::Event(event) => Some(event),
-            Notice::Trouble(_) | Notice::Recovered(_) | Notice::Heard(_) => None,
+            _ => None,
         })
         .map(|event| match event {
             WatchEvent::ListStarted(_) => "started".to_owned(),
             WatchEvent::ListCompleted(_) => "completed".to_owned(),
             WatchEvent::Deleted(_, key) => format!("-{}", key.name),
             WatchEvent::Seen(SeenObject::Undecodable(_, key, _)) => format!("?{}", key.name),
-            WatchEvent::Seen(
-                SeenObject::Service(key, _)
-                | SeenObject::EndpointSlice(key, _)
-                | SeenObject::Node(key, _),
-            ) => format!("+{}", key.name),
+            WatchEvent::Seen(seen) => format!("+{}", seen.key().name),
         })
         .collect()
 }

@@ -253,7 +253,9 @@ impl Bridge {
                     self.finish().await;
                     return stopped.outcome();
                 }
-                Some(source) = &mut source => self.watches.start(source),
+                Some(source) = &mut source => {
+                    self.watches.start(source, self.options.sync.settings.routes);
+                }
                 notices = self.watches.next() => self.handle_notices(notices),
                 done = self.leadership.next() => self.handle(done)?,
                 done = self.jobs.next() => self.handle(done)?,
@@ -366,6 +368,10 @@ impl Bridge {
                 }
                 Notice::Recovered(kind) => self.reporting.watch_recovered(kind),
                 Notice::Heard(kind) => self.reporting.heard(kind),
+                Notice::NotServed(kind) => {
+                    self.reporting.not_served(kind);
+                    self.core.handle_not_served(kind, now);
+                }
             }
         }
     }

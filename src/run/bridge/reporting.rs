@@ -19,7 +19,7 @@ use crate::domain::problem::{Problem, Reason};
 use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
-use crate::kubernetes::watch::Trouble;
+use crate::kubernetes::watch::{NOT_SERVED_RETRY, Trouble};
 use crate::run::bridge::heard::{Heard, SILENCE};
 use crate::run::daemon::retry::LogThrottle;
 
@@ -58,6 +58,8 @@ pub(super) struct Reporting {
     history: History,
     /// Kinds that were listed: a further list is a relist.
     listed: BTreeSet<Kind>,
+    /// Kinds that the API server does not serve.
+    not_served: BTreeSet<Kind>,
     /// When the API server was last heard of on each watch.
     heard: Heard,
     /// Whether it was said that an agent is crowded.
@@ -83,6 +85,7 @@ impl Reporting {
             watch_failures: BTreeMap::new(),
             history: History::default(),
             listed: BTreeSet::new(),
+            not_served: BTreeSet::new(),
             heard: Heard::default(),
             said_crowded: false,
             strays: BTreeSet::new(),
@@ -164,6 +167,9 @@ impl Reporting {
             WatchEvent::ListCompleted(kind) => {
                 tracing::debug!(kind = kind.as_str(), "listed completely");
                 self.listed.insert(*kind);
+                if self.not_served.remove(kind) {
+                    tracing::info!(kind = kind.as_str(), "the Kubernetes API serves this kind now");
+                }
                 self.watch_failures.remove(kind);
                 return self.heard(*kind);
             }
@@ -208,6 +214,18 @@ impl Reporting {
     pub(super) fn watch_recovered(&mut self, kind: Kind) {
         if self.watch_failures.remove(&kind).is_some() {
             tracing::info!(kind = kind.as_str(), "the watch works again");
+        }
+    }
+
+    /// The API server does not serve this kind, which is no failure.
+    pub(super) fn not_served(&mut self, kind: Kind) {
+        self.watch_ended(kind);
+        if self.not_served.insert(kind) {
+            tracing::info!(
+                kind = kind.as_str(),
+                "the Kubernetes API does not serve this kind; it is looked for every {} s",
+                NOT_SERVED_RETRY.as_secs()
+            );
         }
     }
 
@@ -349,7 +367,7 @@ impl Reporting {
         tracing::warn!(kind = subject.as_str(), namespace, %name, "{problem}");
         let uid = match subject {
             Subject::Service => core.cache().service(&key).map(|service| service.uid.clone()),
-            Subject::EndpointSlice | Subject::Node | Subject::Namespace | Subject::Pod => None,
+            _ => None,
         };
         self.events.report(Regarding { kind: subject, key, uid }, problem);
     }

@@ -7,6 +7,7 @@ use futures::stream::{BoxStream, StreamExt as _};
 use tokio_stream::StreamMap;
 
 use crate::domain::kube::object::Kind;
+use crate::domain::kube::routes::RouteKinds;
 use crate::kubernetes::client::EndpointSource;
 use crate::kubernetes::watch::{Notice, Relist, Watcher};
 
@@ -28,10 +29,13 @@ impl Watches {
         Self { watcher, streams: StreamMap::new(), relists: BTreeMap::new() }
     }
 
-    /// Begins with what is always watched; `source`: which kind tells the endpoints.
-    pub(super) fn start(&mut self, source: EndpointSource) {
+    /// Begins with what is watched all along; `source`: which kind tells the endpoints.
+    pub(super) fn start(&mut self, source: EndpointSource, routes: RouteKinds) {
         self.watch(Kind::Service, Watcher::services);
         self.watch(Kind::EndpointSlice, |watcher, relist| watcher.endpoints(source, relist));
+        for kind in routes.iter() {
+            self.watch(kind, |watcher, relist| watcher.routes(kind, relist));
+        }
     }
 
     pub(super) fn watch_nodes(&mut self) {

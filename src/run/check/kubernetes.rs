@@ -1,5 +1,9 @@
 //! The Kubernetes API: whether it answers, who the cluster is, what may be done.
 
+use std::collections::BTreeSet;
+
+use crate::domain::kube::object::Kind;
+use crate::domain::kube::routes::RouteKinds;
 use crate::domain::services::settings::{AddressMode, Settings};
 use crate::kubernetes::client::{Connected, server_version};
 use crate::kubernetes::permissions::{Permission, is_permitted};
@@ -12,6 +16,8 @@ use crate::run::daemon::options::{Common, SyncOptions};
 const PERMISSION: &str = "permission";
 const REMEDY: &str = "apply manifests/base/rbac.yaml, or manifests/namespaces with --namespace, for this \
     service account";
+const ROUTES_REMEDY: &str = "apply manifests/optional/ingress-rbac.yaml for --ingress, and \
+    manifests/optional/gateway-rbac.yaml for --gateway";
 
 /// What was found, and the cluster's uid.
 pub(super) async fn check(
@@ -63,6 +69,18 @@ fn needed(settings: &Settings, knows_uid: bool) -> Vec<(Permission, bool)> {
         let is_needed = settings.address == AddressMode::NodePort;
         all.extend(["list", "watch"].map(|verb| (cluster_wide("", "nodes", verb), is_needed)));
     }
+    for (group, resource, is_namespaced) in routes(settings.routes) {
+        let scopes = Scope::of(&settings.namespaces, &settings.deny_namespaces).into_iter();
+        let namespaces: BTreeSet<_> =
+            scopes.map(|it| it.namespace.filter(|_| is_namespaced)).collect();
+        for namespace in namespaces {
+            let of = |verb| Permission {
+                namespace: namespace.clone(),
+                ..cluster_wide(group, resource, verb)
+            };
+            all.extend(["list", "watch"].map(|verb| (of(verb), true)));
+        }
+    }
     if !knows_uid {
         let name = Some("kube-system");
         all.push((Permission { name, ..cluster_wide("", "namespaces", "get") }, true));
@@ -74,6 +92,16 @@ fn needed(settings: &Settings, knows_uid: bool) -> Vec<(Permission, bool)> {
     all
 }
 
+/// What is read of what routes to Services, and whether only in the namespaces that are registered:
+/// a route may be attached to another namespace's Gateway.
+fn routes(kinds: RouteKinds) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    kinds.iter().map(|kind| match kind {
+        Kind::HttpRoute => ("gateway.networking.k8s.io", "httproutes", true),
+        Kind::Gateway => ("gateway.networking.k8s.io", "gateways", false),
+        _ => ("networking.k8s.io", "ingresses", true),
+    })
+}
+
 async fn permitted(
     kubernetes: &Connected,
     permission: &Permission,
@@ -83,6 +111,9 @@ async fn permitted(
     let check = format!("{PERMISSION} {permission}");
     match ask.of_text(is_permitted(&kubernetes.client, permission)).await {
         Ok(true) => ok(check, "granted"),
+        Ok(false) if permission.group.contains("networking") => {
+            failed(check, "not granted", ROUTES_REMEDY)
+        }
         Ok(false) if is_needed => failed(check, "not granted", REMEDY),
         Ok(false) => warning(check, "not granted: problems are not written as Events", REMEDY),
         Err(why) => warning(check, format!("cannot be asked for: {why}"), REMEDY),

@@ -114,7 +114,8 @@ impl Reporting {
 
     pub(super) fn watch(&mut self, notice: Notice<Seen>) {
         match notice {
-            Notice::Event(_) => {}
+            // Both kinds are the API's own: they are served.
+            Notice::Event(_) | Notice::NotServed(_) => {}
             Notice::Heard(kind) => self.shown(kind),
             Notice::Trouble(trouble) => {
                 let kind = [("kind", trouble.kind.as_str())];

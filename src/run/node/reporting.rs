@@ -188,7 +188,7 @@ impl Reporting {
                 self.watch_failure = Some(trouble.error.to_string());
             }
             Notice::Recovered(_) => self.watch_failure = None,
-            Notice::Event(_) | Notice::Heard(_) => {}
+            Notice::Event(_) | Notice::Heard(_) | Notice::NotServed(_) => {}
         }
     }
 

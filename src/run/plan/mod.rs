@@ -224,6 +224,9 @@ impl<'a> Planner<'a> {
         let kinds = Watcher::within(kubernetes.client.clone(), scopes);
         watches.insert(Kind::Service, kinds.services(Relist::default()));
         watches.insert(Kind::EndpointSlice, kinds.endpoints(source, Relist::default()));
+        for kind in settings.routes.iter() {
+            watches.insert(kind, kinds.routes(kind, Relist::default()));
+        }
         let (seen, mut observations) = mpsc::unbounded_channel();
         let mut asked: Option<BoxFuture<'static, Asked>> = None;
         let (mut marked, mut has_names) = (None, false);
@@ -323,6 +326,7 @@ impl<'a> Planner<'a> {
                 self.trouble = Some(trouble.error.to_string());
             }
             Notice::Recovered(_) => self.trouble = None,
+            Notice::NotServed(kind) => self.core.handle_not_served(kind, NOW),
             Notice::Heard(_) => {}
         }
     }

@@ -23,6 +23,7 @@ use crate::domain::services::desired::{
     port_label,
 };
 use crate::domain::services::overrides::Overrides;
+use crate::domain::services::routes::Place;
 use crate::domain::services::settings::{HealthMode, PtrScope, Settings};
 use crate::domain::text::excerpt;
 
@@ -117,11 +118,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Adds the instances of one port under a name, the primary port first.
+    /// Adds the instances of one port under a name, the primary port first; `places`: where it is
+    /// routed to, if it is.
     pub(super) fn port<'s: 'a>(
         &mut self,
         name: Name<'a>,
         port: &WantedPort<'a>,
+        places: Vec<Place>,
         slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
         nodes: impl Iterator<Item = (&'s str, &'s Node)>,
     ) {
@@ -132,7 +135,9 @@ impl<'a> Builder<'a> {
         } else {
             self.out.served.insert(port_label(port.port).into());
         }
+        let is_routed = !places.is_empty();
         let mut targets = match self.addresses {
+            _ if is_routed => self.routed_targets(places, &serving),
             AddressSource::Endpoints => self.endpoint_targets(port, &serving),
             AddressSource::Nodes { with_endpoints } => {
                 self.node_targets(port.port, &serving, nodes, with_endpoints)
@@ -152,7 +157,7 @@ impl<'a> Builder<'a> {
                 self.address_targets(AddressKind::ExternalIp, addresses, port.port, &serving)
             }
         };
-        if let Some(number) = port.number {
+        if let Some(number) = port.number.filter(|_| !is_routed) {
             for target in &mut targets {
                 target.port = number;
             }
@@ -264,6 +269,27 @@ impl<'a> Builder<'a> {
             zone: None,
         };
         addresses.into_iter().take(admitted).map(target).collect()
+    }
+
+    /// Where Ingresses and Gateways lead to the port. Their addresses get no PTR record: those are of
+    /// many Services.
+    fn routed_targets<'s>(
+        &mut self,
+        places: Vec<Place>,
+        serving: &[Serving<'s>],
+    ) -> Vec<Target<'s>> {
+        let ready = !self.routed(serving).is_empty();
+        let admitted = self.admit(places.len());
+        let target = |(address, port)| Target {
+            address,
+            port,
+            ready,
+            kind: None,
+            endpoint: None,
+            node: None,
+            zone: None,
+        };
+        places.into_iter().take(admitted).map(target).collect()
     }
 
     /// Its load balancer's IP addresses, or else its host names: DNS cannot answer one name with

@@ -12,11 +12,13 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
     EndpointSlice, IMPORT_ANNOTATION, Node, Protocol, Service, ServicePort, ServiceType,
 };
+use crate::domain::kube::route::Route;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{is_consul8s, overrides, sync};
 use crate::domain::services::claims::{Class, PtrRank, Rank};
 use crate::domain::services::consul8s::asks_for_removal;
 use crate::domain::services::overrides::{NameOverride, Overrides};
+use crate::domain::services::routes::Places;
 use crate::domain::services::settings::{
     AddressMode, Annotation, ExtraPorts, JoinExisting, NodePortNodes, OnConflict, Settings,
 };
@@ -257,6 +259,18 @@ impl Wanted<'_> {
         !self.ports.is_empty() && matches!(self.addresses, AddressSource::Nodes { .. })
     }
 
+    /// Whether the addresses of what routes to the Service take the place of its own: not where an
+    /// annotation says which those are. As with consul-k8s, by-type registers load balancers and nodes
+    /// whatever routes to the Service.
+    pub fn takes_routes(&self, settings: &Settings) -> bool {
+        let by_itself = match self.addresses {
+            AddressSource::ExternalName | AddressSource::DomainName => false,
+            AddressSource::Endpoints => true,
+            _ => settings.address != AddressMode::ByType,
+        };
+        by_itself && self.overrides.address.is_none()
+    }
+
     /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
     /// Consul looks them up.
     pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
@@ -274,14 +288,15 @@ impl Wanted<'_> {
     }
 }
 
-/// What ought to be registered for `service` with these slices and nodes (by name; `None`: not
-/// known); `permit` says which of the wanted names it may use.
+/// What ought to be registered for `service` with these slices, nodes (by name; `None`: not
+/// known) and routes; `permit` says which of the wanted names it may use.
 pub fn desired<'a>(
     settings: &Settings,
     key: &ObjectKey,
     service: &'a Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     nodes: Option<impl Iterator<Item = (&'a str, &'a Node)> + Clone>,
+    routes: &[Route<'_>],
     permit: &impl Fn(&str, JoinExisting) -> Permit,
 ) -> Desired {
     let mut wanted = wanted(settings, key, service);
@@ -296,10 +311,16 @@ pub fn desired<'a>(
         None => settings.join_existing,
     };
     let advice = Advice::new(settings, key);
+    let routes = if wanted.takes_routes(settings) { routes } else { &[] };
+    let ports = wanted.ports.iter().map(|port| port.port);
+    let mut places = Places::new(settings.route_address, service, ports, routes);
+    problems.append(&mut places.problems);
+    let mut places = places.of_port.into_iter();
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
         let name = permitted_name(port, join, advice, permit, &mut problems);
-        builder.port(name, port, slices.clone(), nodes.clone());
+        let places = places.next().unwrap_or_default();
+        builder.port(name, port, places, slices.clone(), nodes.clone());
     }
     let mut desired = builder.finish();
     if !wanted.ports.is_empty() {

@@ -17,7 +17,7 @@ fn key() -> ObjectKey {
 }
 
 fn build(settings: &Settings, service: &Service, slices: &[EndpointSlice]) -> Desired {
-    desired(settings, &key(), service, slices.iter(), NO_NODES, &|_, _| {
+    desired(settings, &key(), service, slices.iter(), NO_NODES, &[], &|_, _| {
         Permit::Granted(Neighbours::default())
     })
 }
@@ -113,6 +113,7 @@ fn a_name_that_it_may_not_use_is_not_registered() {
             &service().build(),
             [ready_slice()].iter(),
             NO_NODES,
+            &[],
             &|_, _| permit.clone(),
         );
         assert_eq!(desired.registrations.len(), instances, "{permit:?}");

@@ -108,7 +108,7 @@ impl<'v> Wanted<'v> {
             .map(|it| ptr_key(it.address))
             .collect();
         let slices = slices.iter().copied();
-        let mut desired = desired(self.settings, key, service, slices, nodes, &granted);
+        let mut desired = desired(self.settings, key, service, slices, nodes, &[], &granted);
         desired.reverse.retain(|key, _| !on_host.iter().any(|on_host| **on_host == **key));
         Some(desired)
     }
@@ -134,7 +134,7 @@ impl<'v> Wanted<'v> {
             match kind {
                 Kind::Service => unread == key && never_read,
                 Kind::EndpointSlice => never_read && service_of_slice(unread) == *key,
-                Kind::Node | Kind::Pod => false,
+                _ => false,
             }
         })
     }

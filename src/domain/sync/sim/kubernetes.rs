@@ -300,12 +300,7 @@ impl Object {
 }
 
 pub(super) fn key_of(object: &SeenObject) -> ObjectKey {
-    match object {
-        SeenObject::Service(key, _)
-        | SeenObject::EndpointSlice(key, _)
-        | SeenObject::Node(key, _)
-        | SeenObject::Undecodable(_, key, _) => key.clone(),
-    }
+    object.key().clone()
 }
 
 /// The Service that the object is, or belongs to.
@@ -318,7 +313,7 @@ pub(super) fn service_of(object: &SeenObject) -> Option<ObjectKey> {
             Some(ObjectKey::new(key.namespace.clone(), slice.service.clone()))
         }
         SeenObject::Undecodable(Kind::EndpointSlice, key, _) => Some(service_of_slice(key)),
-        SeenObject::Node(..) | SeenObject::Undecodable(..) => None,
+        _ => None,
     }
 }
 
@@ -451,7 +446,7 @@ impl View {
         self.unread.iter().filter_map(|(kind, key)| match kind {
             Kind::Service => Some(key.clone()),
             Kind::EndpointSlice => Some(service_of_slice(key)),
-            Kind::Node | Kind::Pod => None,
+            _ => None,
         })
     }
 

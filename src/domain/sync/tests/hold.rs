@@ -29,7 +29,7 @@ fn an_empty_list_beside_a_full_one_removes_nothing_and_turns_nothing_critical() 
                 Kind::EndpointSlice => {
                     simulation.list(other, (1..=30).map(|n| slice_seen(n, true)));
                 }
-                Kind::Node | Kind::Pod => unreachable!("nobody asks for them"),
+                _ => unreachable!("nobody asks for them"),
             }
         }
         simulation.settle();

@@ -1,0 +1,631 @@
+//! What routes to Services: Ingresses, and the HTTPRoutes and Gateways of the Gateway API.
+//!
+//! Of the Gateway API only v1 is read, by own types. A crate with all of it exists; it would decode
+//! each object whole (filters, matches, conditions) to have most of it dropped, and ties the version
+//! of the API's types to that of the client library.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use crate::domain::kube::names::{ObjectKey, is_label};
+use crate::domain::kube::object::{Kind, SeenObject};
+use crate::domain::kube::route::{
+    Backend, BackendPort, Gateway, HttpRoute, Ingress, IngressRule, Listener, Parent,
+};
+use crate::domain::text::one_line;
+use crate::kubernetes::slim::{
+    Content, Identity, LeftOut, QUOTED_BYTES, Watched, identity, parse_address, port_number,
+};
+use crate::kubernetes::wire::{MAX_ADDRESSES, ServiceStatus, Text};
+
+/// Rules of an Ingress, and backends of an HTTPRoute, that are kept: an object has room for 20,000,
+/// of some 150 bytes each. Whoever writes them by hand has tens; an HTTPRoute may have 256.
+const MAX_RULES: usize = 1_000;
+
+/// Listeners of a Gateway: the API allows 64.
+const MAX_LISTENERS: usize = 64;
+/// Host names of an HTTPRoute: the API allows 16.
+const MAX_HOSTNAMES: usize = 16;
+/// Parents of an HTTPRoute: the API allows 32.
+const MAX_PARENTS: usize = 32;
+
+/// Longest name that DNS can carry.
+const MAX_HOST: usize = 253;
+
+/// `networking.k8s.io/v1` Ingresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Ingresses;
+
+/// `gateway.networking.k8s.io/v1` HTTPRoutes.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpRoutes;
+
+/// `gateway.networking.k8s.io/v1` Gateways. Those of all namespaces, since a route may be attached
+/// to another one's.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateways;
+
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+const GATEWAY_RBAC: &str = "manifests/optional/gateway-rbac.yaml";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    namespace: Text<'a>,
+    #[serde(borrow)]
+    resource_version: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WireIngress<'a> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+    #[serde(borrow)]
+    spec: Option<IngressSpec<'a>>,
+    #[serde(borrow)]
+    status: Option<ServiceStatus<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IngressSpec<'a> {
+    #[serde(borrow)]
+    default_backend: Option<IngressBackend<'a>>,
+    #[serde(borrow)]
+    tls: Option<Vec<IngressTls<'a>>>,
+    #[serde(borrow)]
+    rules: Option<Vec<WireRule<'a>>>,
+}
+
+/// One that leads to another object than a Service has none.
+#[derive(Deserialize)]
+struct IngressBackend<'a> {
+    #[serde(borrow)]
+    service: Option<ServiceBackend<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ServiceBackend<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    port: Option<ServiceBackendPort<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ServiceBackendPort<'a> {
+    #[serde(borrow)]
+    name: Option<Text<'a>>,
+    number: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct IngressTls<'a> {
+    #[serde(borrow)]
+    hosts: Option<Vec<Text<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct WireRule<'a> {
+    #[serde(borrow)]
+    host: Option<Text<'a>>,
+    #[serde(borrow)]
+    http: Option<HttpRule<'a>>,
+}
+
+#[derive(Deserialize)]
+struct HttpRule<'a> {
+    #[serde(borrow)]
+    paths: Option<Vec<HttpPath<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct HttpPath<'a> {
+    #[serde(borrow)]
+    backend: IngressBackend<'a>,
+}
+
+#[derive(Deserialize)]
+struct WireHttpRoute<'a> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+    #[serde(borrow)]
+    spec: Option<HttpRouteSpec<'a>>,
+    #[serde(borrow)]
+    status: Option<HttpRouteStatus<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpRouteSpec<'a> {
+    #[serde(borrow)]
+    parent_refs: Option<Vec<ParentRef<'a>>>,
+    #[serde(borrow)]
+    hostnames: Option<Vec<Text<'a>>>,
+    #[serde(borrow)]
+    rules: Option<Vec<HttpRouteRule<'a>>>,
+}
+
+#[derive(Default, Deserialize)]
+struct HttpRouteStatus<'a> {
+    #[serde(borrow)]
+    parents: Option<Vec<ParentStatus<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ParentStatus<'a> {
+    #[serde(borrow)]
+    parent_ref: ParentRef<'a>,
+    #[serde(borrow)]
+    conditions: Option<Vec<Condition<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Condition<'a> {
+    #[serde(borrow)]
+    r#type: Text<'a>,
+    #[serde(borrow)]
+    status: Text<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ParentRef<'a> {
+    #[serde(borrow)]
+    group: Option<Text<'a>>,
+    #[serde(borrow)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    namespace: Option<Text<'a>>,
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    section_name: Option<Text<'a>>,
+    port: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpRouteRule<'a> {
+    #[serde(borrow)]
+    backend_refs: Option<Vec<BackendRef<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct BackendRef<'a> {
+    #[serde(borrow)]
+    group: Option<Text<'a>>,
+    #[serde(borrow)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    namespace: Option<Text<'a>>,
+    #[serde(borrow)]
+    name: Text<'a>,
+    port: Option<i64>,
+    weight: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct WireGateway<'a> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+    #[serde(borrow)]
+    spec: Option<GatewaySpec<'a>>,
+    #[serde(borrow)]
+    status: Option<GatewayStatus<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+struct GatewaySpec<'a> {
+    #[serde(borrow)]
+    listeners: Option<Vec<WireListener<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireListener<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    hostname: Option<Text<'a>>,
+    port: i64,
+    #[serde(borrow)]
+    protocol: Text<'a>,
+    #[serde(borrow)]
+    allowed_routes: Option<AllowedRoutes<'a>>,
+}
+
+#[derive(Deserialize)]
+struct AllowedRoutes<'a> {
+    #[serde(borrow)]
+    namespaces: Option<RouteNamespaces<'a>>,
+}
+
+#[derive(Deserialize)]
+struct RouteNamespaces<'a> {
+    #[serde(borrow)]
+    from: Option<Text<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+struct GatewayStatus<'a> {
+    #[serde(borrow)]
+    addresses: Option<Vec<GatewayAddress<'a>>>,
+    #[serde(borrow)]
+    listeners: Option<Vec<ListenerStatus<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct GatewayAddress<'a> {
+    #[serde(borrow)]
+    r#type: Option<Text<'a>>,
+    #[serde(borrow)]
+    value: Text<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListenerStatus<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    attached_routes: Option<i64>,
+}
+
+// === impl Watched ===
+
+impl Watched for Ingresses {
+    type Object = Ingress;
+    type Seen = SeenObject;
+    const KIND: Kind = Kind::Ingress;
+    const GROUP: &'static str = "networking.k8s.io";
+    const NAME: &'static str = "Ingress";
+    const PLURAL: &'static str = "ingresses";
+    const GRANTED_BY: &'static str = "manifests/optional/ingress-rbac.yaml";
+
+    fn decode(json: &str) -> Result<(Identity, Content<Ingress>), serde_json::Error> {
+        let object: WireIngress<'_> = serde_json::from_str(json)?;
+        let metadata = object.metadata;
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        let mut left_out = LeftOut::default();
+        let rules = object.spec.unwrap_or_default().rules(&mut left_out);
+        let addresses = object.status.unwrap_or_default().addresses();
+        let addresses = usable(addresses.into_iter(), "status.loadBalancer", &mut left_out);
+        let ingress = Ingress { rules, addresses, left_out: left_out.into_box() };
+        Ok((identity, Content::Object(ingress)))
+    }
+
+    fn seen(key: ObjectKey, object: Ingress) -> SeenObject {
+        SeenObject::Ingress(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+}
+
+impl Watched for HttpRoutes {
+    type Object = HttpRoute;
+    type Seen = SeenObject;
+    const KIND: Kind = Kind::HttpRoute;
+    const GROUP: &'static str = GATEWAY_GROUP;
+    const NAME: &'static str = "HTTPRoute";
+    const PLURAL: &'static str = "httproutes";
+    const GRANTED_BY: &'static str = GATEWAY_RBAC;
+    const MAY_BE_ABSENT: bool = true;
+
+    fn decode(json: &str) -> Result<(Identity, Content<HttpRoute>), serde_json::Error> {
+        let object: WireHttpRoute<'_> = serde_json::from_str(json)?;
+        let metadata = object.metadata;
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        let namespace = &*identity.key.namespace;
+        let mut left_out = LeftOut::default();
+        let spec = object.spec.unwrap_or_default();
+        let accepted = object.status.unwrap_or_default().accepted(namespace);
+        let asked = spec.parent_refs.unwrap_or_default().into_iter();
+        let asked = asked.filter_map(|it| it.parent(namespace)).take(MAX_PARENTS);
+        let parents: BTreeSet<Parent> = asked.filter(|it| accepted.contains(it)).collect();
+        let hostnames = hostnames(spec.hostnames.unwrap_or_default(), &mut left_out);
+        let backends = backends(spec.rules.unwrap_or_default(), namespace, &mut left_out);
+        let route = HttpRoute {
+            hostnames,
+            parents: parents.into_iter().collect(),
+            backends,
+            left_out: left_out.into_box(),
+        };
+        Ok((identity, Content::Object(route)))
+    }
+
+    fn seen(key: ObjectKey, object: HttpRoute) -> SeenObject {
+        SeenObject::HttpRoute(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+}
+
+impl Watched for Gateways {
+    type Object = Gateway;
+    type Seen = SeenObject;
+    const KIND: Kind = Kind::Gateway;
+    const GROUP: &'static str = GATEWAY_GROUP;
+    const NAME: &'static str = "Gateway";
+    const PLURAL: &'static str = "gateways";
+    const OF_ALL_NAMESPACES: bool = true;
+    const GRANTED_BY: &'static str = GATEWAY_RBAC;
+    const MAY_BE_ABSENT: bool = true;
+
+    fn decode(json: &str) -> Result<(Identity, Content<Gateway>), serde_json::Error> {
+        let object: WireGateway<'_> = serde_json::from_str(json)?;
+        let metadata = object.metadata;
+        let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+        let mut left_out = LeftOut::default();
+        let status = object.status.unwrap_or_default();
+        let idle = status.listeners.unwrap_or_default();
+        let idle = idle.into_iter().filter(|it| it.attached_routes == Some(0)).map(|it| it.name.0);
+        let idle: HashSet<_> = idle.collect();
+        let listeners = object.spec.unwrap_or_default().listeners.unwrap_or_default();
+        let listeners = listeners.into_iter().take(MAX_LISTENERS);
+        let listeners = listeners.filter(|it| !idle.contains(&it.name.0));
+        // Other types of addresses are an implementation's own.
+        let of_type = |it: GatewayAddress<'_>| match it.r#type.as_ref().map(|it| &*it.0) {
+            None | Some("IPAddress" | "Hostname") => Some(it.value.into_box()),
+            Some(_) => None,
+        };
+        let addresses = status.addresses.unwrap_or_default().into_iter().filter_map(of_type);
+        let gateway = Gateway {
+            listeners: listeners.filter_map(|it| it.listener(&mut left_out)).collect(),
+            addresses: usable(addresses, "status.addresses", &mut left_out),
+            left_out: left_out.into_box(),
+        };
+        Ok((identity, Content::Object(gateway)))
+    }
+
+    fn seen(key: ObjectKey, object: Gateway) -> SeenObject {
+        SeenObject::Gateway(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+}
+
+// === impl IngressSpec ===
+
+impl IngressSpec<'_> {
+    /// Where the rules lead, those without paths and what no rule has to the default backend.
+    fn rules(self, left_out: &mut LeftOut) -> Box<[IngressRule]> {
+        let tls = self.tls.unwrap_or_default();
+        let covers_all = tls.iter().any(|it| it.hosts.as_ref().is_none_or(Vec::is_empty));
+        let covered: HashSet<&str> =
+            tls.iter().flat_map(|it| it.hosts.iter().flatten()).map(|host| &*host.0).collect();
+        // A certificate for a wildcard is one for one label in its place.
+        let is_covered = |host: &str| {
+            let parent = host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+            covers_all
+                || covered.contains(host)
+                || parent.is_some_and(|parent| covered.contains(&*parent))
+        };
+        let default = self.default_backend.and_then(IngressBackend::backend);
+        let mut kept = Rules::default();
+        for (index, rule) in self.rules.unwrap_or_default().into_iter().enumerate() {
+            let host = rule.host.filter(|host| !host.0.is_empty()).map(Text::into_box);
+            if let Some(host) = host.as_deref().filter(|host| !is_host(host)) {
+                left_out.host(|| format!("spec.rules[{index}].host"), host);
+                continue;
+            }
+            let tls = host.as_deref().map_or(covers_all, is_covered);
+            let paths = rule.http.and_then(|http| http.paths);
+            let backends: BTreeSet<Backend> = match paths {
+                None => default.clone().into_iter().collect(),
+                Some(paths) => paths.into_iter().filter_map(|it| it.backend.backend()).collect(),
+            };
+            for backend in backends {
+                kept.add(IngressRule { backend, host: host.clone(), tls });
+            }
+        }
+        if let Some(backend) = default {
+            kept.add(IngressRule { backend, host: None, tls: covers_all });
+        }
+        kept.into_box("hosts of Services in spec.rules", left_out)
+    }
+}
+
+/// What is kept of many, each once.
+struct Rules<T> {
+    kept: BTreeSet<T>,
+    more: usize,
+}
+
+impl<T> Default for Rules<T> {
+    fn default() -> Self {
+        Self { kept: BTreeSet::new(), more: 0 }
+    }
+}
+
+impl<T: Ord> Rules<T> {
+    fn add(&mut self, rule: T) {
+        if self.kept.len() < MAX_RULES {
+            self.kept.insert(rule);
+        } else if !self.kept.contains(&rule) {
+            self.more += 1;
+        }
+    }
+
+    fn into_box(self, what: &str, left_out: &mut LeftOut) -> Box<[T]> {
+        if self.more > 0 {
+            let found = MAX_RULES + self.more;
+            left_out.tell(|| {
+                format!(
+                    "expected at most {MAX_RULES} {what}, found {found}; those beyond are left out: \
+                     split the object"
+                )
+            });
+        }
+        self.kept.into_iter().collect()
+    }
+}
+
+// === impl IngressBackend ===
+
+impl IngressBackend<'_> {
+    fn backend(self) -> Option<Backend> {
+        let service = self.service?;
+        let port = service.port?;
+        let name = port.name.filter(|name| !name.0.is_empty());
+        let port = match name {
+            Some(name) => BackendPort::Name(name.into_box()),
+            None => BackendPort::Number(port_number(port.number?)?),
+        };
+        Some(Backend { service: service.name.into_box(), port })
+    }
+}
+
+// === impl ParentRef ===
+
+impl ParentRef<'_> {
+    /// The Gateway that is meant, by a route of this namespace.
+    fn parent(self, namespace: &str) -> Option<Parent> {
+        let is = |text: Option<Text<'_>>, expected| text.is_none_or(|text| text.0 == expected);
+        if !is(self.group, GATEWAY_GROUP) || !is(self.kind, Gateways::NAME) {
+            return None;
+        }
+        let namespace = self.namespace.map_or_else(|| namespace.into(), Text::into_box);
+        Some(Parent {
+            gateway: ObjectKey::new(namespace, self.name.into_box()),
+            section: self.section_name.map(Text::into_box),
+            port: self.port.and_then(port_number),
+        })
+    }
+}
+
+// === impl HttpRouteStatus ===
+
+impl HttpRouteStatus<'_> {
+    /// The parents that accept the route.
+    fn accepted(self, namespace: &str) -> BTreeSet<Parent> {
+        let is_accepted = |it: &ParentStatus<'_>| {
+            let mut conditions = it.conditions.iter().flatten();
+            conditions.any(|it| it.r#type.0 == "Accepted" && it.status.0 == "True")
+        };
+        let parents = self.parents.unwrap_or_default().into_iter().filter(is_accepted);
+        parents.filter_map(|it| it.parent_ref.parent(namespace)).collect()
+    }
+}
+
+fn hostnames(texts: Vec<Text<'_>>, left_out: &mut LeftOut) -> Box<[Box<str>]> {
+    let hosts = texts.into_iter().take(MAX_HOSTNAMES).enumerate();
+    hosts
+        .filter_map(|(index, host)| {
+            if is_host(&host.0) {
+                return Some(host.into_box());
+            }
+            left_out.host(|| format!("spec.hostnames[{index}]"), &host.0);
+            None
+        })
+        .collect()
+}
+
+/// The Services of the route's own namespace that take its traffic.
+fn backends(
+    rules: Vec<HttpRouteRule<'_>>,
+    namespace: &str,
+    left_out: &mut LeftOut,
+) -> Box<[Backend]> {
+    let mut kept = Rules::default();
+    for backend in rules.into_iter().flat_map(|rule| rule.backend_refs.unwrap_or_default()) {
+        let is_service = backend.group.is_none_or(|it| it.0.is_empty())
+            && backend.kind.is_none_or(|it| it.0 == "Service");
+        if !is_service || backend.weight == Some(0) {
+            continue;
+        }
+        if let Some(other) = backend.namespace.filter(|it| it.0 != namespace) {
+            left_out.tell(|| {
+                let (other, name) =
+                    (one_line(&other.0, QUOTED_BYTES), one_line(&backend.name.0, QUOTED_BYTES));
+                format!(
+                    "spec.rules: the backend {other}/{name} is in another namespace, where no \
+                     Service is registered by this route (ReferenceGrants are not read)"
+                )
+            });
+            continue;
+        }
+        let Some(port) = backend.port.and_then(port_number) else { continue };
+        let service = backend.name.into_box();
+        kept.add(Backend { service, port: BackendPort::Number(port) });
+    }
+    kept.into_box("backends in spec.rules", left_out)
+}
+
+// === impl WireListener ===
+
+impl WireListener<'_> {
+    /// One that HTTPRoutes attach to.
+    fn listener(self, left_out: &mut LeftOut) -> Option<Listener> {
+        let tls = match &*self.protocol.0 {
+            "HTTP" => false,
+            "HTTPS" => true,
+            _ => return None,
+        };
+        let hostname = self.hostname.filter(|it| !it.0.is_empty());
+        if let Some(host) = hostname.as_ref().filter(|host| !is_host(&host.0)) {
+            left_out.host(|| "the hostname of one of spec.listeners".to_owned(), &host.0);
+            return None;
+        }
+        let from = self.allowed_routes.and_then(|it| it.namespaces?.from);
+        Some(Listener {
+            name: self.name.into_box(),
+            hostname: hostname.map(Text::into_box),
+            port: port_number(self.port)?,
+            tls,
+            same_namespace: from.is_none_or(|from| from.0 == "Same"),
+        })
+    }
+}
+
+/// Whether it is a name that DNS can carry, or a wildcard of such, and no IP address. What has only
+/// these characters cannot pass for another part of a registration's ID.
+fn is_host(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    text.len() <= MAX_HOST && name.split('.').all(is_label) && name.parse::<IpAddr>().is_err()
+}
+
+/// The addresses that an instance can have.
+fn usable(
+    addresses: impl Iterator<Item = Box<str>>,
+    field: &str,
+    left_out: &mut LeftOut,
+) -> Box<[Box<str>]> {
+    addresses
+        .take(MAX_ADDRESSES)
+        .filter_map(|text| {
+            if let Some(address) = parse_address(&text) {
+                return Some(address.to_string().into());
+            }
+            let is_name = is_host(&text) && !text.starts_with('*');
+            if !is_name {
+                left_out.host(|| format!("an address of {field}"), &text);
+            }
+            is_name.then_some(text)
+        })
+        .collect()
+}
+
+impl LeftOut {
+    fn host(&mut self, field: impl FnOnce() -> String, found: impl fmt::Display) {
+        self.tell(|| {
+            let found = one_line(&found.to_string(), QUOTED_BYTES);
+            format!("{}: expected a DNS name, found {found:?}; it is left out", field())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
