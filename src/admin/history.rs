@@ -12,8 +12,13 @@ const SLOT: Duration = Duration::from_secs(10);
 const SLOTS: usize = 90;
 
 /// What is noted, in the order in which it is shown.
-const SERIES: [(&str, &str); 4] =
-    [("Changes", ""), ("Writes", ""), ("Errors", ""), ("Slowest write", "ms")];
+const SERIES: [(&str, &str); 5] = [
+    ("Changes", ""),
+    ("Writes", ""),
+    ("Errors", ""),
+    ("Slowest write", "ms"),
+    ("Slowest propagation", "ms"),
+];
 
 /// What happened in the last minutes, in slots of ten seconds.
 #[derive(Debug)]
@@ -23,6 +28,8 @@ pub struct History {
     newest: u64,
     /// The slots as a ring.
     slots: [[u64; SERIES.len()]; SLOTS],
+    /// How many of the series are noted.
+    shown: usize,
 }
 
 /// One chart.
@@ -40,11 +47,17 @@ pub struct Series {
 
 impl Default for History {
     fn default() -> Self {
-        Self { began: Instant::now(), newest: 0, slots: [[0; SERIES.len()]; SLOTS] }
+        let slots = [[0; SERIES.len()]; SLOTS];
+        Self { began: Instant::now(), newest: 0, slots, shown: SERIES.len() - 1 }
     }
 }
 
 impl History {
+    /// One that notes propagation too.
+    pub fn with_propagation() -> Self {
+        Self { shown: SERIES.len(), ..Self::default() }
+    }
+
     /// Kubernetes showed a change.
     pub fn changed(&mut self) {
         self.slot()[0] += 1;
@@ -54,7 +67,13 @@ impl History {
     pub fn wrote(&mut self, well: bool, took: Duration) {
         let slot = self.slot();
         slot[if well { 1 } else { 2 }] += 1;
-        slot[3] = slot[3].max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        slot[3] = slot[3].max(millis(took));
+    }
+
+    /// So long after a change all that follows from it was written.
+    pub fn propagated(&mut self, took: Duration) {
+        let slot = self.slot();
+        slot[4] = slot[4].max(millis(took));
     }
 
     /// The charts of the last 15 minutes.
@@ -64,6 +83,7 @@ impl History {
         let values = |series: usize| slots.clone().map(|place| self.slots[place][series]).collect();
         SERIES
             .iter()
+            .take(self.shown)
             .enumerate()
             .map(|(series, &(name, unit))| Series { name, unit, values: values(series) })
             .collect()
@@ -78,6 +98,10 @@ impl History {
         self.newest = now;
         &mut self.slots[place(now)]
     }
+}
+
+fn millis(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn place(slot: u64) -> usize {
@@ -103,6 +127,11 @@ mod tests {
         assert_eq!(series[1].values[SLOTS - 2..], [1, 0], "writes");
         assert_eq!(series[2].values[SLOTS - 2..], [0, 1], "errors");
         assert_eq!(series[3].values[SLOTS - 2..], [3, 7], "the slowest");
+        assert_eq!(series.len(), 4, "nobody notes propagation");
+        let mut propagating = History::with_propagation();
+        propagating.propagated(Duration::from_millis(9));
+        propagating.propagated(Duration::from_millis(2));
+        assert_eq!(propagating.series()[4].values[SLOTS - 1], 9, "the slowest");
 
         tokio::time::advance(SLOT * 88).await;
         assert_eq!(sum(&mut history, 0), 1, "still there");

@@ -127,6 +127,11 @@ const COLUMNS = {
     ["Port", (it) => String(it.port)],
     ["State", (it) => (it.ready ? "ready" : "not ready")],
   ],
+  registrations: [
+    ["Service ID", (it) => it.id],
+    ["Check", (it) => it.status || "not in the agent"],
+    ["Next heartbeat", (it) => (typeof it.next_heartbeat_seconds === "number" ? `in ${age(it.next_heartbeat_seconds)}` : "")],
+  ],
 };
 
 function table(columns, rows, caption) {
@@ -147,7 +152,7 @@ function table(columns, rows, caption) {
     for (const [title, text] of used) {
       const cell = element("td", text(row));
       cell.dataset.label = title;
-      if (["critical", "not ready"].includes(text(row))) cell.className = "bad";
+      if (["critical", "not ready", "not in the agent"].includes(text(row))) cell.className = "bad";
       line.append(cell);
     }
     body.append(line);
@@ -162,12 +167,18 @@ function summary(it) {
     if (it.instances.length === 0) return "not in Consul";
     return `${it.instances.length - critical} passing, ${critical} critical`;
   }
+  if (it.registrations) {
+    const passing = it.registrations.filter((registration) => registration.status === "passing").length;
+    const sidecar = it.sidecar ? `; sidecar ${it.sidecar}` : "";
+    return `containers ${it.ready ? "ready" : "not ready"}${sidecar}; ${passing} of ${it.registrations.length} passing`;
+  }
   if (it.sources) return `${it.sources.join(", ")}: ${it.ready} of ${it.endpoints} endpoints ready`;
   return "";
 }
 
 function objects(status) {
-  const list = status.services || [];
+  const list = status.pods || status.services || [];
+  setText(id("objects-title"), status.pods ? "Pods" : "Services");
   const matching = address.get("match");
   setText(id("shown"), `${list.length}${status.next ? " of more" : ""} shown${matching ? `, with “${matching}”` : ""}`);
   reconcile(id("list"), list, (it) => `${it.namespace}/${it.name}`, (it) => {
@@ -185,8 +196,14 @@ function objects(status) {
       const more = it.endpoints - it.addresses.length;
       if (more > 0) details.push(element("p", `and ${more} more`));
     }
+    if (it.registrations && it.registrations.length) {
+      details.push(table(COLUMNS.registrations, it.registrations, `Registrations of ${it.namespace}/${it.name}`));
+    }
     for (const waiting of it.waiting || []) details.push(element("p", `${waiting.record}: ${waiting.reason}`, "warn"));
-    for (const problem of it.problems || []) details.push(element("p", String(problem), "bad"));
+    for (const problem of it.problems || []) {
+      const text = problem.reason ? `${problem.reason}: ${problem.message}` : String(problem);
+      details.push(element("p", text, "bad"));
+    }
     node.children[2].replaceChildren(...details);
   });
   const next = id("next");

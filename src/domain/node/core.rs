@@ -46,6 +46,23 @@ struct PodState {
     problems: BTreeSet<Problem>,
 }
 
+/// How many of what there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods that ask to be registered.
+    pub pods: usize,
+    /// Registrations that the agent has.
+    pub registrations: usize,
+    /// Those of them whose check is passing.
+    pub passing: usize,
+    /// Those of them whose check is warning; the rest is critical.
+    pub warning: usize,
+    /// Registrations that are not as they ought to be.
+    pub backlog: usize,
+    /// Problems of pods, by reason.
+    pub problems: BTreeMap<Reason, usize>,
+}
+
 /// The owner of the state.
 #[derive(Debug)]
 pub struct Core {
@@ -101,26 +118,33 @@ impl Core {
         }
     }
 
-    /// A watch of the pods, or a poll of the kubelet, shows this.
-    pub fn handle_watch(&mut self, event: WatchEvent<Seen>, now: Moment) {
+    /// A watch of the pods, or a poll of the kubelet, shows this. Whether it shows another state of a
+    /// pod than before.
+    pub fn handle_watch(&mut self, event: WatchEvent<Seen>, now: Moment) -> bool {
         match event {
             WatchEvent::ListStarted(_) => {
                 self.list_began = now;
                 self.pods.list_started();
             }
             WatchEvent::Seen(Seen::Pod(key, pod)) => {
-                if self.pods.seen(key.clone(), pod) {
+                let is_new = self.pods.seen(key.clone(), pod);
+                if is_new {
                     self.plan(&key, now);
                 }
+                return is_new;
             }
             WatchEvent::Seen(Seen::Undecodable(key, why)) => {
                 self.pods.undecodable(key.clone(), why);
                 self.states.entry(key.clone()).or_default();
                 self.touched.insert(key);
             }
-            WatchEvent::Deleted(_, key) => self.pod_gone(&key, false, now),
+            WatchEvent::Deleted(_, key) => {
+                self.pod_gone(&key, false, now);
+                return true;
+            }
             WatchEvent::ListCompleted(_) => self.listed(now),
         }
+        false
     }
 
     /// What became of the write of this ID.
@@ -151,9 +175,37 @@ impl Core {
             }
         };
         self.reports.extend(report);
+        self.propagated(id, now);
         self.waiting.touch(&pod);
         self.touched.insert(pod);
         self.touch(id, now);
+    }
+
+    /// A write was answered: was it the last one that followed from a change?
+    fn propagated(&mut self, id: &str, now: Moment) {
+        let Some(record) = self.records.get(id) else { return };
+        let is_settled = match record.step(self.removal(record), false, now) {
+            Step::Wait(_) => !record.is_paused(now),
+            Step::Forget => true,
+            _ => false,
+        };
+        if is_settled
+            && let Some(record) = self.records.get_mut(id)
+            && let Some(since) = record.changed.take()
+        {
+            self.reports.push_back(Report::Propagated(now.saturating_sub(since)));
+        }
+    }
+
+    /// Notes since when something is to be written because of a change, if anything is.
+    fn note_change(&mut self, id: &str, now: Moment) {
+        let Some(record) = self.records.get(id) else { return };
+        let step = record.step(self.removal(record), false, now);
+        let follows = record.in_flight || !matches!(step, Step::Wait(_) | Step::Forget);
+        let follows = follows && self.is_started();
+        if let Some(record) = self.records.get_mut(id) {
+            record.changed = follows.then(|| record.changed.unwrap_or(now));
+        }
     }
 
     /// A write is under way no longer.
@@ -232,7 +284,7 @@ impl Core {
     }
 
     /// Registrations that are not as they ought to be.
-    pub fn backlog(&self) -> usize {
+    fn backlog(&self) -> usize {
         let is_so = |it: &&Record| {
             it.in_flight || !matches!(it.step(self.removal(it), false, Moment::ZERO), Step::Wait(_))
         };
@@ -250,12 +302,30 @@ impl Core {
         self.pods.get(key).map(|pod| Arc::from(&*pod.uid))
     }
 
-    /// How many pods ask to be registered, how many registrations the agent has, how many problems
-    /// there are.
-    pub fn counts(&self) -> (usize, usize, usize) {
-        let pods = self.states.values().filter(|state| state.wanted.is_ours).count();
-        let known = self.records.values().filter(|record| record.known.is_some()).count();
-        (pods, known, self.states.values().map(|state| state.problems.len()).sum())
+    /// How many of what there are.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { backlog: self.backlog(), ..Counts::default() };
+        for state in self.states.values() {
+            counts.pods += usize::from(state.wanted.is_ours);
+            for problem in &state.problems {
+                *counts.problems.entry(problem.reason).or_default() += 1;
+            }
+        }
+        for known in self.records.values().filter_map(|record| record.known.as_ref()) {
+            counts.registrations += 1;
+            match known.check.as_ref().map(|(status, _)| *status) {
+                Some(CheckStatus::Passing) => counts.passing += 1,
+                Some(CheckStatus::Warning) => counts.warning += 1,
+                Some(CheckStatus::Critical) | None => {}
+            }
+        }
+        counts
+    }
+
+    /// The problems of all pods.
+    pub fn problems(&self) -> impl Iterator<Item = (&ObjectKey, &Problem)> {
+        let states = self.states.iter();
+        states.flat_map(|(key, state)| state.problems.iter().map(move |problem| (key, problem)))
     }
 
     /// The pods that ask to be registered, those after `after` only: for `/status`.
@@ -299,6 +369,7 @@ impl Core {
             if let Some(record) = self.records.get_mut(&id) {
                 record.wanted = None;
                 record.is_missing = is_missing;
+                self.note_change(&id, now);
                 self.touch(&id, now);
             }
         }
@@ -341,6 +412,7 @@ impl Core {
             record.pod = key.clone();
             record.is_missing = false;
             record.wanted = Some((registration, state));
+            self.note_change(&id, now);
             self.touch(&id, now);
         }
         for id in left {
@@ -355,6 +427,7 @@ impl Core {
                     }
                     wanted => *wanted = None,
                 }
+                self.note_change(&id, now);
                 self.touch(&id, now);
             }
         }

@@ -77,6 +77,8 @@ pub enum Report {
     Changed(ObjectKey, Box<str>, CheckStatus),
     /// It was removed.
     Deregistered(ObjectKey, Box<str>),
+    /// So long after a change of a pod the agent has all of a registration that followed from it.
+    Propagated(Duration),
     /// A pod has a problem.
     Problem(ObjectKey, Problem),
     /// It has it no longer.

@@ -39,6 +39,8 @@ pub(super) struct Record {
     pub(super) in_flight: bool,
     /// Number of the last write that was sent or answered.
     pub(super) written: u64,
+    /// Since when something is to be written of it because its pod changed.
+    pub(super) changed: Option<Moment>,
     /// What became of registering and removing it.
     pub(super) whole: Tries,
     /// What became of telling its check, which goes on while a registration is refused.
@@ -133,6 +135,7 @@ impl Record {
             is_replaced: false,
             in_flight: false,
             written: 0,
+            changed: None,
             whole: Tries::default(),
             beats: Tries::default(),
             due: None,
@@ -248,6 +251,12 @@ impl Record {
             waited |= tries.pause.take_if(|pause| pause.passes).is_some();
         }
         waited
+    }
+
+    /// Whether a write of it failed and waits.
+    pub(super) fn is_paused(&self, now: Moment) -> bool {
+        let pauses = [&self.whole, &self.beats].into_iter().filter_map(|it| it.pause.as_ref());
+        pauses.into_iter().any(|pause| pause.until > now)
     }
 
     /// What people see of its failures.

@@ -46,4 +46,13 @@ impl Sidecar {
             (known, _) => known,
         }
     }
+
+    /// What it said, in a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Sidecar::Silent => "silent",
+            Sidecar::Registered => "registered",
+            Sidecar::Deregistered { .. } => "deregistered",
+        }
+    }
 }

@@ -12,11 +12,9 @@
 //! | `watches` | the watches of the Kubernetes API |
 //! | `jobs` | what is under way beside the loop, and what it finds out |
 //! | `seen_ids` | which service IDs a listing has shown |
-//! | `heard` | when the API server was last heard of on each watch |
 //! | `reporting` | logs, Events, metrics, readiness |
 //! | `status` | the pages of `/status` |
 
-mod heard;
 mod jobs;
 mod leadership;
 mod reporting;

@@ -20,7 +20,7 @@ use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::{NOT_SERVED_RETRY, Trouble};
-use crate::run::bridge::heard::{Heard, SILENCE};
+use crate::run::daemon::heard::{Heard, SILENCE};
 use crate::run::daemon::retry::LogThrottle;
 
 /// Strays that are remembered: a screen's worth; whoever has more has read about the first.
@@ -83,7 +83,7 @@ impl Reporting {
             readiness,
             events,
             watch_failures: BTreeMap::new(),
-            history: History::default(),
+            history: History::with_propagation(),
             listed: BTreeSet::new(),
             not_served: BTreeSet::new(),
             heard: Heard::default(),
@@ -291,6 +291,7 @@ impl Reporting {
                 if let Some(since) = since {
                     let took = now.saturating_sub(since);
                     self.metrics.propagation.observe(took.as_secs_f64());
+                    self.history.propagated(took);
                 }
                 report_synced(&service, written, passing, critical);
             }

@@ -7,13 +7,16 @@
 //! | file | what it is |
 //! |---|---|
 //! | `follow` | services whose entries in the catalog somebody waits for |
-//! | `reporting` | logs, Events, metrics, readiness, `/status` |
+//! | `metrics` | what `/metrics` shows |
+//! | `page` | the pages of `/status` |
+//! | `reporting` | logs, Events, metrics, readiness |
 
 mod follow;
+mod metrics;
+mod page;
 mod reporting;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -28,9 +31,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::follow::Follower;
-use self::reporting::{Metrics, NodePage, Reporting};
+use self::metrics::Metrics;
+use self::page::{NodePage, page};
+use self::reporting::Reporting;
 use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
+use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::pods as read;
 use crate::consul::write::pods as write;
 use crate::domain::Moment;
@@ -46,8 +52,9 @@ use crate::kubernetes::kubelet::Kubelet;
 use crate::kubernetes::node::{NodePods, patch_gates};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
-use crate::run::daemon::admin::listen;
+use crate::run::daemon::admin::{listen, listens_at};
 use crate::run::daemon::connect::{consul, kubernetes, runtime};
+use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::options::Common;
 use crate::run::daemon::signals::{Stop, signals};
@@ -91,17 +98,6 @@ pub enum PodSource {
     Kubelet(Kubelet),
 }
 
-impl fmt::Display for PodSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PodSource::Node(node) => write!(f, "those of node {node} at the API server"),
-            PodSource::Kubelet(kubelet) => {
-                write!(f, "those of {}, each {:?}", kubelet.shown_url(), kubelet.interval)
-            }
-        }
-    }
-}
-
 /// Runs until a signal.
 pub fn main(options: Options) -> Result<(), Error> {
     runtime()?.block_on(async {
@@ -138,13 +134,26 @@ async fn run(
     if options.has_pprof {
         tracing::info!("--pprof-bind-address: there is no Go profiler; nothing listens there");
     }
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        pods = %options.pods,
-        kubernetes = kubernetes.as_ref().map(|it| it.url.as_str()),
-        consul = consul.url(),
-        "registering the pods of this node"
-    );
+    let requests = metrics.requests.clone();
+    consul.observe(Box::new(move |operation, took, is_answered| {
+        requests.asked(operation.as_str(), took, is_answered);
+    }));
+    let api = kubernetes.as_ref().map(|it| it.url.clone());
+    let admin = listener.as_ref().map(listens_at);
+    let (node, kubelet) = match &options.pods {
+        PodSource::Node(node) => (Some(node.as_str()), None),
+        PodSource::Kubelet(kubelet) => (None, Some(kubelet.shown_url())),
+    };
+    let first = FirstLine {
+        node,
+        kubelet: kubelet.as_deref(),
+        kubernetes: api.as_deref(),
+        consul: consul.url(),
+        admin: admin.as_deref(),
+        ..FirstLine::default()
+    };
+    first.log("node");
+    let pods_from = kubelet.or(api).unwrap_or_default();
     let shown = Arc::<Metrics>::clone(&metrics);
     let client = kubernetes.map(|it| it.client);
     let events = client.clone();
@@ -155,7 +164,8 @@ async fn run(
             let quits = async { quits.await.unwrap_or_default() };
             tokio::spawn(server::serve(listener, requests, quits))
         });
-        let reporting = Reporting::new(metrics, readiness, reporter);
+        let reporting =
+            Reporting::new(metrics, readiness, reporter, pods_from, consul.url().into());
         let daemon = Daemon::new(options, client, consul.clone(), reporting);
         // A login is not ended: an agent goes on using the token of each registration.
         let result = Box::pin(daemon.run(asked, calls, stop)).await;
@@ -198,7 +208,7 @@ async fn serve_metrics(address: &str, metrics: Arc<Metrics>) -> Result<(), Error
     Ok(())
 }
 
-type Reading = Result<(Vec<Found>, Option<Box<str>>), String>;
+type Reading = Result<(Vec<Found>, Option<AgentInfo>), String>;
 
 /// The owner of the state.
 struct Daemon {
@@ -318,7 +328,7 @@ impl Daemon {
                 number = self.calls.gone() => self.core.handle_request_gone(number),
                 Some(question) = asked.recv() => {
                     let now = self.now();
-                    self.reporting.answer(&self.core, question, now);
+                    self.answer(question, now);
                 }
                 () = sleep_until(Instant::now() + timer) => {}
             }
@@ -420,7 +430,20 @@ impl Daemon {
         let now = self.now();
         self.reporting.watch(&notice);
         if let Notice::Event(event) = notice {
-            self.core.handle_watch(event, now);
+            if self.core.handle_watch(event, now) {
+                self.reporting.changed();
+            }
+        }
+    }
+
+    /// Answers what the admin server asks.
+    fn answer(&mut self, question: Question<NodePage>, now: Moment) {
+        // Whoever asked may be gone.
+        match question {
+            Question::Page(selection, reply) => {
+                drop(reply.send(page(&self.core, &mut self.reporting, &selection, now)));
+            }
+            Question::Alive(reply) => drop(reply.send(())),
         }
     }
 
@@ -428,6 +451,7 @@ impl Daemon {
         self.reading = None;
         self.reporting.read_agent(&read);
         let now = self.now();
+        let read = read.map(|(found, info)| (found, info.map(|info| info.node.into())));
         self.core.handle_agent(read, now);
     }
 
@@ -479,6 +503,5 @@ impl Calls {
 /// What the agent has, and its node's name where the token may ask.
 async fn read_agent(client: ConsulClient) -> Reading {
     let found = read::agent(&client).await.map_err(|why| chain(&why))?;
-    let node = client.agent_self().await.ok().map(|info| info.node.into());
-    Ok((found, node))
+    Ok((found, client.agent_self().await.ok()))
 }

@@ -1,28 +1,23 @@
-//! What the daemon tells people: logs, Events, metrics, readiness, `/status`.
+//! What the daemon tells people: logs, Events, metrics, readiness.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::metrics::Metrics;
 use super::{Reading, Written};
-use crate::admin::status::Readiness;
-use crate::admin::{Question, Render};
+use crate::admin::history::{History, Series};
+use crate::admin::status::{Peer, Readiness, WatchStatus};
 use crate::domain::Moment;
-use crate::domain::kube::object::{Subject, WatchEvent};
+use crate::domain::kube::object::{Kind, Subject, WatchEvent};
 use crate::domain::node::core::Core;
-use crate::domain::node::exchange::{Action, Answer, GatePatch, PatchError, Report};
+use crate::domain::node::exchange::{Answer, GatePatch, PatchError, Report};
 use crate::domain::node::pod::Seen;
-use crate::domain::node::wanted::CheckStatus;
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Notice;
+use crate::run::daemon::heard::{Heard, SILENCE as WATCH_SILENCE};
 use crate::run::daemon::retry::LogThrottle;
 
 /// An agent that has not answered for this long makes the daemon unready.
@@ -33,115 +28,22 @@ const REACHED_BY: &str = "; a pod reaches its node's agent at $(HOST_IP):8500 wh
                           has a hostPort or the agent listens on the host's network (hostNetwork), \
                           or by a socket (unix:///PATH) that both mount";
 
-type Labels = [(&'static str, &'static str); 1];
-
-/// The metrics: ours, and those that katalog-sync had.
-pub(super) struct Metrics {
-    registry: Registry,
-    writes: Family<[(&'static str, &'static str); 2], Counter>,
-    pods: Gauge,
-    registrations: Gauge,
-    problems: Gauge,
-    held: Gauge,
-    kubelet_syncs: Family<Labels, Counter>,
-    kubelet_seconds: Family<Labels, Histogram>,
-    consul_syncs: Family<Labels, Counter>,
-    consul_seconds: Family<Labels, Histogram>,
-}
-
-/// One page of `/status`.
-#[derive(Debug, Serialize)]
-pub(super) struct NodePage {
-    version: &'static str,
-    ready: bool,
-    reason: Option<String>,
-    /// Whether removals are held back until they are confirmed.
-    holding: bool,
-    /// How long ago the agent answered last, in seconds.
-    last_sync_seconds: Option<f64>,
-    pods: Vec<PodStatus>,
-    /// `namespace/name` with which the next page is asked for; none on the last.
-    next: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct PodStatus {
-    namespace: String,
-    name: String,
-    ready: bool,
-    /// What its sidecar said last, if it has one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sidecar: Option<String>,
-    services: Vec<ServiceStatus>,
-    problems: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct ServiceStatus {
-    id: String,
-    /// The check's status in the agent; none: it is not registered.
-    status: Option<&'static str>,
-    /// In how many seconds the check is refreshed; a critical one never is.
-    next_heartbeat_seconds: Option<f64>,
-}
-
 /// Tells people.
 pub(super) struct Reporting {
     metrics: Arc<Metrics>,
     readiness: watch::Sender<Readiness>,
     reporter: Reporter,
+    /// Where the pods come from.
+    pods_from: String,
+    /// Where Consul is, and what it says of itself where it may be asked.
+    consul: Peer,
     watch_failure: Option<String>,
+    heard: Heard,
+    history: History,
     list_began: Instant,
     read_began: Instant,
     throttle: LogThrottle,
     was_in_sync: bool,
-}
-
-// === impl Metrics ===
-
-impl Default for Metrics {
-    fn default() -> Self {
-        // From a tenth of a millisecond, doubling to three seconds.
-        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
-        let mut metrics = Self {
-            registry: Registry::default(),
-            writes: Family::default(),
-            pods: Gauge::default(),
-            registrations: Gauge::default(),
-            problems: Gauge::default(),
-            held: Gauge::default(),
-            kubelet_syncs: Family::default(),
-            kubelet_seconds: Family::new_with_constructor(seconds),
-            consul_syncs: Family::default(),
-            consul_seconds: Family::new_with_constructor(seconds),
-        };
-        let r = metrics.registry.sub_registry_with_prefix("kube_consul_node");
-        r.register("writes", "Requests that change the agent", metrics.writes.clone());
-        r.register("pods", "Pods that ask to be registered", metrics.pods.clone());
-        r.register("registrations", "Registrations in the agent", metrics.registrations.clone());
-        r.register("problems", "Problems of pods", metrics.problems.clone());
-        r.register("removals_held", "Whether removals are held back", metrics.held.clone());
-        let r = metrics.registry.sub_registry_with_prefix("katalog_sync");
-        r.register("kubelet_sync_count", "Lists of the pods", metrics.kubelet_syncs.clone());
-        r.register(
-            "kubelet_sync_duration_seconds",
-            "How long a list of the pods took",
-            metrics.kubelet_seconds.clone(),
-        );
-        r.register("consul_sync_count", "Readings of the agent", metrics.consul_syncs.clone());
-        r.register(
-            "consul_sync_duration_seconds",
-            "How long a reading of the agent took",
-            metrics.consul_seconds.clone(),
-        );
-        metrics
-    }
-}
-
-impl Render for Metrics {
-    fn registry(&self) -> &Registry {
-        &self.registry
-    }
 }
 
 // === impl Reporting ===
@@ -151,12 +53,18 @@ impl Reporting {
         metrics: Arc<Metrics>,
         readiness: watch::Sender<Readiness>,
         reporter: Reporter,
+        pods_from: String,
+        consul: String,
     ) -> Self {
         Self {
             metrics,
             readiness,
             reporter,
+            pods_from,
+            consul: Peer { url: consul, ..Peer::default() },
             watch_failure: None,
+            heard: Heard::default(),
+            history: History::with_propagation(),
             list_began: Instant::now(),
             read_began: Instant::now(),
             throttle: LogThrottle::default(),
@@ -165,21 +73,17 @@ impl Reporting {
     }
 
     pub(super) fn watch(&mut self, notice: &Notice<Seen>) {
-        let listed = |status, began: Instant, metrics: &Metrics| {
-            metrics.kubelet_syncs.get_or_create(&[("status", status)]).inc();
-            let took = began.elapsed().as_secs_f64();
-            metrics.kubelet_seconds.get_or_create(&[("status", status)]).observe(took);
-        };
         match notice {
             Notice::Event(WatchEvent::ListStarted(_)) => self.list_began = Instant::now(),
             Notice::Event(WatchEvent::ListCompleted(_)) => {
-                listed("success", self.list_began, &self.metrics);
+                self.heard();
+                self.metrics.listed(true, self.list_began.elapsed().as_secs_f64());
                 if self.watch_failure.take().is_some() {
                     tracing::info!("the pods are shown again");
                 }
             }
             Notice::Trouble(trouble) => {
-                listed("error", self.list_began, &self.metrics);
+                self.metrics.listed(false, self.list_began.elapsed().as_secs_f64());
                 tracing::warn!(
                     failures = trouble.failures,
                     "waiting for the pods; what is registered stays: {}",
@@ -188,8 +92,20 @@ impl Reporting {
                 self.watch_failure = Some(trouble.error.to_string());
             }
             Notice::Recovered(_) => self.watch_failure = None,
-            Notice::Event(_) | Notice::Heard(_) | Notice::NotServed(_) => {}
+            Notice::Event(_) | Notice::Heard(_) => self.heard(),
+            Notice::NotServed(_) => {}
         }
+    }
+
+    /// A pod is another than before.
+    pub(super) fn changed(&mut self) {
+        self.history.changed();
+    }
+
+    /// The API server, or the kubelet, was heard of.
+    fn heard(&mut self) {
+        self.heard.on(Kind::Pod, Instant::now());
+        self.metrics.heard();
     }
 
     pub(super) fn reading_agent(&mut self) {
@@ -197,14 +113,17 @@ impl Reporting {
     }
 
     pub(super) fn read_agent(&mut self, read: &Reading) {
-        let status = if read.is_ok() { "success" } else { "error" };
-        self.metrics.consul_syncs.get_or_create(&[("status", status)]).inc();
-        let took = self.read_began.elapsed().as_secs_f64();
-        self.metrics.consul_seconds.get_or_create(&[("status", status)]).observe(took);
-        if let Err(why) = read
-            && self.throttle.should_log()
-        {
-            tracing::warn!(error = why, "waiting for the Consul agent{}", REACHED_BY);
+        self.metrics.read(read.is_ok(), self.read_began.elapsed().as_secs_f64());
+        match read {
+            Ok((_, Some(info))) => {
+                self.consul.version = Some(info.version.clone());
+                self.consul.datacenter = Some(info.datacenter.clone());
+            }
+            Ok((_, None)) => {}
+            Err(why) if self.throttle.should_log() => {
+                tracing::warn!(error = why, "waiting for the Consul agent{}", REACHED_BY);
+            }
+            Err(_) => {}
         }
     }
 
@@ -231,25 +150,14 @@ impl Reporting {
     }
 
     pub(super) fn wrote(&mut self, written: &Written) {
-        let kind = match written.action {
-            Action::Register(..) => "register",
-            Action::Update { .. } => "check",
-            _ => "deregister",
-        };
-        let (result, why) = match &written.answer {
-            Answer::Done => ("done", ""),
-            Answer::UnknownCheck(why) => ("unknown_check", why.as_str()),
-            Answer::Refused(why) => ("refused", why.as_str()),
-            Answer::Denied(why) => ("denied", why.as_str()),
-            Answer::Failed(why) => ("failed", why.as_str()),
-            Answer::Unanswered(why) => ("unanswered", why.as_str()),
-        };
-        let took = written.took.as_millis();
-        tracing::debug!(id = %written.id, kind, result, why, took_ms = took, "write");
-        if matches!(result, "failed" | "unanswered") && self.throttle.should_log() {
-            tracing::warn!(id = %written.id, error = why, "the agent did not take it: it is tried again");
+        let Written { id, action, answer, took } = written;
+        let (kind, result, why) = self.metrics.wrote(action, answer);
+        self.history.wrote(*answer == Answer::Done, *took);
+        tracing::debug!(%id, kind, result, why, took_ms = took.as_millis(), "write");
+        if matches!(answer, Answer::Failed(_) | Answer::Unanswered(_)) && self.throttle.should_log()
+        {
+            tracing::warn!(%id, error = why, "the agent did not take it: it is tried again");
         }
-        self.metrics.writes.get_or_create(&[("kind", kind), ("result", result)]).inc();
     }
 
     /// Tells what is new.
@@ -261,6 +169,10 @@ impl Reporting {
                 }
                 Report::Changed(pod, id, status) => {
                     tracing::info!(%pod, %id, status = status.as_str(), "status changed");
+                }
+                Report::Propagated(took) => {
+                    self.metrics.propagation.observe(took.as_secs_f64());
+                    self.history.propagated(took);
                 }
                 Report::Deregistered(pod, id) => tracing::info!(%pod, %id, "deregistered"),
                 Report::Problem(key, problem) => {
@@ -286,16 +198,18 @@ impl Reporting {
                 ),
             }
         }
-        let (pods, registrations, problems) = core.counts();
-        let set = |gauge: &Gauge, value: usize| gauge.set(value.try_into().unwrap_or(i64::MAX));
-        set(&self.metrics.pods, pods);
-        set(&self.metrics.registrations, registrations);
-        set(&self.metrics.problems, problems);
-        self.metrics.held.set(i64::from(core.is_holding()));
+        let counts = core.counts();
+        self.metrics.set(&counts, core.is_holding());
+        if counts.backlog == 0 && core.is_started() {
+            self.metrics.in_sync();
+        }
         let why = self.why_not_ready(core, now);
         if why.is_none() && !std::mem::replace(&mut self.was_in_sync, true) {
+            let problems: usize = counts.problems.values().sum();
+            let (pods, registrations) = (counts.pods, counts.registrations);
             tracing::info!(pods, registrations, problems, "in sync");
         }
+        self.metrics.ready.set(i64::from(why.is_none()));
         let readiness = why.map_or(Readiness::Ready, Readiness::NotReady);
         self.readiness.send_if_modified(|before| {
             let is_new = *before != readiness;
@@ -304,10 +218,17 @@ impl Reporting {
         });
     }
 
-    fn why_not_ready(&self, core: &Core, now: Moment) -> Option<String> {
+    pub(super) fn why_not_ready(&self, core: &Core, now: Moment) -> Option<String> {
         if !core.is_listed() {
             let why = self.watch_failure.as_deref().unwrap_or("no list yet");
             return Some(format!("waiting for the pods: {why}"));
+        }
+        if self.heard.silent(Instant::now()).is_some() {
+            let why = self.watch_failure.as_deref().unwrap_or("no failure");
+            return Some(format!(
+                "nothing was heard of the pods for more than {} minutes: {why}",
+                WATCH_SILENCE.as_secs() / 60
+            ));
         }
         let (answered, failure) = core.agent();
         if answered.is_none_or(|at| now.saturating_sub(at) >= SILENCE) {
@@ -317,43 +238,78 @@ impl Reporting {
         if self.was_in_sync {
             return None;
         }
-        let backlog = core.backlog();
+        let backlog = core.counts().backlog;
         (backlog > 0).then(|| format!("{backlog} registrations are being written"))
     }
 
-    /// Answers what the admin server asks.
-    pub(super) fn answer(&self, core: &Core, question: Question<NodePage>, now: Moment) {
-        let (selection, reply) = match question {
-            Question::Page(selection, reply) => (selection, reply),
-            Question::Alive(reply) => return reply.send(()).unwrap_or_default(),
+    /// The charts of the page.
+    pub(super) fn history(&mut self) -> Vec<Series> {
+        self.history.series()
+    }
+
+    /// Where the pods come from.
+    pub(super) fn kubernetes(&self) -> Peer {
+        let trouble = self.watch_failure.clone();
+        Peer { url: self.pods_from.clone(), trouble, ..Peer::default() }
+    }
+
+    /// The agent.
+    pub(super) fn consul(&self, core: &Core) -> Peer {
+        Peer { trouble: core.agent().1.map(ToOwned::to_owned), ..self.consul.clone() }
+    }
+
+    /// The watch of the pods, once it was heard of.
+    pub(super) fn watches(&self) -> Vec<WatchStatus> {
+        let status = |(kind, heard): (Kind, Instant)| WatchStatus {
+            kind: kind.as_str(),
+            seconds_since_heard: heard.elapsed().as_secs(),
+            trouble: self.watch_failure.clone(),
         };
-        let reason = self.why_not_ready(core, now);
-        let mut pods: Vec<PodStatus> = Vec::new();
-        let (page, next) = selection.page(core.pods(selection.after.as_ref()));
-        for (key, view) in page {
-            let services = view.registrations.iter().map(|(id, status, beat)| ServiceStatus {
-                id: (*id).to_owned(),
-                status: status.map(CheckStatus::as_str),
-                next_heartbeat_seconds: beat.map(|at| at.saturating_sub(now).as_secs_f64()),
-            });
-            pods.push(PodStatus {
-                namespace: key.namespace.to_string(),
-                name: key.name.to_string(),
-                ready: view.is_ready,
-                sidecar: view.sidecar.map(|sidecar| format!("{sidecar:?}")),
-                services: services.collect(),
-                problems: view.problems.iter().map(ToString::to_string).collect(),
-            });
+        self.heard.iter().map(status).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::node::wanted::Defaults;
+
+    /// What a daemon whose agent answers says when the pods were heard of last so long ago.
+    fn after(silence: Duration, reporting: &Reporting, core: &mut Core) -> Option<String> {
+        core.handle_agent(Ok((Vec::new(), None)), silence);
+        reporting.why_not_ready(core, silence)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_nothing_was_heard_of_for_five_minutes_are_not_health() {
+        let (readiness, _ready) = watch::channel(Readiness::NotReady(String::new()));
+        let nobody = Reporter::to_nobody();
+        let (pods, consul) = ("the API".to_owned(), "the agent".to_owned());
+        let mut reporting = Reporting::new(Arc::default(), readiness, nobody, pods, consul);
+        let mut core = Core::new(Defaults {
+            sync_interval: Duration::from_secs(1),
+            check_ttl: Duration::from_secs(10),
+            ttl_buffer: Duration::from_secs(10),
+            deregister_critical_after: None,
+        });
+        assert!(reporting.watches().is_empty());
+        for event in [WatchEvent::ListStarted(Kind::Pod), WatchEvent::ListCompleted(Kind::Pod)] {
+            reporting.watch(&Notice::Event(event.clone()));
+            core.handle_watch(event, Moment::ZERO);
         }
-        let page = NodePage {
-            version: env!("CARGO_PKG_VERSION"),
-            ready: reason.is_none(),
-            reason,
-            holding: core.is_holding(),
-            last_sync_seconds: core.agent().0.map(|at| now.saturating_sub(at).as_secs_f64()),
-            pods,
-            next,
-        };
-        drop(reply.send(page));
+        assert_eq!(after(Moment::ZERO, &reporting, &mut core), None);
+        tokio::time::advance(WATCH_SILENCE).await;
+        assert_eq!(after(WATCH_SILENCE, &reporting, &mut core), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let silent = WATCH_SILENCE + Duration::from_secs(1);
+        let why = after(silent, &reporting, &mut core).unwrap();
+        assert!(why.contains("more than 5 minutes"), "{why}");
+        assert_eq!(reporting.watches()[0].seconds_since_heard, silent.as_secs());
+        reporting.watch(&Notice::Heard(Kind::Pod));
+        assert_eq!(after(silent, &reporting, &mut core), None, "a bookmark is enough");
+        // Nor is an agent that has not answered for a minute.
+        let later = silent + SILENCE;
+        let why = reporting.why_not_ready(&core, later).unwrap();
+        assert!(why.contains("waiting for the Consul agent"), "{why}");
     }
 }

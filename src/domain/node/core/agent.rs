@@ -162,6 +162,8 @@ impl Core {
         }
         let default_ttl = self.default_ttl();
         for (id, record) in &mut self.records {
+            // What is written now changed before anybody looked.
+            record.changed = None;
             record.is_missing = record.wanted.is_none() && !self.states.contains_key(&record.pod);
             // When it was refreshed last is not known: soon, and not all at once.
             let quarter = record.period(default_ttl) / 2;

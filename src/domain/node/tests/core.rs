@@ -329,3 +329,35 @@ fn p1_a_sidecar_is_answered_when_the_catalog_shows_what_it_asked_for() {
     assert!(ask(&mut agent, 7, SyncKind::Register, "web-0").ends_with("7 ok"));
     assert_eq!(agent.status("web-0"), Some("passing"));
 }
+
+/// From the change to the agent's answer, whatever failed in between; heartbeats are none.
+#[test]
+fn propagation_is_told_once_for_each_change_that_is_written() {
+    let mut agent = Agent::new();
+    let told = |agent: &mut Agent| {
+        let times = agent.reports().into_iter().filter_map(|it| match it {
+            Report::Propagated(took) => Some(took),
+            _ => None,
+        });
+        times.collect::<Vec<_>>()
+    };
+    agent.list(&[("web-0", web())]);
+    agent.change("web-1", &web());
+    assert_eq!(told(&mut agent).len(), 1, "what stood at the start changed before");
+    let ready = |is_ready| Pod { containers: vec![container("app", Some(is_ready))], ..web() };
+    agent.change("web-1", &ready(false));
+    agent.change("web-1", &Pod { is_terminating: true, ..ready(false) });
+    assert_eq!(told(&mut agent).len(), 2, "its status, and then its output");
+    agent.pass(Duration::from_mins(1));
+    assert!(told(&mut agent).is_empty(), "heartbeats follow from no change");
+
+    agent.fault = Some(Box::new(|_| Some(Answer::Failed("disk full".into()))));
+    agent.change("web-0", &ready(false));
+    agent.pass(Duration::from_secs(3));
+    agent.fault = None;
+    agent.pass(Duration::from_secs(3));
+    let took = told(&mut agent);
+    assert!(took.len() == 1 && took[0] >= Duration::from_secs(3), "{took:?}");
+    agent.delete("web-1");
+    assert_eq!(told(&mut agent).len(), 1, "its removal");
+}

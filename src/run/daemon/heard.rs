@@ -10,32 +10,32 @@ use crate::domain::kube::object::Kind;
 /// A watch that was not heard of for so long goes nowhere. Healthy ones are heard of about every
 /// minute, by a bookmark, and each is ended and begun again after 190 s; then headers may take 10 s, and
 /// a failed try is repeated after 30 s.
-pub(super) const SILENCE: Duration = Duration::from_mins(5);
+pub(in crate::run) const SILENCE: Duration = Duration::from_mins(5);
 
 /// When the API server was last heard of, by what is watched.
 #[derive(Debug, Default)]
-pub(super) struct Heard(BTreeMap<Kind, Instant>);
+pub(in crate::run) struct Heard(BTreeMap<Kind, Instant>);
 
 // === impl Heard ===
 
 impl Heard {
     /// It was heard of on the watch of this kind.
-    pub(super) fn on(&mut self, kind: Kind, now: Instant) {
+    pub(in crate::run) fn on(&mut self, kind: Kind, now: Instant) {
         self.0.insert(kind, now);
     }
 
     /// This kind is watched no longer.
-    pub(super) fn forget(&mut self, kind: Kind) {
+    pub(in crate::run) fn forget(&mut self, kind: Kind) {
         self.0.remove(&kind);
     }
 
     /// Each watch that was ever heard of, and when it was last.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Kind, Instant)> {
+    pub(in crate::run) fn iter(&self) -> impl Iterator<Item = (Kind, Instant)> {
         self.0.iter().map(|(kind, heard)| (*kind, *heard))
     }
 
     /// The watch that has been silent for longest, if that is too long.
-    pub(super) fn silent(&self, now: Instant) -> Option<Kind> {
+    pub(in crate::run) fn silent(&self, now: Instant) -> Option<Kind> {
         let (kind, heard) = self.iter().min_by_key(|(_, heard)| *heard)?;
         (now.duration_since(heard) > SILENCE).then_some(kind)
     }
