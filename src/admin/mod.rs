@@ -12,6 +12,7 @@ pub mod status;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -167,10 +168,11 @@ pub async fn serve_router(
 }
 
 /// Serves the metrics at every path, until it is dropped: what scrapes an older program's port may
-/// ask for any.
+/// ask for any. Its connections are bounded as those of the admin server are.
 pub async fn serve_metrics(listener: TcpListener, metrics: Arc<dyn Render>) -> io::Result<()> {
     let router = Router::new().fallback(move || async move { rendered(&*metrics) });
-    axum::serve(listener, router).await
+    server::serve(listener, router, server::LIFETIME, future::pending()).await;
+    Ok(())
 }
 
 /// Alive: the loop answers.

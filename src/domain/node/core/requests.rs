@@ -11,6 +11,10 @@ use crate::domain::node::sidecar::Sidecar;
 use crate::domain::node::wanted::{Registration, State};
 use crate::domain::sidecar::{SyncError, SyncKind};
 
+/// Calls of one pod that wait at a time: a sidecar has one, and one more after its client restarted.
+/// Whoever calls in the name of one pod keeps no other pod's calls out.
+const MAX_OF_POD: usize = 4;
+
 // === impl Core ===
 
 impl Core {
@@ -20,9 +24,23 @@ impl Core {
             self.waiting.actions.push_back(Action::Reply(number, Err(refusal)));
             return;
         }
+        self.make_room(pod);
         self.set_sidecar(pod, kind, now);
         self.waiting.requests.insert(number, (kind, pod.clone()));
         self.waiting.touch(pod);
+    }
+
+    /// The oldest call of a pod that has too many is answered: whoever made it asks again.
+    fn make_room(&mut self, pod: &ObjectKey) {
+        let of_pod = self.waiting.requests.iter().filter(|(_, (_, it))| it == pod);
+        let mut oldest = of_pod.clone().map(|(number, _)| *number);
+        if of_pod.clone().count() >= MAX_OF_POD
+            && let Some(number) = oldest.next()
+        {
+            self.waiting.requests.remove(&number);
+            let why = format!("{MAX_OF_POD} newer calls for the pod {pod} wait, ask again later");
+            self.waiting.actions.push_back(Action::Reply(number, Err(SyncError::Exhausted(why))));
+        }
     }
 
     /// Nobody waits for the answer any more.

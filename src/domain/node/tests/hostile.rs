@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::agent::Agent;
 use super::*;
 use crate::domain::node::annotations::{MAX_BYTES, MAX_NAMES};
 use crate::domain::node::sidecar::Sidecar;
 use crate::domain::node::wanted::{Wanted, wanted};
+use crate::domain::sidecar::SyncKind;
 
 fn of(annotations: &[(&str, &str)]) -> Wanted {
     wanted(&key("web-0"), &pod(annotations), Sidecar::Silent, &defaults())
@@ -79,5 +81,30 @@ fn durations_are_whole_milliseconds_and_no_longer_than_consul_takes() {
     ] {
         let found = of(&[("service-names", "web"), ("service-check-ttl", text)]);
         assert_eq!(found.registrations[0].0.ttl.unwrap().as_millis(), millis, "{text}");
+    }
+}
+
+/// Whoever calls again and again in one pod's name has the oldest of its calls refused, and takes no
+/// place from the sidecar of another pod.
+#[test]
+fn calls_in_one_pods_name_are_bounded() {
+    let with_sidecar = || {
+        let mut pod = pod(&[("service-names", "web"), ("sidecar", "sync")]);
+        pod.containers.push(container("sync", Some(false)));
+        pod
+    };
+    let mut agent = Agent::new();
+    agent.list(&[("web-0", with_sidecar()), ("web-1", with_sidecar())]);
+    agent.log.clear();
+    agent.core.handle_request(1, SyncKind::Register, &key("web-1"), agent.now);
+    for number in 10..16 {
+        agent.core.handle_request(number, SyncKind::Register, &key("web-0"), agent.now);
+    }
+    agent.settle();
+    let answers: Vec<_> = agent.log.iter().filter(|it| it.contains("Exhausted")).collect();
+    assert_eq!(answers.len(), 2, "{:?}", agent.log);
+    assert!(answers[0].starts_with("10 ") && answers[1].starts_with("11 "), "{answers:?}");
+    for number in [1, 12, 15] {
+        assert!(agent.log.contains(&format!("{number} ok")), "{number} in {:?}", agent.log);
     }
 }
