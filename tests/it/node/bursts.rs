@@ -1,6 +1,7 @@
 //! Many pods at once, counted in requests to the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,6 +9,7 @@ use kube_consul_stack::{HttpRecorder, Recorded, eventually};
 use serde_json::{Value, json};
 
 use super::support::Site;
+use super::timing::{Latencies, StatusWatch};
 use crate::support::{Bridge, DEADLINE, for_each};
 
 const PODS: usize = 250;
@@ -51,6 +53,33 @@ fn used(pid: i32) -> Result<(u64, String)> {
     Ok((fields[11].parse::<u64>()? + fields[12].parse::<u64>()?, memory.to_owned()))
 }
 
+/// Changes each pod, and says when the API server took it, by the ID of its registration.
+async fn acknowledged(
+    site: &Site,
+    names: &[String],
+    change: impl AsyncFn(&str) -> Result<()>,
+) -> Result<HashMap<String, Instant>> {
+    let since = Mutex::new(HashMap::new());
+    for_each(names, |name| async {
+        change(name).await?;
+        let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.insert(site.id("web", name), Instant::now());
+        Ok(())
+    })
+    .await?;
+    Ok(since.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// How long after these moments the agent had the first such request for each.
+fn sent(since: &HashMap<String, Instant>, requests: &[Recorded], part: &str) -> Latencies {
+    let first = |id: &str| {
+        let mut of = requests.iter().filter(|it| it.path.ends_with(id));
+        of.find(|it| it.path.contains(part)).map(|it| it.at)
+    };
+    let took = since.iter().filter_map(|(id, at)| Some(first(id)?.saturating_duration_since(*at)));
+    Latencies::new(took.collect())
+}
+
 #[tokio::test]
 async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_half_ttl() -> Result<()>
 {
@@ -58,13 +87,14 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
     let names: Vec<_> = (0..PODS).map(|n| format!("web-{n}")).collect();
     site.many(PODS).await?;
     for_each(&names, |name| async { site.ip(name).await.map(drop) }).await?;
+    // When the API server took each pod's change, by the ID of its registration.
     let ready = async |is_ready: bool| {
         let status = json!({"containerStatuses": [
             {"name": "app", "ready": is_ready, "restartCount": 0, "image": "a", "imageID": "a"},
         ]});
-        for_each(&names, |name| site.status(name, status.clone())).await
+        acknowledged(&site, &names, async |name| site.status(name, status.clone()).await).await
     };
-    ready(false).await?;
+    drop(ready(false).await?);
     let recorder = HttpRecorder::start(site.agent.url()).await?;
     let daemon = Bridge::start(site.command().env("CONSUL_HTTP_ADDR", recorder.url())).await?;
     daemon.wait_ready_within(DEADLINE * 2).await?;
@@ -72,14 +102,16 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
     ensure!(count(&recorder.requests(), "/agent/service/register") == PODS);
 
     // Critical checks need no heartbeat, so all that follows is of the burst.
+    let watch = StatusWatch::catalog(&site.server, "web");
     recorder.clear();
     let (cpu, _) = used(daemon.program.pid())?;
     let began = Instant::now();
-    ready(true).await?;
+    let since = ready(true).await?;
     let changed = began.elapsed();
     wait_for_count(&site, "passing", PODS).await?;
     let took = began.elapsed();
-    let passing = told(&recorder.requests(), "passing")?;
+    let requests = recorder.requests();
+    let passing = told(&requests, "passing")?;
     let cost = used(daemon.program.pid())?.0 - cpu;
     println!(
         "{PODS} pods became ready within {changed:?}, all in the catalog {:?} later; \
@@ -87,6 +119,8 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
         took.saturating_sub(changed),
         passing.values().sum::<usize>()
     );
+    println!("  to the agent: {}", sent(&since, &requests, "/check/update/"));
+    watch.print("to the catalog", &since, &["passing"]).await?;
     ensure!(passing.len() == PODS, "{} of {PODS} checks were told", passing.len());
     let beats = usize::try_from(took.as_millis() / PERIOD.as_millis())? + 1;
     let most = passing.values().max().copied().unwrap_or_default();
@@ -115,7 +149,9 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
     // All terminate, and are gone some moments later.
     recorder.clear();
     let began = Instant::now();
-    for_each(&names, |name| site.terminate(name)).await?;
+    watch.clear();
+    let pods = StatusWatch::pods(&site, "web").await?;
+    let since = acknowledged(&site, &names, async |name| site.terminate(name).await).await?;
     let changed = began.elapsed();
     wait_for_count(&site, "", 0).await?;
     let requests = recorder.requests();
@@ -126,11 +162,56 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
         began.elapsed().saturating_sub(changed),
         critical.len()
     );
+    watch.print("to the catalog, critical or gone", &since, &["critical", "gone"]).await?;
+    let deleted = pods.times("gone");
+    ensure!(deleted.len() == PODS, "{} deletions of {PODS} were seen", deleted.len());
+    println!("  from the pod's end to the agent: {}", sent(&deleted, &requests, "/deregister/"));
+    watch.print("from the pod's end to the catalog", &deleted, &["gone"]).await?;
     let removed = count(&requests, "/agent/service/deregister/");
     ensure!(removed == PODS, "{removed} removals of {PODS}");
     ensure!(critical.values().all(|it| *it == 1), "{critical:?}");
     ensure!(count(&requests, "/agent/service/register") == 0, "registered again");
     let status = daemon.status().await?;
     ensure!(status["pods"] == json!([]), "{status}");
-    daemon.stop().await
+    daemon.stop().await?;
+    bare(&site, &watch).await
+}
+
+/// The same without a daemon, to see what is the agent's: as many checks of its own, each told to pass as
+/// soon as a place among as many requests as the daemon has is free.
+async fn bare(site: &Site, watch: &StatusWatch) -> Result<()> {
+    let api = site.agent.api();
+    let ids: Vec<_> = (0..PODS).map(|number| format!("bare-{number}")).collect();
+    for_each(&ids, |id| async move {
+        let service = json!({"ID": id, "Name": "web", "Port": 8080, "Address": "10.1.0.1",
+            "Check": {"CheckID": id, "TTL": "1h", "Status": "critical"}});
+        api.put("/v1/agent/service/register", &service).await.map(drop)
+    })
+    .await?;
+    wait_for_count(site, "critical", PODS).await?;
+    let since = Mutex::new(HashMap::new());
+    let took = &since;
+    for_each(&ids, |id| async move {
+        let began = Instant::now();
+        let body = json!({"Status": "passing", "Output": "ok"});
+        api.put(&format!("/v1/agent/check/update/{id}"), &body).await?;
+        took.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), began);
+        Ok(())
+    })
+    .await?;
+    wait_for_count(site, "passing", PODS).await?;
+    let since = since.into_inner().unwrap_or_else(PoisonError::into_inner);
+    watch.print("the agent alone, from request to catalog", &since, &["passing"]).await?;
+    let since = Mutex::new(HashMap::new());
+    let took = &since;
+    for_each(&ids, |id| async move {
+        let began = Instant::now();
+        api.put(&format!("/v1/agent/service/deregister/{id}"), &json!(null)).await?;
+        took.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), began);
+        Ok(())
+    })
+    .await?;
+    wait_for_count(site, "", 0).await?;
+    let since = since.into_inner().unwrap_or_else(PoisonError::into_inner);
+    watch.print("the agent alone, from removal to catalog", &since, &["gone"]).await
 }

@@ -7,6 +7,7 @@ use kube_consul_stack::{Port, Program, eventually};
 use serde_json::{Value, json};
 
 use super::support::{DAEMON, Site, WISH};
+use super::timing::StatusWatch;
 use crate::support::{Bridge, DEADLINE, for_each, kube_consul};
 
 const GATES: [&str; 2] = ["kube-consul.io/synced", "katalog-sync.wish.com/synced"];
@@ -93,8 +94,9 @@ async fn p5_gates_are_set_beside_another_writer_and_for_what_became_ready_meanwh
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
+    let catalog = StatusWatch::catalog(&site.server, "web");
+    let gates = StatusWatch::gates(&site, "web", GATES[1])?;
     let daemon = site.daemon().await?;
-    let began = Instant::now();
     eventually(DEADLINE, || async {
         let passing =
             site.catalog("web").await?.iter().filter(|it| it.ends_with("passing")).count();
@@ -102,15 +104,16 @@ async fn p5_gates_are_set_beside_another_writer_and_for_what_became_ready_meanwh
         Ok(())
     })
     .await?;
-    let in_catalog = began.elapsed();
     for name in &names {
         wait_for_condition(&site, name, GATES[1], "True Done").await?;
         wait_for_condition(&site, name, GATES[0], "True Done").await?;
     }
-    println!(
-        "30 gates are set {:?} after the catalog has all",
-        began.elapsed().saturating_sub(in_catalog)
-    );
+    eventually(DEADLINE, || async {
+        let times = catalog.times("passing");
+        ensure!(times.len() == 30, "{} of 30 were seen", times.len());
+        gates.print("from the catalog to the gate", &times, &["True"]).await
+    })
+    .await?;
     let other = condition(&site, "web-0", "example.com/other").await?;
     ensure!(other.len() == 1, "{other:?}");
     writer.abort();

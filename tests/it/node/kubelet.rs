@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::support::{Site, WISH};
+use super::support::{Site, USER, WISH, is_root};
 use crate::support::{Bridge, DEADLINE};
 
 const TOKEN: &str = "the-token-of-a-service-account";
@@ -28,6 +29,8 @@ struct Shown {
     body: String,
     /// So many bytes less than it says.
     missing: usize,
+    /// It takes the request and says nothing.
+    hangs: bool,
 }
 
 /// A kubelet with a certificate of its own.
@@ -77,6 +80,11 @@ fn answer(stream: TcpStream, shown: &Shown) -> Result<()> {
         is_allowed |= header.eq_ignore_ascii_case(&format!("authorization: bearer {TOKEN}"));
         line.clear();
     }
+    if shown.hangs {
+        // Until the client gives up.
+        let _ = stream.read_line(&mut line);
+        return Ok(());
+    }
     let (status, body) = if is_allowed {
         (shown.status, shown.body.as_str())
     } else {
@@ -109,34 +117,19 @@ fn pods(namespace: &str, names: &[&str]) -> String {
     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}).to_string()
 }
 
-#[tokio::test]
-async fn a_kubelet_over_https_is_believed_with_its_certificate_and_whole_lists_only() -> Result<()>
-{
-    install_provider();
-    let site = Site::new("node-https").await?;
-    let (cluster, other) = (Authority::new("cluster")?, Authority::new("another")?);
-    let right = tls(&cluster.issue(&["127.0.0.1"])?)?;
-    let both = pods(&site.namespace, &["web-0", "web-1"]);
-    let good = Shown { tls: right.clone(), status: "200 OK", body: both.clone(), missing: 0 };
-    let kubelet = Kubelet::start(good.clone())?;
-    let folder = tempfile::tempdir()?;
-    let (ca, token) = (folder.path().join("ca.crt"), folder.path().join("token"));
-    fs::write(&ca, cluster.pem())?;
-    fs::write(&token, format!("{TOKEN}\n"))?;
-    let daemon = site
-        .command()
-        .args(["--kubelet-api", &kubelet.url, "--default-sync-interval=500ms"])
-        .args(["--kubelet-token-file".as_ref(), token.as_os_str()])
-        .args(["--kubelet-ca-file".as_ref(), ca.as_os_str()]);
-    let daemon = Bridge::start(daemon).await?;
-    daemon.wait_ready().await?;
-    let passing = ["web-0:8080 passing", "web-1:8080 passing"];
-    site.wait_for("web", &passing).await?;
-
-    let one = pods(&site.namespace, &["web-0"]);
-    let errors = "katalog_sync_kubelet_sync_count_total{status=\"error\"}";
-    let mut before = daemon.metric(errors).await?.unwrap_or_default();
-    let cases: [(&str, Shown, &str); 9] = [
+/// Answers of which none is a list that counts, and the token that is sent for each. `one`: what would
+/// remove a pod if it counted.
+fn wrong_answers(
+    good: &Shown,
+    both: &str,
+    one: &str,
+    other: &Authority,
+    cluster: &Authority,
+) -> Result<[(&'static str, Shown, &'static str); 11]> {
+    let one = one.to_owned();
+    Ok([
+        ("no list", Shown { body: "{}".into(), ..good.clone() }, TOKEN),
+        ("null", Shown { body: "null".into(), ..good.clone() }, TOKEN),
         (
             "another authority",
             Shown { tls: tls(&other.issue(&["127.0.0.1"])?)?, body: one.clone(), ..good.clone() },
@@ -178,7 +171,50 @@ async fn a_kubelet_over_https_is_believed_with_its_certificate_and_whole_lists_o
             Shown { body: json!({"kind": "PodList", "items": [{}]}).to_string(), ..good.clone() },
             TOKEN,
         ),
-    ];
+    ])
+}
+
+#[tokio::test]
+async fn a_kubelet_over_https_is_believed_with_its_certificate_and_whole_lists_only() -> Result<()>
+{
+    install_provider();
+    let site = Site::new("node-https").await?;
+    let (cluster, other) = (Authority::new("cluster")?, Authority::new("another")?);
+    let right = tls(&cluster.issue(&["127.0.0.1"])?)?;
+    let both = pods(&site.namespace, &["web-0", "web-1"]);
+    let good = Shown {
+        tls: right.clone(),
+        status: "200 OK",
+        body: both.clone(),
+        missing: 0,
+        hangs: false,
+    };
+    let kubelet = Kubelet::start(good.clone())?;
+    let folder = tempfile::tempdir()?;
+    let (ca, token) = (folder.path().join("ca.crt"), folder.path().join("token"));
+    fs::write(&ca, cluster.pem())?;
+    fs::write(&token, format!("{TOKEN}\n"))?;
+    // As the user of katalog-sync's image: its files are that user's, and it may read no other's.
+    if is_root()? {
+        for file in [&ca, &token] {
+            std::os::unix::fs::chown(file, Some(USER), Some(USER))?;
+            fs::set_permissions(file, fs::Permissions::from_mode(0o400))?;
+        }
+    }
+    let daemon = site
+        .unprivileged_command(folder.path())?
+        .args(["--kubelet-api", &kubelet.url, "--default-sync-interval=500ms"])
+        .args(["--kubelet-token-file".as_ref(), token.as_os_str()])
+        .args(["--kubelet-ca-file".as_ref(), ca.as_os_str()]);
+    let daemon = Bridge::start(daemon).await?;
+    daemon.wait_ready().await?;
+    let passing = ["web-0:8080 passing", "web-1:8080 passing"];
+    site.wait_for("web", &passing).await?;
+
+    let one = pods(&site.namespace, &["web-0"]);
+    let errors = "katalog_sync_kubelet_sync_count_total{status=\"error\"}";
+    let mut before = daemon.metric(errors).await?.unwrap_or_default();
+    let cases = wrong_answers(&good, &both, &one, &other, &cluster)?;
     for (what, shown, sent) in cases {
         fs::write(&token, sent)?;
         kubelet.show(|it| *it = shown)?;
@@ -197,6 +233,12 @@ async fn a_kubelet_over_https_is_believed_with_its_certificate_and_whole_lists_o
         before = daemon.metric(errors).await?.unwrap_or_default();
     }
     ensure!(!daemon.program.stderr().contains(TOKEN), "the token is in the log");
+
+    // One that hangs for longer than a TTL of 11 s lets no check run out.
+    kubelet.show(|it| it.hangs = true)?;
+    sleep(Duration::from_secs(14)).await;
+    ensure!(site.catalog("web").await? == passing, "it hangs: {:?}", site.catalog("web").await?);
+    kubelet.show(|it| *it = good.clone())?;
 
     // No pod at all, again and again: nothing is removed.
     kubelet.show(|it| it.body = pods(&site.namespace, &[]))?;

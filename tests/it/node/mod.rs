@@ -2,9 +2,14 @@
 //! the shipped role, admission policy and ACL policy.
 
 mod basics;
+mod bugs;
 mod bursts;
+mod flood;
 mod gates;
 mod kubelet;
 mod neighbours;
+mod odd;
+mod page;
 mod replaced;
 mod support;
+mod timing;

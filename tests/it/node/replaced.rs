@@ -1,15 +1,14 @@
 //! The manifests that users of katalog-sync have, unchanged but for the image: its role, its command
-//! lines, its example application. Addresses are the test's, so that several can run on one machine.
+//! lines, its user, its example application. Addresses are the test's, so that several can run on one machine.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use kube_consul_stack::{KubectlProxy, Port, Program, ProgramOptions, eventually};
+use kube_consul_stack::{KubectlProxy, Port, Program, eventually};
 use serde_json::{Value, json};
 
-use super::support::{DAEMON, Site, WISH};
+use super::support::{DAEMON, Site, USER, WISH, is_root, old_program, readable};
 use crate::support::{DEADLINE, kubeconfig_with};
 
 /// The rules of its ClusterRole.
@@ -46,10 +45,15 @@ fn listens_at(pid: i32) -> Result<BTreeSet<u16>> {
     Ok(ports)
 }
 
-fn old_program(folder: &Path, name: &str) -> Result<ProgramOptions> {
-    let path = folder.join(name);
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kube-consul"), &path)?;
-    Ok(ProgramOptions::new(path))
+/// Who runs a process, and whether it may do what root may.
+fn user(pid: i32) -> Result<(u32, bool)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> Option<&str> {
+        let mut lines = status.lines();
+        lines.find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+    };
+    let uid = field("Uid:").context("a uid")?.parse()?;
+    Ok((uid, u64::from_str_radix(field("CapEff:").context("capabilities")?, 16)? != 0))
 }
 
 #[tokio::test]
@@ -88,8 +92,9 @@ async fn its_manifests_work_with_another_image() -> Result<()> {
     // The API server's list in the kubelet's place.
     let kubelet = KubectlProxy::start(site.kubernetes.kubeconfig()).await?;
     let list = format!("{}/api/v1/namespaces/{}/pods", kubelet.url(), site.namespace);
-    let kubeconfig = kubeconfig_with(site.kubernetes, &site.namespace, &role()).await?;
     let folder = tempfile::tempdir()?;
+    let kubeconfig = kubeconfig_with(site.kubernetes, &site.namespace, &role()).await?;
+    let kubeconfig = readable(folder.path(), &kubeconfig)?;
     let (grpc, http) = (Port::pick()?, Port::pick()?);
     let daemon = old_program(folder.path(), "katalog-sync-daemon")?
         .arg(format!("--bind-address=:{}", grpc.number()))
@@ -139,6 +144,11 @@ async fn its_manifests_work_with_another_image() -> Result<()> {
     })
     .await?;
 
+    // Both run as the user of the original's image, who may do nothing.
+    for program in [&daemon, &sidecar] {
+        let found = user(program.pid())?;
+        ensure!(!is_root()? || found == (USER, false), "{found:?}");
+    }
     // Nothing listens that was not asked for.
     ensure!(
         listens_at(daemon.pid())? == BTreeSet::from([grpc.number()]),

@@ -1,10 +1,13 @@
 //! A node with pods of the test's own, its agent, and a daemon.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube_consul_stack::{Consul, ConsulOptions, Kubernetes, ProgramOptions, eventually};
@@ -40,6 +43,57 @@ async fn node_kubeconfig(node: &str) -> Result<PathBuf> {
     let name = format!("daemon-{node}");
     let uid = pod(SYSTEM, &name, node, ACCOUNT).await?;
     Kubernetes::shared().await?.kubeconfig_for(&account_token(Some((&name, &uid))).await?)
+}
+
+/// The user of katalog-sync's image.
+pub const USER: u32 = 12345;
+
+/// Whether this test may change users; otherwise it is unprivileged itself.
+pub fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
+}
+
+/// The program where every user may run it: the folder of a build may be closed to others.
+fn installed(folder: &Path) -> Result<PathBuf> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    let path = folder.join("kube-consul");
+    if !path.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_kube-consul"), &path)?;
+    }
+    Ok(path)
+}
+
+/// A program that [`USER`] runs, without any capability.
+fn unprivileged(program: &Path) -> Result<ProgramOptions> {
+    if !is_root()? {
+        return Ok(ProgramOptions::new(program));
+    }
+    let user = [format!("--reuid={USER}"), format!("--regid={USER}")];
+    let setpriv = ProgramOptions::new("/usr/bin/setpriv").args(user);
+    // A change of users would let the program outlive this one.
+    let flags = ["--clear-groups", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL"];
+    Ok(setpriv.args(flags).arg(program))
+}
+
+/// This program under a name of katalog-sync's, as the user of its image runs it.
+pub fn old_program(folder: &Path, name: &str) -> Result<ProgramOptions> {
+    let path = folder.join(name);
+    std::os::unix::fs::symlink(installed(folder)?, &path)?;
+    unprivileged(&path)
+}
+
+/// A copy of a kubeconfig that every user may read, with the authority inside.
+pub fn readable(folder: &Path, kubeconfig: &Path) -> Result<PathBuf> {
+    let mut config: Value = serde_json::from_slice(&fs::read(kubeconfig)?)?;
+    let cluster = &mut config["clusters"][0]["cluster"];
+    let authority = cluster["certificate-authority"].take();
+    let pem = fs::read(authority.as_str().context("an authority")?)?;
+    cluster.as_object_mut().context("a cluster")?.remove("certificate-authority");
+    cluster["certificate-authority-data"] = json!(BASE64_STANDARD.encode(pem));
+    let path = folder.join("kubeconfig");
+    fs::write(&path, config.to_string())?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+    Ok(path)
 }
 
 /// Makes a token that may do what these rules say.
@@ -84,9 +138,24 @@ impl Site {
 
     /// The daemon of a node of this name.
     pub fn command_of(&self, node: &str) -> ProgramOptions {
-        kube_consul()
+        self.command_with(kube_consul(), node, &self.kubeconfig)
+    }
+
+    /// The daemon of the node as an unprivileged user, for whom `folder` has what it reads.
+    pub fn unprivileged_command(&self, folder: &Path) -> Result<ProgramOptions> {
+        let program = unprivileged(&installed(folder)?)?;
+        Ok(self.command_with(program, &self.node, &readable(folder, &self.kubeconfig)?))
+    }
+
+    fn command_with(
+        &self,
+        program: ProgramOptions,
+        node: &str,
+        kubeconfig: &Path,
+    ) -> ProgramOptions {
+        program
             .args(["node", "--node", node, "--log-level", "info,kube_consul=debug"])
-            .args(["--kubeconfig".as_ref(), self.kubeconfig.as_path()])
+            .args(["--kubeconfig".as_ref(), kubeconfig])
             .env("CONSUL_HTTP_ADDR", self.agent.url())
             .env("CONSUL_HTTP_TOKEN", DAEMON)
     }
@@ -167,6 +236,22 @@ impl Site {
     /// Deletes a pod as users do; its kubelet (kwok) ends it some moments later.
     pub async fn terminate(&self, name: &str) -> Result<()> {
         self.pods()?.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Keeps a pod from going when it is deleted, until it is released.
+    pub async fn hold(&self, name: &str) -> Result<()> {
+        self.finalizers(name, &["example.com/hold"]).await
+    }
+
+    /// Lets it go.
+    pub async fn release(&self, name: &str) -> Result<()> {
+        self.finalizers(name, &[]).await
+    }
+
+    async fn finalizers(&self, name: &str, all: &[&str]) -> Result<()> {
+        let patch = Patch::Merge(json!({"metadata": {"finalizers": all}}));
+        self.pods()?.patch(name, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
