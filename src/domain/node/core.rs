@@ -346,7 +346,7 @@ impl Core {
             });
             let view = PodView {
                 is_ready: state.wanted.is_ready,
-                sidecar: state.wanted.sidecar.as_deref().map(|_| state.sidecar),
+                sidecar: state.wanted.sidecar.as_deref().map(|_| state.sidecar.as_str()),
                 registrations: registrations.collect(),
                 problems: &state.problems,
             };

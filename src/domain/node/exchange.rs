@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::node::sidecar::Sidecar;
 use crate::domain::node::wanted::{CheckStatus, Registration, State};
 use crate::domain::problem::Problem;
 use crate::domain::sidecar::SyncError;
@@ -139,8 +138,8 @@ pub enum PatchError {
 pub struct PodView<'a> {
     /// Whether its containers are ready.
     pub is_ready: bool,
-    /// What its sidecar said, if it has one.
-    pub sidecar: Option<Sidecar>,
+    /// What its sidecar said, in a word, if it has one.
+    pub sidecar: Option<&'static str>,
     /// Its registrations: ID, status in the agent, next heartbeat.
     pub registrations: Vec<(&'a str, Option<CheckStatus>, Option<Moment>)>,
     /// What is wrong with it.

@@ -429,10 +429,10 @@ impl Daemon {
     fn take_notice(&mut self, notice: Notice<Seen>) {
         let now = self.now();
         self.reporting.watch(&notice);
-        if let Notice::Event(event) = notice {
-            if self.core.handle_watch(event, now) {
-                self.reporting.changed();
-            }
+        if let Notice::Event(event) = notice
+            && self.core.handle_watch(event, now)
+        {
+            self.reporting.changed();
         }
     }
 

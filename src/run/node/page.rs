@@ -112,7 +112,7 @@ fn pod(key: &ObjectKey, view: &PodView<'_>, now: Moment) -> PodStatus {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
         ready: view.is_ready,
-        sidecar: view.sidecar.map(|sidecar| sidecar.as_str()),
+        sidecar: view.sidecar,
         registrations: registrations.collect(),
         problems: view.problems.iter().take(MAX_PROBLEMS).map(ToString::to_string).collect(),
     }

@@ -119,11 +119,10 @@ impl Reporting {
                 self.consul.version = Some(info.version.clone());
                 self.consul.datacenter = Some(info.datacenter.clone());
             }
-            Ok((_, None)) => {}
             Err(why) if self.throttle.should_log() => {
                 tracing::warn!(error = why, "waiting for the Consul agent{}", REACHED_BY);
             }
-            Err(_) => {}
+            Ok((_, None)) | Err(_) => {}
         }
     }
 

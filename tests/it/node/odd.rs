@@ -193,12 +193,12 @@ fn registered(services: &Value, checks: &Value, pod: &str) -> Vec<String> {
                 checks[id]["Status"].as_str().unwrap_or("no check")
             );
             if service["Tags"] != json!([]) {
-                text += &format!(" {}", service["Tags"]);
+                text.extend([" ".to_owned(), service["Tags"].to_string()]);
             }
             let mut meta = service["Meta"].as_object().cloned().unwrap_or_default();
             meta.retain(|key, _| !key.starts_with("external-"));
             if !meta.is_empty() {
-                text += &format!(" {}", Value::from(meta));
+                text.extend([" ".to_owned(), Value::from(meta).to_string()]);
             }
             text
         })
