@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::consul::coordination::lock::lock_key;
 use crate::consul::coordination::session::Session;
@@ -22,9 +24,12 @@ use crate::domain::text::{chain, one_line};
 
 /// Between two renewals: two may fail, or get no answer, before the session's time is over.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
-/// How long the answer to a renewal is waited for: it takes milliseconds, and whoever waits for a
-/// connection that is dead loses the lock with it.
-const RENEW_DEADLINE: Duration = Duration::from_secs(2);
+/// When a renewal that has no answer yet gets another beside it: an answer takes milliseconds, and
+/// whoever waits for a connection that is dead loses the lock with it. A late answer counts, from when
+/// it was asked for: Consul may be slow.
+const RENEW_AGAIN: Duration = Duration::from_secs(2);
+/// Renewals under way: what is sent within the time of the shortest session.
+const MAX_RENEWALS: usize = 5;
 /// How much earlier than its session a leader gives up the lead: what a write that is
 /// sent at the last moment takes on its way.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -151,9 +156,17 @@ impl Election {
         let asked = Instant::now();
         let session = self.client.create_session(&self.node).await?;
         self.session.send_replace(Some(session.id.clone()));
-        let acquired = self.client.acquire_lock(&self.key, &session.id, &self.candidate).await;
+        let created = Instant::now();
+        let acquire = self.client.acquire_lock(&self.key, &session.id, &self.candidate);
+        // Where answers take seconds, most of the session's time would be over with this one.
+        let renew = async {
+            let is_slow = created - asked >= RENEW_RETRY;
+            is_slow && matches!(self.client.renew_session(&session.id).await, Ok(true))
+        };
+        let (acquired, renewed) = tokio::join!(acquire, renew);
         if let Ok(true) = acquired {
-            let until = watch::Sender::new(asked + session.ttl - MARGIN);
+            let since = if renewed { created } else { asked };
+            let until = watch::Sender::new(since + session.ttl - MARGIN);
             return Ok(Attempt::Acquired(Lease { session, key: self.key.clone(), until }));
         }
         // Also when it is not known: a session that holds the lock must not stay.
@@ -165,28 +178,36 @@ impl Election {
     /// Keeps the lock. Returns when it is lost, and why.
     pub async fn keep(self, lease: Lease) -> String {
         let ttl = lease.session.ttl;
-        let mut pause = RENEW_EVERY;
+        let mut renewals = FuturesUnordered::new();
+        let mut sent = *lease.until.borrow() + MARGIN - ttl;
+        let mut next = sent + RENEW_EVERY;
         loop {
             let until = *lease.until.borrow();
             tokio::select! {
                 () = sleep_until(until) => {
                     return format!("the lock could not be renewed within {} s", ttl.as_secs());
                 }
-                () = sleep(pause) => {}
-            }
-            let asked = Instant::now();
-            let renewed = timeout_at(until.min(asked + RENEW_DEADLINE), self.renew(&lease));
-            match renewed.await {
-                Ok(Ok(None)) => {
-                    lease.until.send_replace(asked + ttl - MARGIN);
-                    pause = RENEW_EVERY;
+                () = sleep_until(next), if renewals.len() < MAX_RENEWALS => {
+                    sent = Instant::now();
+                    next = sent + RENEW_AGAIN;
+                    let asked = sent;
+                    let renewal = self.renew(&lease);
+                    renewals.push(async move { (asked, renewal.await) });
                 }
-                Ok(Ok(Some(lost))) => return lost.to_owned(),
-                Ok(Err(error)) => {
-                    tracing::debug!(error = error.chain(), "the session could not be renewed");
-                    pause = RENEW_RETRY;
+                Some((asked, renewed)) = renewals.next() => match renewed {
+                    Ok(None) => {
+                        // An earlier one may be answered later.
+                        lease.until.send_replace(until.max(asked + ttl - MARGIN));
+                        if renewals.is_empty() {
+                            next = next.max(sent + RENEW_EVERY);
+                        }
+                    }
+                    Ok(Some(lost)) => return lost.to_owned(),
+                    Err(error) => {
+                        tracing::debug!(error = error.chain(), "the session could not be renewed");
+                        next = next.min(Instant::now() + RENEW_RETRY);
+                    }
                 }
-                Err(_) => pause = RENEW_RETRY,
             }
         }
     }
@@ -194,11 +215,17 @@ impl Election {
     /// Renews the session. Tells how the lock is lost, if it is: somebody may have deleted its key
     /// while the session goes on.
     async fn renew(&self, lease: &Lease) -> Result<Option<&'static str>, Error> {
-        if !self.client.renew_session(&lease.session.id).await? {
+        // A transaction that only asks costs the servers' log nothing. Both are asked at once: where
+        // answers take seconds, one after the other would take the session's time.
+        let check = [lease.fence().operation().encode()];
+        let (renewed, checked) = tokio::join!(
+            self.client.renew_session(&lease.session.id),
+            self.client.transaction(&check)
+        );
+        if !renewed? {
             return Ok(Some("its session is over"));
         }
-        // A transaction that only asks costs the servers' log nothing.
-        match self.client.transaction(&[lease.fence().operation().encode()]).await {
+        match checked {
             Err(error) if error.answer(Reach::Servers) == Answer::Fenced => {
                 Ok(Some("the lock is no longer its session's"))
             }

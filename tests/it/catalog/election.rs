@@ -125,3 +125,40 @@ async fn a_candidate_that_ends_while_it_takes_the_lock_leaves_it_to_others() -> 
     ensure!(!is_held().await?, "whoever comes next has to wait");
     Ok(())
 }
+
+/// As late as answers are where Consul is slow: three take nearly the session's time.
+const LATE: Duration = Duration::from_secs(3);
+
+/// A7: the time of a renewal counts from when it is asked for, and its answer whenever it comes.
+#[tokio::test]
+async fn a7_a_slow_consul_costs_no_lead_and_changes_are_written() -> Result<()> {
+    let fixture = Fixture::new("slow").await?;
+    fixture.web("web", &PORTS).await?;
+    let recorder = HttpRecorder::start(fixture.consul.url()).await?;
+    let command = command(&fixture).await?.args(["--leader-elect"]);
+    let bridge = Bridge::start(command.env("CONSUL_HTTP_ADDR", recorder.url())).await?;
+    wait_for_lead(&bridge).await?;
+    fixture.wait_for_instances("web", 1).await?;
+    recorder.fault(Fault::Delay(LATE), |_| true);
+    // It has to be acquired with late answers, too.
+    let lock = format!("/v1/kv/kube-consul/{}/leader", fixture.namespace);
+    fixture.consul.api().delete(&lock).await?;
+    let tries = || recorder.requests().iter().filter(|it| it.path.contains("acquire=")).count();
+    eventually(3 * TAKE_OVER, || async {
+        ensure!(tries() > 1 && leads(&bridge).await?, "{} tries", tries());
+        Ok(())
+    })
+    .await?;
+    fixture.web("later", &PORTS).await?;
+    eventually(3 * TAKE_OVER, || async {
+        ensure!(fixture.instances("later").await?.len() == 1, "{}", bridge.status().await?);
+        Ok(())
+    })
+    .await?;
+    // Three times as long as a session lasts.
+    let before = tries();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    ensure!(tries() == before && leads(&bridge).await?, "{} tries, {before} before", tries());
+    recorder.mend();
+    bridge.stop().await
+}
