@@ -17,7 +17,7 @@ use crate::consul::http::operation::{Observed, Operation};
 use crate::consul::http::request::{Request, encode};
 use crate::consul::http::setup::{BuildError, basic, trust, with_server_name};
 use crate::consul::http::stream::{Item, Layout, Malformed, Splitter};
-use crate::domain::text::chain;
+use crate::domain::text::{chain, one_line};
 
 /// A connection within a datacenter takes about 1 ms, with TLS and a lost SYN 3 s: past 5 s it
 /// is not coming. Less than every deadline, so that what ends by it was surely not sent.
@@ -43,6 +43,9 @@ const MAX_BODY: usize = 4 << 20;
 
 /// As much of an error's body as is read: rollbacks of 128 operations with a sentence each.
 const MAX_ERROR_BODY: usize = 64 << 10;
+
+/// As much of a body that ought not to be there as is shown: it begins with what it is.
+const SHOWN_OF_BODY: usize = 80;
 
 /// How often the certificate files are looked at, when there is something to send: a kubelet takes a
 /// minute and more to bring a renewed Secret, which is renewed days before it is needed.
@@ -290,6 +293,22 @@ impl Reply {
     /// A 404 where there is no reason for one, as the error that it is.
     pub(in crate::consul) async fn into_found(self) -> Result<Self, Error> {
         if self.is_found() { Ok(self) } else { Err(self.into_error().await) }
+    }
+
+    /// An answer that has to be without a body.
+    pub(in crate::consul) async fn empty(mut self) -> Result<(), Error> {
+        let body = match read_body(&mut self.response, MAX_ERROR_BODY).await {
+            Ok(body) => body,
+            Err(error) => return Err(Error::of_broken(self.request, error)),
+        };
+        if body.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let found = one_line(&String::from_utf8_lossy(&body), SHOWN_OF_BODY);
+        Err(Error::Garbled {
+            request: self.request,
+            reason: format!("expected an answer without a body, found {found:?}"),
+        })
     }
 
     /// A 404 as an error with Consul's words.

@@ -128,7 +128,7 @@ impl Client {
         let request = Request::put(format!("/v1/agent/service/deregister/{}", encode(id)));
         let reply = self.send(&request).await?;
         if reply.is_found() {
-            return Ok(());
+            return reply.empty().await;
         }
         match reply.into_error().await {
             error if error.is_unknown_service() => Ok(()),
@@ -137,14 +137,63 @@ impl Client {
     }
 }
 
-/// Sends a request whose answer has no body that matters.
+/// Sends a request that an agent answers without a body. One with a body is somebody else's: of a
+/// proxy that has everybody log in, say, behind which nothing was registered.
 pub(in crate::consul) async fn done(client: &Client, request: &Request) -> Result<(), Error> {
-    client.send(request).await?.into_found().await.map(drop)
+    client.send(request).await?.into_found().await?.empty().await
 }
 
 fn applied(result: Result<(), Error>) -> Answer {
     match result {
         Ok(()) => Answer::Applied { index: 0 },
         Err(error) => error.answer(Reach::Agent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use axum::Router;
+    use axum::routing::put;
+
+    use super::*;
+    use crate::consul::http::config::Config;
+
+    /// A proxy that has everybody log in answers whatever it is asked with 200 and a page.
+    #[tokio::test]
+    async fn b1_only_an_empty_answer_means_that_it_is_registered() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        for (answer, is_applied) in [("", true), ("\n", true), ("<html>Log in</html>", false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = format!("http://{}", listener.local_addr().unwrap());
+            let router = Router::new()
+                .route("/v1/agent/service/register", put(async move || answer))
+                .route("/v1/agent/service/deregister/{id}", put(async move || answer));
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            let config = Config { address: address.parse().unwrap(), ..Config::default() };
+            let sink = AgentSink::new(
+                Client::new(&config).unwrap(),
+                &"eu".parse::<ClusterName>().unwrap(),
+            );
+            let registration = Registration {
+                id: "eu_shop_web_http_10.0.0.1".into(),
+                service: "web".into(),
+                namespace: "shop".into(),
+                address: "10.0.0.1".into(),
+                port: 80,
+                tags: Vec::new(),
+                meta: BTreeMap::new(),
+                weight: 1,
+                check: Check::None,
+            };
+            let ended = sink.client.deregister(&registration.id).await;
+            assert_eq!(ended.is_ok(), is_applied, "{answer}: {ended:?}");
+            match sink.write(Write::Register(registration)).await {
+                Answer::Applied { .. } => assert!(is_applied, "{answer}"),
+                Answer::Unanswered(why) => assert!(!is_applied && why.contains("Log in"), "{why}"),
+                other => panic!("{answer}: {other:?}"),
+            }
+        }
     }
 }
