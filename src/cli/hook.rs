@@ -47,7 +47,7 @@ Read from the environment:
 
 Every CONSUL_* variable of Consul's own command is honoured.
 
-Exit codes: 0 done (also when there is nothing to register), 1 failed, 2 wrong usage or
+Exit codes: 0 done (also when there is nothing to do), 1 failed, 2 wrong usage or
 configuration. docs/hook.md has everything, also what differs from consul-registration-hook.";
 
 const TASK_INPUTS: &str = "Read from the environment:
@@ -61,7 +61,7 @@ Read from the task:
 
 Every CONSUL_* variable of Consul's own command is honoured.
 
-Exit codes: 0 done (also when there is nothing to register), 1 failed, 2 wrong usage or
+Exit codes: 0 done (also when there is nothing to do), 1 failed, 2 wrong usage or
 configuration.";
 
 /// Registers instances with Consul, and removes them, from lifecycle hooks.

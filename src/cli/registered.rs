@@ -211,6 +211,11 @@ pub(super) enum Conflict {
     )]
     TrustedNotRegistered(Box<str>),
     #[error(
+        "--namespace {0} and --deny-namespace {0}: expected one of them, found both, by which nothing \
+         of the namespace is registered"
+    )]
+    SelectedAndDenied(Box<str>),
+    #[error(
         "{0}: expected --address node-port or by-type, or the annotation address to count, found \
          neither: no node is registered"
     )]
@@ -243,6 +248,9 @@ impl RegisteredArgs {
         let routes = RouteKinds { ingress: self.ingress, gateway: self.gateway };
         if self.ingress_addresses && routes == RouteKinds::default() {
             return Err(Conflict::NoRoutes);
+        }
+        if let Some(both) = self.namespace.iter().find(|it| self.deny_namespace.contains(it)) {
+            return Err(Conflict::SelectedAndDenied(both.clone()));
         }
         let annotations = self.annotation_policy()?;
         let mut tags = self.tag;

@@ -22,7 +22,7 @@ pub struct Lock {
 }
 
 /// The KV key of a cluster's lock.
-pub(in crate::consul) fn lock_key(cluster: &ClusterName) -> String {
+pub fn lock_key(cluster: &ClusterName) -> String {
     format!("kube-consul/{cluster}/leader")
 }
 

@@ -13,6 +13,11 @@ const MAX_ATTEMPTS: usize = 3;
 
 const WHAT: &str = "the owner key";
 
+/// The KV key that says which Kubernetes cluster this name belongs to.
+pub fn owner_key(cluster: &ClusterName) -> String {
+    format!("kube-consul/{cluster}/owner")
+}
+
 /// The owner key of one cluster's name.
 #[derive(Clone, Debug)]
 pub struct OwnerKey {
@@ -56,7 +61,7 @@ pub enum ClaimError {
 impl OwnerKey {
     /// The owner key of this name.
     pub fn new(client: Client, cluster: &ClusterName) -> Self {
-        Self { client, key: format!("kube-consul/{cluster}/owner") }
+        Self { client, key: owner_key(cluster) }
     }
 
     /// The KV key.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::consul::coordination::owner::{Owner, OwnerKey};
+use crate::consul::coordination::lock::lock_key;
+use crate::consul::coordination::owner::{Owner, OwnerKey, owner_key};
 use crate::consul::http::certificate::expiries;
 use crate::consul::http::client::Client;
 use crate::consul::http::config::{Address, Config};
@@ -89,7 +90,7 @@ fn rules(sync: &SyncOptions, agent: Option<&AgentInfo>) -> Vec<AclRule> {
         // Any name stands for all of them.
         rule("service", "kube-consul-check".to_owned(), "write"),
         rule("node", "kube-consul-check".to_owned(), "read"),
-        rule("key", format!("kube-consul/{cluster}/owner"), "write"),
+        rule("key", owner_key(cluster), "write"),
     ];
     if sync.settings.reverse != PtrScope::Off {
         rules.push(rule("key", "0.".to_owned(), "write"));
@@ -105,7 +106,7 @@ fn rules(sync: &SyncOptions, agent: Option<&AgentInfo>) -> Vec<AclRule> {
             rules.push(rule("node", base.clone(), "write"));
             rules.push(rule("node", format!("{base}.kube-consul-check"), "write"));
             if *leader_elect {
-                rules.push(rule("key", format!("kube-consul/{cluster}/leader"), "write"));
+                rules.push(rule("key", lock_key(cluster), "write"));
                 rules.push(rule("session", base, "write"));
             }
         }

@@ -150,6 +150,7 @@ fn table(page: &Value) -> String {
     } else {
         format!("not ready: {}", text(&page["reason"]))
     };
+    let is_standby = text(&page["leadership"]).starts_with("standby");
     let leadership = match text(&page["leadership"]) {
         none if none.is_empty() => String::new(),
         leadership => format!(", {leadership}"),
@@ -171,13 +172,17 @@ fn table(page: &Value) -> String {
         ("consul", peer(&page["consul"])),
         (
             "registered",
-            format!(
-                "{} ({} critical), {}, of {}",
-                counted(count("registrations"), "registration"),
-                count("critical"),
-                counted(count("ptr_records"), "PTR record"),
-                counted(count("services"), "Service")
-            ),
+            if is_standby {
+                "standby: not known here".to_owned()
+            } else {
+                format!(
+                    "{} ({} critical), {}, of {}",
+                    counted(count("registrations"), "registration"),
+                    count("critical"),
+                    counted(count("ptr_records"), "PTR record"),
+                    counted(count("services"), "Service")
+                )
+            },
         ),
         (
             "open",
