@@ -5,6 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`address`] | which addresses may stand in a registration or an endpoint |
 //! | [`backoff`] | how long to wait before another try |
 //! | [`retries`] | records whose writes failed, and when each is tried again |
 //! | [`flights`] | writes under way |
@@ -49,6 +50,7 @@
 //!   that a list lacks and that is taken to exist until that list.
 //! - *Foreign*: in Consul, and not by any bridge.
 
+pub mod address;
 pub mod backoff;
 pub mod consul;
 pub mod flights;

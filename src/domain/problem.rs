@@ -22,6 +22,8 @@ pub enum Reason {
     ImportLabel,
     /// The name cannot be registered, or cannot be asked for by DNS.
     InvalidName,
+    /// Nobody may be led to the address, or it is none.
+    InvalidAddress,
     /// An endpoint or Service lacks what a registration needs: a port, an address.
     Incomplete,
     /// Another Service has this Consul name.
@@ -54,11 +56,12 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Reason::InvalidAnnotation,
         Reason::IgnoredAnnotation,
         Reason::ImportLabel,
         Reason::InvalidName,
+        Reason::InvalidAddress,
         Reason::Incomplete,
         Reason::NameConflict,
         Reason::ForeignName,
@@ -81,6 +84,7 @@ impl Reason {
             Reason::IgnoredAnnotation => "IgnoredAnnotation",
             Reason::ImportLabel => "ImportLabel",
             Reason::InvalidName => "InvalidName",
+            Reason::InvalidAddress => "InvalidAddress",
             Reason::Incomplete => "Incomplete",
             Reason::NameConflict => "NameConflict",
             Reason::ForeignName => "ForeignName",

@@ -8,13 +8,13 @@ use crate::consul::http::transport::Reply;
 use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::wire::ServiceEntry;
 use crate::consul::write::registration::AgentService;
+use crate::domain::consul::names::SENTINEL_NAME;
 use crate::domain::consul::record::CLUSTER_META;
 use crate::domain::consul::registration_id::sentinel_id;
 use crate::domain::kube::names::ClusterName;
 
-/// Name of the sentinel's service. The underscore keeps it out of DNS and apart from every
-/// Kubernetes Service: one named `kube-consul` must not get a share of its answers.
-pub const SERVICE: &str = "_kube-consul";
+/// Name of the sentinel's service.
+pub const SERVICE: &str = SENTINEL_NAME;
 
 /// The sentinel of one cluster in the agent that the client speaks to.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! Which meta Consul takes for an instance.
 
-use crate::domain::consul::record::{CLUSTER_META, NAMESPACE_META, SERVICE_META, SOURCE_META};
+use crate::domain::consul::record::{
+    CLUSTER_META, KATALOG_SYNC_META, NAMESPACE_META, SERVICE_META, SOURCE_META,
+};
 
 /// Longest key that Consul takes.
 const MAX_META_KEY: usize = 128;
@@ -10,7 +12,10 @@ const MAX_META_VALUE: usize = 512;
 pub const CONSULS_META: &str = "consul-";
 
 /// Keys that say whose and what a registration is: nothing else may set them.
-pub const RESERVED_META: [&str; 4] = [CLUSTER_META, SOURCE_META, NAMESPACE_META, SERVICE_META];
+/// So does katalog-sync's, which it shares with our node daemon: either removes what carries it and
+/// is no pod's.
+pub const RESERVED_META: [&str; 5] =
+    [CLUSTER_META, SOURCE_META, NAMESPACE_META, SERVICE_META, KATALOG_SYNC_META];
 
 /// Whether Consul takes `name` as a meta key.
 pub fn is_meta_key(name: &str) -> bool {

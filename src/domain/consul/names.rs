@@ -5,6 +5,9 @@ use std::collections::HashMap;
 
 /// Longest name that DNS can carry, in bytes: one label.
 const MAX_LABEL: usize = 63;
+/// Name of the service by which a bridge marks its agent. The underscore keeps it out of DNS and apart
+/// from every Kubernetes Service: one named `kube-consul` must not get a share of its answers.
+pub const SENTINEL_NAME: &str = "_kube-consul";
 /// The domain of Consul's own names: an alias for one of them would lead back into Consul.
 const CONSULS_DOMAIN: &str = ".consul";
 

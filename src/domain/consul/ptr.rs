@@ -22,6 +22,13 @@ impl ConsulDomain {
     pub fn name_of(&self, service: &str) -> String {
         format!("{service}.service.{}.{}", self.datacenter, self.domain)
     }
+
+    /// Whether Consul answers for this host name by itself.
+    pub fn contains(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let (host, domain) = (host.to_ascii_lowercase(), self.domain.to_ascii_lowercase());
+        host.strip_suffix(&*domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
 }
 
 /// The KV key of an address: the reverse zone of its network (a /24 of IPv4, a /64 of IPv6)
@@ -45,6 +52,11 @@ pub fn ptr_key(address: IpAddr) -> String {
     }
 }
 
+/// The address that a key of [`ptr_key`] is for.
+pub fn ptr_address(key: &str) -> Option<IpAddr> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +72,7 @@ mod tests {
             ),
         ] {
             assert_eq!(ptr_key(address.parse().unwrap()), expected);
+            assert_eq!(ptr_address(expected), address.parse().ok());
         }
     }
 
@@ -67,5 +80,20 @@ mod tests {
     fn the_value_is_the_name_of_the_service_in_its_datacenter() {
         let zone = ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() };
         assert_eq!(zone.name_of("monitoring-heapster"), "monitoring-heapster.service.dc1.consul");
+    }
+
+    #[test]
+    fn a_name_within_the_domain_is_consuls() {
+        let zone = ConsulDomain { datacenter: "dc1".into(), domain: "corp.internal".into() };
+        for (name, wanted) in [
+            ("web.service.CORP.internal", true),
+            ("corp.internal.", true),
+            ("web.service.consul", false),
+            ("xcorp.internal", false),
+            ("internal", false),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(zone.contains(name), wanted, "{name}");
+        }
     }
 }

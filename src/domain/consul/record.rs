@@ -28,6 +28,9 @@ pub const SERVICE_META: &str = "external-k8s-service";
 /// Meta key that says which pod an endpoint is, where it is one.
 pub const POD_META: &str = "external-k8s-ref-name";
 
+/// Meta key that marks a registration as katalog-sync's, or our node daemon's.
+pub const KATALOG_SYNC_META: &str = "external-sync-source";
+
 /// Meta key that says which node an instance is on.
 pub const NODE_META: &str = "external-k8s-node-name";
 

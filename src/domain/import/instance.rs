@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::domain::import::addresses::{Addresses, is_reachable};
+use crate::domain::address::is_reachable;
+use crate::domain::import::addresses::Addresses;
 use crate::domain::import::source::{Import, SERVICE_SYNC};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Protocol;

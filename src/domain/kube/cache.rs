@@ -5,9 +5,12 @@
 //! (invariant: evidence).
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, Node, SeenObject, Service};
+use crate::domain::kube::object::{
+    Endpoint, EndpointSlice, Kind, Node, NodeAddressType, SeenObject, Service,
+};
 use crate::domain::kube::packed::PackedSlice;
 use crate::domain::kube::route::Route;
 use crate::domain::kube::routes::{RouteKinds, Routes};
@@ -127,7 +130,12 @@ impl ClusterCache {
                 let changed = self.nodes.seen(key.clone(), node);
                 // Before the list is complete nothing follows from any of them.
                 match changed && self.is_listed(Kind::Node) {
-                    true if moves => self.services_concerned(Kind::Node, &key),
+                    true if moves => {
+                        let mut services = self.services_concerned(Kind::Node, &key);
+                        let before = before.as_deref().unwrap_or_default();
+                        services.extend(self.services_at(before).cloned());
+                        services
+                    }
                     true => self.node_users.clone(),
                     false => BTreeSet::new(),
                 }
@@ -208,7 +216,13 @@ impl ClusterCache {
             Kind::Node => {
                 let of_pods =
                     self.tells_nodes_from_pods.then(|| self.slices.services_on(&key.name));
-                of_pods.into_iter().flatten().chain(self.node_users.iter()).cloned().collect()
+                let addresses = self.nodes.get(key).map_or(&[][..], |node| &*node.addresses);
+                let of_pods = of_pods.into_iter().flatten();
+                of_pods
+                    .chain(self.services_at(addresses))
+                    .chain(&self.node_users)
+                    .cloned()
+                    .collect()
             }
             Kind::Pod => BTreeSet::new(),
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
@@ -225,6 +239,27 @@ impl ClusterCache {
         let node = endpoint.node.as_ref().filter(|_| self.tells_nodes_from_pods);
         let node = node.and_then(|name| self.nodes.get(&ObjectKey::new("", &**name)));
         node.is_some_and(|node| node.addresses.iter().any(|(_, it)| *it == endpoint.address))
+    }
+
+    /// Whether it is an address of a node. Known only while nodes are.
+    pub fn is_nodes(&self, address: IpAddr) -> bool {
+        let mut nodes = self.nodes().into_iter().flatten();
+        nodes.any(|(_, node)| node.addresses.iter().any(|(_, it)| *it == address))
+    }
+
+    /// The Services that say that they are reached at one of these addresses: where that is a node's,
+    /// it is no Service's.
+    fn services_at<'a>(
+        &'a self,
+        addresses: &'a [(NodeAddressType, IpAddr)],
+    ) -> impl Iterator<Item = &'a ObjectKey> {
+        let is_one = |it: &IpAddr| addresses.iter().any(|(_, address)| address == it);
+        let all = self.services.iter_after(None);
+        let at = all.filter(move |(_, service)| {
+            let balancers = service.load_balancer.iter().filter_map(|it| it.parse().ok());
+            service.external_ips.iter().any(is_one) || balancers.into_iter().any(|it| is_one(&it))
+        });
+        at.map(|(key, _)| key)
     }
 
     /// Whether anything depends on nodes.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::domain::consul::record::KATALOG_SYNC_META;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::node::annotations::{Health, NamedSidecar, Reader};
 use crate::domain::node::pod::{Phase, Pod};
@@ -11,7 +12,7 @@ use crate::domain::node::sidecar::Sidecar;
 use crate::domain::problem::Problem;
 
 /// Meta by which katalog-sync, and this, know their own registrations.
-pub const MARK: (&str, &str) = ("external-sync-source", "katalog-sync");
+pub const MARK: (&str, &str) = (KATALOG_SYNC_META, "katalog-sync");
 /// Meta that names the pod of a registration: `namespace/name`.
 pub const LINK: &str = "external-k8s-link";
 /// Less would be more than a heartbeat a second.

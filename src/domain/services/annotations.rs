@@ -59,11 +59,6 @@ pub fn overrides(
     };
     reader.unknown_keys();
     if reader.is_consul8s() {
-        if overrides.join.is_none() && settings.annotations.counts(&key.namespace, Annotation::Join)
-        {
-            // It never looked who else has the name.
-            overrides.join = Some(true);
-        }
         consul8s::read(service, &mut overrides, &mut reader.problems);
     }
     (overrides, reader.problems)

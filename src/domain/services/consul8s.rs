@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::domain::address::fault_of;
 use crate::domain::consul::meta::is_meta_value;
 use crate::domain::consul::names::is_name_in_consul;
 use crate::domain::kube::object::{CONSUL8S_PREFIX, DOMAIN_NAME, Service, ServicePort};
@@ -21,8 +22,8 @@ pub const LABEL: (&str, &str) = ("consul8s_source", "kubernetes");
 /// Service.
 pub const ID_META: &str = "consul8s-service-id";
 
-/// Longest name that DNS can carry, without the final dot.
-const MAX_DOMAIN_NAME: usize = 253;
+const AN_ADDRESS: &str =
+    "a host name that is none of Consul's, or an IP address that others can reach";
 
 /// Whether the Service asks for it.
 pub fn is_marked(service: &Service) -> bool {
@@ -60,7 +61,7 @@ pub fn read(service: &Service, overrides: &mut Overrides, problems: &mut Vec<Pro
         let found = service.annotations.get(DOMAIN_NAME).map(|it| &**it);
         match found.and_then(domain_name) {
             Some(name) => overrides.domain_name = Some(name.into()),
-            None => lacks(DOMAIN_NAME, "a DNS name or an IP address, not one of Consul's", found),
+            None => lacks(DOMAIN_NAME, AN_ADDRESS, found),
         }
     }
     if overrides.port.is_none() {
@@ -96,13 +97,11 @@ fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
     annotations.get(&*key(name)).map(|value| &**value)
 }
 
-/// The name without the final dot, if Consul can answer with it.
+/// The name without the final dot, if one can be registered at it.
 fn domain_name(text: &str) -> Option<&str> {
-    let name = text.trim().trim_end_matches('.');
-    let is_name = (1..=MAX_DOMAIN_NAME).contains(&name.len())
-        && name.bytes().all(|c| c.is_ascii_graphic())
-        && !is_name_in_consul(name);
-    is_name.then_some(name)
+    let name = text.trim();
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (fault_of(name).is_none() && !is_name_in_consul(name)).then_some(name)
 }
 
 #[cfg(test)]
@@ -159,6 +158,8 @@ mod tests {
             (&[NAME, (DOMAIN_NAME, "")], "domainName"),
             (&[NAME, (DOMAIN_NAME, "a b")], "domainName"),
             (&[NAME, (DOMAIN_NAME, "api.service.consul")], "domainName"),
+            (&[NAME, (DOMAIN_NAME, "a..b")], "domainName"),
+            (&[NAME, (DOMAIN_NAME, "169.254.169.254")], "domainName"),
             (&of_port("HTTP"), "consul8s/service.port_name"),
             (&of_port(""), "consul8s/service.port_name"),
         ] {

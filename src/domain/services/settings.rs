@@ -279,6 +279,13 @@ impl Settings {
         self.policy == Policy::UpsertOnly
     }
 
+    /// Whether external IPs of Services of this namespace count as theirs: the operator has Services
+    /// registered at them, or trusts the namespace. Else they are whatever their author likes.
+    pub fn trusts_external_ips(&self, namespace: &str) -> bool {
+        matches!(self.address, AddressMode::ExternalIp | AddressMode::ByType)
+            || self.annotations.trusted_namespaces.contains(namespace)
+    }
+
     /// Whether Services of this namespace may be registered; deny wins.
     pub fn includes_namespace(&self, namespace: &str) -> bool {
         !self.deny_namespaces.contains(namespace)

@@ -79,8 +79,8 @@ impl Core {
         let total = term.known.registration_count();
         self.mark_node_users();
         let Some(term) = &mut self.term else { return };
-        if self.config.settings.reverse == PtrScope::All {
-            // Any of them may have endpoints with the address of a node.
+        if self.config.settings.reverse != PtrScope::Off {
+            // Any of them may have the address of a node.
             term.mark_all(&self.cluster);
         }
         term.mark(ObjectKey::orphaned());

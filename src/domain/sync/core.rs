@@ -17,6 +17,7 @@ use crate::domain::kube::object::{Kind, Subject, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::report::difference::registration_difference;
 use crate::domain::services::desired::Desired;
+use crate::domain::services::settings::PtrScope;
 use crate::domain::sync::action::Action;
 use crate::domain::sync::cluster::{Changes, Cluster};
 use crate::domain::sync::config::{Config, Peer, Target};
@@ -498,6 +499,10 @@ impl Core {
             self.cluster.forget_nodes(&mut self.reports);
             if let Some(term) = &mut self.term {
                 term.mark(ObjectKey::orphaned());
+                if self.config.settings.reverse != PtrScope::Off {
+                    // Those at a node's address had no PTR record.
+                    term.mark_all(&self.cluster);
+                }
             }
             self.release_if_confirmed();
             self.start_if_loaded(now);

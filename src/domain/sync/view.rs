@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
-use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
+use crate::domain::consul::ptr::{ConsulDomain, ptr_address, ptr_key};
 use crate::domain::consul::record::Registration;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
@@ -18,6 +18,7 @@ use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::{Config, Target};
 use crate::domain::sync::names::Others;
 use crate::domain::sync::term::Term;
+use crate::domain::text::excerpt;
 
 /// What planning looks at.
 #[derive(Clone, Copy)]
@@ -78,7 +79,14 @@ impl View<'_> {
         let mut desired = desired(self.settings, key, service, slices_of, nodes, &routes, &permit);
         desired.problems.extend(are_cut.then(too_many_routes));
         self.keep_former_names(key, &mut desired);
+        self.leave_out_consuls_own(&mut desired);
         // A node's address gets no PTR record: it is no Service's.
+        desired.reverse.retain(|key, it| match it.rank.kind {
+            AddressKind::ClusterIp | AddressKind::Pod => true,
+            AddressKind::LoadBalancer | AddressKind::ExternalIp => {
+                ptr_address(key).is_none_or(|address| !cache.is_nodes(address))
+            }
+        });
         let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
         for endpoint in endpoints.filter(|endpoint| cache.is_on_host_network(endpoint)) {
             let key = ptr_key(endpoint.address);
@@ -87,6 +95,29 @@ impl View<'_> {
             }
         }
         desired
+    }
+
+    /// A host name of Consul's own domain leads back into Consul: maybe to the very name that it is
+    /// registered under.
+    fn leave_out_consuls_own(&self, desired: &mut Desired) {
+        let Some(domain) = self.domain else { return };
+        desired.blocked.retain(|it| !domain.contains(&it.registration.address));
+        let mut found = None;
+        desired.registrations.retain(|_, it| {
+            let leads_back = domain.contains(&it.address);
+            if leads_back {
+                found = Some(it.address.clone());
+            }
+            !leads_back
+        });
+        if let Some(name) = found {
+            let message = format!(
+                "expected an address outside of Consul's DNS domain {}, found {:?}: not registered",
+                domain.domain,
+                excerpt(&name),
+            );
+            desired.problems.push(Problem::new(Reason::InvalidAddress, message));
+        }
     }
 
     /// Instances of a Service whose new name others hold stay under the name that its instances of

@@ -128,7 +128,9 @@ async fn names_and_ptr_records_that_others_have() -> Result<()> {
     fixture.web("public", &HTTP).await?;
     fixture.patch("public", &json!({"spec": {"externalIPs": ["198.51.100.7"]}})).await?;
     fixture.annotate("public", external).await?;
-    let bridge = fixture.bridge().await?;
+    let trusted = ["--annotations", "none", "--trusted-namespace", &fixture.namespace];
+    let bridge = Bridge::start(fixture.command().await?.args(trusted)).await?;
+    bridge.wait_ready().await?;
     let conflict = ["its Consul name is another Service's", "NameConflict: "];
     wait_explained(&fixture, &bridge, "second", &conflict).await?;
     wait_explained(&fixture, &bridge, "db", &["others hold its Consul name", "ForeignName: "])
@@ -378,7 +380,14 @@ async fn what_stands_in_the_way_in_the_catalog() -> Result<()> {
     let node = format!("k8s-kubernetes.{}", fixture.namespace);
     api.put("/v1/catalog/register", &json!({"Node": node, "Address": "192.0.2.9"})).await?;
     fixture.web("web", &HTTP).await?;
-    let command = fixture.command().await?.args(["--sink", "catalog"]);
+    let command = fixture.command().await?.args([
+        "--sink",
+        "catalog",
+        "--annotations",
+        "none",
+        "--trusted-namespace",
+        &fixture.namespace,
+    ]);
     let bridge = Bridge::start(command).await?;
     let text = ["somebody else keeps it otherwise, tried again in ", "Contested: "];
     wait_explained(&fixture, &bridge, "web", &text).await?;

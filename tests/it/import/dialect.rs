@@ -153,7 +153,7 @@ async fn what_was_odd_but_accepted_is_registered_as_it_was() -> Result<()> {
 #[tokio::test]
 async fn what_consul8s_registered_is_registered_by_the_bridge() -> Result<()> {
     let fixture = Fixture::new("consul8s").await?;
-    // As the old tool left it: its node has no owner, and it is joined.
+    // As the old tool left it: its node has no owner, so that the name is joined only if asked for.
     let old = json!({"Node": "kubernetes-web", "Address": "web.example.org", "Service": {
         "ID": "web", "Service": "web-in-consul", "Tags": ["a"], "Port": 5432}});
     fixture.consul.api().put("/v1/catalog/register", &old).await?;
@@ -161,6 +161,7 @@ async fn what_consul8s_registered_is_registered_by_the_bridge() -> Result<()> {
         "domainName": "web.example.org.", "consul8s/service.name": "web-in-consul",
         "consul8s/service.id": "web", "consul8s/service.port_name": "sql",
         "consul8s/service.tags": "a, b", "consul8s/service.remove_registration": "false",
+        "kube-consul.io/join": "true",
     });
     let _: k8s_openapi::api::core::v1::Service =
         fixture.kubernetes.create(&fixture.namespace, object(&annotations)).await?;

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::domain::address::fault_of;
 use crate::domain::consul::meta::is_meta_value;
 use crate::domain::consul::names::{lookup_form, resolves};
 use crate::domain::consul::ptr::ptr_key;
@@ -162,11 +163,29 @@ impl<'a> Builder<'a> {
                 target.port = number;
             }
         }
+        self.leave_out_unusable(&mut targets);
         if name.standing == Standing::Taken {
             // What is not to be registered lacks nothing.
             self.out.problems.truncate(problems);
         }
         self.ports.push(Port { name, of: port.port, targets });
+    }
+
+    /// Leaves out what nobody may be led to, wherever it comes from: such an address is the problem of
+    /// this Service, and must not become one of all who share its name.
+    fn leave_out_unusable(&mut self, targets: &mut Vec<Target<'_>>) {
+        let mut unusable: BTreeMap<&'static str, BTreeSet<Box<str>>> = BTreeMap::new();
+        targets.retain(|target| {
+            let Some(expected) = fault_of(&target.address) else { return true };
+            unusable.entry(expected).or_default().insert(target.address.clone());
+            false
+        });
+        for (expected, found) in unusable {
+            let shown = found.iter().take(MAX_SHOWN).map(|it| format!("{:?}", excerpt(it)));
+            let shown = shown.collect::<Vec<_>>().join(", ");
+            let message = format!("expected {expected}, found {shown}: not registered");
+            self.out.problems.push(Problem::new(Reason::InvalidAddress, message));
+        }
     }
 
     /// Builds what fits.
@@ -231,7 +250,8 @@ impl<'a> Builder<'a> {
             let together = MAX_ASKED_OF_ALL >> 20;
             self.too_large(format!(
                 "expected tags and meta that take at most {each} KiB in each instance and \
-                 {together} MiB in all {} together, found more: {left_out} are left out",
+                 {together} MiB in all of them ({}) together, found more: {left_out} tags and meta \
+                 pairs are left out of each instance",
                 self.instances,
             ));
         }
@@ -531,6 +551,10 @@ impl<'a> Builder<'a> {
             PtrScope::Services => kind != AddressKind::Pod,
             PtrScope::Off => false,
         };
+        // Whoever writes a Service writes its external IPs: anybody's, of machines too.
+        let is_its_own = kind != AddressKind::ExternalIp
+            || self.settings.trusts_external_ips(&self.key.namespace);
+        let wanted = wanted && is_its_own;
         let address = target.address.parse().ok().filter(|_| wanted && resolves(name))?;
         Some((ptr_key(address).into(), PtrRank { kind, created: self.service.created }))
     }

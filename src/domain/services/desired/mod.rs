@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::instances::{Builder, MAX_SHOWN};
-use crate::domain::consul::names::{Holder, is_name_in_consul, lookup_form, resolves};
+use crate::domain::consul::names::{
+    Holder, SENTINEL_NAME, is_name_in_consul, lookup_form, resolves,
+};
 use crate::domain::consul::record::Registration;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
@@ -310,6 +312,11 @@ pub fn desired<'a>(
         Some(false) => JoinExisting::Never,
         None => settings.join_existing,
     };
+    let join_of = |name: &str| match wanted.overrides.join {
+        // A share of what leads to Consul's own servers is for the operator alone to give.
+        Some(true) if lookup_form(name) == CONSULS_OWN_NAME => settings.join_existing,
+        _ => join,
+    };
     let advice = Advice::new(settings, key);
     let routes = if wanted.takes_routes(settings) { routes } else { &[] };
     let ports = wanted.ports.iter().map(|port| port.port);
@@ -318,7 +325,7 @@ pub fn desired<'a>(
     let mut places = places.of_port.into_iter();
     let mut builder = Builder::new(settings, key, service, &wanted);
     for port in &wanted.ports {
-        let name = permitted_name(port, join, advice, permit, &mut problems);
+        let name = permitted_name(port, &join_of, advice, permit, &mut problems);
         let places = places.next().unwrap_or_default();
         builder.port(name, port, places, slices.clone(), nodes.clone());
     }
@@ -441,6 +448,16 @@ fn wanted_ports<'s>(
             ));
             continue;
         }
+        if lookup_form(&name) == SENTINEL_NAME {
+            problems.push(Problem::new(
+                Reason::InvalidName,
+                format!(
+                    "the name {SENTINEL_NAME:?} is that of the mark of kube-consul in an agent; \
+                     expected another one; the port is not registered"
+                ),
+            ));
+            continue;
+        }
         if !resolves(&name) {
             problems.push(Problem::new(
                 Reason::InvalidName,
@@ -480,7 +497,7 @@ fn primary_port<'s>(
             problems.push(Problem::new(
                 Reason::InvalidAnnotation,
                 format!(
-                    "invalid value {:?} for annotation service-port: must be one of the Service's \
+                    "invalid value {:?} for annotation kube-consul.io/service-port: must be one of the Service's \
                      ports ({}) or a number from 1 to 65535; using the first port",
                     excerpt(asked),
                     labels.join(", "),
@@ -534,7 +551,7 @@ enum Standing {
 /// The name that a wanted port is to have, and whether it may.
 fn permitted_name<'w>(
     wanted: &'w WantedPort<'_>,
-    join: JoinExisting,
+    join_of: &impl Fn(&str) -> JoinExisting,
     advice: Advice,
     permit: &impl Fn(&str, JoinExisting) -> Permit,
     problems: &mut Vec<Problem>,
@@ -543,7 +560,7 @@ fn permitted_name<'w>(
         |name: &str, holder: &Holder, then: &str| foreign_name(name, holder, then, advice);
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
-        let (standing, neighbours) = match permit(name, join) {
+        let (standing, neighbours) = match permit(name, join_of(name)) {
             Permit::Granted(neighbours) => (Standing::Granted, neighbours),
             Permit::Unknown => (Standing::Undecided, Neighbours::default()),
             Permit::ForeignToo(holder, neighbours) => {
@@ -610,7 +627,8 @@ fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) 
         Holder::Other => "were not registered from Kubernetes".to_owned(),
     };
     let join = "set the annotation kube-consul.io/join: \"true\" to share the name, or ";
-    let join = if advice.may_join { join } else { "" };
+    let may_join = advice.may_join && lookup_form(name) != CONSULS_OWN_NAME;
+    let join = if may_join { join } else { "" };
     let rest = advice.another_name("--join-existing");
     let message = format!("instances of {name:?} in Consul {holder}; {consequence}: {join}{rest}");
     Problem::new(Reason::ForeignName, message)

@@ -48,6 +48,7 @@ asked for where there is none     | web headless @address=cluster-ip | | ?Incomp
 # address modes: endpoints
 by option                         | web; > http:8080 10.1.0.1 10.1.0.2! | --address endpoints | web 10.1.0.1:8080; web 10.1.0.2:8080!
 by annotation                     | web @address=endpoints; > http:8080 10.1.0.1 | --address cluster-ip | web 10.1.0.1:8080
+S none that leads to its client   | web headless; > http:1 ::1 ::ffff:127.0.0.1 10.1.0.1 | | web 10.1.0.1:1; ?InvalidAddress "::1", "::ffff:127.0.0.1"
 one endpoint in two slices        | web headless; > http:8080 10.1.0.1!; > http:8080 10.1.0.1 | | web 10.1.0.1:8080
 O1 one address, two ports         | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1 | | web 10.1.0.1:8080; web 10.1.0.1:8081
 O1 each with its own readiness    | web headless; > http:8081 10.1.0.1; > http:8080 10.1.0.1! | | web 10.1.0.1:8080!; web 10.1.0.1:8081
@@ -74,6 +75,8 @@ where it runs                     | web headless; > http:1 10.1.0.1@n1 | | web 1
 # address modes: load-balancer
 O7 addresses before host names    | web lb=lb.example.org,203.0.113.1 | --address load-balancer | web 203.0.113.1:80; ?Incomplete lb.example.org
 O7 only host names                | web lb=a.example.org,b.example.org | --address load-balancer | web a.example.org:80; web b.example.org:80
+S no host name that DNS can carry | web lb=a..example,b.example.org | --address load-balancer | web b.example.org:80; ?InvalidAddress "a..example"
+S none that leads to its client   | web lb=127.0.0.1,203.0.113.1 | --address load-balancer | web 203.0.113.1:80; ?InvalidAddress "127.0.0.1"
 both families of a balancer       | web lb=203.0.113.1,2001:db8::1 | --address load-balancer | web 203.0.113.1:80; web 2001:db8::1:80
 not yet there                     | web | --address load-balancer |
 not yet there, by annotation      | web @address=load-balancer | | ?Incomplete
@@ -83,6 +86,7 @@ not ready                         | web lb=203.0.113.1; > http:1 10.1.0.1! | --a
 each of them                      | web ext=198.51.100.1,198.51.100.2 | --address external-ip | web 198.51.100.1:80; web 198.51.100.2:80
 none                              | web | --address external-ip |
 none, by annotation               | web @address=external-ip | | ?Incomplete
+S none that leads to its client   | web ext=169.254.169.254,255.255.255.255,198.51.100.1 | --address external-ip | web 198.51.100.1:80; ?InvalidAddress "169.254.169.254", "255.255.255.255"
 
 # address modes: node-port
 each node                         | web http:80/30080; node n1 192.0.2.1; node n2 192.0.2.2 | --address node-port | web 192.0.2.1:30080; web 192.0.2.2:30080
@@ -233,7 +237,10 @@ ours wins                         | web label:consul8s_source=kubernetes @:consu
 without its label                 | web @:consul8s/service.name=api @:domainName=x.example | | web 10.0.0.1:80
 it opts in                        | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | --default-sync false | api x.example:80
 it opts out                       | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @sync=false | |
-beside what it had registered     | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example; foreign api | | api x.example:80
+its label joins no name           | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example; foreign api | | ?ForeignName
+beside what it had registered     | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example @join=true; foreign api | | api x.example:80
+the same, by option               | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example; foreign api | --join-existing always | api x.example:80
+an address that answers nobody    | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=a..b | | ?InvalidAnnotation domainName
 where a tenant may not            | web label:consul8s_source=kubernetes @:consul8s/service.name=api @:domainName=x.example | --annotations service-tags | web 10.0.0.1:80; ?IgnoredAnnotation consul8s_source
 I12 made for an import            | web @import=pg | |
 O13 a label of consul8s' README   | web label:registration=consul @service-weight=x | | ?ImportLabel
@@ -269,6 +276,10 @@ N1 joined by annotation           | web @join=true; foreign web=eu | | web 10.0.
 N1 not joined by annotation       | web @join=false; foreign web=eu | --join-existing kubernetes | ?ForeignName
 joined by annotation              | web @join=true; foreign web | | web 10.0.0.1:80
 not joined by annotation          | web @join=false; foreign web | --join-existing always | ?ForeignName
+S Consul's own, by annotation     | web @service-name=Consul @join=true; foreign consul | | ?ForeignName see --join-existing
+S Consul's own, by option         | web @service-name=consul @join=true; foreign consul | --join-existing always | consul 10.0.0.1:80
+S the mark in an agent            | web @service-name=_KUBE-consul @join=true | --join-existing always | ?InvalidName
+S another tool's mark             | web @service-meta-external-sync-source=katalog-sync | | web 10.0.0.1:80; ?InvalidAnnotation ownership
 N4 by annotation, the other not   | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | --on-conflict merge | postgres 10.0.0.1:80; ?ForeignName
 N4 the other has the better claim | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | | ?ForeignName; ?NameConflict
 N5 compared as Consul does        | web @service-name=apİ; api ip=10.0.0.2 | | api 10.0.0.2:80; ?InvalidName; ?NameConflict
@@ -295,6 +306,11 @@ of both families                  | web ip=10.0.0.1,fd00::7 | | web 10.0.0.1:80;
 of the primary port               | web http:80 sql:81 @service-port=sql | | web-http 10.0.0.1:80; web 10.0.0.1:81; ptr 10.0.0.1 web
 none of a balancer's host name    | web lb=lb.example.org | --address load-balancer | web lb.example.org:80; noptr
 of external IPs                   | web ext=198.51.100.1 | --address external-ip | web 198.51.100.1:80; ptr 198.51.100.1 web
+S none that is merely claimed     | web ext=198.51.100.1 @address=external-ip | | web 198.51.100.1:80; noptr
+S but in a trusted namespace      | web ext=198.51.100.1 @address=external-ip | --trusted-namespace shop | web 198.51.100.1:80; ptr 198.51.100.1 web
+S nor with pods'                  | web ext=198.51.100.1 @address=external-ip | --reverse-dns all | web 198.51.100.1:80; noptr
+S no node's at an external IP     | web ext=192.0.2.1,198.51.100.1; node n1 192.0.2.1 | --address external-ip | web 192.0.2.1:80; web 198.51.100.1:80; ptr 198.51.100.1 web
+S no node's at a balancer         | web lb=192.0.2.1,203.0.113.1; node n1 192.0.2.1 | --address load-balancer --reverse-dns all | web 192.0.2.1:80; web 203.0.113.1:80; ptr 203.0.113.1 web
 no pod's                          | web headless; > http:1 10.1.0.1 | | web 10.1.0.1:1; noptr
 pods' too                         | web headless; > http:1 10.1.0.1 | --reverse-dns all | web 10.1.0.1:1; ptr 10.1.0.1 web
 none                              | web | --reverse-dns off | web 10.0.0.1:80; noptr
@@ -303,9 +319,9 @@ N9 no pod's with a node's address | web headless; > http:1 10.1.0.1@n1 192.0.2.1
 N9 but where nodes are not known  | web headless; > http:1 192.0.2.1@n1 | --reverse-dns all | web 192.0.2.1:1; ptr 192.0.2.1 web
 N9 a shared one, the older        | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 created=2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 b
 N9 a shared one, of one age       | b ext=198.51.100.1; a ext=198.51.100.1 ip=10.0.0.2 | --address external-ip | a 198.51.100.1:80; b 198.51.100.1:80; ptr 198.51.100.1 a
-N9 a cluster IP before others'    | kubernetes ip=10.96.0.1 created=9; a ext=10.96.0.1 ip=10.0.0.2 @address=external-ip | | kubernetes 10.96.0.1:80; a 10.96.0.1:80; ptr 10.96.0.1 kubernetes
-N9 a balancer before external IPs | b lb=192.0.2.9 created=9 @address=load-balancer; a ext=192.0.2.9 ip=10.0.0.2 @address=external-ip | | b 192.0.2.9:80; a 192.0.2.9:80; ptr 192.0.2.9 b
-N9 an external IP before pods     | b ext=10.1.0.1 created=9 @address=external-ip; a headless; > http:1 10.1.0.1 | --reverse-dns all | b 10.1.0.1:80; a 10.1.0.1:1; ptr 10.1.0.1 b
+N9 a cluster IP before others'    | kubernetes ip=10.96.0.1 created=9 @address=cluster-ip; a ext=10.96.0.1 ip=10.0.0.2 | --address external-ip | kubernetes 10.96.0.1:80; a 10.96.0.1:80; ptr 10.96.0.1 kubernetes
+N9 a balancer before external IPs | b lb=192.0.2.9 created=9 @address=load-balancer; a ext=192.0.2.9 ip=10.0.0.2 | --address external-ip | b 192.0.2.9:80; a 192.0.2.9:80; ptr 192.0.2.9 b
+N9 an external IP before pods     | b ext=10.1.0.1 created=9; a headless @address=endpoints; > http:1 10.1.0.1 | --address external-ip --reverse-dns all | b 10.1.0.1:80; a 10.1.0.1:1; ptr 10.1.0.1 b
 N9 none for what does not resolve | web @service-name=a.b | | a.b 10.0.0.1:80; ?InvalidName; noptr
 none for what is not registered   | web; foreign web | | ?ForeignName; noptr
 while it is not ready, too        | web; > | | web 10.0.0.1:80!; ptr 10.0.0.1 web
