@@ -300,10 +300,7 @@ fn a_kind_that_is_not_served_shows_nothing_and_hinders_nobody() {
     assert!(simulation.bridge.is_holding());
     simulation.bridge.handle_not_served(Kind::HttpRoute, simulation.now);
     simulation.bridge.handle_not_served(Kind::Gateway, simulation.now);
-    simulation.list(Kind::Service, [service_seen(1)]);
-    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
-    simulation.bridge.handle_identity(Ok(()), simulation.now);
-    simulation.settle();
+    confirm(&mut simulation, vec![service_seen(1)], vec![slice_seen(1, true)]);
     assert_eq!(simulation.take_sent(), 0);
     // Its objects were deleted with it.
     simulation.deleted(Kind::HttpRoute, "r1");
