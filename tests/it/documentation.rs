@@ -137,8 +137,10 @@ fn every_block_of_commands_is_run_or_says_why_not() -> Result<()> {
 /// Runs what is shown beside real servers: a daemon until it is ready, everything else to its end.
 #[tokio::test]
 async fn what_is_shown_runs() -> Result<()> {
-    let kubernetes = Kubernetes::shared().await?;
-    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT)).await?;
+    // Its own: an import of all namespaces keeps what other tests import from their Consul, too.
+    let kubernetes = Kubernetes::start(KubernetesOptions::default());
+    let consul = Consul::start(ConsulOptions::dev().acl(MANAGEMENT));
+    let (kubernetes, consul) = tokio::try_join!(kubernetes, consul)?;
     kubernetes.kubectl(&["create", "namespace", "consul-services"]).await?;
     let mut ran = 0;
     for (path, page) in pages(Path::new(env!("CARGO_MANIFEST_DIR")))? {
@@ -168,8 +170,7 @@ async fn is_run(
     let is_daemon = ["bridge", "import", "node"].iter().any(|it| words[1] == *it);
     if is_daemon && !words.contains(&"--run-once".to_owned()) {
         let daemon = Bridge::start(in_environment(kube_consul().args(&words[1..]))).await?;
-        // Of all namespaces, in which other tests have what they need, too.
-        daemon.wait_ready_within(DEADLINE * 6).await?;
+        daemon.wait_ready_within(DEADLINE).await?;
         return daemon.stop().await;
     }
     let ours = Path::new(env!("CARGO_BIN_EXE_kube-consul")).parent().context("no folder")?;
