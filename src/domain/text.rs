@@ -27,7 +27,7 @@ pub fn one_line(text: &str, bytes: usize) -> String {
 }
 
 /// Whether it moves a terminal's cursor, ends a line, or turns around or hides what is beside it.
-fn is_unseen(c: char) -> bool {
+pub fn is_unseen(c: char) -> bool {
     let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}');
     c.is_control() || is_format

@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
         if is_service_name(name) {
             return NameOverride::Name(name.into());
         }
-        let expected = "a name of 1 to 255 characters, none of them a control character; \
+        let expected = "a name of 1 to 255 characters, none of them a control or format character; \
                         the Service is not registered";
         self.problem(key, expected, value);
         NameOverride::Invalid

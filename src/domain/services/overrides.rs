@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::services::settings::{AddressMode, NodeAddress};
+use crate::domain::text::is_unseen;
 
 /// Longest Consul service name that is registered, in characters.
 const MAX_NAME: usize = 255;
@@ -44,7 +45,29 @@ pub enum NameOverride {
     Invalid,
 }
 
-/// Whether `name` can be that of a Consul service here.
+/// Whether `name` can be that of a Consul service here. Consul takes characters that are not shown and
+/// then refuses every path with such a name, so that nobody could ask for it.
 pub fn is_service_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
+    (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(is_unseen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_shown_is_in_no_name() {
+        for (name, wanted) in [
+            ("web", true),
+            ("ärger", true),
+            ("a b", true),
+            ("", false),
+            ("a\nb", false),
+            ("a\u{9b}b", false),
+            ("web\u{202e}", false),
+            ("web\u{200b}", false),
+        ] {
+            assert_eq!(is_service_name(name), wanted, "{name:?}");
+        }
+    }
 }
