@@ -21,7 +21,7 @@ use crate::support::{
 
 /// What a check says, in JSON; it ends with `code`.
 async fn check(code: i32, command: ProgramOptions) -> Result<Vec<Value>> {
-    let said = says(code, command.args(["--output", "json", "--timeout", "5s"])).await?;
+    let said = says(code, command.args(["--output", "json", "--timeout", "20s"])).await?;
     let said: Value = serde_json::from_str(&said)?;
     ensure!(said["ok"] == (code == 0), "{said:#}");
     said["checks"].as_array().cloned().context("no checks")
