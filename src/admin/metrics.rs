@@ -90,6 +90,8 @@ pub struct Metrics {
     pub removals_held: Gauge,
     /// Records that would be removed but for `--policy upsert-only`.
     pub records_kept: Gauge,
+    /// 1 while options limit which Services are registered and none is.
+    pub nothing_selected: Gauge,
     /// 1 while `/readyz` says 200.
     pub ready: Gauge,
     /// 1 while this process leads.
@@ -198,6 +200,7 @@ impl Metrics {
             problems: Family::default(),
             removals_held: Gauge::default(),
             records_kept: Gauge::default(),
+            nothing_selected: Gauge::default(),
             ready: Gauge::default(),
             leader: Gauge::default(),
         };
@@ -299,6 +302,11 @@ impl Metrics {
             "records_kept",
             "Records that would be removed but for --policy upsert-only",
             self.records_kept.clone(),
+        );
+        r.register(
+            "nothing_selected",
+            "1 while options limit which Services are registered and none is",
+            self.nothing_selected.clone(),
         );
         r.register("ready", "1 while /readyz answers 200", self.ready.clone());
         if is_elected {

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::registered::RegisteredArgs;
 use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
+use crate::consul::http::config::Config;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::services::settings::{HealthMode, Policy};
 use crate::kubernetes::client::Environment;
@@ -142,11 +143,14 @@ impl BridgeArgs {
             return Err(Conflict::PassingCheckInAgent.into());
         }
         let sink = self.sink_options()?;
-        let mut consul = self.consul.config()?;
-        if self.sink == SinkKind::Catalog {
+        let consul = match self.sink {
+            SinkKind::Agent => self.consul.config_of_agent()?,
             // An agent answers for its own datacenter only.
-            consul.datacenter.clone_from(&self.registered.datacenter);
-        }
+            SinkKind::Catalog => {
+                let datacenter = self.registered.datacenter.clone();
+                Config { datacenter, ..self.consul.config()? }
+            }
+        };
         let datacenter = self.registered.datacenter.clone();
         let dns_domain = self.registered.dns_domain.clone();
         let mut settings = self.registered.settings(self.cluster)?;

@@ -30,9 +30,10 @@ pub struct KubernetesArgs {
 )]
 #[expect(clippy::struct_field_names, reason = "the names are those of the flags")]
 pub struct ConsulArgs {
-    /// Address of Consul's HTTP API [default: $CONSUL_HTTP_ADDR, then 127.0.0.1:8500]
-    #[arg(long, env = "KUBE_CONSUL_CONSUL_ADDR", value_name = "ADDRESS")]
-    consul_addr: Option<Address>,
+    /// Address of Consul's HTTP API; of several (repeatable) of one datacenter each is tried in turn,
+    /// but for an agent's registrations [default: $CONSUL_HTTP_ADDR, then 127.0.0.1:8500]
+    #[arg(long, env = "KUBE_CONSUL_CONSUL_ADDR", value_delimiter = ',', value_name = "ADDRESS")]
+    consul_addr: Vec<Address>,
     /// File with the ACL token [default: $CONSUL_HTTP_TOKEN_FILE, then $CONSUL_HTTP_TOKEN]
     #[arg(
         long,
@@ -116,11 +117,21 @@ impl KubernetesArgs {
 // === impl ConsulArgs ===
 
 impl ConsulArgs {
+    /// The same for those who register with an agent: of one alone, which the registrations are
+    /// local to.
+    pub fn config_of_agent(&self) -> Result<Config, ConfigError> {
+        match self.consul_addr.len() {
+            0 | 1 => self.config(),
+            found => Err(ConfigError::SeveralAgents(found)),
+        }
+    }
+
     /// The variables of the environment, with what the flags say instead.
     pub fn config(&self) -> Result<Config, ConfigError> {
         let mut config = Config::from_env(|name| std::env::var(name).ok())?;
-        if let Some(address) = &self.consul_addr {
+        if let [address, further @ ..] = &*self.consul_addr {
             config.address = address.clone();
+            config.further = further.to_vec();
         }
         if let Some(file) = &self.consul_token_file {
             config.token = TokenSource::File(file.clone());

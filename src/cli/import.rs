@@ -221,6 +221,7 @@ impl ImportArgs {
         let mut consul = self.consul.config()?;
         if let Some(address) = self.consul_host {
             consul.address = address;
+            consul.further.clear();
         }
         let all = self.all_namespaces || self.namespace.iter().any(|it| it == "*");
         let namespaces = if all { Vec::new() } else { self.namespace };

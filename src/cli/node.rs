@@ -221,7 +221,11 @@ impl NodeArgs {
         };
         let variable = |given: Option<String>, name| given.or_else(|| lookup(name));
         Ok(Options {
-            common: common(self.kubernetes.access(), self.consul.config()?, self.admin_addr),
+            common: common(
+                self.kubernetes.access(),
+                self.consul.config_of_agent()?,
+                self.admin_addr,
+            ),
             pods,
             defaults: Defaults {
                 sync_interval: interval,

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::ConsulArgs;
 use crate::cli::bridge::SinkKind;
+use crate::consul::http::config::Config;
 use crate::domain::kube::names::ClusterName;
 use crate::run::purge::{Cluster, Options, Owner};
 
@@ -67,8 +68,10 @@ pub enum OwnerKind {
 impl PurgeArgs {
     /// What they say.
     pub(super) fn options(self) -> Result<Options, Box<dyn std::error::Error>> {
-        let mut consul = self.consul.config()?;
-        consul.datacenter = self.datacenter;
+        let is_of_agent = self.owner.is_none() && self.sink != Some(SinkKind::Catalog);
+        let consul =
+            if is_of_agent { self.consul.config_of_agent()? } else { self.consul.config()? };
+        let consul = Config { datacenter: self.datacenter, ..consul };
         let owner = match (self.owner, self.node, self.cluster) {
             (Some(OwnerKind::ConsulK8s), Some(node), _) => Owner::ConsulK8s { node },
             (None, _, Some(name)) => Owner::Cluster(Cluster {

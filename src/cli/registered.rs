@@ -64,6 +64,15 @@ pub struct RegisteredArgs {
         value_name = "SELECTOR"
     )]
     selector: Selector,
+    /// Only namespaces with these labels, for example 'consul=sync'; namespaces are watched then
+    #[arg(
+        long,
+        env = "KUBE_CONSUL_NAMESPACE_SELECTOR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "SELECTOR"
+    )]
+    namespace_selector: Selector,
     /// Only Services of this type (repeatable) [default: all but ExternalName]
     #[arg(
         long,
@@ -264,6 +273,7 @@ impl RegisteredArgs {
             namespaces: selected(self.namespace),
             deny_namespaces: self.deny_namespace.into_iter().collect(),
             selector: self.selector,
+            namespace_selector: self.namespace_selector,
             service_types: self.service_type.into_iter().collect(),
             external_name: self.external_name,
             extra_ports: self.extra_ports,

@@ -22,6 +22,7 @@ pub(crate) fn service() -> ServiceBuilder {
         ports: vec![port("http", 80)],
         publish_not_ready: false,
         external_traffic_local: false,
+        namespace_selected: true,
         left_out: [].into(),
     })
 }

@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
-    Endpoint, EndpointPort, EndpointSlice, Kind, Node, NodeAddressType, Protocol, SeenObject,
-    Service, ServicePort, ServiceType,
+    Endpoint, EndpointPort, EndpointSlice, Kind, Namespace, Node, NodeAddressType, Protocol,
+    SeenObject, Service, ServicePort, ServiceType,
 };
 use crate::domain::text::one_line;
 use crate::kubernetes::pool::Pool;
@@ -112,6 +112,10 @@ pub struct EndpointSlices;
 #[derive(Clone, Copy, Debug)]
 pub struct Nodes;
 
+/// `v1` Namespaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Namespaces;
+
 // === impl Slim ===
 
 impl<P: Watched> Slim<P> {
@@ -196,6 +200,7 @@ impl Watched for Services {
             external_traffic_local: spec
                 .external_traffic_policy
                 .is_some_and(|policy| policy.0 == "Local"),
+            namespace_selected: true,
             left_out: left_out.into_box(),
         };
         // What is collected from the text's parts takes up their room: here four ports'.
@@ -306,6 +311,32 @@ impl Watched for Nodes {
 
     fn seen(key: ObjectKey, object: Node) -> SeenObject {
         SeenObject::Node(key, object)
+    }
+
+    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
+        SeenObject::Undecodable(Self::KIND, key, why)
+    }
+}
+
+impl Watched for Namespaces {
+    type Object = Namespace;
+    type Seen = SeenObject;
+    const KIND: Kind = Kind::Namespace;
+    const GROUP: &'static str = "";
+    const NAME: &'static str = "Namespace";
+    const PLURAL: &'static str = "namespaces";
+    const NAMESPACED: bool = false;
+    const GRANTED_BY: &'static str = "manifests/optional/namespaces-rbac.yaml";
+
+    fn decode(json: &str) -> Result<(Identity, Content<Namespace>), serde_json::Error> {
+        let metadata = serde_json::from_str::<wire::Namespace<'_>>(json)?.metadata;
+        let namespace = Namespace { labels: metadata.labels.unwrap_or_default() };
+        let identity = identity(Text::default(), metadata.name, metadata.resource_version);
+        Ok((identity, Content::Object(namespace)))
+    }
+
+    fn seen(key: ObjectKey, object: Namespace) -> SeenObject {
+        SeenObject::Namespace(key, object)
     }
 
     fn undecodable(key: ObjectKey, why: String) -> SeenObject {

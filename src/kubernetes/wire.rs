@@ -174,6 +174,22 @@ pub struct Node<'a> {
 }
 
 #[derive(Deserialize)]
+pub struct Namespace<'a> {
+    #[serde(borrow)]
+    pub metadata: NamespaceMetadata<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceMetadata<'a> {
+    #[serde(borrow)]
+    pub name: Text<'a>,
+    #[serde(borrow)]
+    pub resource_version: Option<Text<'a>>,
+    pub labels: Option<BTreeMap<Box<str>, Box<str>>>,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeMetadata<'a> {
     #[serde(borrow)]

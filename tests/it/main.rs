@@ -18,6 +18,7 @@ mod login;
 mod manifests;
 mod migration;
 mod monitoring;
+mod namespace_selector;
 mod node;
 mod objects;
 mod page;

@@ -16,6 +16,9 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
 pub struct Config {
     /// Where its HTTP API is (`CONSUL_HTTP_ADDR`).
     pub address: Address,
+    /// Where else it is, of the same datacenter: tried in turn while nobody can be reached at the address
+    /// in use.
+    pub further: Vec<Address>,
     /// Speak TLS even where the address says `http://` or nothing (`CONSUL_HTTP_SSL`).
     pub tls: bool,
     /// Whether the server's certificate is checked (`CONSUL_HTTP_SSL_VERIFY`).
@@ -112,6 +115,12 @@ pub enum ConfigError {
         /// Its value.
         found: String,
     },
+    /// Several addresses where one agent is meant.
+    #[error(
+        "--consul-addr: expected one address, that of the agent, found {0}: an agent's registrations \
+         are its own; give several with --sink catalog"
+    )]
+    SeveralAgents(usize),
     /// A client certificate without its key, or the reverse.
     #[error("{present} is set: expected {missing} too, found nothing; set both or neither")]
     Half {
@@ -140,6 +149,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             address: Address::default(),
+            further: Vec::new(),
             tls: false,
             tls_verify: true,
             ca_file: None,
@@ -174,6 +184,7 @@ impl Config {
         };
         let config = Self {
             address,
+            further: Vec::new(),
             tls: boolean("CONSUL_HTTP_SSL", get("CONSUL_HTTP_SSL"), false)?,
             tls_verify: boolean("CONSUL_HTTP_SSL_VERIFY", get("CONSUL_HTTP_SSL_VERIFY"), true)?,
             ca_file: path("CONSUL_CACERT"),
@@ -198,6 +209,16 @@ impl Config {
             }),
             _ => Ok(config),
         }
+    }
+
+    /// The same for each address alone, in their order.
+    pub fn each(&self) -> impl Iterator<Item = Self> {
+        let addresses = std::iter::once(&self.address).chain(&self.further);
+        addresses.map(|address| Self {
+            address: address.clone(),
+            further: Vec::new(),
+            ..self.clone()
+        })
     }
 
     /// Whether requests go over TLS.

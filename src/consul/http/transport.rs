@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -51,12 +52,13 @@ const SHOWN_OF_BODY: usize = 80;
 /// minute and more to bring a renewed Secret, which is renewed days before it is needed.
 const LOOK_AT_FILES: Duration = Duration::from_secs(2);
 
-/// Requests without the token: the connection pool and what goes into each URL.
+/// Requests without the token: the addresses and what goes into each URL.
 #[derive(Debug)]
 pub(in crate::consul) struct Transport {
-    http: Mutex<Connections>,
-    config: Config,
-    base: String,
+    /// At least one.
+    peers: Vec<Peer>,
+    /// Place of the one that is asked.
+    current: AtomicUsize,
     /// Where requests go, for people.
     pub display: String,
     /// Told how long each request took.
@@ -65,6 +67,16 @@ pub(in crate::consul) struct Transport {
     tenancy: String,
     /// `dc`, encoded, where set.
     datacenter: String,
+}
+
+/// One address of Consul's, with its connection pool.
+#[derive(Debug)]
+struct Peer {
+    http: Mutex<Connections>,
+    config: Config,
+    base: String,
+    /// The address, for people.
+    display: String,
 }
 
 /// The connection pool, and the certificate files that it was made from.
@@ -103,21 +115,140 @@ pub(in crate::consul) struct Evidence {
 impl Transport {
     /// Reads the certificate files; connects to nothing.
     pub(in crate::consul) fn new(config: &Config) -> Result<Self, BuildError> {
-        let stamp = stamp(config);
-        let (http, base) = connections(config, false)?;
+        let peers: Vec<Peer> = config.each().map(Peer::new).collect::<Result<_, _>>()?;
+        let display = peers.iter().map(|peer| &*peer.display).collect::<Vec<_>>().join(", ");
         let parameter = |name: &str, value: &Option<String>| {
             value.as_ref().map(|value| format!("&{name}={}", encode(value))).unwrap_or_default()
         };
         Ok(Self {
-            http: Mutex::new(Connections { http, stamp, looked: Instant::now() }),
-            config: config.clone(),
-            base,
-            display: config.display_url(),
+            peers,
+            current: AtomicUsize::new(0),
+            display,
             observed: Observed::default(),
             tenancy: parameter("ns", &config.namespace)
                 + &parameter("partition", &config.partition),
             datacenter: parameter("dc", &config.datacenter),
         })
+    }
+
+    /// Sends a request with this token.
+    pub(in crate::consul) async fn send(
+        &self,
+        request: &Request,
+        token: Option<&SecretString>,
+    ) -> Result<Reply, Error> {
+        let began = Instant::now();
+        let result = self.exchange(request, token).await;
+        if let Some(observer) = self.observed.0.get()
+            && !request.is_blocking()
+        {
+            let operation = Operation::of(&request.method, &request.path);
+            observer(operation, began.elapsed(), result.is_ok());
+        }
+        result
+    }
+
+    /// Asks at the address in use. While nobody can be reached there the request was not sent, and goes
+    /// to the next one, each once; what got no answer may have been applied, so only what is asked after
+    /// it goes elsewhere.
+    async fn exchange(
+        &self,
+        request: &Request,
+        token: Option<&SecretString>,
+    ) -> Result<Reply, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let place = self.current.load(Ordering::Relaxed);
+            let result = self.exchange_with(&self.peers[place], request, token).await;
+            match &result {
+                Err(error @ (Error::Unreachable { .. } | Error::Unanswered { .. })) => {
+                    self.leave(place, error);
+                }
+                _ => return result,
+            }
+            if tries >= self.peers.len() || matches!(result, Err(Error::Unanswered { .. })) {
+                return result;
+            }
+        }
+    }
+
+    /// Goes on at the address after this one, unless another request was quicker.
+    fn leave(&self, place: usize, error: &Error) {
+        let next = (place + 1) % self.peers.len();
+        let order = Ordering::Relaxed;
+        if next != place && self.current.compare_exchange(place, next, order, order).is_ok() {
+            tracing::warn!(
+                address = self.peers[place].display,
+                error = chain(error),
+                "Consul cannot be reached at this address: going on at {}",
+                self.peers[next].display,
+            );
+        }
+    }
+
+    async fn exchange_with(
+        &self,
+        peer: &Peer,
+        request: &Request,
+        token: Option<&SecretString>,
+    ) -> Result<Reply, Error> {
+        let mut builder = peer
+            .http()
+            .request(request.method.clone(), self.url(peer, request))
+            .timeout(request.deadline);
+        if let Some(secret) = token {
+            // A token that no header can carry becomes a builder error, without its text.
+            let value = HeaderValue::from_str(secret.expose_secret()).map(|mut value| {
+                value.set_sensitive(true);
+                value
+            });
+            builder = match value {
+                Ok(value) => builder.header("X-Consul-Token", value),
+                Err(_) => {
+                    return Err(Error::Denied {
+                        request: request.name(),
+                        message: "expected a token of printable ASCII characters, found others"
+                            .to_owned(),
+                    });
+                }
+            };
+        }
+        if let Some(body) = &request.body {
+            builder = builder.body(body.clone());
+        }
+        let name = request.name();
+        let failed = |error| Error::of_exchange(request.name(), peer.display.clone(), error);
+        let mut response = builder.send().await.map_err(failed)?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::NOT_FOUND {
+            return Ok(Reply { request: name, response, token_sent: token.is_some() });
+        }
+        // The status alone says a lot: a body that breaks off does not change it.
+        let body = read_body(&mut response, MAX_ERROR_BODY).await.unwrap_or_default();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
+        Err(Error::of_answer(name, status.as_u16(), &body).with_retry_after(retry_after))
+    }
+
+    fn url(&self, peer: &Peer, request: &Request) -> String {
+        // An agent answers for itself: it has no `dc`.
+        let datacenter =
+            if request.path.starts_with("/v1/agent/") { "" } else { self.datacenter.as_str() };
+        let query = format!("{}{}{datacenter}", request.query, self.tenancy);
+        let mark = if query.is_empty() { "" } else { "?" };
+        format!("{}{}{mark}{}", peer.base, request.path, query.trim_start_matches('&'))
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// Of a configuration with one address.
+    fn new(config: Config) -> Result<Self, BuildError> {
+        let stamp = stamp(&config);
+        let (http, base) = connections(&config, false)?;
+        let http = Mutex::new(Connections { http, stamp, looked: Instant::now() });
+        Ok(Self { http, base, display: config.display_url(), config })
     }
 
     /// The connection pool. Certificate files that were renewed are taken up: those who are connected
@@ -143,74 +274,6 @@ impl Transport {
             }
         }
         current.http.clone()
-    }
-
-    /// Sends a request with this token.
-    pub(in crate::consul) async fn send(
-        &self,
-        request: &Request,
-        token: Option<&SecretString>,
-    ) -> Result<Reply, Error> {
-        let began = Instant::now();
-        let result = self.exchange(request, token).await;
-        if let Some(observer) = self.observed.0.get()
-            && !request.is_blocking()
-        {
-            let operation = Operation::of(&request.method, &request.path);
-            observer(operation, began.elapsed(), result.is_ok());
-        }
-        result
-    }
-
-    async fn exchange(
-        &self,
-        request: &Request,
-        token: Option<&SecretString>,
-    ) -> Result<Reply, Error> {
-        let mut builder = self
-            .http()
-            .request(request.method.clone(), self.url(request))
-            .timeout(request.deadline);
-        if let Some(secret) = token {
-            // A token that no header can carry becomes a builder error, without its text.
-            let value = HeaderValue::from_str(secret.expose_secret()).map(|mut value| {
-                value.set_sensitive(true);
-                value
-            });
-            builder = match value {
-                Ok(value) => builder.header("X-Consul-Token", value),
-                Err(_) => {
-                    return Err(Error::Denied {
-                        request: request.name(),
-                        message: "expected a token of printable ASCII characters, found others"
-                            .to_owned(),
-                    });
-                }
-            };
-        }
-        if let Some(body) = &request.body {
-            builder = builder.body(body.clone());
-        }
-        let name = request.name();
-        let failed = |error| Error::of_exchange(request.name(), self.display.clone(), error);
-        let mut response = builder.send().await.map_err(failed)?;
-        let status = response.status();
-        if status.is_success() || status == StatusCode::NOT_FOUND {
-            return Ok(Reply { request: name, response, token_sent: token.is_some() });
-        }
-        // The status alone says a lot: a body that breaks off does not change it.
-        let body = read_body(&mut response, MAX_ERROR_BODY).await.unwrap_or_default();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
-        Err(Error::of_answer(name, status.as_u16(), &body).with_retry_after(retry_after))
-    }
-
-    fn url(&self, request: &Request) -> String {
-        // An agent answers for itself: it has no `dc`.
-        let datacenter =
-            if request.path.starts_with("/v1/agent/") { "" } else { self.datacenter.as_str() };
-        let query = format!("{}{}{datacenter}", request.query, self.tenancy);
-        let mark = if query.is_empty() { "" } else { "?" };
-        format!("{}{}{mark}{}", self.base, request.path, query.trim_start_matches('&'))
     }
 }
 

@@ -24,6 +24,9 @@ pub struct ClusterCache {
     slices: Slices,
     /// Their keys have no namespace.
     nodes: Store<Node>,
+    /// Whether each namespace is selected, where that depends on its labels. The keys have no namespace
+    /// themselves.
+    namespaces: Option<Store<bool>>,
     /// The Services that use node ports: a node that changes concerns them.
     node_users: BTreeSet<ObjectKey>,
     /// Whether a node's addresses concern the Services that have endpoints on it, too.
@@ -52,16 +55,21 @@ pub const WATCHED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 impl ClusterCache {
     /// An empty one. `tells_nodes_from_pods`: whether it matters which endpoints have the address of
-    /// their node, as pods with `hostNetwork` do; `routes`: what of it is watched.
-    pub fn new(tells_nodes_from_pods: bool, routes: RouteKinds) -> Self {
+    /// their node, as pods with `hostNetwork` do; `selects_namespaces`: whether their labels matter;
+    /// `routes`: what of it is watched.
+    pub fn new(tells_nodes_from_pods: bool, selects_namespaces: bool, routes: RouteKinds) -> Self {
+        let namespaces = selects_namespaces.then(Store::default);
         let routes = (routes != RouteKinds::default()).then(|| Routes::new(routes).into());
-        Self { tells_nodes_from_pods, routes, ..Self::default() }
+        Self { namespaces, tells_nodes_from_pods, routes, ..Self::default() }
     }
 
-    /// Whether every kind that is always watched has been listed completely.
+    /// Whether every kind that is always watched has been listed completely, and namespaces where they
+    /// are, too. A list of no namespace is none: there is no cluster without.
     pub fn is_complete(&self) -> bool {
+        let namespaces = self.namespaces.as_ref();
         WATCHED.iter().all(|kind| self.is_listed(*kind))
             && self.routes.as_ref().is_none_or(|routes| routes.is_complete())
+            && namespaces.is_none_or(|all| all.is_complete() && !all.is_empty())
     }
 
     /// Whether this kind has been listed completely.
@@ -89,6 +97,7 @@ impl ClusterCache {
             Kind::Service => self.services.list_started(),
             Kind::EndpointSlice => self.slices.listing.start(),
             Kind::Node => self.nodes.list_started(),
+            Kind::Namespace => self.namespaces.iter_mut().for_each(Store::list_started),
             Kind::Pod => {}
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
                 if let Some(routes) = &mut self.routes {
@@ -104,6 +113,9 @@ impl ClusterCache {
             Kind::Service => self.services.list_completed(),
             Kind::EndpointSlice => self.slices.list_completed(),
             Kind::Node => self.nodes.list_completed(),
+            Kind::Namespace => {
+                self.namespaces.as_mut().map(Store::list_completed).unwrap_or_default()
+            }
             Kind::Pod => Vec::new(),
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
                 self.routes.as_mut().map_or_else(Vec::new, |routes| routes.list_completed(kind))
@@ -114,8 +126,9 @@ impl ClusterCache {
     /// Takes an object as it is now. Returns the Services whose registrations may change by it.
     pub fn seen(&mut self, seen: SeenObject) -> BTreeSet<ObjectKey> {
         match seen {
-            SeenObject::Service(key, service) => {
+            SeenObject::Service(key, mut service) => {
                 let key = self.shared(key);
+                service.namespace_selected = self.selects_namespace(&key.namespace) == Some(true);
                 let changed = self.services.seen(key.clone(), service);
                 changed.then_some(key).into_iter().collect()
             }
@@ -149,18 +162,20 @@ impl ClusterCache {
             SeenObject::Gateway(key, gateway) => {
                 self.seen_route(Kind::Gateway, &key, |it| it.seen_gateway(&key, gateway))
             }
+            SeenObject::Namespace(..) => BTreeSet::new(),
             SeenObject::Undecodable(kind, key, reason) => {
                 let services = self.services_concerned(kind, &key);
                 match kind {
                     Kind::Service => self.services.undecodable(key, reason),
                     Kind::EndpointSlice => self.slices.undecodable(key, reason),
                     Kind::Node => self.nodes.undecodable(key, reason),
-                    Kind::Pod => {}
                     Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
                         if let Some(routes) = &mut self.routes {
                             routes.undecodable(kind, key, reason);
                         }
                     }
+                    // What was known of it stays, and nothing depends on more.
+                    Kind::Namespace | Kind::Pod => {}
                 }
                 services
             }
@@ -174,6 +189,7 @@ impl ClusterCache {
             Kind::Service => drop(self.services.remove(key)),
             Kind::EndpointSlice => self.slices.remove(key),
             Kind::Node => drop(self.nodes.remove(key)),
+            Kind::Namespace => self.forget_namespace(key),
             Kind::Pod => {}
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
                 if let Some(routes) = &mut self.routes {
@@ -208,6 +224,38 @@ impl ClusterCache {
         after.take_while(|service| service.namespace == key.namespace).cloned().collect()
     }
 
+    /// Whether this namespace is selected by its labels; `None`: not known.
+    pub fn selects_namespace(&self, namespace: &str) -> Option<bool> {
+        let Some(namespaces) = &self.namespaces else { return Some(true) };
+        namespaces.get(&ObjectKey::new("", namespace)).copied()
+    }
+
+    /// Takes whether a namespace is selected. Returns its Services, if that is news.
+    pub fn namespace_seen(&mut self, key: &ObjectKey, is_selected: bool) -> BTreeSet<ObjectKey> {
+        let Some(namespaces) = &mut self.namespaces else { return BTreeSet::new() };
+        if !namespaces.seen(key.clone(), is_selected) {
+            return BTreeSet::new();
+        }
+        let services: BTreeSet<ObjectKey> =
+            self.services.of_namespace(&key.name).cloned().collect();
+        for service in &services {
+            if let Some(service) = self.services.get_mut(service) {
+                service.namespace_selected = is_selected;
+            }
+        }
+        services
+    }
+
+    /// A namespace is gone, or a list lacks it. Its Services say themselves when they go: as long as
+    /// there are any, what was known of it stays.
+    fn forget_namespace(&mut self, key: &ObjectKey) {
+        if self.services.of_namespace(&key.name).next().is_none()
+            && let Some(namespaces) = &mut self.namespaces
+        {
+            namespaces.remove(key);
+        }
+    }
+
     /// The Services that an object is, belongs to or serves.
     pub fn services_concerned(&self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         match kind {
@@ -224,12 +272,13 @@ impl ClusterCache {
                     .cloned()
                     .collect()
             }
-            Kind::Pod => BTreeSet::new(),
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => {
                 let Some(routes) = &self.routes else { return BTreeSet::new() };
                 let waited = self.waited_for_route(kind, key);
                 routes.services_concerned(kind, key).into_iter().chain(waited).collect()
             }
+            // Its absence says nothing of any.
+            Kind::Namespace | Kind::Pod => BTreeSet::new(),
         }
     }
 
@@ -414,8 +463,8 @@ impl ClusterCache {
             Kind::Service => Some(self.services.listing()),
             Kind::EndpointSlice => Some(&self.slices.listing),
             Kind::Node => Some(self.nodes.listing()),
-            // No Service depends on a pod.
-            Kind::Pod => None,
+            // No Service depends on a pod, and only `namespace_seen` on a namespace.
+            Kind::Namespace | Kind::Pod => None,
             Kind::Ingress | Kind::HttpRoute | Kind::Gateway => self.routes.as_ref()?.listing(kind),
         }
     }
@@ -610,7 +659,7 @@ mod tests {
     fn n9_addresses_of_a_node_concern_the_services_with_endpoints_on_it() {
         let n1 = ObjectKey::new("", "n1");
         for tells in [false, true] {
-            let mut cache = ClusterCache::new(tells, RouteKinds::default());
+            let mut cache = ClusterCache::new(tells, false, RouteKinds::default());
             let mut slice = slice("a", &[("http", 80)], &[("10.0.0.1", true), ("10.1.0.1", true)]);
             for endpoint in &mut slice.endpoints {
                 endpoint.node = Some("n1".into());

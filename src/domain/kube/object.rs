@@ -37,6 +37,9 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.externalTrafficPolicy` is `Local`.
     pub external_traffic_local: bool,
+    /// Whether its namespace matches `--namespace-selector`. Noted by the cluster cache: the edge says
+    /// that it does, and that is so without such a selector.
+    pub namespace_selected: bool,
     /// What the edge left out since its value cannot be, one sentence each: a port 0, an address
     /// that does not parse. The rest of the object is as if it were not there.
     pub left_out: Box<[Box<str>]>,
@@ -149,6 +152,13 @@ pub struct Node {
     pub left_out: Box<[Box<str>]>,
 }
 
+/// A `v1` Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.labels`.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+}
+
 /// `type` of one of a Node's `status.addresses`, as far as ports are reached there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeAddressType {
@@ -167,6 +177,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Node: watched only while a Service uses node ports. Its key has no namespace.
     Node,
+    /// `v1` Namespace: watched only for `--namespace-selector`. Its key has no namespace.
+    Namespace,
     /// `v1` Pod: watched by the daemon of its node only.
     Pod,
     /// `networking.k8s.io/v1` Ingress: watched only with `--ingress`.
@@ -230,6 +242,8 @@ pub enum SeenObject {
     HttpRoute(super::names::ObjectKey, HttpRoute),
     /// A Gateway.
     Gateway(super::names::ObjectKey, Gateway),
+    /// A namespace.
+    Namespace(super::names::ObjectKey, Namespace),
     /// An object of this kind that could not be read, and why. It exists: what was known of it
     /// stays.
     Undecodable(Kind, super::names::ObjectKey, String),
@@ -288,6 +302,7 @@ impl Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::Namespace => "Namespace",
             Kind::Pod => "Pod",
             Kind::Ingress => "Ingress",
             Kind::HttpRoute => "HTTPRoute",
@@ -318,6 +333,7 @@ impl From<Kind> for Subject {
             Kind::Service => Subject::Service,
             Kind::EndpointSlice => Subject::EndpointSlice,
             Kind::Node => Subject::Node,
+            Kind::Namespace => Subject::Namespace,
             Kind::Pod => Subject::Pod,
             Kind::Ingress => Subject::Ingress,
             Kind::HttpRoute => Subject::HttpRoute,
@@ -336,6 +352,7 @@ impl SeenObject {
             SeenObject::Ingress(..) => Kind::Ingress,
             SeenObject::HttpRoute(..) => Kind::HttpRoute,
             SeenObject::Gateway(..) => Kind::Gateway,
+            SeenObject::Namespace(..) => Kind::Namespace,
             SeenObject::Undecodable(kind, ..) => *kind,
         }
     }
@@ -346,6 +363,7 @@ impl SeenObject {
             SeenObject::Service(key, _)
             | SeenObject::EndpointSlice(key, _)
             | SeenObject::Node(key, _)
+            | SeenObject::Namespace(key, _)
             | SeenObject::Ingress(key, _)
             | SeenObject::HttpRoute(key, _)
             | SeenObject::Gateway(key, _)

@@ -90,7 +90,7 @@ impl Routes {
             Kind::Ingress => Some(self.ingresses.listing()),
             Kind::HttpRoute => Some(self.http.listing()),
             Kind::Gateway => Some(self.gateways.listing()),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => None,
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => None,
         }
     }
 
@@ -101,7 +101,7 @@ impl Routes {
             Kind::Ingress => self.ingresses.list_started(),
             Kind::HttpRoute => self.http.list_started(),
             Kind::Gateway => self.gateways.list_started(),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => {}
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => {}
         }
     }
 
@@ -111,7 +111,9 @@ impl Routes {
             Kind::Ingress => self.ingresses.list_completed(),
             Kind::HttpRoute => self.http.list_completed(),
             Kind::Gateway => self.gateways.list_completed(),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => Vec::new(),
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => {
+                Vec::new()
+            }
         }
     }
 
@@ -166,7 +168,7 @@ impl Routes {
             Kind::Ingress => self.ingresses.undecodable(key, reason),
             Kind::HttpRoute => self.http.undecodable(key, reason),
             Kind::Gateway => self.gateways.undecodable(key, reason),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => {}
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => {}
         }
     }
 
@@ -180,7 +182,7 @@ impl Routes {
                 self.http.remove(key);
             }
             Kind::Gateway => drop(self.gateways.remove(key)),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => {}
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => {}
         }
         self.reindex(kind, key, &led_to);
     }
@@ -222,7 +224,12 @@ impl Routes {
         match kind {
             Kind::Ingress => self.ingresses.is_never_read(key),
             Kind::HttpRoute => self.http.is_never_read(key),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod | Kind::Gateway => false,
+            Kind::Service
+            | Kind::EndpointSlice
+            | Kind::Node
+            | Kind::Namespace
+            | Kind::Pod
+            | Kind::Gateway => false,
         }
     }
 

@@ -104,6 +104,11 @@ impl<T: PartialEq> Store<T> {
         *self = Self::default();
     }
 
+    /// The object of this key, to note what is not of its own.
+    pub fn get_mut(&mut self, key: &ObjectKey) -> Option<&mut T> {
+        self.objects.get_mut(key).map(|listed| &mut listed.object)
+    }
+
     /// The object of this key.
     pub fn get(&self, key: &ObjectKey) -> Option<&T> {
         self.objects.get(key).map(|listed| &listed.object)
@@ -122,6 +127,13 @@ impl<T: PartialEq> Store<T> {
         self.objects
             .range((after.map_or(Unbounded, Excluded), Unbounded))
             .map(|(key, listed)| (key, &listed.object))
+    }
+
+    /// The keys of the objects in this namespace.
+    pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &ObjectKey> {
+        let first = ObjectKey::new(namespace, "");
+        let from_it = self.objects.range(first.clone()..).map(|(key, _)| key);
+        from_it.take_while(move |key| key.namespace == first.namespace)
     }
 
     /// How many objects there are.

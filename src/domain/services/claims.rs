@@ -123,6 +123,11 @@ impl<C: Clone + Ord> Claims<C> {
         handovers
     }
 
+    /// Whether nobody claims anything.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     /// What [`Claims::set`] would return.
     pub fn handovers(&self, owner: &ObjectKey, claims: &BTreeMap<Arc<str>, C>) -> Vec<Handover> {
         if self.claims_are(owner, claims) {

@@ -31,6 +31,8 @@ pub struct Settings {
     pub deny_namespaces: BTreeSet<Box<str>>,
     /// Labels that a Service must have.
     pub selector: Selector,
+    /// Labels that its namespace must have.
+    pub namespace_selector: Selector,
     /// Types of Services to register; empty: all.
     pub service_types: BTreeSet<ServiceType>,
     /// Whether Services of type ExternalName are registered.
@@ -255,6 +257,7 @@ impl Settings {
             namespaces: BTreeSet::new(),
             deny_namespaces: BTreeSet::new(),
             selector: Selector::default(),
+            namespace_selector: Selector::default(),
             service_types: BTreeSet::new(),
             external_name: false,
             extra_ports: ExtraPorts::On,
@@ -284,6 +287,13 @@ impl Settings {
     pub fn trusts_external_ips(&self, namespace: &str) -> bool {
         matches!(self.address, AddressMode::ExternalIp | AddressMode::ByType)
             || self.annotations.trusted_namespaces.contains(namespace)
+    }
+
+    /// Whether options limit which Services are registered.
+    pub fn limits_services(&self) -> bool {
+        let namespaces = !self.namespaces.is_empty() || !self.deny_namespaces.is_empty();
+        let labels = !self.selector.is_empty() || !self.namespace_selector.is_empty();
+        namespaces || labels || !self.service_types.is_empty() || !self.default_sync
     }
 
     /// Whether Services of this namespace may be registered; deny wins.

@@ -1,10 +1,10 @@
 //! What is known of the Kubernetes cluster, whoever leads.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::Moment;
 use crate::domain::kube::cache::ClusterCache;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{Kind, SeenObject};
+use crate::domain::kube::object::{Kind, Namespace, SeenObject, Service};
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::NameClaims;
 use crate::domain::services::desired::{is_read_label, left_out, wanted};
@@ -22,6 +22,11 @@ pub(super) struct Cluster {
     pub(super) name_claims: NameClaims,
     pub(super) suspects: Suspects,
     pub(super) node_watch: NodeWatch,
+    /// Services of namespaces that were not seen yet: whether they are selected is not known. For the
+    /// cache they are as if they could not be read, so nothing of theirs is removed.
+    of_unseen_namespaces: BTreeMap<ObjectKey, Service>,
+    /// Whether it was reported that no Service is selected.
+    nothing_selected: bool,
     /// What is wrong with objects that could not be read, wholly or in part.
     pub(super) problems: Problems,
 }
@@ -41,7 +46,9 @@ pub(super) struct Changes {
 impl Cluster {
     /// Nothing is known yet.
     pub(super) fn new(settings: &Settings) -> Self {
-        let cache = ClusterCache::new(settings.reverse == PtrScope::All, settings.routes);
+        let by_labels = !settings.namespace_selector.is_empty();
+        let cache =
+            ClusterCache::new(settings.reverse == PtrScope::All, by_labels, settings.routes);
         Self { cache, ..Self::default() }
     }
 
@@ -59,8 +66,17 @@ impl Cluster {
             service.labels = labels.filter(|(key, _)| is_read_label(settings, key)).collect();
         }
         let kind = seen.kind();
+        if let SeenObject::Namespace(key, namespace) = &seen {
+            return self.namespace_seen(settings, key, namespace, reports);
+        }
+        let seen = self.with_namespace(seen);
         let (key, problems) = match &seen {
-            SeenObject::Service(key, _) | SeenObject::EndpointSlice(key, _) => {
+            SeenObject::Service(key, _)
+            | SeenObject::EndpointSlice(key, _)
+            | SeenObject::Namespace(key, _) => (key.clone(), BTreeSet::new()),
+            SeenObject::Undecodable(Kind::Service, key, _)
+                if self.of_unseen_namespaces.contains_key(key) =>
+            {
                 (key.clone(), BTreeSet::new())
             }
             SeenObject::Node(key, node) => {
@@ -85,6 +101,52 @@ impl Cluster {
         Changes { claimants, services: changed.into_iter().chain(concerned).collect() }
     }
 
+    /// Takes a namespace as it is now, and the Services that have waited for it.
+    fn namespace_seen(
+        &mut self,
+        settings: &Settings,
+        key: &ObjectKey,
+        namespace: &Namespace,
+        reports: &mut Vec<Report>,
+    ) -> Changes {
+        self.suspects.remove(Kind::Namespace, key);
+        let is_selected = settings.namespace_selector.selects(&namespace.labels);
+        let services = self.cache.namespace_seen(key, is_selected);
+        let mut changes = Changes::default();
+        for service in &services {
+            changes.claimants.extend(self.claim_names(settings, service));
+        }
+        changes.services.extend(services);
+        let first = ObjectKey::new(key.name.clone(), "");
+        let of_it = self.of_unseen_namespaces.range(first..).map(|(waiting, _)| waiting);
+        let of_it = of_it.take_while(|waiting| waiting.namespace == key.name);
+        for waiting in of_it.cloned().collect::<Vec<_>>() {
+            let Some(service) = self.of_unseen_namespaces.remove(&waiting) else { continue };
+            let more = self.seen(settings, SeenObject::Service(waiting, service), reports);
+            changes.claimants.extend(more.claimants);
+            changes.services.extend(more.services);
+        }
+        changes
+    }
+
+    /// A Service whose namespace was not seen yet waits for it.
+    fn with_namespace(&mut self, seen: SeenObject) -> SeenObject {
+        match seen {
+            SeenObject::Service(key, service)
+                if self.cache.selects_namespace(&key.namespace).is_none() =>
+            {
+                self.of_unseen_namespaces.insert(key.clone(), service);
+                let why = "its namespace has not been listed yet".to_owned();
+                SeenObject::Undecodable(Kind::Service, key, why)
+            }
+            SeenObject::Undecodable(Kind::Service, key, why) => {
+                self.of_unseen_namespaces.remove(&key);
+                SeenObject::Undecodable(Kind::Service, key, why)
+            }
+            seen => seen,
+        }
+    }
+
     /// Forgets an object of which it is known that it no longer exists.
     pub(super) fn remove(
         &mut self,
@@ -94,6 +156,9 @@ impl Cluster {
         reports: &mut Vec<Report>,
     ) -> Changes {
         self.suspects.remove(kind, key);
+        if kind == Kind::Service {
+            self.of_unseen_namespaces.remove(key);
+        }
         let concerned = self.concerned_by_unread(kind, key);
         let services = self.cache.remove(kind, key);
         let claimants =
@@ -151,10 +216,15 @@ impl Cluster {
 
     /// Whether any Service is to be registered, or nothing limits which are.
     pub(super) fn selects_any(&self, settings: &Settings) -> bool {
-        let is_limited = !settings.namespaces.is_empty() || !settings.selector.is_empty();
-        let mut services = self.cache.services_after(None);
-        !is_limited
-            || services.any(|(key, service)| !wanted(settings, key, service).ports.is_empty())
+        !settings.limits_services() || !self.name_claims.is_empty()
+    }
+
+    /// Reports a selection that matches nothing, once, and when it matches something again.
+    pub(super) fn report_selection(&mut self, settings: &Settings, reports: &mut Vec<Report>) {
+        let nothing = !self.selects_any(settings);
+        if std::mem::replace(&mut self.nothing_selected, nothing) != nothing {
+            reports.push(if nothing { Report::NothingSelected } else { Report::SelectedAgain });
+        }
     }
 
     /// When a confirmation has something to ask.
@@ -174,7 +244,7 @@ impl Cluster {
                 services.chain([ObjectKey::orphaned()]).collect()
             }
             // Whoever waits for one is concerned by any change of it.
-            Kind::Node | Kind::Pod | Kind::Gateway => Vec::new(),
+            Kind::Node | Kind::Namespace | Kind::Pod | Kind::Gateway => Vec::new(),
         }
     }
 

@@ -112,6 +112,9 @@ impl Core {
             WatchEvent::Deleted(kind, key) => self.remove(kind, &key),
         }
         self.start_if_loaded(now);
+        if self.term.as_ref().is_some_and(Term::is_running) {
+            self.cluster.report_selection(&self.config.settings, &mut self.reports);
+        }
     }
 
     /// A watch fails; `denied`: because a permission is missing, in these words.
@@ -590,6 +593,11 @@ impl Core {
     /// Whether Consul answers, and has all that can be registered.
     pub fn is_in_sync(&self, now: Moment) -> bool {
         self.contact.is_heard(now) && self.standing(now).is_in_sync()
+    }
+
+    /// Whether a Service is to be registered, or no option limits which are.
+    pub fn selects_any(&self) -> bool {
+        self.cluster.selects_any(&self.config.settings)
     }
 
     /// How many of what there are.

@@ -184,6 +184,9 @@ impl View<'_> {
             let fingerprint = registration.fingerprint();
             let ptr = ptr_key_of(&registration.address);
             let record = RecordKey::Registration(registration.id.clone());
+            if desired.keep_their_name.contains(&registration.id) {
+                draft.wait(record.clone(), Wait::Held(Cause::Policy));
+            }
             if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
                 draft.outcome.cleared.push(record);
                 if let Some(put) = ptr.and_then(|ptr| draft.puts.remove(&*ptr)) {

@@ -31,8 +31,10 @@ pub enum Report {
     Solved(Subject, ObjectKey, Problem),
     /// It is no longer known here whether the object has this problem: another one leads.
     Withdrawn(Subject, ObjectKey, Problem),
-    /// Namespaces or labels are asked for, and no Service has them.
+    /// Options limit which Services are registered, and no Service is.
     NothingSelected,
+    /// One is again.
+    SelectedAgain,
     /// Removals are held back.
     Held {
         /// Why.

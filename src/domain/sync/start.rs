@@ -36,9 +36,7 @@ impl Term {
         self.known.share_keys(|key| cluster.cache.kept_key(key));
         let losses = self.claim_and_weigh(config, cluster);
         self.collect_orphans(config, cluster);
-        if !cluster.selects_any(&config.settings) {
-            reports.push(Report::NothingSelected);
-        }
+        cluster.report_selection(&config.settings, reports);
         if self.hold_first_losses(&config.settings, losses, reports) {
             cluster.suspects.confirm_later(now);
         }

@@ -6,6 +6,7 @@ mod faults;
 mod hold;
 mod large;
 mod names;
+mod namespaces;
 mod nodes;
 mod policy;
 mod routes;

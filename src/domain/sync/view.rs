@@ -80,6 +80,9 @@ impl View<'_> {
         desired.problems.extend(are_cut.then(too_many_routes));
         self.keep_former_names(key, &mut desired);
         self.leave_out_consuls_own(&mut desired);
+        if self.settings.never_removes() {
+            self.keep_names(key, &mut desired);
+        }
         // A node's address gets no PTR record: it is no Service's.
         desired.reverse.retain(|key, it| match it.rank.kind {
             AddressKind::ClusterIp | AddressKind::Pod => true,
@@ -146,6 +149,25 @@ impl View<'_> {
             desired.keeps_former_name = true;
             false
         });
+    }
+
+    /// An instance is registered once, under one name: another one would take it from there. So what
+    /// is never removed keeps its name, together with its PTR record.
+    fn keep_names(&self, key: &ObjectKey, desired: &mut Desired) {
+        for registration in desired.registrations.values_mut() {
+            let Some(known) = self.term.known.registration(key, &registration.id) else { continue };
+            if lookup_form(&known.service) == lookup_form(&registration.service) {
+                continue;
+            }
+            let address = registration.address.parse().ok();
+            if let Some(ptr) = address.and_then(|it| desired.reverse.get_mut(&*ptr_key(it)))
+                && ptr.service == registration.service
+            {
+                ptr.service = (&*known.service).into();
+            }
+            registration.service = (&*known.service).into();
+            desired.keep_their_name.insert(registration.id.clone());
+        }
     }
 
     /// `held`: the names that the Service has, as they are looked up.

@@ -40,7 +40,7 @@ use crate::domain::kube::routes::RouteKinds;
 use crate::kubernetes::client::EndpointSource;
 use crate::kubernetes::endpoints::Endpoints;
 use crate::kubernetes::routes::{Gateways, HttpRoutes, Ingresses};
-use crate::kubernetes::slim::{EndpointSlices, Nodes, Services, Watched};
+use crate::kubernetes::slim::{EndpointSlices, Namespaces, Nodes, Services, Watched};
 
 /// Makes watches of one cluster.
 #[derive(Clone)]
@@ -91,10 +91,15 @@ impl Watcher {
             Kind::Ingress => self.watch::<Ingresses>(relist),
             Kind::HttpRoute => self.watch::<HttpRoutes>(relist),
             Kind::Gateway => self.watch::<Gateways>(relist),
-            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Pod => {
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => {
                 unreachable!("{} routes to no Service", kind.as_str())
             }
         }
+    }
+
+    /// Watches namespaces.
+    pub fn namespaces(&self, relist: Relist) -> BoxStream<'static, Notice> {
+        self.watch::<Namespaces>(relist)
     }
 
     /// Watches objects of the kind `P`. Several namespaces are one stream, whose list is complete

@@ -252,7 +252,9 @@ impl Bridge {
                     return stopped.outcome();
                 }
                 Some(source) = &mut source => {
-                    self.watches.start(source, self.options.sync.settings.routes);
+                    let settings = &self.options.sync.settings;
+                    let by_labels = !settings.namespace_selector.is_empty();
+                    self.watches.start(source, settings.routes, by_labels);
                 }
                 notices = self.watches.next() => self.handle_notices(notices),
                 done = self.leadership.next() => self.handle(done)?,

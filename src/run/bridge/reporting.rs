@@ -20,6 +20,7 @@ use crate::domain::report::difference::{FieldChange, FieldValue};
 use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::{NOT_SERVED_RETRY, Trouble};
+use crate::run::daemon::checks::NOTHING_SELECTED;
 use crate::run::daemon::heard::{Heard, SILENCE};
 use crate::run::daemon::retry::LogThrottle;
 
@@ -115,6 +116,7 @@ impl Reporting {
         metrics.backlog.set(gauge(counts.backlog));
         metrics.removals_held.set(gauge(core.removals_held()));
         metrics.records_kept.set(gauge(counts.kept));
+        metrics.nothing_selected.set((!core.selects_any()).into());
         if core.is_in_sync(now) {
             metrics::now(&metrics.synced);
         }
@@ -317,10 +319,8 @@ impl Reporting {
                     Cause::Policy => "by --policy upsert-only",
                 }
             ),
-            Report::NothingSelected => tracing::warn!(
-                "no Service is selected: look at --namespace, --deny-namespace, --selector and \
-                 --default-sync"
-            ),
+            Report::NothingSelected => tracing::warn!("{NOTHING_SELECTED}"),
+            Report::SelectedAgain => tracing::info!("a Service is selected again"),
             Report::Released { confirmed: true } => {
                 tracing::info!("a second list agrees: what was held back is removed");
             }

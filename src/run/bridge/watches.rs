@@ -29,8 +29,12 @@ impl Watches {
         Self { watcher, streams: StreamMap::new(), relists: BTreeMap::new() }
     }
 
-    /// Begins with what is watched all along; `source`: which kind tells the endpoints.
-    pub(super) fn start(&mut self, source: EndpointSource, routes: RouteKinds) {
+    /// Begins with what is watched all along; `source`: which kind tells the endpoints. With
+    /// `by_labels` the labels of namespaces matter.
+    pub(super) fn start(&mut self, source: EndpointSource, routes: RouteKinds, by_labels: bool) {
+        if by_labels {
+            self.watch(Kind::Namespace, Watcher::namespaces);
+        }
         self.watch(Kind::Service, Watcher::services);
         self.watch(Kind::EndpointSlice, |watcher, relist| watcher.endpoints(source, relist));
         for kind in routes.iter() {

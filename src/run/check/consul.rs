@@ -11,7 +11,8 @@ use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::permissions::{AclRule, Authorization};
 use crate::domain::consul::node_names::NodeNames;
 use crate::domain::services::settings::PtrScope;
-use crate::run::check::report::{Finding, failed, ok, skipped, warning};
+use crate::domain::text::chain;
+use crate::run::check::report::{Finding, Status, failed, ok, skipped, warning};
 use crate::run::check::{Ask, CONSUL, OWNER, dns};
 use crate::run::daemon::checks::{self, Agent};
 use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
@@ -44,6 +45,7 @@ pub(super) async fn check(
             let mut findings = vec![failed(CONSUL, why, remedy)];
             let rest = [LEADER, DATACENTER, ACL, LIMITS, DNS];
             findings.extend(rest.map(|check| skipped(check, "Consul does not answer")));
+            findings.extend(addresses(&common.consul, ask).await);
             findings.extend(certificates(&common.consul, ask).await);
             return (findings, None);
         }
@@ -69,8 +71,27 @@ pub(super) async fn check(
     findings.extend(acl(sync, client, info.as_ref(), ask).await);
     findings.push(limits(info.as_ref()));
     findings.push(resolves(&common.consul, info.as_ref()).await);
+    findings.extend(addresses(&common.consul, ask).await);
     findings.extend(certificates(&common.consul, ask).await);
     (findings, info)
+}
+
+/// Of several addresses each by itself: a dead one is to be noticed before it is needed.
+async fn addresses(config: &Config, ask: Ask) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for one in config.each().filter(|_| !config.further.is_empty()) {
+        let check = format!("consul address {}", one.display_url());
+        let remedy = "correct it or leave it out; the other addresses are asked meanwhile";
+        let answer = match Client::new(&one) {
+            Ok(client) => ask.of_consul(client.leader()).await.map(drop),
+            Err(error) => Err(chain(&error)),
+        };
+        findings.push(match answer {
+            Ok(()) => ok(check, "answers"),
+            Err(why) => warning(check, why, remedy),
+        });
+    }
+    findings
 }
 
 async fn leader(client: &Client, ask: Ask) -> Finding {
@@ -190,6 +211,23 @@ async fn certificates(config: &Config, ask: Ask) -> Vec<Finding> {
         return vec![skipped(CERTIFICATE, "Consul is reached without TLS")];
     }
     let renew = "renew it; files that change on disk are taken up without a restart";
+    let (mut findings, has_others) = (Vec::new(), !config.further.is_empty());
+    for one in config.each() {
+        let found = certificates_at(&one, ask, renew).await;
+        // Of several one may be away: the others are asked.
+        findings.extend(found.into_iter().map(|finding| match finding {
+            Finding { check, status: Status::Failed, found, remedy } if has_others => {
+                Finding { check, status: Status::Warning, found, remedy }
+            }
+            finding => finding,
+        }));
+    }
+    findings.dedup();
+    findings
+}
+
+/// Those of one address.
+async fn certificates_at(config: &Config, ask: Ask, renew: &'static str) -> Vec<Finding> {
     match ask.of_text(expiries(config)).await {
         Err(why) => vec![failed(CERTIFICATE, why, "check the TLS options and the files they name")],
         Ok(all) => {

@@ -81,6 +81,9 @@ fn needed(settings: &Settings, knows_uid: bool) -> Vec<(Permission, bool)> {
             all.extend(["list", "watch"].map(|verb| (of(verb), true)));
         }
     }
+    if !settings.namespace_selector.is_empty() {
+        all.extend(["list", "watch"].map(|verb| (cluster_wide("", "namespaces", verb), true)));
+    }
     if !knows_uid {
         let name = Some("kube-system");
         all.push((Permission { name, ..cluster_wide("", "namespaces", "get") }, true));

@@ -27,16 +27,18 @@ use crate::domain::text::{chain, counted, escape_unseen};
 use crate::kubernetes::client::Connected;
 use crate::kubernetes::permissions::server_date;
 use crate::run::Error;
+use crate::run::daemon::checks::NOTHING_SELECTED;
 use crate::run::daemon::connect::{
     consul as connect_consul, kubernetes as connect, log_out, runtime,
 };
 use crate::run::daemon::signals::signals;
-use crate::run::plan::{self, Output};
+use crate::run::plan::{self, Output, Plan};
 
 const KUBERNETES: &str = "kubernetes";
 const CLUSTER: &str = "cluster identity";
 const CONSUL: &str = "consul";
 const OWNER: &str = "owner key";
+const SELECTION: &str = "selection";
 const NAMES: &str = "names";
 const CLOCK: &str = "clock";
 
@@ -133,22 +135,36 @@ async fn round(options: &Options, client: &ConsulClient) -> Findings {
     findings
         .extend(clocks(kubernetes.as_ref().ok(), client, (has_kubernetes, has_consul), ask).await);
     let is_possible = findings.iter().all(|it| it.status != Status::Failed);
-    findings.push(if is_possible {
-        names(&options.plan, client).await
+    if is_possible {
+        findings.extend(planned(&options.plan, client).await);
     } else {
-        skipped(NAMES, "something before this failed")
-    });
+        findings.extend([SELECTION, NAMES].map(|it| skipped(it, "something before this failed")));
+    }
     Findings::of(findings)
 }
 
-/// Names that others hold: a plan knows, because it asks for all that a bridge would.
-async fn names(options: &plan::Options, client: &ConsulClient) -> Finding {
-    let plan = match plan::make(options, client).await {
-        Ok(plan) => plan,
+/// What a plan knows, because it asks for all that a bridge would.
+async fn planned(options: &plan::Options, client: &ConsulClient) -> [Finding; 2] {
+    match plan::make(options, client).await {
+        Ok(plan) => [selection(&plan), names(&plan)],
         Err(error) => {
-            return failed(NAMES, error.to_string(), "see what kube-consul plan says");
+            let remedy = "see what kube-consul plan says";
+            [skipped(SELECTION, "no plan"), failed(NAMES, error.to_string(), remedy)]
         }
-    };
+    }
+}
+
+/// Whether the options select any Service.
+fn selection(plan: &Plan) -> Finding {
+    if plan.selects_any {
+        return ok(SELECTION, "a Service is selected, or no option limits which are");
+    }
+    let remedy = "correct the option, or label or annotate the Services that are meant";
+    warning(SELECTION, NOTHING_SELECTED, remedy)
+}
+
+/// Names that others hold.
+fn names(plan: &Plan) -> Finding {
     let held =
         plan.problems.iter().filter(|it| ["ForeignName", "NameConflict"].contains(&it.reason));
     let held: Vec<String> = held.map(|it| format!("{}/{}", it.namespace, it.name)).collect();

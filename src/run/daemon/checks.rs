@@ -11,6 +11,10 @@ use crate::domain::kube::names::ClusterName;
 use crate::kubernetes::client::{ClusterUid, Error as KubernetesError, kube_system_uid};
 use crate::run::Error;
 
+/// What is said where options leave out every Service.
+pub(in crate::run) const NOTHING_SELECTED: &str = "no Service is selected: look at --namespace, \
+    --deny-namespace, --selector, --namespace-selector, --service-type and --default-sync";
+
 /// What is known of the cluster's identity, beside what `--cluster-uid` says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::run) enum Identity {

@@ -34,6 +34,9 @@ pub struct Plan {
     pub problems: Vec<ObjectProblem>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
+    /// Whether a Service is selected, or no option limits which are.
+    #[serde(skip)]
+    pub selects_any: bool,
 }
 
 /// What is known of the records that were written before.

@@ -39,6 +39,7 @@ use crate::domain::text::{chain, escape_unseen};
 use crate::kubernetes::client::{Connected, endpoint_source};
 use crate::kubernetes::watch::{Error as WatchError, Notice, Relist, Scope, Watcher};
 use crate::run::Error;
+use crate::run::daemon::checks::NOTHING_SELECTED;
 use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
 use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
@@ -193,6 +194,10 @@ impl<'a> Planner<'a> {
         let mut own = self.marks(marked, holder.as_ref(), &peers.uid);
         own.extend(self.nodes.into_values());
         let services = services(self.forecast.changes(&self.snapshot));
+        let selects_any = self.core.selects_any();
+        if !selects_any {
+            self.notes.insert(NOTHING_SELECTED.to_owned());
+        }
         let problems = self.core.problems().into_iter().map(ObjectProblem::new);
         Ok(Plan {
             cluster: self.options.settings.cluster.to_string(),
@@ -211,6 +216,7 @@ impl<'a> Planner<'a> {
             services,
             problems: problems.collect(),
             notes: self.notes.into_iter().collect(),
+            selects_any,
         })
     }
 
@@ -222,6 +228,9 @@ impl<'a> Planner<'a> {
         let settings = &self.options.settings;
         let scopes = Scope::of(&settings.namespaces, &settings.deny_namespaces);
         let kinds = Watcher::within(kubernetes.client.clone(), scopes);
+        if !settings.namespace_selector.is_empty() {
+            watches.insert(Kind::Namespace, kinds.namespaces(Relist::default()));
+        }
         watches.insert(Kind::Service, kinds.services(Relist::default()));
         watches.insert(Kind::EndpointSlice, kinds.endpoints(source, Relist::default()));
         for kind in settings.routes.iter() {
@@ -363,8 +372,10 @@ impl<'a> Planner<'a> {
                     let mut answers = Vec::new();
                     for Group { service, writes } in groups {
                         let held_by = held.get(&service).copied().or(gravest);
+                        // A PTR record goes with its instance.
+                        let kept = writes.iter().find_map(|write| self.keeps(write));
                         for write in writes {
-                            let held_by = self.keeps(&write).or(held_by);
+                            let held_by = kept.or(held_by);
                             // Any index will do for the next write, which is not sent either.
                             answers.push((write.key(), Answer::Applied { index: 1 }));
                             self.write(&service, write, held_by);
@@ -401,9 +412,16 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Whether the policy keeps what this write would remove.
+    /// Whether the policy keeps what this write would remove, from a name for another one too.
     fn keeps(&self, write: &Write) -> Option<Cause> {
-        let removes = matches!(write, Write::Deregister { .. } | Write::DeletePtr { .. });
+        let removes = match write {
+            Write::Deregister { .. } | Write::DeletePtr { .. } => true,
+            Write::Register(new) | Write::Replace(new) => {
+                let before = self.snapshot.registrations.get(&new.id);
+                before.is_some_and(|it| lookup_form(&it.service) != lookup_form(&new.service))
+            }
+            Write::PutPtr { .. } => false,
+        };
         (removes && self.options.settings.never_removes()).then_some(Cause::Policy)
     }
 

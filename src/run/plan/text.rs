@@ -239,6 +239,7 @@ mod tests {
                 message: "expected a, found b".into(),
             }],
             notes: vec!["a note".into()],
+            selects_any: true,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The catalog sink: synthetic nodes, transactions, a fenced leader.
 
+mod addresses;
 mod atomic;
 mod basics;
 mod datacenters;

@@ -45,16 +45,20 @@ fn a_url_carries_prefix_datacenter_and_tenancy_but_an_agent_has_no_datacenter() 
     };
     let transport = transport(&config);
     let kv = Request::get(format!("/v1/kv/{}", encode_key("a/b c"))).flag("recurse");
-    assert_eq!(transport.url(&kv), "http://proxy/consul/v1/kv/a/b%20c?recurse&ns=team&dc=dc%201");
+    let url = |request| transport.url(&transport.peers[0], request);
+    assert_eq!(url(&kv), "http://proxy/consul/v1/kv/a/b%20c?recurse&ns=team&dc=dc%201");
     let agent = Request::get("/v1/agent/self");
-    assert_eq!(transport.url(&agent), "http://proxy/consul/v1/agent/self?ns=team");
+    assert_eq!(url(&agent), "http://proxy/consul/v1/agent/self?ns=team");
 }
 
 #[test]
 fn without_settings_nothing_is_added() {
     let transport = transport(&Config::default());
     let request = Request::get("/v1/status/leader");
-    assert_eq!(transport.url(&request), "http://127.0.0.1:8500/v1/status/leader");
+    assert_eq!(
+        transport.url(&transport.peers[0], &request),
+        "http://127.0.0.1:8500/v1/status/leader"
+    );
 }
 
 #[test]
@@ -67,7 +71,7 @@ fn a_tls_server_name_has_to_be_a_dns_name() {
         tls_server_name: Some(name.into()),
         ..Config::default()
     };
-    let base = Transport::new(&config("server.dc1.consul")).unwrap().base;
+    let base = Transport::new(&config("server.dc1.consul")).unwrap().peers[0].base.clone();
     assert_eq!(base, "https://server.dc1.consul:8501");
     for bad in ["10.0.0.2", "", "a b", "a/b", "::1"] {
         let result = Transport::new(&config(bad));

@@ -160,6 +160,8 @@ pub struct Desired {
     pub blocked: Vec<Blocked>,
     /// Whether some stay so.
     pub keeps_former_name: bool,
+    /// Instances that are to be renamed, and keep their name by `--policy upsert-only`.
+    pub keep_their_name: BTreeSet<Box<str>>,
     /// Its PTR records, by KV key.
     pub reverse: BTreeMap<Box<str>, WantedPtr>,
     /// Ports that no endpoint serves although some are ready, by their labels: the slices may not
@@ -375,6 +377,9 @@ fn unselected(
     }
     if !settings.includes_namespace(&key.namespace) {
         return because("its namespace is left out by --namespace or --deny-namespace");
+    }
+    if !service.namespace_selected {
+        return because("the labels of its namespace do not match --namespace-selector");
     }
     if !settings.selector.selects(&service.labels) {
         return because("its labels do not match --selector");

@@ -119,6 +119,13 @@ fn l10_a_selection_that_would_remove_everything_is_held_and_warned_of() {
         assert_eq!(simulation.registrations.len(), usize::from(left), "{selected} of {total}");
         let reports = simulation.bridge.take_reports();
         assert_eq!(reports.contains(&Report::NothingSelected), selected == 0, "{reports:?}");
+        // Not again and again, and it is over when one is.
+        simulation.seen(slice_seen(1, false));
+        assert!(!simulation.bridge.take_reports().contains(&Report::NothingSelected));
+        let labels = |it: &mut Service| drop(it.labels.insert("team".into(), "a".into()));
+        simulation.seen(SeenObject::Service(key("s9"), service().with(labels).build()));
+        let reports = simulation.bridge.take_reports();
+        assert_eq!(reports.contains(&Report::SelectedAgain), selected == 0, "{reports:?}");
     }
 }
 

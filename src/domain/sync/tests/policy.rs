@@ -70,6 +70,91 @@ fn after_a_restart_nothing_is_removed_or_held_either() {
 }
 
 #[test]
+fn a_rename_takes_no_instance_from_its_name() {
+    for renamed in ["another name", "another template"] {
+        let mut simulation = running(2);
+        let (registrations, ptr) = (simulation.registrations.clone(), simulation.kv.clone());
+        simulation.take_sent();
+        let SeenObject::Service(_, service) = service_seen(1) else { unreachable!() };
+        let renamed_to = |it: &mut Service, name: &str| {
+            drop(it.annotations.insert("kube-consul.io/service-name".into(), name.into()));
+        };
+        if renamed == "another name" {
+            let mut service = service;
+            renamed_to(&mut service, "other");
+            simulation.seen(SeenObject::Service(key("s1"), service));
+        } else {
+            let name_template = "p-{service}".parse().unwrap();
+            let settings = Settings { name_template, ..upsert_only() };
+            simulation = simulation.restarted(settings);
+            simulation.resync();
+            simulation.list(Kind::Service, (1..=2).map(service_seen));
+            simulation.list(Kind::EndpointSlice, (1..=2).map(|n| slice_seen(n, true)));
+        }
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0, "{renamed}");
+        assert_eq!(
+            (&simulation.registrations, &simulation.kv),
+            (&registrations, &ptr),
+            "{renamed}"
+        );
+        let now = simulation.now;
+        let waits = simulation.bridge.plan_of(&key("s1"), now).unwrap().waits;
+        assert!(waits.values().any(|wait| *wait == Wait::Held(Cause::Policy)), "{waits:?}");
+        assert_ne!(simulation.bridge.counts().kept, 0, "{renamed}");
+        assert!(simulation.bridge.is_settled(), "{renamed}");
+        // All else of it is changed.
+        let mut changed = numbered(2);
+        renamed_to(&mut changed, "another");
+        let tags = ("kube-consul.io/service-tags".into(), "new".into());
+        changed.annotations.extend([tags]);
+        simulation.seen(SeenObject::Service(key("s2"), changed));
+        simulation.settle();
+        let of_s2 = simulation.registrations.values().find(|it| it.id.contains("_s2_")).unwrap();
+        assert_eq!(&*of_s2.service, "s2");
+        assert!(of_s2.tags.iter().any(|tag| tag == "new"), "{of_s2:?}");
+    }
+}
+
+#[test]
+fn a_lost_lead_a_namespace_without_its_label_and_a_changed_address_remove_nothing() {
+    let by_label = Settings { namespace_selector: "consul=sync".parse().unwrap(), ..upsert_only() };
+    let namespace = |labelled: bool| {
+        let label = labelled.then(|| ("consul".into(), "sync".into()));
+        let namespace =
+            crate::domain::kube::object::Namespace { labels: label.into_iter().collect() };
+        SeenObject::Namespace(ObjectKey::new("", "ns"), namespace)
+    };
+    let mut simulation = Simulation::new(by_label);
+    simulation.resync();
+    simulation.list(Kind::Namespace, [namespace(true)]);
+    simulation.list(Kind::Service, (1..=3).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    let ids: BTreeSet<_> = simulation.registrations.keys().cloned().collect();
+    let ptr: BTreeSet<_> = simulation.kv.keys().cloned().collect();
+    assert_eq!((ids.len(), ptr.len()), (3, 3));
+    let keeps = |simulation: &Simulation| {
+        ids.iter().all(|id| simulation.registrations.contains_key(id))
+            && ptr.iter().all(|key| simulation.kv.contains_key(key))
+    };
+    let mut moved = numbered(1);
+    moved.cluster_ips = vec![ip("10.0.0.99")];
+    simulation.seen(SeenObject::Service(key("s1"), moved));
+    simulation.settle();
+    assert!(keeps(&simulation) && simulation.registrations.len() == 4);
+    simulation.lose();
+    simulation.deleted(Kind::Service, "s2");
+    simulation.acquire();
+    simulation.resync();
+    simulation.settle();
+    assert!(keeps(&simulation));
+    simulation.seen(namespace(false));
+    simulation.settle();
+    assert!(keeps(&simulation));
+}
+
+#[test]
 fn what_changes_is_written_and_an_address_goes_to_its_next_holder() {
     let mut simulation = running(3);
     simulation.deleted(Kind::Service, "s1");
