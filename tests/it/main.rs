@@ -33,6 +33,7 @@ mod routes;
 mod servers;
 mod sidecar;
 mod support;
+mod sync_catalog;
 mod terminal;
 mod upsert_only;
 mod usage;

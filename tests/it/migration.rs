@@ -1,4 +1,4 @@
-//! From consul-k8s' catalog sync to a bridge: no name is without a reachable instance in between.
+//! From one way to register to another: no name is without a reachable instance in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use crate::addresses::OwnNode;
 use crate::support::{
-    Bridge, DEADLINE, Fixture, catalog_bridge, kube_consul, manifest, says, shipped_token,
+    Bridge, DEADLINE, Fixture, InvariantMonitor, catalog_bridge, kube_consul, manifest, numbered,
+    says, shipped_token, translated,
 };
 
 /// Services of each type.
@@ -110,16 +111,6 @@ async fn poll(
     Ok(asked)
 }
 
-/// The flags of the bridge that `migrate` prints.
-async fn migrated() -> Result<Vec<String>> {
-    let theirs = ["-to-k8s=false", "-allow-k8s-namespace=*", "-node-port-sync-type=ExternalFirst"];
-    let command = kube_consul().args(["migrate", "from-sync-catalog", "--"]).args(theirs);
-    let text = says(0, command).await?.replace(" \\\n", "");
-    let line = text.lines().find(|line| line.starts_with("kube-consul bridge"));
-    let words = line.context("no bridge")?.split_whitespace().skip(2);
-    Ok(words.map(|word| word.trim_matches('\'').to_owned()).collect())
-}
-
 #[tokio::test]
 async fn no_name_is_lost_on_the_way_from_consul_k8s() -> Result<()> {
     let fixture = Fixture::new("migration").await?;
@@ -149,7 +140,12 @@ async fn no_name_is_lost_on_the_way_from_consul_k8s() -> Result<()> {
 /// The steps of `docs/migration.md`.
 async fn migrate(fixture: &Fixture, reachable: &Reachable) -> Result<()> {
     // 1 and 2: beside it, without its tag.
-    let mut flags = migrated().await?;
+    let mut flags = translated(&[
+        "-to-k8s=false",
+        "-allow-k8s-namespace=*",
+        "-node-port-sync-type=ExternalFirst",
+    ])
+    .await?;
     let tag = take(&mut flags, "--tag")?;
     let bridge = start(fixture, &flags).await?;
     for name in reachable.keys() {
@@ -199,4 +195,144 @@ async fn start(fixture: &Fixture, flags: &[String]) -> Result<Bridge> {
     let bridge = Bridge::start(command.arg("--leader-elect").args(flags)).await?;
     bridge.wait_ready().await?;
     Ok(bridge)
+}
+
+/// Names that a template changes: whoever asks for the old one, and for the new one where that is gone,
+/// has an answer at any moment. Two bridges have both for as long as it takes.
+#[tokio::test]
+async fn names_move_to_another_template_without_a_gap() -> Result<()> {
+    for sink in ["agent", "catalog"] {
+        let fixture = Fixture::new("names").await?;
+        let names = numbered("web", 20);
+        fixture.create(names.iter().cloned()).await?;
+        let bridge = |cluster: &'static str, template: &'static str| {
+            let fixture = &fixture;
+            async move {
+                let flags = ["--sink", sink, "--cluster", cluster, "--name-template", template];
+                let bridge = Bridge::start(fixture.command().await?.args(flags)).await?;
+                bridge.wait_ready().await?;
+                anyhow::Ok(bridge)
+            }
+        };
+        let first = bridge("old", "{service}").await?;
+        let other = |name: &str| format!("p-{name}-{}", fixture.namespace);
+        let others: Vec<String> = names.iter().map(|name| other(name)).collect();
+        let either: Vec<Vec<String>> =
+            names.iter().zip(&others).map(|(old, new)| vec![old.clone(), new.clone()]).collect();
+        let watched = watch_any(&fixture, either);
+        // A prefix and a suffix: each instance moves.
+        first.stop().await?;
+        let second = bridge("old", "p-{service}-{namespace}").await?;
+        wait_for_each(&fixture, &others, 1).await?;
+        wait_for_each(&fixture, &names, 0).await?;
+        watched.finish("either name").await?;
+        // Both at once, until clients have moved.
+        let watched = watch_any(&fixture, others.iter().map(|name| vec![name.clone()]).collect());
+        let both = bridge("new", "{service}").await?;
+        wait_for_each(&fixture, &names, 1).await?;
+        watched.finish("the names of the first").await?;
+        let watched = watch_any(&fixture, names.iter().map(|name| vec![name.clone()]).collect());
+        second.stop().await?;
+        let purge = ["purge", "--cluster", "old", "--sink", sink, "--yes"];
+        let purge = kube_consul().args(purge).env("CONSUL_HTTP_ADDR", fixture.consul.url());
+        says(0, purge).await?;
+        wait_for_each(&fixture, &others, 0).await?;
+        watched.finish("the names of the second").await?;
+        both.stop().await?;
+    }
+    Ok(())
+}
+
+async fn wait_for_each(fixture: &Fixture, names: &[String], wanted: usize) -> Result<()> {
+    for name in names {
+        fixture.wait_for_instances(name, wanted).await?;
+    }
+    Ok(())
+}
+
+/// Sees to it that of each of these groups of names one has an instance, asked for in their order.
+fn watch_any(fixture: &Fixture, groups: Vec<Vec<String>>) -> InvariantMonitor {
+    let api = fixture.consul.api().clone();
+    InvariantMonitor::start(move || {
+        let (api, groups) = (api.clone(), groups.clone());
+        async move {
+            let mut missing = Vec::new();
+            'groups: for group in groups {
+                for name in &group {
+                    let found = api.get(&format!("/v1/catalog/service/{name}")).await?;
+                    if found.as_array().is_some_and(|all| !all.is_empty()) {
+                        continue 'groups;
+                    }
+                }
+                missing.push(format!("none of {group:?}"));
+            }
+            Ok(missing)
+        }
+    })
+}
+
+/// A PTR record that somebody set by hand is handed over by its flags: it is there all along.
+#[tokio::test]
+async fn ptr_records_set_by_hand_are_handed_over_without_a_gap() -> Result<()> {
+    // What `docs/migration.md` shows for the cluster `kubernetes`.
+    const FLAGS: u64 = 0x6b63_74af_b95d;
+    let fixture = Fixture::new("by-hand").await?;
+    let (same, other) = ("web", "api");
+    let mut keys = Vec::new();
+    for (name, value) in [(same, "web.service.dc1.consul"), (other, "api.example.org")] {
+        fixture.web(name, &[("http", 80)]).await?;
+        let address = fixture.cluster_ip(name).await?;
+        let mut octets = address.split('.').collect::<Vec<_>>();
+        octets.reverse();
+        octets[0] = "0";
+        let key = format!("{}.IN-ADDR.ARPA/{address}", octets.join("."));
+        fixture.consul.api().put_text(&format!("/v1/kv/{key}"), value).await?;
+        keys.push((key, value));
+    }
+    let api = fixture.consul.api().clone();
+    let looked_at = keys.clone();
+    let watched = InvariantMonitor::start(move || {
+        let (api, keys) = (api.clone(), looked_at.clone());
+        async move {
+            let mut missing = Vec::new();
+            for (key, _) in keys {
+                if api.key(&key).await?.is_none() {
+                    missing.push(key);
+                }
+            }
+            Ok(missing)
+        }
+    });
+    // What is given up is noticed at once, and by a resync at the latest.
+    let bridge = Bridge::start(fixture.command().await?.arg("--resync=1s")).await?;
+    bridge.wait_ready().await?;
+    let namespace = fixture.namespace.as_str();
+    // One that says the same is left alone; another one is a problem.
+    bridge.wait_for_problem(namespace, other, "ForeignPtrRecord").await?;
+    bridge.wait_for_no_problem(namespace, same).await?;
+    for (key, value) in &keys {
+        ensure!(fixture.consul.api().key(key).await?.as_deref() == Some(*value), "{key}");
+        let path = format!("/v1/kv/{key}?flags={FLAGS}");
+        fixture.consul.api().put_text(&path, value).await?;
+    }
+    let wanted = [(same, "web.service.dc1.consul"), (other, "api.service.dc1.consul")];
+    eventually(DEADLINE * 4, || async {
+        for ((key, _), (name, wanted)) in keys.iter().zip(wanted) {
+            let found = fixture.consul.api().key(key).await?;
+            ensure!(found.as_deref() == Some(wanted), "{name}: {found:?}");
+        }
+        bridge.wait_for_no_problem(namespace, other).await
+    })
+    .await?;
+    watched.finish("PTR records").await?;
+    // They are the bridge's now, and go with their Services.
+    for (name, (key, _)) in [same, other].iter().zip(&keys) {
+        fixture.delete(name).await?;
+        eventually(DEADLINE * 4, || async {
+            ensure!(fixture.consul.api().key(key).await?.is_none(), "{key} is left");
+            Ok(())
+        })
+        .await?;
+    }
+    bridge.stop().await
 }

@@ -12,7 +12,7 @@ mod scenarios;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use kube_consul_stack::{Program, ProgramOptions};
 
 pub use self::bridge::Bridge;
@@ -52,4 +52,13 @@ pub async fn says(code: i32, options: ProgramOptions) -> Result<String> {
     let program = Program::start("kube-consul", options).await?;
     program.wait_for_code(code, DEADLINE).await?;
     Ok(program.stdout())
+}
+
+/// The flags of the bridge that `migrate` prints for a command line of sync-catalog.
+pub async fn translated(theirs: &[&str]) -> Result<Vec<String>> {
+    let command = kube_consul().args(["migrate", "from-sync-catalog", "--"]).args(theirs);
+    let text = says(0, command).await?.replace(" \\\n", "");
+    let line = text.lines().find(|line| line.starts_with("kube-consul bridge"));
+    let words = line.context("no bridge")?.split_whitespace().skip(2);
+    Ok(words.map(|word| word.trim_matches('\'').to_owned()).collect())
 }

@@ -63,6 +63,7 @@ pub struct ConsulOptions {
     configuration: Vec<String>,
     token: Option<String>,
     ca: Option<String>,
+    grpc: Option<u16>,
 }
 
 impl Default for ConsulOptions {
@@ -84,6 +85,7 @@ impl ConsulOptions {
             configuration: Vec::new(),
             token: None,
             ca: None,
+            grpc: None,
         }
     }
 
@@ -129,6 +131,13 @@ impl ConsulOptions {
     #[must_use]
     pub fn datacenter(mut self, name: &str) -> Self {
         name.clone_into(&mut self.datacenter);
+        self
+    }
+
+    /// Serves gRPC at this port; not at all otherwise.
+    #[must_use]
+    pub fn grpc(mut self, port: u16) -> Self {
+        self.grpc = Some(port);
         self
     }
 
@@ -376,7 +385,8 @@ fn command(
 ) -> Result<ProgramOptions> {
     // Without -log-level, -dev logs at DEBUG and is ten times slower.
     let mut command = ProgramOptions::new(tools::program("consul")?)
-        .args(["agent", "-log-level=warn", "-grpc-port=-1", "-grpc-tls-port=-1"])
+        .args(["agent", "-log-level=warn", "-grpc-tls-port=-1"])
+        .arg(format!("-grpc-port={}", options.grpc.map_or(-1, i32::from)))
         .arg(format!("-bind={}", options.address))
         .arg(format!("-client={}", options.address))
         .arg(format!("-node={node}"))
