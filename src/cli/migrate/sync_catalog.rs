@@ -4,6 +4,7 @@
 //! for truth values the second form only. The last of repeated ones counts, where it takes no list.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::cli::migrate::Translation;
 use crate::domain::text::parse_bool;
@@ -120,6 +121,11 @@ const NODE: &str = "k8s-sync";
 pub(in crate::cli) enum UnknownArgument {
     #[error("{0:?}: expected a flag of sync-catalog, such as -to-k8s=false, found no such")]
     Flag(String),
+    /// Not shown: it may be a token that stands a blank too far.
+    #[error("argument {0}: expected a flag of sync-catalog, such as -to-k8s=false, found none")]
+    NoFlag(usize),
+    #[error("argument {0}: expected printable characters, found others")]
+    Unprintable(usize),
     #[error("-{0}: expected a value, found none")]
     NoValue(&'static str),
     #[error("-{flag}: expected {expected}, found {found:?}")]
@@ -139,18 +145,32 @@ impl SyncCatalog {
     pub(in crate::cli) fn parse(arguments: &[String]) -> Result<Self, UnknownArgument> {
         let mut found = Self::default();
         let mut variables: Vec<(&'static str, String)> = Vec::new();
-        let mut words = arguments.iter().filter(|word| !PROGRAM.contains(&word.as_str()));
-        while let Some(word) = words.next() {
-            if let Some((variable, value)) = variable(word) {
+        let mut words = arguments.iter().zip(1..);
+        let mut is_before = true;
+        while let Some((word, place)) = words.next() {
+            if word.contains(char::is_control) {
+                return Err(UnknownArgument::Unprintable(place));
+            }
+            if let Some((variable, value)) = variable(word).filter(|_| is_before) {
                 variables.push((variable, value));
                 continue;
             }
-            let (flag, form, value) = flag(word).ok_or_else(|| unknown(word))?;
+            // The program may have a path, and stands before its flags.
+            let program = word.rsplit('/').next().unwrap_or_default();
+            if is_before && PROGRAM.contains(&program) {
+                continue;
+            }
+            is_before = false;
+            let (flag, form, value) = flag(word).ok_or_else(|| unknown(word, place))?;
             let value = match (value, form) {
                 (Some(value), _) => value.to_owned(),
                 (None, Form::Switch) => "true".to_owned(),
                 (None, Form::Value) => {
-                    words.next().cloned().ok_or(UnknownArgument::NoValue(flag))?
+                    let (value, place) = words.next().ok_or(UnknownArgument::NoValue(flag))?;
+                    if value.contains(char::is_control) {
+                        return Err(UnknownArgument::Unprintable(place));
+                    }
+                    value.clone()
                 }
             };
             found.given.entry(flag).or_default().push(value);
@@ -203,7 +223,8 @@ impl SyncCatalog {
     pub(super) fn translate(&self) -> Translation {
         let mut translation = Translation::default();
         let node = self.text("consul-node-name").unwrap_or(NODE);
-        let mut purge = Command::new(&["purge", "--owner", "consul-k8s", "--node", node]);
+        let mut purge = Command::new(&["purge", "--owner", "consul-k8s"]);
+        purge.option("--node", Some(node));
         self.connections(&mut purge);
         if self.is("purge-k8s-services-from-node", false) {
             translation.daemons.push(purge.0);
@@ -219,6 +240,14 @@ impl SyncCatalog {
         let mut nothing: Vec<_> =
             FLAGS.iter().filter(|(flag, ..)| self.given.contains_key(flag)).collect();
         nothing.retain(|(flag, form, _)| *form == Form::Value || self.is(flag, false));
+        if self.text("listen").is_some() && self.listen().is_none() {
+            let why = "it is no address: give one with --admin-addr";
+            translation.notes.push(format!("-listen: {why}"));
+        }
+        if self.text("addresses").is_some_and(|it| it.starts_with("exec=")) {
+            let why = "no command is run to find Consul: give --consul-addr";
+            translation.notes.push(format!("-addresses: {why}"));
+        }
         let told =
             nothing.iter().filter_map(|(flag, _, why)| Some(format!("-{flag}: {}", (*why)?)));
         translation.notes.extend(told);
@@ -240,10 +269,22 @@ impl SyncCatalog {
         bridge.option("--extra-ports", Some("off"));
         bridge.option("--on-conflict", Some("merge"));
         bridge.option("--reverse-dns", Some("off"));
-        bridge.option("--tag", self.last("consul-k8s-tag").or(Some("k8s")));
+        match self.last("consul-k8s-tag") {
+            Some(tag) if tag.trim().is_empty() || tag.contains(',') => notes.push(format!(
+                "-consul-k8s-tag: {tag:?} is no tag here: give it with the annotation service-tags"
+            )),
+            tag => bridge.option("--tag", tag.or(Some("k8s"))),
+        }
         let prefix = self.text("consul-service-prefix").unwrap_or_default();
         let suffix = if self.is("add-k8s-namespace-suffix", false) { "-{namespace}" } else { "" };
         let template = format!("{prefix}{{service}}{suffix}");
+        if prefix.contains(['{', '}']) {
+            notes.push(
+                "-consul-service-prefix: braces are for {service} and the like in --name-template: \
+                 choose another prefix"
+                    .to_owned(),
+            );
+        }
         bridge.option("--name-template", Some(&*template).filter(|it| *it != "{service}"));
         if !self.is("k8s-default-sync", true) {
             bridge.option("--default-sync", Some("false"));
@@ -321,16 +362,23 @@ impl SyncCatalog {
     /// What every daemon has.
     fn daemon(&self, command: &mut Command) {
         command.option("--kubeconfig", self.text("kubeconfig"));
-        let listen = self.text("listen").map(|address| match address.strip_prefix(':') {
-            Some(port) => format!("0.0.0.0:{port}"),
-            None => address.to_owned(),
-        });
-        command.option("--admin-addr", listen.as_deref());
+        command.option("--admin-addr", self.listen().map(|it| it.to_string()).as_deref());
         command.option("--log-level", self.text("log-level"));
         if self.is("log-json", false) {
             command.option("--log-format", Some("json"));
         }
         self.connections(command);
+    }
+
+    /// Where pages are served, if that is an address and not a host's name.
+    fn listen(&self) -> Option<SocketAddr> {
+        let (host, port) = self.text("listen")?.rsplit_once(':')?;
+        let host = match host.trim_matches(['[', ']']) {
+            "" => Ipv4Addr::UNSPECIFIED.into(),
+            "localhost" => Ipv4Addr::LOCALHOST.into(),
+            host => host.parse::<IpAddr>().ok()?,
+        };
+        Some((host, port.parse().ok()?).into())
     }
 
     /// How Consul is reached.
@@ -368,7 +416,14 @@ impl Command {
     }
 
     fn option(&mut self, name: &str, value: Option<&str>) {
-        self.0.extend(value.iter().flat_map(|value| [name.to_owned(), (*value).to_owned()]));
+        match value {
+            // It would be read as a flag.
+            Some(value) if value.starts_with('-') => self.0.push(format!("{name}={value}")),
+            _ => {
+                let words = value.iter().flat_map(|value| [name.to_owned(), (*value).to_owned()]);
+                self.0.extend(words);
+            }
+        }
     }
 }
 
@@ -390,9 +445,13 @@ fn flag(word: &str) -> Option<(&'static str, Form, Option<&str>)> {
     Some((flag, *form, value))
 }
 
-/// A word that is none of theirs; what follows a `=` may be a secret.
-fn unknown(word: &str) -> UnknownArgument {
-    UnknownArgument::Flag(word.split('=').next().unwrap_or_default().to_owned())
+/// A word that is none of theirs; what follows a `=` may be a secret, and so may one without a dash.
+fn unknown(word: &str, place: usize) -> UnknownArgument {
+    match word.split_once('=') {
+        Some((name, _)) => UnknownArgument::Flag(name.to_owned()),
+        None if word.starts_with('-') => UnknownArgument::Flag(word.to_owned()),
+        None => UnknownArgument::NoFlag(place),
+    }
 }
 
 fn node_address(sync_type: &str) -> Option<&'static str> {

@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt as _;
+
 use clap::Parser as _;
 
 use super::*;
@@ -160,6 +162,116 @@ fn what_is_not_theirs_is_refused_without_its_value() {
     assert!(refused(&["-listen"]).contains("-listen: expected a value"));
     assert!(refused(&["-to-k8s=perhaps"]).contains("true or false"));
     assert!(refused(&["-node-port-sync-type=All"]).contains("ExternalFirst"));
+}
+
+/// A shell that reads the output runs these commands with these words, and nothing else.
+#[test]
+fn a_shell_finds_no_command_in_a_hostile_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, ran) = (folder.path().join("kube-consul"), folder.path().join("ran"));
+    let record = format!("#!/bin/sh\nprintf '%s\\0' \"$@\" end >> {}\n", ran.display());
+    std::fs::write(&program, record).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for value in [
+        "$(reboot)",
+        "`id`",
+        "a b",
+        "a;reboot",
+        "a'b\"c",
+        "--yes",
+        "-x",
+        "#",
+        "~",
+        "*",
+        "exec",
+        "\\",
+        "ä",
+        "$HOME",
+        "!!",
+        "&",
+        "|",
+        ">x",
+    ] {
+        let flags = sync_catalog::flags();
+        let flags = flags.filter(|(flag, is_switch)| !is_switch && *flag != "node-port-sync-type");
+        let arguments: Vec<String> =
+            flags.flat_map(|(flag, _)| [format!("-{flag}"), value.to_owned()]).collect();
+        let translation = SyncCatalog::parse(&arguments).unwrap().translate();
+        let commands = translation.daemons.iter().chain(&translation.afterwards);
+        let words =
+            commands.flat_map(|command| command.iter().skip(1).map(String::as_str).chain(["end"]));
+        let expected: Vec<String> = words.map(ToOwned::to_owned).collect();
+        let shell = std::process::Command::new("/bin/sh")
+            .args(["-eu", "-c", &translation.text()])
+            .current_dir(&folder)
+            .env_clear()
+            .env("PATH", folder.path())
+            .output()
+            .unwrap();
+        assert!(shell.status.success() && shell.stderr.is_empty(), "{value}: {shell:?}");
+        let found = std::fs::read_to_string(&ran).unwrap();
+        let found: Vec<&str> = found.trim_end_matches('\0').split('\0').collect();
+        assert_eq!(found, expected, "{value}");
+        // No option of ours but those that are meant.
+        assert!(!found.contains(&"--yes"), "{found:?}");
+        std::fs::remove_file(&ran).unwrap();
+    }
+    let left = std::fs::read_dir(&folder).unwrap().count();
+    assert_eq!(left, 1, "the program alone");
+}
+
+#[test]
+fn what_may_be_a_secret_is_never_shown() {
+    let told = |arguments: &[&str]| {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        match SyncCatalog::parse(&arguments) {
+            Ok(parsed) => parsed.translate().text(),
+            Err(error) => format!("{error} {error:?}"),
+        }
+    };
+    for arguments in [
+        &["-token", "hunter2"][..],
+        &["-token=hunter2"],
+        &["--token=hunter2", "-use-tls"],
+        // A blank too many.
+        &["-token=", "hunter2"],
+        &["-token-file", "/t", "hunter2"],
+        &["CONSUL_ACL_TOKEN=hunter2", "sync-catalog"],
+        // None of its variables, and one that stands behind.
+        &["CONSUL_HTTP_TOKEN=hunter2", "sync-catalog"],
+        &["-use-tls", "CONSUL_ACL_TOKEN=hunter2"],
+        &["-tokn=hunter2"],
+        &["hunter2"],
+    ] {
+        let told = told(arguments);
+        assert!(!told.contains("hunter2"), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
+fn odd_values_come_to_what_they_mean_or_are_told() {
+    // Not the program's name: a value.
+    assert!(text(&["-consul-k8s-tag", "exec", "-to-k8s=false"]).contains("--tag exec"));
+    assert!(
+        text(&["/bin/consul-k8s-control-plane", "sync-catalog"]).contains("kube-consul bridge")
+    );
+    for (argument, expected) in [
+        ("-consul-k8s-tag=", "# -consul-k8s-tag: \"\" is no tag here"),
+        ("-consul-k8s-tag=a,b", "# -consul-k8s-tag: \"a,b\" is no tag here"),
+        ("-consul-service-prefix={x}", "# -consul-service-prefix: braces"),
+        ("-listen=localhost:8080", "--admin-addr 127.0.0.1:8080"),
+        ("-listen=[::1]:8080", "--admin-addr '[::1]:8080'"),
+        ("-listen=pod.example:8080", "# -listen: it is no address"),
+        ("-addresses=exec=find-consul", "# -addresses: no command is run"),
+        ("-consul-node-name=-x", "--node=-x"),
+    ] {
+        let text = text(&[argument]);
+        assert!(text.contains(expected), "{argument}: expected {expected:?}, found\n{text}");
+    }
+    let unprintable = ["-k8s-write-namespace=$x\nreboot".to_owned()];
+    assert!(SyncCatalog::parse(&unprintable).is_err());
+    let unprintable = ["-consul-k8s-tag".to_owned(), "\u{1b}[2J".to_owned()];
+    assert!(SyncCatalog::parse(&unprintable).is_err());
 }
 
 #[test]
