@@ -276,13 +276,15 @@ impl<'v> Wanted<'v> {
     }
 
     /// In the catalog a transaction leaves no instance without its PTR record that had both or
-    /// neither, and no record without its instance.
+    /// neither, and no record without its instance. `are_named`: the names that others hold are known,
+    /// for which a record waits, and no instance of another name.
     pub(super) fn check_together(
         &self,
         ptr: &str,
         before: Together,
         after: Together,
         consul: &Consul,
+        are_named: bool,
     ) -> Checked {
         let of_others = consul.kv.get(ptr).is_some_and(|it| consul.owner(it) != PtrOwner::Ours);
         if before.is_apart()
@@ -296,7 +298,7 @@ impl<'v> Wanted<'v> {
         match *claimants {
             [] if after.has_ptr => Err(format!("the PTR record {ptr} stands without an instance")),
             // Who has it may wait for a name, or be told wrongly.
-            [service] if after.has_instance && self.is_certain(service) => {
+            [service] if after.has_instance && are_named && self.is_certain(service) => {
                 Err(format!("an instance of {service} stands without the PTR record {ptr}"))
             }
             _ => Ok(()),

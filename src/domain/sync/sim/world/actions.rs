@@ -141,10 +141,10 @@ impl World {
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
         let is_certain = process.read_since(self.disturbed).is_some()
-            && process.term.names.is_some()
             && !process.term.has_failures
             && !is_holding;
         if self.consul.is_catalog && is_certain {
+            let are_named = process.term.names.is_some();
             let mut addresses = Addresses::of(&self.consul);
             let admitted = self.requests.values().filter(|it| self.consul.admits(it.session));
             for under_way in admitted.flat_map(Request::groups) {
@@ -154,7 +154,7 @@ impl World {
                 let before = addresses.clone();
                 for ptr in addresses.apply(&group.writes) {
                     let (before, after) = (before.at(&ptr), addresses.at(&ptr));
-                    wanted.check_together(&ptr, before, after, &self.consul)?;
+                    wanted.check_together(&ptr, before, after, &self.consul, are_named)?;
                 }
             }
         }
