@@ -167,8 +167,14 @@ async fn p9_bursts_of_250_pods_cost_one_request_each_and_heartbeats_one_each_hal
     ensure!(deleted.len() == PODS, "{} deletions of {PODS} were seen", deleted.len());
     println!("  from the pod's end to the agent: {}", sent(&deleted, &requests, "/deregister/"));
     watch.print("from the pod's end to the catalog", &deleted, &["gone"]).await?;
-    let removed = count(&requests, "/agent/service/deregister/");
-    ensure!(removed == PODS, "{removed} removals of {PODS}");
+    let removals = requests.iter().filter(|it| it.path.contains("/agent/service/deregister/"));
+    let mut removed = BTreeMap::<_, usize>::new();
+    removals.for_each(|it| *removed.entry(it.path.as_str()).or_default() += 1);
+    ensure!(removed.len() == PODS, "{} of {PODS} were removed", removed.len());
+    // One that a busy agent does not answer in time is asked for again.
+    let most = removed.values().max().copied().unwrap_or_default();
+    let repeats = usize::try_from(began.elapsed().as_secs() / 5)?;
+    ensure!(most <= 1 + repeats, "one was removed {most} times");
     ensure!(critical.values().all(|it| *it == 1), "{critical:?}");
     ensure!(count(&requests, "/agent/service/register") == 0, "registered again");
     let status = daemon.status().await?;
