@@ -47,7 +47,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 async fn bash_completes_commands_flags_and_their_words() -> Result<()> {
     let cases: [(&str, &[&str]); 9] = [
         ("kube-consul pl", &["plan"]),
-        ("kube-consul bridge --name", &["--name-template", "--namespace"]),
+        ("kube-consul bridge --name", &["--name-template", "--namespace", "--namespace-selector"]),
         ("kube-consul bridge --address c", &["cluster-ip"]),
         ("kube-consul bridge --sink ", &["agent", "catalog"]),
         ("kube-consul bridge --reverse-dns ", &["services", "all", "off"]),
@@ -74,7 +74,7 @@ async fn fish_completes_commands_flags_and_their_words() -> Result<()> {
     let Some(fish) = shell("fish").await? else { return Ok(()) };
     for (typed, expected) in [
         ("kube-consul pl", &["plan"][..]),
-        ("kube-consul bridge --name", &["--name-template", "--namespace"]),
+        ("kube-consul bridge --name", &["--name-template", "--namespace", "--namespace-selector"]),
         ("kube-consul bridge --sink ", &["agent", "catalog"]),
         ("kube-consul plan -o ", &["json", "text"]),
         ("kube-consul purge --owner ", &["consul-k8s"]),
@@ -297,11 +297,18 @@ async fn an_instance_that_is_not_there_is_not_deregistered() -> Result<()> {
 #[tokio::test]
 async fn what_has_no_service_is_told_without_one() -> Result<()> {
     let fixture = Fixture::new("orphans").await?;
-    for name in ["stays", "goes", "moves"] {
+    for name in ["stays", "goes", "orphan"] {
         fixture.web(name, &[("http", 80)]).await?;
     }
     ends_with(0, fixture.command().await?.arg("--once")).await?;
     fixture.delete("goes").await?;
+    // Its instance goes by another's hand, and leaves the PTR record.
+    fixture.delete("orphan").await?;
+    let services = fixture.consul.api().get("/v1/agent/services").await?;
+    let mut ids = services.as_object().context("no services")?.keys();
+    let orphan = ids.find(|id| id.contains("_orphan_")).context("it is not registered")?;
+    let path = format!("/v1/agent/service/deregister/{orphan}");
+    fixture.consul.api().put(&path, &Value::Null).await?;
     let said = ends_with(0, fixture.command().await?.arg("--once")).await?;
     let lines = said.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
     for line in &lines {
