@@ -111,6 +111,11 @@ pub fn now(timestamp: &Timestamp) {
     timestamp.set(since.as_secs_f64());
 }
 
+/// How many there are.
+pub fn set(gauge: &Gauge, count: usize) {
+    gauge.set(count.try_into().unwrap_or(i64::MAX));
+}
+
 /// The registry of a daemon, with what every one tells of itself.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();

@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 
 use super::apply::VERBS;
 use crate::admin::Render;
-use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, registry};
+use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, registry, set};
 use crate::consul::http::operation::Operation;
 use crate::domain::import::core::Importer;
 use crate::domain::kube::object::Kind;
@@ -151,7 +151,6 @@ impl Metrics {
 
     /// How much there is; `polled`: sources that are read in turn.
     pub(super) fn set(&self, state: &Importer, polled: usize) {
-        let set = |gauge: &Gauge, value: usize| gauge.set(value.try_into().unwrap_or(i64::MAX));
         set(&self.services, state.imported_count());
         set(&self.consul_sourced, state.imported_count());
         set(&self.kubernetes_sourced, state.exported_count());

@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::admin::Render;
-use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, now, registry};
+use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, now, registry, set};
 use crate::consul::http::operation::Operation;
 use crate::domain::kube::object::Kind;
 use crate::domain::node::core::Counts;
@@ -207,7 +207,6 @@ impl Metrics {
 
     /// How much there is.
     pub(super) fn set(&self, counts: &Counts, is_holding: bool) {
-        let set = |gauge: &Gauge, value: usize| gauge.set(value.try_into().unwrap_or(i64::MAX));
         set(&self.pods, counts.pods);
         set(&self.backlog, counts.backlog);
         for (health, count) in [
@@ -241,26 +240,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::admin::metrics::testing::{documented, served};
 
     #[test]
-    fn the_documented_table_is_what_is_served() {
-        let text = Metrics::default().render().unwrap();
+    fn the_documented_table_is_what_is_served_with_its_labels() {
         let page = include_str!("../../../docs/node.md");
-        let table = page.split("\n## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
-        let rows = table.lines().filter(|line| line.starts_with("| `"));
-        let name = |it: &str| it.trim_end_matches("_total").trim_end_matches("_info").to_owned();
-        let documented: BTreeSet<String> = rows
-            .filter_map(|row| row.split('`').nth(1))
-            .filter(|it| *it != "process_*")
-            .map(name)
-            .collect();
-        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        let served: BTreeSet<String> = types
-            .filter_map(|it| it.split(' ').next())
-            .filter(|it| !it.starts_with("process_"))
-            .map(name)
-            .collect();
-        assert_eq!(documented, served);
+        let section = page.split("\n## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
+        let mut expected = documented(section);
+        // Explained one by one with the bridge's.
+        assert!(expected.remove("process_*").is_some());
+        let explained = documented(include_str!("../../../docs/metrics.md"));
+        expected.extend(explained.into_iter().filter(|(name, _)| name.starts_with("process_")));
+        assert_eq!(expected, served(&Metrics::default().render().unwrap()));
     }
 
     #[test]
