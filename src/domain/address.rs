@@ -27,6 +27,19 @@ const METADATA: [IpAddr; 4] = [
 /// The prefix by which IPv6 reaches IPv4 (RFC 6052): its last 32 bits are the address.
 const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 
+/// Names that lead whoever looks them up to itself, by the hosts files of Debian and Fedora (`localhost`
+/// does as a top-level domain, RFC 6761, section 6.3), or to its cloud's metadata service.
+const LOCAL_NAMES: [&str; 8] = [
+    "ip6-localhost",
+    "ip6-loopback",
+    "localhost4",
+    "localhost4.localdomain4",
+    "localhost6",
+    "localhost6.localdomain6",
+    "localhost.localdomain",
+    "metadata.google.internal",
+];
+
 /// What is wrong with a text that ought to be an address, in words; none: it is an IP address that
 /// [`is_reachable`], or a host name.
 pub fn fault_of(text: &str) -> Option<&'static str> {
@@ -35,6 +48,10 @@ pub fn fault_of(text: &str) -> Option<&'static str> {
         Ok(_) => Some(
             "an IP address that is not loopback, link-local, unspecified, multicast, broadcast or \
              a cloud's metadata service",
+        ),
+        Err(_) if is_local_name(text) => Some(
+            "a host name that leads everybody to the same place, unlike localhost or a cloud's \
+             metadata service",
         ),
         Err(_) if is_host_name(text) => None,
         Err(_) => Some(
@@ -74,6 +91,12 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= MAX_HOST_NAME
         && text.split('.').all(is_label)
         && !text.rsplit('.').next().is_some_and(is_number)
+}
+
+fn is_local_name(text: &str) -> bool {
+    let last = text.rsplit('.').next().unwrap_or_default();
+    last.eq_ignore_ascii_case("localhost")
+        || LOCAL_NAMES.iter().any(|name| text.eq_ignore_ascii_case(name))
 }
 
 fn is_number(label: &str) -> bool {
@@ -130,9 +153,22 @@ mod tests {
     fn a_host_name_is_one_that_a_dns_message_can_carry_and_no_number() {
         let longest =
             [&*"a".repeat(63), &*"b".repeat(63), &*"c".repeat(63), &*"d".repeat(61)].join(".");
-        for name in ["db", "API.example.org", "_x.a-b.example", "1.example", "0xg", "1a", &longest]
-        {
+        for name in [
+            "db",
+            "localhost.example",
+            "API.example.org",
+            "_x.a-b.example",
+            "1.example",
+            "0xg",
+            "1a",
+            &longest,
+        ] {
             assert_eq!(fault_of(name), None, "{name}");
+        }
+        for name in
+            ["localhost", "LocalHost", "db.localhost", "ip6-loopback", "Metadata.google.internal"]
+        {
+            assert!(fault_of(name).is_some_and(|it| it.contains("localhost")), "{name}");
         }
         let long_label = format!("{}.example", "x".repeat(64));
         let too_long = format!("{longest}d");

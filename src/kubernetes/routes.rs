@@ -372,8 +372,10 @@ impl Watched for Gateways {
         let idle = idle.into_iter().filter(|it| it.attached_routes == Some(0)).map(|it| it.name.0);
         let idle: HashSet<_> = idle.collect();
         let listeners = object.spec.unwrap_or_default().listeners.unwrap_or_default();
-        let listeners = listeners.into_iter().take(MAX_LISTENERS);
-        let listeners = listeners.filter(|it| !idle.contains(&it.name.0));
+        let listeners = listeners.into_iter().take(MAX_LISTENERS).map(|it| {
+            let is_idle = idle.contains(&it.name.0);
+            (it, is_idle)
+        });
         // Other types of addresses are an implementation's own.
         let of_type = |it: GatewayAddress<'_>| match it.r#type.as_ref().map(|it| &*it.0) {
             None | Some("IPAddress" | "Hostname") => Some(it.value.into_box()),
@@ -381,7 +383,9 @@ impl Watched for Gateways {
         };
         let addresses = status.addresses.unwrap_or_default().into_iter().filter_map(of_type);
         let gateway = Gateway {
-            listeners: listeners.filter_map(|it| it.listener(&mut left_out)).collect(),
+            listeners: listeners
+                .filter_map(|(it, is_idle)| it.listener(is_idle, &mut left_out))
+                .collect(),
             addresses: usable(addresses, "status.addresses", &mut left_out),
             left_out: left_out.into_box(),
         };
@@ -568,7 +572,7 @@ fn backends(
 
 impl WireListener<'_> {
     /// One that HTTPRoutes attach to.
-    fn listener(self, left_out: &mut LeftOut) -> Option<Listener> {
+    fn listener(self, is_idle: bool, left_out: &mut LeftOut) -> Option<Listener> {
         let tls = match &*self.protocol.0 {
             "HTTP" => false,
             "HTTPS" => true,
@@ -586,6 +590,7 @@ impl WireListener<'_> {
             port: port_number(self.port)?,
             tls,
             same_namespace: from.is_none_or(|from| from.0 == "Same"),
+            is_idle,
         })
     }
 }

@@ -356,9 +356,14 @@ impl ClusterCache {
         self.routes.as_ref().map_or_else(Default::default, |routes| routes.of(service, absent))
     }
 
-    /// Whether what routes to Services is watched, and nothing is shown that does.
-    pub fn shows_no_routes(&self) -> bool {
-        self.routes.as_ref().is_some_and(|routes| routes.are_none())
+    /// Whether what routes to Services is watched, and was never listed: the API server does not serve it.
+    pub fn lacks_routes(&self) -> bool {
+        self.routes.as_ref().is_some_and(|routes| routes.are_unknown())
+    }
+
+    /// Whether what routes to Services is watched, and nothing is shown that does, or none of a kind.
+    pub fn shows_too_few_routes(&self) -> bool {
+        self.routes.as_ref().is_some_and(|routes| routes.lack_a_kind())
     }
 
     /// The Services for which [`ClusterCache::may_miss_route`] holds.

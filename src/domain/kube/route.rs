@@ -73,7 +73,7 @@ pub struct Parent {
 /// A `gateway.networking.k8s.io/v1` Gateway.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// Its listeners that HTTPRoutes attach to, but for those that say that none does.
+    /// Its listeners that HTTPRoutes attach to.
     pub listeners: Box<[Listener]>,
     /// `status.addresses`: each an IP address or a host name, in their order.
     pub addresses: Box<[Box<str>]>,
@@ -95,6 +95,8 @@ pub struct Listener {
     /// Whether it takes routes of the Gateway's namespace only. A selector of namespaces is left to
     /// the condition `Accepted`.
     pub same_namespace: bool,
+    /// Whether its status says that no route is attached to it.
+    pub is_idle: bool,
 }
 
 /// One way by which a port of a Service is reached.
@@ -180,8 +182,9 @@ impl HttpRoute {
 // === impl Gateway ===
 
 impl Gateway {
-    /// The listeners to which a route of `namespace` is attached by this parent, and the host of
-    /// each that both have.
+    /// The listeners to which a route of `namespace` that the Gateway accepts is attached by this parent,
+    /// and the host of each that both have. One that says that no route is attached to it has another
+    /// selector, unless all say so: that comes before or after the route's own status.
     pub fn attached<'a>(
         &'a self,
         namespace: &'a str,
@@ -194,11 +197,14 @@ impl Gateway {
                 && (!it.same_namespace || *namespace == *parent.gateway.namespace)
         };
         let all = hostnames.is_empty().then_some(None);
-        self.listeners.iter().filter(takes).flat_map(move |listener| {
+        let both = move |listener: &'a Listener| {
             let wanted = hostnames.iter().map(|host| Some(&**host)).chain(all);
             let both = move |host| intersection(host, listener.hostname.as_deref());
             wanted.filter_map(both).map(move |host| (listener, host))
-        })
+        };
+        let taking = move || self.listeners.iter().filter(takes).flat_map(both);
+        let all_idle = taking().all(|(listener, _)| listener.is_idle);
+        taking().filter(move |(listener, _)| all_idle || !listener.is_idle)
     }
 }
 
@@ -227,6 +233,35 @@ mod tests {
             let found = intersection(host(route), host(listener));
             assert_eq!(found, expected.map(host), "{route:?} and {listener:?}");
         }
+    }
+
+    #[test]
+    fn an_idle_listener_counts_while_all_that_take_the_route_are() {
+        let listener = |name: &str, hostname: &str, is_idle| Listener {
+            name: name.into(),
+            hostname: Some(hostname.into()),
+            port: 80,
+            tls: false,
+            same_namespace: false,
+            is_idle,
+        };
+        let of = |section: Option<&str>, one_idle, other_idle| {
+            let listeners = [
+                listener("one", "*.example", one_idle),
+                listener("other", "*.example", other_idle),
+                listener("busy elsewhere", "*.org", false),
+            ];
+            let gateway = Gateway { listeners: listeners.into(), ..Gateway::default() };
+            let key = ObjectKey::new("infra", "gate");
+            let parent = Parent { gateway: key, section: section.map(Into::into), port: None };
+            let hosts = ["a.example".into()];
+            let found = gateway.attached("ns", &parent, &hosts);
+            found.map(|(listener, _)| listener.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(None, false, false), ["one", "other"]);
+        assert_eq!(of(None, false, true), ["one"]);
+        assert_eq!(of(None, true, true), ["one", "other"], "the route is accepted");
+        assert_eq!(of(Some("other"), false, true), ["other"]);
     }
 
     #[test]

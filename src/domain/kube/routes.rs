@@ -70,14 +70,26 @@ impl Routes {
         self.kinds.iter().all(|kind| self.is_settled(kind))
     }
 
+    /// Whether some kind was never listed completely: what of it there is nobody knows.
+    pub fn are_unknown(&self) -> bool {
+        self.kinds.iter().any(|kind| !self.listing(kind).is_some_and(Listing::is_complete))
+    }
+
     /// The kinds of which a complete list is evidence of absence.
     pub fn evidence(&self) -> impl Iterator<Item = Kind> {
         self.kinds.iter().filter(|kind| !self.not_served.contains(kind))
     }
 
-    /// Whether nothing leads to any Service, as far as anybody shows.
-    pub fn are_none(&self) -> bool {
-        self.of_service.is_empty()
+    /// Whether nothing leads to any Service, or of some kind no object is shown: what others say of
+    /// theirs tells nothing of it.
+    pub fn lack_a_kind(&self) -> bool {
+        let is_empty = |kind| match kind {
+            Kind::Ingress => self.ingresses.is_empty(),
+            Kind::HttpRoute => self.http.is_empty(),
+            Kind::Gateway => self.gateways.is_empty(),
+            Kind::Service | Kind::EndpointSlice | Kind::Node | Kind::Namespace | Kind::Pod => false,
+        };
+        self.of_service.is_empty() || self.kinds.iter().any(is_empty)
     }
 
     fn is_settled(&self, kind: Kind) -> bool {

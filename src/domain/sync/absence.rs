@@ -26,6 +26,7 @@ impl Core {
 
     pub(super) fn list_completed(&mut self, kind: Kind, now: Moment) {
         let first = !self.cluster.cache.is_listed(kind);
+        let lacked_routes = self.cluster.cache.lacks_routes();
         let missing = self.cluster.cache.list_completed(kind);
         self.absent(kind, missing, now);
         if kind == Kind::Node {
@@ -33,6 +34,9 @@ impl Core {
             if first {
                 self.nodes_listed(now);
             }
+        }
+        if lacked_routes && !self.cluster.cache.lacks_routes() {
+            self.routes_listed(now);
         }
         self.cluster.suspects.list_completed(kind);
         self.release_if_confirmed();
@@ -66,17 +70,11 @@ impl Core {
     /// The first list of nodes is complete. What they would take away after the first
     /// reconciliation is weighed now.
     fn nodes_listed(&mut self, now: Moment) {
-        let Some(term) = self.term.as_ref().filter(|term| term.is_running()) else { return };
-        let view = self.view(term);
-        let users = self.cluster.cache.node_users().iter();
-        let losses: Vec<(ObjectKey, usize)> = users
-            .filter_map(|key| {
-                let loss = view.first_loss(key, &view.desired(key, &|_, _| false))?;
-                Some((key.clone(), loss.records))
-            })
-            .collect();
-        let lost = losses.iter().map(|(_, lost)| lost).sum();
-        let total = term.known.registration_count();
+        if !self.term.as_ref().is_some_and(Term::is_running) {
+            return;
+        }
+        let users: Vec<ObjectKey> = self.cluster.cache.node_users().iter().cloned().collect();
+        let losses = self.losses_of(&users);
         self.mark_node_users();
         let Some(term) = &mut self.term else { return };
         if self.config.settings.reverse != PtrScope::Off {
@@ -84,6 +82,37 @@ impl Core {
             term.mark_all(&self.cluster);
         }
         term.mark(ObjectKey::orphaned());
+        self.hold_most(losses, now);
+    }
+
+    /// What routes to Services is listed for the first time after the first reconciliation: it was not
+    /// served before. A list that comes back empty removes no more than one at the start.
+    fn routes_listed(&mut self, now: Moment) {
+        let Some(term) = self.term.as_ref().filter(|term| term.is_running()) else { return };
+        let known: Vec<ObjectKey> = term.known.services().map(|(key, _)| key.clone()).collect();
+        let losses = self.losses_of(&known);
+        if let Some(term) = &mut self.term {
+            term.mark_all(&self.cluster);
+            term.mark(ObjectKey::orphaned());
+        }
+        self.hold_most(losses, now);
+    }
+
+    /// How many records each of these Services would lose by what it is now known to be made of.
+    fn losses_of(&self, services: &[ObjectKey]) -> Vec<(ObjectKey, usize)> {
+        let Some(term) = self.term.as_ref().filter(|term| term.is_running()) else {
+            return Vec::new();
+        };
+        let view = self.view(term);
+        let loss = |key: &ObjectKey| view.first_loss(key, &view.desired(key, &|_, _| false));
+        services.iter().filter_map(|key| Some((key.clone(), loss(key)?.records))).collect()
+    }
+
+    /// Holds these losses until a second list agrees, if they are most of what is registered.
+    fn hold_most(&mut self, losses: Vec<(ObjectKey, usize)>, now: Moment) {
+        let Some(term) = &mut self.term else { return };
+        let lost = losses.iter().map(|(_, lost)| lost).sum();
+        let total = term.known.registration_count();
         if is_most(lost, total) {
             for (service, _) in losses {
                 term.holds.hold(service, Cause::Absence);

@@ -168,6 +168,7 @@ impl Term {
             | Wait::NameConflict
             | Wait::NameForeign
             | Wait::NodesUnknown
+            | Wait::RoutesUnknown
             | Wait::SlicesBehind { .. }
             | Wait::Unread
             | Wait::AfterReplacement

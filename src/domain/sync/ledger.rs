@@ -1,6 +1,7 @@
 //! What Consul is known to have of ours: a fingerprint of each record, not a copy.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::domain::consul::names::lookup_form;
@@ -8,6 +9,7 @@ use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::Fingerprint;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::services::settings::RouteAddress;
 
 /// Up to this many instances a Service's list has no room to spare.
 const FEW_INSTANCES: usize = 16;
@@ -88,6 +90,14 @@ impl KnownRegistration {
     /// The PTR key of its address, if that is an IP address.
     pub(super) fn ptr_key(&self) -> Option<String> {
         self.local_id.rsplit('_').next()?.parse().ok().map(ptr_key)
+    }
+
+    /// Whether it may be where an Ingress or Gateway takes the traffic of its Service, by the form of its
+    /// ID: it is no endpoint, and a host is no IP address.
+    pub(super) fn may_be_routed(&self, at: RouteAddress) -> bool {
+        let mut parts = self.local_id.splitn(3, '_').skip(1);
+        let (address, more) = (parts.next().unwrap_or_default(), parts.next());
+        more.is_none() && (at == RouteAddress::LoadBalancer || address.parse::<IpAddr>().is_err())
     }
 
     /// The label of the port that it was registered for.

@@ -98,7 +98,7 @@ impl View<'_> {
         let cache = &self.cluster.cache;
         let unread =
             cache.has_unread_slice(key) || cache.may_miss_node(key) || cache.may_miss_route(key);
-        let service = cache.service(key).filter(|_| !unread && !desired.awaits_nodes)?;
+        let service = cache.service(key).filter(|_| !unread && !desired.is_unknown())?;
         let wanted = wanted(self.settings, key, service);
         let addresses = (!wanted.ports.is_empty()).then_some(wanted.addresses);
         if desired.instances() == 0 {
@@ -126,8 +126,8 @@ impl View<'_> {
         } else {
             0
         };
-        // Where nothing routes to any Service, those that go may have been at such an address.
-        let unrouted = if cache.shows_no_routes() && !self.settings.never_removes() {
+        // Where no object of a kind routes to any Service, those that go may have been at such an address.
+        let unrouted = if cache.shows_too_few_routes() && !self.settings.never_removes() {
             let id = |known: &KnownRegistration| known.id(&self.settings.cluster, key);
             known.iter().filter(|known| !desired.keeps(&id(known))).count()
         } else {

@@ -13,7 +13,7 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
-use crate::domain::services::desired::Desired;
+use crate::domain::services::desired::{Awaited, Desired};
 use crate::domain::sync::action::Planned;
 use crate::domain::sync::grace::BALANCER_APPEARS;
 use crate::domain::sync::hold::Cause;
@@ -116,7 +116,7 @@ impl View<'_> {
 
     /// What the Service claims, whatever Consul has.
     fn draft(&self, key: &ObjectKey, desired: &Desired) -> Draft {
-        let ptr_claims = if desired.awaits_nodes {
+        let ptr_claims = if desired.is_unknown() {
             // What is registered stays, and nobody else may end what leads to it.
             self.term.ptr.claims.of(key)
         } else {
@@ -244,7 +244,7 @@ impl View<'_> {
                 gone || !draft.outcome.released.is_empty()
             };
             let gone = self.gone(key, desired).map(|(id, _)| id);
-            let kept = desired.awaits_nodes.then(|| self.known_ids(key));
+            let kept = desired.is_unknown().then(|| self.known_ids(key));
             let ids = gone.chain(kept.into_iter().flatten()).map(RecordKey::Registration);
             let ptr: Vec<Box<str>> = draft.outcome.released.iter().cloned().collect();
             for record in ids.chain(ptr.into_iter().map(RecordKey::Ptr)) {
@@ -322,8 +322,10 @@ impl View<'_> {
 
     /// Why nothing of the Service may be removed, if so.
     fn keeps_all(&self, key: &ObjectKey, desired: &Desired, draft: &Draft) -> Option<Wait> {
-        if desired.awaits_nodes {
-            return Some(Wait::NodesUnknown);
+        match desired.awaits {
+            Some(Awaited::Nodes) => return Some(Wait::NodesUnknown),
+            Some(Awaited::Routes) => return Some(Wait::RoutesUnknown),
+            None => {}
         }
         if self.settings.never_removes() {
             return Some(Wait::Held(Cause::Policy));
@@ -345,7 +347,11 @@ impl View<'_> {
         let users = users.map(|user| (user.clone(), Wait::NodesUnknown));
         let unread = cache.services_with_unread_slices().into_iter();
         let unread = unread.chain(cache.services_with_unread_routes());
-        let services = users.chain(unread.map(|service| (service, Wait::Unread)));
+        let routed = self.term.known.services().filter(|_| cache.lacks_routes());
+        let may_be_routed = |it: &KnownRegistration| it.may_be_routed(self.settings.route_address);
+        let routed = routed.filter(|(_, known)| known.iter().any(may_be_routed));
+        let routed = routed.map(|(service, _)| (service.clone(), Wait::RoutesUnknown));
+        let services = users.chain(unread.map(|service| (service, Wait::Unread))).chain(routed);
         let keys = services.flat_map(|(service, wait)| {
             let known = self.term.known.of(&service).iter();
             known.filter_map(move |known| Some((known.ptr_key()?, wait.clone())))
@@ -400,7 +406,7 @@ impl View<'_> {
         let contested = contested.filter(|(it, _)| self.concerns(key, it, &desired, draft));
         let contested: Vec<Problem> = contested.map(|(_, problem)| problem).collect();
         let outcome = &mut draft.outcome;
-        if desired.awaits_nodes
+        if desired.awaits == Some(Awaited::Nodes)
             && let Some(why) = self.cluster.node_watch.denied()
         {
             outcome.problems.insert(Problem::new(

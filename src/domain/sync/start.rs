@@ -124,8 +124,8 @@ impl Term {
         let view = View::new(config, None, cluster, self);
         for (service, keys) in &mut leaving {
             let desired = view.desired(service, &|_, _| false);
-            if desired.awaits_nodes {
-                // Nothing of it is removed until the nodes tell what stays.
+            if desired.is_unknown() {
+                // Nothing of it is removed until it is known what stays.
                 continue;
             }
             let all = self.known.of(service).iter();

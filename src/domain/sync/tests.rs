@@ -113,6 +113,18 @@ impl Simulation {
         }
     }
 
+    /// The same of a copy of that Consul.
+    fn restarted_beside(&self, settings: Settings) -> Self {
+        Self {
+            registrations: self.registrations.clone(),
+            kv: self.kv.clone(),
+            namespace_nodes: self.namespace_nodes.clone(),
+            names: self.names.clone(),
+            index: self.index,
+            ..Self::new(settings)
+        }
+    }
+
     /// Leadership is lost: what was asked is never answered.
     fn lose(&mut self) {
         self.bridge.handle_lost(self.now);

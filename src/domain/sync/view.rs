@@ -8,14 +8,17 @@ use crate::domain::consul::ptr::{ConsulDomain, ptr_address, ptr_key};
 use crate::domain::consul::record::Registration;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
-use crate::domain::kube::object::{EndpointSlice, Kind};
+use crate::domain::kube::object::{EndpointSlice, Kind, Service};
 use crate::domain::kube::routes::MAX_ROUTES;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::AddressKind;
-use crate::domain::services::desired::{Blocked, Desired, Neighbours, Permit, WantedPtr, desired};
+use crate::domain::services::desired::{
+    Awaited, Blocked, Desired, Neighbours, Permit, WantedPtr, desired, wanted,
+};
 use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::{Config, Target};
+use crate::domain::sync::ledger::KnownRegistration;
 use crate::domain::sync::names::Others;
 use crate::domain::sync::term::Term;
 use crate::domain::text::excerpt;
@@ -83,6 +86,11 @@ impl View<'_> {
         if self.settings.never_removes() {
             self.keep_names(key, &mut desired);
         }
+        if cache.lacks_routes() && self.may_lose_routed(key, service, &desired) {
+            desired.problems.push(no_routes_known());
+            let problems = desired.problems;
+            return Desired { awaits: Some(Awaited::Routes), problems, ..Desired::default() };
+        }
         // A node's address gets no PTR record: it is no Service's.
         desired.reverse.retain(|key, it| match it.rank.kind {
             AddressKind::ClusterIp | AddressKind::Pod => true,
@@ -98,6 +106,18 @@ impl View<'_> {
             }
         }
         desired
+    }
+
+    /// Whether something registered may be where routes lead, of which nothing is known, and is not what
+    /// the Service wants without them.
+    fn may_lose_routed(&self, key: &ObjectKey, service: &Service, desired: &Desired) -> bool {
+        let wanted = wanted(self.settings, key, service);
+        let id = |known: &KnownRegistration| known.id(&self.settings.cluster, key);
+        let mut known = self.term.known.of(key).iter();
+        !wanted.ports.is_empty()
+            && wanted.takes_routes(self.settings)
+            && known
+                .any(|it| it.may_be_routed(self.settings.route_address) && !desired.keeps(&id(it)))
     }
 
     /// A host name of Consul's own domain leads back into Consul: maybe to the very name that it is
@@ -213,6 +233,15 @@ impl View<'_> {
             Permit::Foreign(others.clone())
         }
     }
+}
+
+fn no_routes_known() -> Problem {
+    Problem::new(
+        Reason::Incomplete,
+        "expected the API server to serve HTTPRoutes and Gateways (gateway.networking.k8s.io/v1), as \
+         --gateway asks for, found that it does not: whether the Service is still reached through one \
+         is unknown, so what is registered stays as it is; install the Gateway API, or leave --gateway out",
+    )
 }
 
 fn too_many_routes() -> Problem {

@@ -45,6 +45,8 @@ pub enum Wait {
     NameForeign,
     /// The nodes of the cluster are not known.
     NodesUnknown,
+    /// What routes to its Service is not known: the API server does not serve it.
+    RoutesUnknown,
     /// Endpoints are ready and none serves its port, which most often was renamed a moment ago: its
     /// EndpointSlices are waited for.
     SlicesBehind {

@@ -40,7 +40,7 @@ fn the_index_follows_what_an_ingress_leads_to() {
     );
     assert_eq!(["a", "b", "c"].map(|it| hosts(&routes, it)), [0, 1, 1]);
     routes.remove(Kind::Ingress, &key("i"));
-    assert!(routes.are_none(), "nothing is left in the index");
+    assert!(routes.of_service.is_empty(), "nothing is left in the index");
 }
 
 #[test]
@@ -73,6 +73,7 @@ fn a_gateway_concerns_the_services_of_its_routes() {
         port: 80,
         tls: false,
         same_namespace,
+        is_idle: false,
     };
     let gateway = |same| Gateway { listeners: [listener(same)].into(), ..Gateway::default() };
     let mut routes = all();
@@ -84,7 +85,7 @@ fn a_gateway_concerns_the_services_of_its_routes() {
     assert_eq!(routes.seen_http_route(&key("r"), route(&key("gate"))), [key("a")].into());
     assert_eq!(routes.services_concerned(Kind::Gateway, &gate), [].into());
     routes.remove(Kind::HttpRoute, &key("r"));
-    assert!(routes.are_none() && routes.of_gateway.is_empty());
+    assert!(routes.of_service.is_empty() && routes.of_gateway.is_empty());
 }
 
 #[test]

@@ -143,6 +143,15 @@ pub struct WantedPtr {
     pub rank: PtrRank,
 }
 
+/// What has to be known before it can be told what ought to be in Consul for a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// The nodes of the cluster.
+    Nodes,
+    /// What routes to it: something is registered that may be there.
+    Routes,
+}
+
 /// What ought to be in Consul for one Service.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -169,9 +178,9 @@ pub struct Desired {
     pub unserved: BTreeSet<Box<str>>,
     /// The other ports, while there are such.
     pub served: BTreeSet<Box<str>>,
-    /// Whether it cannot be told before the nodes are known: until then nothing is written, and
-    /// nothing that is there removed.
-    pub awaits_nodes: bool,
+    /// What it cannot be told without: until then nothing is written, and nothing that is there
+    /// removed.
+    pub awaits: Option<Awaited>,
     /// Whether its load balancer has no address yet: somebody is making it.
     pub awaits_balancer: bool,
     /// What is wrong with it.
@@ -183,7 +192,12 @@ pub struct Desired {
 impl Desired {
     /// Whether a registration of this ID is wanted, or may turn out to be.
     pub fn keeps(&self, id: &str) -> bool {
-        self.awaits_nodes || self.registrations.contains_key(id) || self.undecided.contains(id)
+        self.is_unknown() || self.registrations.contains_key(id) || self.undecided.contains(id)
+    }
+
+    /// Whether it cannot be told yet: nothing is written, and nothing that is there removed.
+    pub fn is_unknown(&self) -> bool {
+        self.awaits.is_some()
     }
 
     /// How many instances are wanted, or may turn out to be.
@@ -306,7 +320,7 @@ pub fn desired<'a>(
     let mut wanted = wanted(settings, key, service);
     let mut problems = std::mem::take(&mut wanted.problems);
     if wanted.uses_nodes() && nodes.is_none() {
-        return Desired { awaits_nodes: true, problems, ..Desired::default() };
+        return Desired { awaits: Some(Awaited::Nodes), problems, ..Desired::default() };
     }
     let nodes = nodes.into_iter().flatten();
     let join = match wanted.overrides.join {

@@ -256,7 +256,7 @@ impl<'v> Wanted<'v> {
         let of_address = consul.registrations.values().map(|it| &it.registration);
         let mut of_address = of_address.filter(|it| key.rsplit('/').next() == Some(&*it.address));
         let is_unknown = |service: &ObjectKey| {
-            let awaits_nodes = self.of(service).is_some_and(|wanted| wanted.awaits_nodes);
+            let awaits_nodes = self.of(service).is_some_and(|it| it.is_unknown());
             !self.excused.contains(service) && (awaits_nodes || self.is_unread(service))
         };
         let of_unknown = of_address.find(|it| {
@@ -313,7 +313,7 @@ impl<'v> Wanted<'v> {
     fn may_be_of_unknown(&self, ptr: &str, consul: &Consul) -> bool {
         let mut of_view = services(self.view);
         !self.view.unread.is_empty()
-            || of_view.any(|(key, _)| self.of(key).is_some_and(|it| it.awaits_nodes))
+            || of_view.any(|(key, _)| self.of(key).is_some_and(|it| it.is_unknown()))
             || consul.claimed_by_others.contains(ptr)
     }
 

@@ -50,6 +50,7 @@ fn gateway(ports: &[(u16, bool)]) -> SeenObject {
         port: *port,
         tls: *tls,
         same_namespace: false,
+        is_idle: false,
     };
     let gateway = Gateway {
         listeners: ports.iter().map(listener).collect(),
@@ -306,6 +307,115 @@ fn a_kind_that_is_not_served_shows_nothing_and_hinders_nobody() {
     simulation.deleted(Kind::HttpRoute, "r1");
     simulation.settle();
     assert_eq!(places(&simulation), ["s1 10.0.0.1:80"]);
+}
+
+/// Registered at a host by a Gateway, and at its own address; then another process begins.
+fn restarted_with_hosts(at: RouteAddress) -> Simulation {
+    let settings = Settings { route_address: at, ..with(false, true) };
+    let mut simulation = empty(settings.clone());
+    for n in [1, 2] {
+        simulation.seen(service_seen(n));
+        simulation.seen(slice_seen(n, true));
+    }
+    simulation.seen(http_route("r1", "s1", "s1.example", true));
+    simulation.seen(gateway(&[(443, true)]));
+    simulation.settle();
+    let mut simulation = simulation.restarted(settings);
+    simulation.resync();
+    simulation.list(Kind::Service, [service_seen(1), service_seen(2), service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, (1..=3).map(|n| slice_seen(n, true)));
+    simulation
+}
+
+#[test]
+fn what_was_never_listed_is_unknown_and_hosts_stay_until_it_is() {
+    for (at, places_of_1) in [
+        (RouteAddress::Host, &["s1 s1.example:443"][..]),
+        (RouteAddress::LoadBalancer, &["s1 192.0.2.90:443", "s1 192.0.2.91:443"]),
+    ] {
+        let with_others = |of_1: &[&str]| {
+            let others = ["s2 10.0.0.2:80", "s3 10.0.0.3:80"];
+            of_1.iter().chain(&others).map(|it| (*it).to_owned()).collect::<Vec<_>>()
+        };
+        let mut simulation = restarted_with_hosts(at);
+        for kind in [Kind::HttpRoute, Kind::Gateway] {
+            simulation.bridge.handle_not_served(kind, simulation.now);
+        }
+        simulation.settle();
+        assert_eq!(places(&simulation), with_others(places_of_1), "a 404 is no evidence");
+        let all = simulation.bridge.problems();
+        assert!(matches!(&all[..], [(Subject::Service, of, _)] if **of == key("s1")), "{all:?}");
+        // What is the Service's own follows it, and the others' records go.
+        simulation.seen(slice_seen(2, false));
+        simulation.deleted(Kind::Service, "s3");
+        simulation.settle();
+        let changed: Vec<String> =
+            places_of_1.iter().copied().chain(["s2 10.0.0.2:80!"]).map(str::to_owned).collect();
+        assert_eq!(places(&simulation), changed);
+        simulation.seen(slice_seen(2, true));
+        simulation.seen(service_seen(3));
+        simulation.settle();
+        // It is served again.
+        simulation.take_sent();
+        simulation.list(Kind::Gateway, [gateway(&[(443, true)])]);
+        simulation.list(Kind::HttpRoute, [http_route("r1", "s1", "s1.example", true)]);
+        simulation.settle();
+        assert_eq!(places(&simulation), with_others(places_of_1));
+        assert_eq!((simulation.take_sent(), simulation.bridge.counts().problems), (0, 0));
+        // Or it is deleted altogether, by an object that is there.
+        simulation.deleted(Kind::HttpRoute, "r1");
+        simulation.settle();
+        assert_eq!(places(&simulation), with_others(&["s1 10.0.0.1:80"]));
+    }
+}
+
+#[test]
+fn a_first_list_after_a_404_that_is_empty_is_confirmed() {
+    let mut simulation = restarted_with_hosts(RouteAddress::Host);
+    simulation.deleted(Kind::Service, "s2");
+    simulation.deleted(Kind::Service, "s3");
+    for kind in [Kind::HttpRoute, Kind::Gateway] {
+        simulation.bridge.handle_not_served(kind, simulation.now);
+    }
+    simulation.settle();
+    simulation.take_sent();
+    simulation.list(Kind::HttpRoute, []);
+    simulation.list(Kind::Gateway, []);
+    assert!(simulation.bridge.is_holding());
+    simulation.step(&mut |_| Fate::Applied);
+    let removed = |write: &Write| matches!(write, Write::Deregister { .. });
+    assert!(!simulation.sent.iter().any(removed), "{:?}", simulation.sent);
+    begin_confirmation(&mut simulation);
+    simulation.list(Kind::Service, [service_seen(1)]);
+    simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+    simulation.list(Kind::HttpRoute, []);
+    simulation.list(Kind::Gateway, []);
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
+    simulation.settle();
+    assert_eq!(places(&simulation), ["s1 10.0.0.1:80"]);
+}
+
+#[test]
+fn a_kind_that_shows_no_object_is_confirmed_whatever_another_shows() {
+    let mut simulation = empty(with(true, true));
+    for object in [service_seen(1), slice_seen(1, true), ingress_of(1)] {
+        simulation.seen(object);
+    }
+    simulation.settle();
+    let route = || http_route("r2", "s2", "s2.example", true);
+    for (ingresses, routes, gateways) in [
+        (vec![], vec![route()], vec![gateway(&[(443, true)])]),
+        (vec![], vec![], vec![gateway(&[(443, true)])]),
+    ] {
+        let mut simulation = simulation.restarted_beside(with(true, true));
+        simulation.resync();
+        simulation.list(Kind::Service, [service_seen(1)]);
+        simulation.list(Kind::EndpointSlice, [slice_seen(1, true)]);
+        simulation.list(Kind::Ingress, ingresses);
+        simulation.list(Kind::HttpRoute, routes);
+        simulation.list(Kind::Gateway, gateways);
+        assert!(simulation.bridge.is_holding());
+    }
 }
 
 #[test]
