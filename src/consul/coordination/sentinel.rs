@@ -7,7 +7,7 @@ use crate::consul::http::request::{Request, encode};
 use crate::consul::http::transport::Reply;
 use crate::consul::read::blocking::BlockingQuery;
 use crate::consul::read::wire::ServiceEntry;
-use crate::consul::write::registration::AgentService;
+use crate::consul::write::registration::{AgentService, MetaBody};
 use crate::domain::consul::names::SENTINEL_NAME;
 use crate::domain::consul::record::CLUSTER_META;
 use crate::domain::consul::registration_id::sentinel_id;
@@ -76,7 +76,7 @@ impl Sentinel {
             address: "",
             port: 0,
             tags: &[],
-            meta: Some(&meta),
+            meta: Some(MetaBody::Own(&meta)),
             weights: None,
             check: None,
         };

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -174,8 +175,8 @@ impl ServiceEntry {
             namespace: namespace.unwrap_or_default(),
             address: self.address,
             port: u16::try_from(self.port).unwrap_or(0),
-            tags: self.tags.unwrap_or_default(),
-            meta,
+            tags: Arc::new(self.tags.unwrap_or_default()),
+            meta: meta.into(),
             weight: self.weights.map_or(1, |w| u16::try_from(w.passing).unwrap_or(0)),
             check,
         };
@@ -269,7 +270,7 @@ mod tests {
             namespace: "ns".into(),
             address: "10.0.0.1".into(),
             port: 80,
-            tags: vec!["ns".into(), "http".into()],
+            tags: Arc::new(vec!["ns".into(), "http".into()]),
             meta: [(NAMESPACE_META, "ns"), (CLUSTER_META, "c")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),
@@ -309,7 +310,7 @@ mod tests {
             assert_ne!(changed, AGENT_SERVICE, "{from} is not there");
             let found = observed(&changed);
             assert_ne!(found, registration());
-            assert!(found.meta.contains_key(key), "{key}: {:?}", found.meta);
+            assert!(found.meta.get(key).is_some(), "{key}: {:?}", found.meta);
         }
     }
 

@@ -101,7 +101,7 @@ impl AgentSink {
     }
 
     /// A transaction rather than `PUT /v1/kv`, because its answer tells the new `ModifyIndex`.
-    async fn transact(&self, operation: Operation) -> Answer {
+    async fn transact(&self, operation: Operation<'_>) -> Answer {
         match self.client.transaction(&[operation.encode()]).await {
             Ok(written) => {
                 Answer::Applied { index: written.first().map_or(0, |written| written.index) }
@@ -182,8 +182,8 @@ mod tests {
                 namespace: "shop".into(),
                 address: "10.0.0.1".into(),
                 port: 80,
-                tags: Vec::new(),
-                meta: BTreeMap::new(),
+                tags: Vec::new().into(),
+                meta: BTreeMap::new().into(),
                 weight: 1,
                 check: Check::None,
             };

@@ -221,7 +221,7 @@ impl CatalogSink {
         Group { writes, operations, node, bytes }
     }
 
-    fn operations(&self, write: &Write) -> Vec<Operation> {
+    fn operations<'w>(&self, write: &'w Write) -> Vec<Operation<'w>> {
         match write {
             Write::Register(registration) => self.register(registration).collect(),
             Write::Replace(registration) => {
@@ -250,13 +250,16 @@ impl CatalogSink {
         }
     }
 
-    fn register(&self, registration: &Registration) -> impl Iterator<Item = Operation> + use<> {
+    fn register<'w>(
+        &self,
+        registration: &'w Registration,
+    ) -> impl Iterator<Item = Operation<'w>> + use<'w> {
         let node = self.nodes.of_namespace(&registration.namespace);
         let set = Operation::SetService { node, service: ServiceBody::new(registration) };
         std::iter::once(set).chain(self.check(registration).map(Operation::SetCheck))
     }
 
-    fn check(&self, registration: &Registration) -> Option<CheckBody> {
+    fn check<'w>(&self, registration: &'w Registration) -> Option<CheckBody<'w>> {
         CheckBody::new(&self.nodes.of_namespace(&registration.namespace), registration)
     }
 
@@ -440,7 +443,7 @@ mod tests {
             namespace: "ns".into(),
             address: "10.0.0.1".into(),
             port: 80,
-            tags: Vec::new(),
+            tags: Arc::default(),
             meta: [].into(),
             weight: 1,
             check: Check::None,

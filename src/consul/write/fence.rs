@@ -28,7 +28,7 @@ impl SessionId {
 
 impl Fence {
     /// The operation that rolls a transaction back unless the fence holds.
-    pub(in crate::consul) fn operation(&self) -> Operation {
+    pub(in crate::consul) fn operation(&self) -> Operation<'static> {
         Operation::CheckSession { key: self.key.clone(), session: self.session.as_str().into() }
     }
 }

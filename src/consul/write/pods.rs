@@ -8,7 +8,9 @@ use crate::consul::http::client::Client;
 use crate::consul::http::error::{Error, Reach};
 use crate::consul::http::request::{Request, encode};
 use crate::consul::write::agent::done;
-use crate::consul::write::registration::{AgentCheck, AgentService, CheckKind, CheckStatus};
+use crate::consul::write::registration::{
+    AgentCheck, AgentService, CheckKind, CheckStatus, MetaBody,
+};
 use crate::domain::consul::record;
 use crate::domain::node::exchange::{Action, Answer};
 use crate::domain::node::wanted::{self, Registration, State};
@@ -56,7 +58,7 @@ async fn register(
         address: &registration.address,
         port: registration.port,
         tags: &registration.tags,
-        meta: Some(&registration.meta),
+        meta: Some(MetaBody::Own(&registration.meta)),
         weights: None,
         check: Some(AgentCheck {
             id: Some((&*registration.id).into()),

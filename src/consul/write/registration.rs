@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::consul::read::wire::WARNING_WEIGHT;
+use crate::domain::consul::pairs::Meta;
 use crate::domain::consul::record::{Check, READINESS_CHECK, Registration};
 use crate::domain::consul::registration_id::readiness_check_id;
 use crate::domain::hook::{HookCheck, HookRegistration, Target};
@@ -37,13 +38,24 @@ pub struct AgentService<'a> {
     pub tags: &'a [String],
     /// Its meta, if it has any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub meta: Option<&'a BTreeMap<String, String>>,
+    pub meta: Option<MetaBody<'a>>,
     /// Its weights, if they are not Consul's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
     /// Its only check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<AgentCheck<'a>>,
+}
+
+/// The meta of an [`AgentService`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum MetaBody<'a> {
+    /// Of one that shares it with others.
+    #[serde(serialize_with = "pairs")]
+    Shared(&'a Meta),
+    /// Of one alone.
+    Own(&'a BTreeMap<String, String>),
 }
 
 /// A check of an [`AgentService`].
@@ -154,21 +166,22 @@ pub enum CheckTarget<'a> {
 /// A service in the catalog's form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ServiceBody {
+pub struct ServiceBody<'a> {
     #[serde(rename = "ID")]
-    id: Box<str>,
-    service: Box<str>,
-    address: Box<str>,
+    id: &'a str,
+    service: &'a str,
+    address: &'a str,
     port: u16,
-    tags: Vec<String>,
-    meta: BTreeMap<String, String>,
+    tags: &'a [String],
+    #[serde(serialize_with = "pairs")]
+    meta: &'a Meta,
     weights: Weights,
 }
 
 /// A readiness check in the catalog's form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct CheckBody {
+pub struct CheckBody<'a> {
     node: Box<str>,
     #[serde(rename = "CheckID")]
     check_id: String,
@@ -177,8 +190,8 @@ pub struct CheckBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
     #[serde(rename = "ServiceID")]
-    service_id: Box<str>,
-    service_name: Box<str>,
+    service_id: &'a str,
+    service_name: &'a str,
 }
 
 /// Share of the traffic that an instance gets, by its state.
@@ -208,7 +221,7 @@ impl<'a> From<&'a Registration> for AgentService<'a> {
             address: &registration.address,
             port: registration.port,
             tags: &registration.tags,
-            meta: Some(&registration.meta),
+            meta: Some(MetaBody::Shared(&registration.meta)),
             weights: Some(Weights::of(registration)),
             check: check.map(|status| AgentCheck {
                 id: Some(readiness_check_id(&registration.id).into()),
@@ -274,16 +287,16 @@ impl<'a> From<&'a HookCheck> for AgentCheck<'a> {
 
 // === impl ServiceBody ===
 
-impl ServiceBody {
+impl<'a> ServiceBody<'a> {
     /// The service of this registration, without its check.
-    pub fn new(registration: &Registration) -> Self {
+    pub fn new(registration: &'a Registration) -> Self {
         Self {
-            id: registration.id.clone(),
-            service: registration.service.clone(),
-            address: registration.address.clone(),
+            id: &registration.id,
+            service: &registration.service,
+            address: &registration.address,
             port: registration.port,
-            tags: registration.tags.clone(),
-            meta: registration.meta.clone(),
+            tags: &registration.tags,
+            meta: &registration.meta,
             weights: Weights::of(registration),
         }
     }
@@ -291,9 +304,9 @@ impl ServiceBody {
 
 // === impl CheckBody ===
 
-impl CheckBody {
+impl<'a> CheckBody<'a> {
     /// The check that this registration has on `node`, if any.
-    pub fn new(node: &str, registration: &Registration) -> Option<Self> {
+    pub fn new(node: &str, registration: &'a Registration) -> Option<Self> {
         let status = match registration.check {
             Check::None => return None,
             Check::Passing => CheckStatus::Passing,
@@ -305,8 +318,8 @@ impl CheckBody {
             name: READINESS_CHECK,
             status,
             output: why_critical(registration),
-            service_id: registration.id.clone(),
-            service_name: registration.service.clone(),
+            service_id: &registration.id,
+            service_name: &registration.service,
         })
     }
 }
@@ -322,6 +335,10 @@ impl Weights {
     fn of(registration: &Registration) -> Self {
         Self { passing: registration.weight, warning: WARNING_WEIGHT }
     }
+}
+
+fn pairs<S: Serializer>(meta: &Meta, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(meta.pairs())
 }
 
 /// As Go reads durations.

@@ -14,7 +14,7 @@ impl Client {
     /// each of which is reported by its name.
     pub async fn remove_all(
         &self,
-        operations: Vec<(String, Operation)>,
+        operations: Vec<(String, Operation<'_>)>,
     ) -> Result<Vec<Left>, Error> {
         debug_assert!(operations.len() <= MAX_OPERATIONS, "the caller makes the batches");
         let encoded = operations.into_iter().map(|(name, operation)| (name, operation.encode()));

@@ -19,7 +19,7 @@ pub const MAX_BODY: usize = 512 << 10;
 
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub enum Operation<'a> {
     /// Writes a KV key if its `ModifyIndex` still is `index` (0: it must not exist).
     SetKey {
         /// The key.
@@ -59,7 +59,7 @@ pub enum Operation {
         /// The node's name.
         node: Box<str>,
         /// The service.
-        service: ServiceBody,
+        service: ServiceBody<'a>,
     },
     /// Removes a service with its checks; an absent one is no failure.
     DeleteService {
@@ -71,7 +71,7 @@ pub enum Operation {
         name: Box<str>,
     },
     /// Creates or replaces a check.
-    SetCheck(CheckBody),
+    SetCheck(CheckBody<'a>),
     /// Removes a check; an absent one is no failure.
     DeleteCheck {
         /// The node's name.
@@ -148,9 +148,9 @@ impl Client {
 // === impl Encoded ===
 
 impl Encoded {
-    fn of_json(value: &serde_json::Value) -> Self {
-        let raw = to_raw_value(value);
-        Self(raw.expect("a JSON value has string keys and no failing Serialize"))
+    fn new(operation: &Wire<'_>) -> Self {
+        let raw = to_raw_value(operation);
+        Self(raw.expect("our own types have string keys and no failing Serialize"))
     }
 
     /// Its size in a transaction's body, in bytes, the comma included: to fill a body up to
@@ -160,44 +160,192 @@ impl Encoded {
     }
 }
 
+/// An operation as Consul reads it.
+#[derive(Serialize)]
+enum Wire<'a> {
+    #[serde(rename = "KV")]
+    Key(KeyVerb<'a>),
+    Node {
+        #[serde(rename = "Verb")]
+        verb: &'static str,
+        #[serde(rename = "Node")]
+        node: NodeRef<'a>,
+    },
+    Service {
+        #[serde(rename = "Verb")]
+        verb: &'static str,
+        #[serde(rename = "Node")]
+        node: &'a str,
+        #[serde(rename = "Service")]
+        service: ServiceRef<'a>,
+    },
+    Check {
+        #[serde(rename = "Verb")]
+        verb: &'static str,
+        #[serde(rename = "Check")]
+        check: CheckRef<'a>,
+    },
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct KeyVerb<'a> {
+    verb: &'static str,
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flags: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum NodeRef<'a> {
+    Whole(&'a NodeBody),
+    #[serde(rename_all = "PascalCase")]
+    Named {
+        node: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ServiceRef<'a> {
+    Whole(&'a ServiceBody<'a>),
+    #[serde(rename_all = "PascalCase")]
+    Named {
+        #[serde(rename = "ID")]
+        id: &'a str,
+        service: &'a str,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum CheckRef<'a> {
+    Whole(&'a CheckBody<'a>),
+    #[serde(rename_all = "PascalCase")]
+    Named {
+        node: &'a str,
+        #[serde(rename = "CheckID")]
+        check_id: &'a str,
+        service_name: &'a str,
+    },
+}
+
 // === impl Operation ===
 
-impl Operation {
+impl Operation<'_> {
     /// In the form in which it is sent.
     pub fn encode(&self) -> Encoded {
-        Encoded::of_json(&self.wire())
+        Encoded::new(&self.wire())
     }
 
-    fn wire(&self) -> serde_json::Value {
-        use serde_json::json;
+    fn wire(&self) -> Wire<'_> {
         match self {
-            Operation::SetKey { key, value, flags, index } => json!({ "KV": {
-                "Verb": "cas", "Key": key, "Value": STANDARD.encode(&**value), "Flags": flags,
-                "Index": index
-            }}),
-            Operation::DeleteKey { key, index } => json!({ "KV": {
-                "Verb": "delete-cas", "Key": key, "Index": index
-            }}),
-            Operation::CheckSession { key, session } => json!({ "KV": {
-                "Verb": "check-session", "Key": key, "Session": session
-            }}),
-            Operation::SetNode(node) => json!({ "Node": { "Verb": "set", "Node": node } }),
+            Operation::SetKey { key, value, flags, index } => Wire::Key(KeyVerb {
+                verb: "cas",
+                key,
+                value: Some(STANDARD.encode(&**value)),
+                flags: Some(*flags),
+                index: Some(*index),
+                session: None,
+            }),
+            Operation::DeleteKey { key, index } => Wire::Key(KeyVerb {
+                verb: "delete-cas",
+                key,
+                index: Some(*index),
+                ..KeyVerb::default()
+            }),
+            Operation::CheckSession { key, session } => Wire::Key(KeyVerb {
+                verb: "check-session",
+                key,
+                session: Some(session),
+                ..KeyVerb::default()
+            }),
+            Operation::SetNode(node) => Wire::Node { verb: "set", node: NodeRef::Whole(node) },
             // A body without `ModifyIndex` is one with 0: it must not exist.
-            Operation::CreateNode(node) => json!({ "Node": { "Verb": "cas", "Node": node } }),
-            Operation::DeleteNode { node } => json!({ "Node": {
-                "Verb": "delete", "Node": { "Node": node }
-            }}),
-            Operation::SetService { node, service } => json!({ "Service": {
-                "Verb": "set", "Node": node, "Service": service
-            }}),
-            Operation::DeleteService { node, id, name } => json!({ "Service": {
-                "Verb": "delete", "Node": node, "Service": { "ID": id, "Service": name }
-            }}),
-            Operation::SetCheck(check) => json!({ "Check": { "Verb": "set", "Check": check } }),
-            Operation::DeleteCheck { node, id, service } => json!({ "Check": {
-                "Verb": "delete",
-                "Check": { "Node": node, "CheckID": id, "ServiceName": service }
-            }}),
+            Operation::CreateNode(node) => Wire::Node { verb: "cas", node: NodeRef::Whole(node) },
+            Operation::DeleteNode { node } => {
+                Wire::Node { verb: "delete", node: NodeRef::Named { node } }
+            }
+            Operation::SetService { node, service } => {
+                Wire::Service { verb: "set", node, service: ServiceRef::Whole(service) }
+            }
+            Operation::DeleteService { node, id, name } => Wire::Service {
+                verb: "delete",
+                node,
+                service: ServiceRef::Named { id, service: name },
+            },
+            Operation::SetCheck(check) => {
+                Wire::Check { verb: "set", check: CheckRef::Whole(check) }
+            }
+            Operation::DeleteCheck { node, id, service } => Wire::Check {
+                verb: "delete",
+                check: CheckRef::Named { node, check_id: id, service_name: service },
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn operations_are_sent_as_consul_reads_them() {
+        let node = || NodeBody {
+            node: "k8s-c.ns".into(),
+            address: "192.0.2.1".into(),
+            meta: [("kube-consul-cluster".to_owned(), "c".to_owned())].into(),
+        };
+        let whole = json!({
+            "Node": "k8s-c.ns", "Address": "192.0.2.1", "Meta": {"kube-consul-cluster": "c"}
+        });
+        let (key, session): (Box<str>, Box<str>) = ("a/b".into(), "s".into());
+        let (id, name): (Box<str>, Box<str>) = ("c_ns_web".into(), "web".into());
+        for (operation, wanted) in [
+            (
+                Operation::SetKey { key: key.clone(), value: "v".into(), flags: 7, index: 0 },
+                json!({"KV": {
+                    "Verb": "cas", "Key": "a/b", "Value": "dg==", "Flags": 7, "Index": 0
+                }}),
+            ),
+            (
+                Operation::DeleteKey { key: key.clone(), index: 3 },
+                json!({"KV": {"Verb": "delete-cas", "Key": "a/b", "Index": 3}}),
+            ),
+            (
+                Operation::CheckSession { key, session },
+                json!({"KV": {"Verb": "check-session", "Key": "a/b", "Session": "s"}}),
+            ),
+            (Operation::SetNode(node()), json!({"Node": {"Verb": "set", "Node": whole}})),
+            (Operation::CreateNode(node()), json!({"Node": {"Verb": "cas", "Node": whole}})),
+            (
+                Operation::DeleteNode { node: "n".into() },
+                json!({"Node": {"Verb": "delete", "Node": {"Node": "n"}}}),
+            ),
+            (
+                Operation::DeleteService { node: "n".into(), id: id.clone(), name: name.clone() },
+                json!({"Service": {
+                    "Verb": "delete", "Node": "n", "Service": {"ID": "c_ns_web", "Service": "web"}
+                }}),
+            ),
+            (
+                Operation::DeleteCheck { node: "n".into(), id, service: name },
+                json!({"Check": {"Verb": "delete", "Check": {
+                    "Node": "n", "CheckID": "c_ns_web", "ServiceName": "web"
+                }}}),
+            ),
+        ] {
+            let sent: Value = serde_json::to_value(operation.encode()).unwrap();
+            assert_eq!(sent, wanted);
         }
     }
 }

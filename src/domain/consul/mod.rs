@@ -4,6 +4,7 @@
 pub mod meta;
 pub mod names;
 pub mod node_names;
+pub mod pairs;
 pub mod ptr;
 pub mod record;
 pub mod registration_id;

@@ -1,10 +1,11 @@
 //! The records that are kept in Consul, the writes that change them, and what Consul answers.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
+use crate::domain::consul::pairs::Meta;
 use crate::domain::consul::registration_id::is_of_endpoint;
 use crate::domain::hash::fnv1a_32;
 use crate::domain::kube::names::ClusterName;
@@ -51,9 +52,9 @@ pub struct Registration {
     /// The port that clients connect to.
     pub port: u16,
     /// Tags in the order in which Consul shows them.
-    pub tags: Vec<String>,
+    pub tags: Arc<Vec<String>>,
     /// Meta, our marks included.
-    pub meta: BTreeMap<String, String>,
+    pub meta: Meta,
     /// Weight in DNS SRV answers and load balancing while it passes (Consul's default is 1).
     pub weight: u16,
     /// Which check it has.
@@ -77,7 +78,7 @@ impl Registration {
     /// Why it is critical, for whoever sees its check in Consul. It follows from what a registration
     /// is and not from how many endpoints there are, which would be a write whenever that changes.
     pub fn why_critical(&self) -> String {
-        let of = |key: &str| self.meta.get(key).map_or("?", String::as_str);
+        let of = |key: &str| self.meta.get(key).unwrap_or("?");
         let service = format!("{}/{}", of(NAMESPACE_META), of(SERVICE_META));
         match (self.meta.get(POD_META), self.meta.get(NODE_META)) {
             (Some(pod), _) => format!("pod {pod}, an endpoint of {service}, is not ready"),
@@ -305,7 +306,7 @@ impl Write {
         match self {
             Write::Register(registration) | Write::Replace(registration) => {
                 let tags = registration.tags.iter().map(String::len);
-                let meta = registration.meta.iter().map(|(key, value)| key.len() + value.len());
+                let meta = registration.meta.pairs().map(|(key, value)| key.len() + value.len());
                 tags.chain(meta).sum()
             }
             Write::Deregister { .. } | Write::PutPtr { .. } | Write::DeletePtr { .. } => 0,
@@ -356,14 +357,15 @@ mod tests {
     fn why_an_instance_is_critical_follows_from_what_it_is() {
         let of = |id: &str, meta: &[(&str, &str)]| {
             let meta = [(NAMESPACE_META, "shop"), (SERVICE_META, "web")].iter().chain(meta);
-            let meta = meta.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let meta = meta.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let meta = meta.collect::<std::collections::BTreeMap<_, _>>().into();
             let registration = Registration {
                 id: id.into(),
                 service: "web".into(),
                 namespace: "shop".into(),
                 address: "10.0.0.1".into(),
                 port: 80,
-                tags: Vec::new(),
+                tags: Arc::default(),
                 meta,
                 weight: 1,
                 check: Check::Critical,

@@ -44,7 +44,7 @@ pub fn registration_difference(
     compare("service", &|it| Some(FieldValue::text(&it.service)));
     compare("address", &|it| Some(FieldValue::text(&it.address)));
     compare("port", &|it| Some(FieldValue::Number(it.port)));
-    compare("tags", &|it| Some(FieldValue::List(it.tags.clone())));
+    compare("tags", &|it| Some(FieldValue::List(Vec::clone(&it.tags))));
     compare("weight", &|it| (it.weight != 1).then_some(FieldValue::Number(it.weight)));
     compare("check", &|it| {
         Some(FieldValue::text(match it.check {
@@ -53,12 +53,10 @@ pub fn registration_difference(
             Check::Critical => "critical",
         }))
     });
-    let keys: BTreeSet<&String> =
-        [old, new].into_iter().flatten().flat_map(|it| it.meta.keys()).collect();
+    let pairs = [old, new].into_iter().flatten().flat_map(|it| it.meta.pairs());
+    let keys: BTreeSet<&str> = pairs.map(|(key, _)| key).collect();
     for key in keys {
-        compare(&format!("meta.{key}"), &|it| {
-            it.meta.get(key).map(|value| FieldValue::text(value))
-        });
+        compare(&format!("meta.{key}"), &|it| it.meta.get(key).map(FieldValue::text));
     }
     changes
 }
@@ -101,7 +99,7 @@ mod tests {
             namespace: "shop".into(),
             address: "10.0.0.1".into(),
             port: 80,
-            tags: vec!["shop".into(), "http".into()],
+            tags: std::sync::Arc::new(vec!["shop".into(), "http".into()]),
             meta: [("team".to_owned(), "a".to_owned())].into(),
             weight: 1,
             check: Check::None,
@@ -133,7 +131,7 @@ mod tests {
             ),
             (changed(|it| it.port = 81), "port 80>81", "port 81>80"),
             (
-                changed(|it| it.tags = vec!["http".into(), "shop".into()]),
+                changed(|it| it.tags = std::sync::Arc::new(vec!["http".into(), "shop".into()])),
                 "tags shop,http>http,shop",
                 "tags http,shop>shop,http",
             ),

@@ -167,7 +167,7 @@ mod tests {
             namespace: "shop".into(),
             address: "10.0.0.1".into(),
             port,
-            tags: vec![],
+            tags: std::sync::Arc::default(),
             meta: [].into(),
             weight: 1,
             check: Check::None,

@@ -117,7 +117,7 @@ impl Contention {
 pub(super) fn as_found(observed: &ObservedRegistration) -> String {
     let ours =
         |key: &str| key.starts_with("external-") || key.starts_with("port-") || key == CLUSTER_META;
-    let meta = observed.registration.meta.iter().filter(|(key, _)| !ours(key));
+    let meta = observed.registration.meta.pairs().filter(|(key, _)| !ours(key));
     let meta: Vec<String> = meta.map(|(key, value)| format!("{key}={value}")).collect();
     if meta.is_empty() {
         return "its meta names no writer".to_owned();

@@ -179,7 +179,7 @@ impl Removal {
 
     async fn transactions(
         &mut self,
-        operations: impl IntoIterator<Item = (String, Operation)>,
+        operations: impl IntoIterator<Item = (String, Operation<'_>)>,
     ) -> Result<(), Error> {
         let mut operations = operations.into_iter();
         loop {

@@ -1,6 +1,7 @@
 //! The catalog sink itself, against a real Consul.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::StatusCode;
 use kube_consul::consul::http::client::Client;
@@ -199,7 +200,7 @@ async fn those_at_fault_are_told_from_all_the_others() {
 fn heavy(namespace: &str, count: usize, bytes: usize) -> Vec<Registration> {
     let heavy = |number| {
         let mut one = registration(namespace, number);
-        one.tags.push("x".repeat(bytes));
+        Arc::make_mut(&mut one.tags).push("x".repeat(bytes));
         one
     };
     (0..count).map(heavy).collect()
@@ -224,7 +225,7 @@ async fn what_is_too_much_for_one_transaction_goes_in_several() {
     }
     // One that is too large by itself harms only itself.
     let mut some = heavy("some", 20, 100);
-    some[9].tags.push("x".repeat(600_000));
+    Arc::make_mut(&mut some[9].tags).push("x".repeat(600_000));
     let answers = write(&sink, registers(&some)).await;
     let refused = some.remove(9);
     assert!(matches!(answers[&key(&refused)], Answer::Refused(_)), "{:?}", answers[&key(&refused)]);
@@ -239,7 +240,7 @@ async fn a_consul_that_takes_less_at_a_time_gets_less() {
     let consul = consul.await.unwrap();
     let sink = sink(consul.url());
     let mut some = heavy("ns", 40, 2_000);
-    some[17].tags.push("x".repeat(20_000));
+    Arc::make_mut(&mut some[17].tags).push("x".repeat(20_000));
     let answers = write(&sink, registers(&some)).await;
     let refused = some.remove(17);
     assert!(matches!(answers[&key(&refused)], Answer::Refused(_)), "{:?}", answers[&key(&refused)]);
@@ -253,7 +254,7 @@ async fn a_refusal_that_is_too_long_to_be_read_is_looked_for_by_halves() {
     let sink = sink(consul.url());
     let mut some = heavy("ns", 40, 10);
     // Consul quotes the value.
-    some[23].meta.insert("note".to_owned(), "x".repeat(100_000));
+    some[23].meta.extend([("note".to_owned(), "x".repeat(100_000))]);
     let answers = write(&sink, registers(&some)).await;
     let refused = some.remove(23);
     assert!(!matches!(answers[&key(&refused)], Answer::Applied { .. }));

@@ -12,7 +12,7 @@ pub fn registration(namespace: &str, number: usize, check: Check) -> Registratio
         namespace: namespace.into(),
         address: address.into(),
         port: 80,
-        tags: vec![namespace.into()],
+        tags: vec![namespace.into()].into(),
         meta: meta.map(|(key, value)| (key.into(), value.into())).into(),
         weight: 1,
         check,

@@ -88,7 +88,7 @@ fn registration(id: &str, check: Check) -> Registration {
         namespace: "ns".into(),
         address: "10.0.0.1".into(),
         port: 80,
-        tags: vec!["ns".into(), "http".into()],
+        tags: vec!["ns".into(), "http".into()].into(),
         meta: meta.map(|(key, value)| (key.into(), value.into())).into(),
         weight: 3,
         check,

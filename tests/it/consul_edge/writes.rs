@@ -181,7 +181,7 @@ async fn a_transaction_is_whole_and_fenced_by_its_session() {
 
     // One bad operation rolls the others back and is reported by its position.
     let mut bad = wanted.clone();
-    bad.meta.insert("a b".into(), "c".into());
+    bad.meta.extend([("a b".into(), "c".into())]);
     let mut operations = write(session.as_str());
     operations
         .push(Operation::SetService { node: "k8s-c".into(), service: ServiceBody::new(&bad) });

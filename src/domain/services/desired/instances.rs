@@ -1,12 +1,14 @@
 //! The instances of one Service: each address of each of its ports, in the mode that is asked for.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::domain::address::fault_of;
 use crate::domain::consul::meta::is_meta_value;
 use crate::domain::consul::names::{lookup_form, resolves};
+use crate::domain::consul::pairs::Meta;
 use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{
     CLUSTER_META, Check, NAMESPACE_META, NODE_META, POD_META, Registration, SERVICE_META, SOURCE,
@@ -49,6 +51,13 @@ const MAX_PORT_PAIRS: usize = 50_000;
 pub(super) const MAX_SHOWN: usize = 8;
 /// Consul's weight of a service that asks for none.
 const DEFAULT_WEIGHT: u16 = 1;
+
+/// What an instance says of itself alone, sorted: its node, what it is, its pod, its zone.
+const OWN_META: [&str; 4] =
+    [NODE_META, "external-k8s-ref-kind", POD_META, "external-k8s-topology-zone"];
+
+/// Meta that the instances of a port share, by which of [`OWN_META`] they say.
+type SharedMeta = HashMap<[bool; OWN_META.len()], Arc<BTreeMap<String, String>>>;
 
 pub(super) struct Builder<'a> {
     settings: &'a Settings,
@@ -200,9 +209,10 @@ impl<'a> Builder<'a> {
         }
         let asked = self.asked();
         for Port { name, of, targets } in std::mem::take(&mut self.ports) {
-            let tags = self.tags(&name, of, &asked);
+            let tags = Arc::new(self.tags(&name, of, &asked));
+            let mut shared = SharedMeta::new();
             for target in targets {
-                self.instance(&name, of, tags.clone(), &asked, target);
+                self.instance(&name, of, Arc::clone(&tags), &asked, &mut shared, target);
             }
         }
         if self.out.unserved.is_empty() {
@@ -487,8 +497,9 @@ impl<'a> Builder<'a> {
         &mut self,
         name: &Name<'_>,
         port: &ServicePort,
-        mut tags: Vec<String>,
+        mut tags: Arc<Vec<String>>,
         asked: &Asked,
+        shared: &mut SharedMeta,
         target: Target<'_>,
     ) {
         let number = target.endpoint.map(|_| target.port);
@@ -523,14 +534,14 @@ impl<'a> Builder<'a> {
         if let Some(tag) = hostname.filter(|tag| name.neighbours.allow(tag))
             && !tags.iter().any(|other| other == tag)
         {
-            tags.push(tag.to_owned());
+            Arc::make_mut(&mut tags).push(tag.to_owned());
         }
         let registration = Registration {
             id: id.clone(),
             service: name.text.into(),
             namespace: self.key.namespace.clone(),
             tags,
-            meta: self.meta(port, asked, &target),
+            meta: self.meta(port, asked, &target, shared),
             address: target.address,
             port: target.port,
             weight: self.overrides.weight.unwrap_or(DEFAULT_WEIGHT),
@@ -602,30 +613,46 @@ impl<'a> Builder<'a> {
         tags
     }
 
+    /// What an instance says of itself, and what it shares with those that say as much.
     fn meta(
         &mut self,
         port: &ServicePort,
         asked: &Asked,
         target: &Target<'_>,
-    ) -> BTreeMap<String, String> {
+        shared: &mut SharedMeta,
+    ) -> Meta {
         let pod = target.endpoint.and_then(|endpoint| endpoint.pod.as_deref());
-        let mut meta: BTreeMap<String, String> = [
+        let zone = target.zone.filter(|zone| is_meta_value(zone));
+        let values = [target.node, pod.map(|_| "Pod"), pod, zone];
+        let own = OWN_META.into_iter().zip(values);
+        let own = own.filter_map(|(key, value)| Some((key, value?.into()))).collect();
+        let said = values.map(|value| value.is_some());
+        let shared = shared.entry(said).or_insert_with(|| self.shared_meta(port, asked, said));
+        Meta::new(Arc::clone(shared), own)
+    }
+
+    /// What all instances have in common of which these of [`OWN_META`] are said.
+    fn shared_meta(
+        &mut self,
+        port: &ServicePort,
+        asked: &Asked,
+        said: [bool; OWN_META.len()],
+    ) -> Arc<BTreeMap<String, String>> {
+        let own = OWN_META.into_iter().zip(said).filter_map(|(key, said)| said.then_some(key));
+        let own: Vec<&str> = own.collect();
+        let marks = [
             (CLUSTER_META, Some(self.settings.cluster.as_str())),
             (SOURCE_META, Some(SOURCE)),
             (NAMESPACE_META, Some(&*self.key.namespace)),
             (SERVICE_META, Some(&*self.key.name)),
-            ("external-k8s-ref-kind", pod.map(|_| "Pod")),
-            (POD_META, pod),
-            (NODE_META, target.node),
-            ("external-k8s-topology-zone", target.zone.filter(|zone| is_meta_value(zone))),
             ("external-k8s-protocol", port.protocol.tag()),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
-        .collect();
+        ];
+        let marks = marks.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let marks = marks.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut meta: BTreeMap<String, String> = marks.collect();
         let mut left_out = 0;
-        for (key, value) in &asked.meta {
-            if meta.len() < MAX_META_PAIRS || meta.contains_key(key) {
+        for (key, value) in asked.meta.iter().filter(|(key, _)| !own.contains(&&**key)) {
+            if meta.len() + own.len() < MAX_META_PAIRS || meta.contains_key(key) {
                 meta.entry(key.clone()).or_insert_with(|| value.clone());
             } else {
                 left_out += 1;
@@ -643,12 +670,13 @@ impl<'a> Builder<'a> {
         }
         let ports = &self.service.ports;
         let fit = ports.len() * self.instances <= MAX_PORT_PAIRS;
-        for port in ports.iter().filter(|_| fit).take(MAX_META_PAIRS.saturating_sub(meta.len())) {
+        let room = MAX_META_PAIRS.saturating_sub(meta.len() + own.len());
+        for port in ports.iter().filter(|_| fit).take(room) {
             if let Some(name) = &port.name {
                 meta.entry(format!("port-{name}")).or_insert_with(|| port.port.to_string());
             }
         }
-        meta
+        Arc::new(meta)
     }
 }
 

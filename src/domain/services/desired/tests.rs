@@ -45,7 +45,7 @@ fn an_ordinary_service_with_all_its_fields() {
             namespace: "shop".into(),
             address: "10.0.0.1".into(),
             port: 80,
-            tags: vec!["shop".to_owned(), "http".to_owned()],
+            tags: vec!["shop".to_owned(), "http".to_owned()].into(),
             meta: meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             weight: 1,
             check: Check::None,
@@ -81,7 +81,7 @@ fn there_is_no_more_meta_than_consul_takes() {
     assert_eq!(reasons, [Reason::InvalidAnnotation]);
     let registration = desired.registrations.values().next().unwrap();
     assert_eq!(registration.meta.len(), MAX_META_PAIRS);
-    assert_eq!(registration.meta["external-source"], "kubernetes");
+    assert_eq!(registration.meta.get("external-source"), Some("kubernetes"));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn where_an_endpoint_runs_is_meta_of_its_instance() {
         ("external-k8s-node-name", "n1"),
         ("external-k8s-topology-zone", "z1"),
     ] {
-        assert_eq!(meta[key], value);
+        assert_eq!(meta.get(key), Some(value));
     }
 }
 

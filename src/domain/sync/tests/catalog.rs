@@ -300,7 +300,7 @@ fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
 /// Somebody changes what is registered, and a resync `after` that shows it.
 fn change_by_others(simulation: &mut Simulation, after: Duration) -> usize {
     for registration in simulation.registrations.values_mut() {
-        registration.meta.insert("owner".to_owned(), "terraform".to_owned());
+        registration.meta.extend([("owner".to_owned(), "terraform".to_owned())]);
     }
     resync_after(simulation, after)
 }

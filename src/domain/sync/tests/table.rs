@@ -522,7 +522,7 @@ impl<'a> Row<'a> {
             Some(("{", pairs)) => {
                 let keys =
                     pairs.trim_end_matches('}').split(',').filter_map(|it| it.split_once('='));
-                let value = |key: &str| meta.get(key).map_or("", String::as_str);
+                let value = |key: &str| meta.get(key).unwrap_or_default();
                 let pairs = keys.map(|(key, _)| format!("{key}={}", value(key)));
                 format!("{plain} {{{}}}", pairs.collect::<Vec<_>>().join(","))
             }
