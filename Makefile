@@ -40,6 +40,7 @@ test: tools lint ## run all tests: format, lints, units, and everything against 
 	@# What a test would compile beside all the others, which mind their time.
 	$(MAKE) --no-print-directory image-program PROFILE=dev
 	cargo test --workspace
+	cargo test --bench core
 
 .PHONY: deny
 deny: ## check the dependencies: advisories, licences, sources (builds cargo-deny first)
@@ -84,6 +85,8 @@ image: image-program ## build the image kube-consul:VERSION with docker or build
 consul-secrets: ## make the Secrets of manifests/consul-servers (NAMESPACE=kube-consul DATACENTER=dc1 TLS=secrets)
 	@NAMESPACE="$(NAMESPACE)" DATACENTER="$(DATACENTER)" TLS="$(TLS)" manifests/consul/secrets create
 
+# Without BENCH_FLAGS the figures go to docs/performance.md as well.
 .PHONY: bench
-bench: tools ## measure, each figure beside a floor or a target (about 20 minutes)
-	cargo bench
+bench: tools ## measure, each figure beside a floor of the same run: half an hour (BENCH_FLAGS=propagation: less)
+	cargo bench --bench cluster -- --docs docs $(BENCH_FLAGS)
+	$(if $(BENCH_FLAGS),,cargo bench --bench core -- --warm-up-time 1 --measurement-time 3)

@@ -25,30 +25,37 @@ use kube_consul::kubernetes::slim::{Content, EndpointSlices, Services, Watched a
 use kube_consul::kubernetes::watch::{Notice, Relist, Watcher};
 use serde_json::{Value, json};
 
-use crate::objects::{self, Memory, SERVICES};
+use crate::objects::{self, Memory};
 
 pub struct Bridge {
     pub settings: Settings,
     domain: ConsulDomain,
     pub core: Core,
     pub now: Moment,
+    /// How many Services the API server has.
+    services: usize,
 }
 
 impl Bridge {
-    pub fn new(settings: Settings) -> Self {
+    /// Beside an API server with so many Services.
+    pub fn new(settings: Settings, services: usize) -> Self {
         let now = Duration::from_secs(1);
         let mut core = Core::new(Config::new(settings.clone(), Target::Agent));
         let domain = ConsulDomain { datacenter: "dc1".into(), domain: "consul".into() };
         let peer = Peer { domain: Some(domain.clone()), shows_catalog: false };
         core.handle_connected(peer, now);
         core.handle_acquired(now);
-        Self { settings, domain, core, now }
+        Self { settings, domain, core, now, services }
     }
 
     /// Takes both lists, as the bridge does. The watches end here: what they keep is measured
     /// before.
     pub async fn list(&mut self) -> Result<Memory> {
-        let watcher = Watcher::new(Client::new(tower::service_fn(answer), "default"));
+        let services = self.services;
+        let watcher = Watcher::new(Client::new(
+            tower::service_fn(move |request| answer(request, services)),
+            "default",
+        ));
         let mut notices = select(
             watcher.services(Relist::default()),
             watcher.endpoints(EndpointSource::EndpointSlices, Relist::default()),
@@ -99,7 +106,7 @@ impl Bridge {
         // The next one is due by then.
         self.now += Duration::from_mins(2);
         while !matches!(self.core.poll_action(self.now), Some(Action::Resync { .. })) {}
-        for number in (0..SERVICES).filter(|_| full) {
+        for number in (0..self.services).filter(|_| full) {
             let (key, service, slice) = projected(number)?;
             let permit = |_: &str, _| Permit::Granted(Neighbours::default());
             let slices = std::iter::once(&slice);
@@ -126,7 +133,7 @@ impl Bridge {
 }
 
 /// A page of a list. A watch is never answered: nothing changes.
-async fn answer(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+async fn answer(request: Request<Body>, services: usize) -> Result<Response<Body>, Infallible> {
     let query = request.uri().query().unwrap_or_default();
     if query.contains("watch=true") {
         std::future::pending::<()>().await;
@@ -136,9 +143,9 @@ async fn answer(request: Request<Body>) -> Result<Response<Body>, Infallible> {
     };
     let object = if request.uri().path().ends_with("/services") { service } else { slice };
     let first = parameter("continue").unwrap_or(0);
-    let last = SERVICES.min(first + parameter("limit").unwrap_or(SERVICES));
+    let last = services.min(first + parameter("limit").unwrap_or(services));
     let mut metadata = json!({ "resourceVersion": "1" });
-    if last < SERVICES {
+    if last < services {
         metadata["continue"] = last.to_string().into();
     }
     let items: Vec<_> = (first..last).map(|number| object(number).to_string()).collect();

@@ -19,7 +19,8 @@ pub fn namespace(number: usize) -> String {
     format!("team-{}", number % NAMESPACES)
 }
 
-fn name(number: usize) -> String {
+#[allow(dead_code, reason = "some know it by its object")]
+pub fn name(number: usize) -> String {
     format!("checkout-api-{number}")
 }
 
@@ -75,7 +76,8 @@ fn endpoint(number: usize, pod: usize) -> Value {
 
 /// What a process has resident, in MiB: now, and at the most so far.
 pub struct Memory {
-    now: f64,
+    #[allow(dead_code, reason = "some only show it")]
+    pub now: f64,
     pub most: f64,
 }
 

@@ -2,6 +2,7 @@
 
 mod acl;
 mod addresses;
+mod bench;
 mod catalog;
 mod check;
 mod conflicts;
