@@ -143,7 +143,7 @@ pub struct RegisteredArgs {
     /// [default: all]
     #[arg(long, env = "KUBE_CONSUL_ANNOTATIONS", value_delimiter = ',', value_name = "LIST")]
     annotations: Vec<String>,
-    /// With --annotations: a namespace in which all annotations count (repeatable)
+    /// A namespace in which all annotations count, and whose Services come first for a name (repeatable)
     #[arg(
         long,
         env = "KUBE_CONSUL_TRUSTED_NAMESPACE",
@@ -209,11 +209,6 @@ pub(super) enum Conflict {
         words = Annotation::WORDS.join(", ")
     )]
     Annotations(String),
-    #[error(
-        "--trusted-namespace: expected --annotations beside it: without, all annotations count in \
-         every namespace"
-    )]
-    TrustedAnyway,
     #[error(
         "--trusted-namespace {0}: expected a namespace that is registered, found it left out by \
          --namespace or --deny-namespace"
@@ -309,9 +304,6 @@ impl RegisteredArgs {
                 Some(words.iter().map(read).collect::<Result<BTreeSet<Annotation>, _>>()?)
             }
         };
-        if allowed.is_none() && !self.trusted_namespace.is_empty() {
-            return Err(Conflict::TrustedAnyway);
-        }
         for namespace in &self.trusted_namespace {
             let is_denied = self.deny_namespace.contains(namespace);
             if is_denied || !(self.namespace.is_empty() || self.namespace.contains(namespace)) {

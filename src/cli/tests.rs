@@ -55,8 +55,6 @@ fn wrong_usage_names_the_flag_and_what_was_expected() {
         (vec!["--annotations", "sync,sinc"], "found \"sinc\""),
         (vec!["--annotations", "all,sync"], "found \"all\""),
         (vec!["--annotations", "service-meta-x"], "service-meta, service-weight"),
-        (vec!["--trusted-namespace", "shop"], "--annotations beside it"),
-        (vec!["--trusted-namespace", "shop", "--annotations", "all"], "--annotations beside it"),
         (
             vec!["--trusted-namespace", "shop", "--annotations=none", "--deny-namespace", "shop"],
             "--trusted-namespace shop",

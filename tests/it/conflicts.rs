@@ -112,6 +112,33 @@ async fn api_in(fixture: &Fixture, namespace: &str) -> Result<(String, (i64, Str
 }
 
 #[tokio::test]
+async fn a2_a_trusted_namespace_comes_first() -> Result<()> {
+    let fixture = Fixture::new("trusted").await?;
+    let other = fixture.kubernetes.namespace("trusted").await?;
+    let command = fixture.command().await?.args(["--namespace", &other]);
+    let command = command.args(["--trusted-namespace", &fixture.namespace]);
+    let bridge = Bridge::start(command).await?;
+    bridge.wait_ready().await?;
+    let dns = fixture.dns()?;
+    // The older one, whose own name it is.
+    let (address, _) = api_in(&fixture, &other).await?;
+    dns.wait_for("api.service.consul", A, &[&address]).await?;
+    fixture.web("gateway", &[("http", 80)]).await?;
+    fixture.annotate("gateway", json!({NAME: "api"})).await?;
+    let trusted = fixture.cluster_ip("gateway").await?;
+    dns.wait_for("api.service.consul", A, &[&trusted]).await?;
+    let told = bridge.wait_for_problem(&other, "api", "NameConflict").await?;
+    ensure!(told.contains(&format!("{}/gateway", fixture.namespace)), "{told}");
+    // Restarted, too.
+    bridge.stop().await?;
+    let command = fixture.command().await?.args(["--namespace", &other]);
+    let bridge = Bridge::start(command.args(["--trusted-namespace", &fixture.namespace])).await?;
+    bridge.wait_ready().await?;
+    bridge.wait_for_problem(&other, "api", "NameConflict").await?;
+    dns.wait_for("api.service.consul", A, &[&trusted]).await
+}
+
+#[tokio::test]
 async fn each_policy_decides_the_same_in_whatever_order_services_come() -> Result<()> {
     let fixture = Fixture::new("policy").await?;
     let other = fixture.kubernetes.namespace("policy").await?;

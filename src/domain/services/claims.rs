@@ -8,15 +8,26 @@ use std::sync::Arc;
 
 use crate::domain::kube::names::ObjectKey;
 
-/// How strong a claim to a name is; the smallest wins. Derived `Ord`: first the class, then
-/// the older Service. Of two that are equal the first by namespace and name wins: a creation time
+/// How strong a claim to a name is; the smallest wins. Derived `Ord`: first whether the namespace is
+/// trusted, then the class, then the older Service. Of two that are equal the first by namespace and name wins: a creation time
 /// has seconds only, and anything random would let a newcomer take what another one has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
+    /// Whether the Service's namespace is trusted with names.
+    pub trust: Trust,
     /// Where the name comes from.
     pub class: Class,
     /// Creation of the Service, seconds since 1970.
     pub created: i64,
+}
+
+/// Whether a claim comes from a namespace that is trusted with names, the stronger first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Trust {
+    /// From one of `--trusted-namespace`.
+    Trusted,
+    /// From any other.
+    Usual,
 }
 
 /// How strong a claim to a PTR key is, likewise: first what the address is to the Service, then
@@ -215,7 +226,7 @@ mod tests {
     }
 
     fn rank(class: Class, created: i64) -> Rank {
-        Rank { class, created }
+        Rank { trust: Trust::Usual, class, created }
     }
 
     fn claim(name: &str, rank: Rank) -> BTreeMap<Arc<str>, Rank> {
@@ -237,6 +248,15 @@ mod tests {
         );
         claims.set(&key("old"), BTreeMap::new());
         assert_eq!(claims.holder("web"), Some(&key("young")));
+    }
+
+    #[test]
+    fn a2_a_trusted_namespace_comes_first() {
+        let mut claims = NameClaims::default();
+        claims.set(&key("own"), claim("web", rank(Class::Own, 1)));
+        let trusted = Rank { trust: Trust::Trusted, class: Class::Derived, created: 9 };
+        claims.set(&key("trusted"), claim("web", trusted));
+        assert_eq!(claims.holder("web"), Some(&key("trusted")));
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Cluster {
         let (claims, uses_nodes) =
             self.cache.service(key).map_or_else(Default::default, |service| {
                 let wanted = wanted(settings, key, service);
-                (wanted.claims(service), wanted.uses_nodes())
+                (wanted.claims(settings, key, service), wanted.uses_nodes())
             });
         self.cache.set_node_user(key, uses_nodes);
         let handovers = self.name_claims.set(key, claims);

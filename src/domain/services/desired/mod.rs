@@ -17,7 +17,7 @@ use crate::domain::kube::object::{
 use crate::domain::kube::route::Route;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::annotations::{is_consul8s, overrides, sync};
-use crate::domain::services::claims::{Class, PtrRank, Rank};
+use crate::domain::services::claims::{Class, PtrRank, Rank, Trust};
 use crate::domain::services::consul8s::asks_for_removal;
 use crate::domain::services::overrides::{NameOverride, Overrides};
 use crate::domain::services::routes::Places;
@@ -291,16 +291,25 @@ impl Wanted<'_> {
 
     /// The claims to names that follow, for [`super::claims::NameClaims`], in the form in which
     /// Consul looks them up.
-    pub fn claims(&self, service: &Service) -> BTreeMap<Arc<str>, Rank> {
-        let rank = |class| Rank { class, created: service.created };
+    pub fn claims(
+        &self,
+        settings: &Settings,
+        key: &ObjectKey,
+        service: &Service,
+    ) -> BTreeMap<Arc<str>, Rank> {
+        let is_trusted = settings.annotations.trusted_namespaces.contains(&key.namespace);
+        let trust = if is_trusted { Trust::Trusted } else { Trust::Usual };
+        let rank = |trust, class| Rank { trust, class, created: service.created };
         let mut claims = BTreeMap::new();
         for port in &self.ports {
             if let Some(fallback) = &port.fallback {
-                claims.entry(lookup_form(fallback).into()).or_insert_with(|| rank(Class::Suffixed));
+                // Most often it is not needed: that takes no name from one whose own it is.
+                let rank = || rank(Trust::Usual, Class::Suffixed);
+                claims.entry(lookup_form(fallback).into()).or_insert_with(rank);
             }
         }
         for port in self.ports.iter().rev() {
-            claims.insert(lookup_form(&port.name).into(), rank(port.class));
+            claims.insert(lookup_form(&port.name).into(), rank(trust, port.class));
         }
         claims
     }

@@ -75,7 +75,7 @@ impl<'v> Wanted<'v> {
     ) -> Self {
         let mut claimants: BTreeMap<Box<str>, BTreeMap<ObjectKey, Rank>> = BTreeMap::new();
         for (key, service) in services(view) {
-            for (name, rank) in wanted(settings, key, service).claims(service) {
+            for (name, rank) in wanted(settings, key, service).claims(settings, key, service) {
                 claimants.entry((&*name).into()).or_default().insert(key.clone(), rank);
             }
         }

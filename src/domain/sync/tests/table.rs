@@ -252,6 +252,10 @@ a label of the same name          | web label:consul=false | | web 10.0.0.1:80
 the older one                     | web created=2; other/web ip=10.0.0.2 created=1 | | web 10.0.0.2:80; ?NameConflict
 O8 of one age, by namespace       | web; other/web ip=10.0.0.2 | | web 10.0.0.2:80; ?NameConflict
 O8 of one age, by name            | b @service-name=x; a ip=10.0.0.2 @service-name=x | | x 10.0.0.2:80; ?NameConflict
+A2 a trusted namespace first      | web @service-name=pay; other/pay ip=10.0.0.2 created=-9 | --trusted-namespace shop | pay 10.0.0.1:80; ?NameConflict
+A2 its further port, too          | web http:80 sql:81; other/web-sql ip=10.0.0.2 created=-9 | --trusted-namespace shop | web 10.0.0.1:80; web-sql 10.0.0.1:81; ?NameConflict
+A2 among them the usual order     | web @service-name=pay; other/pay ip=10.0.0.2 | --trusted-namespace shop --trusted-namespace other | pay 10.0.0.2:80; ?NameConflict
+A2 a suffix that it may not need  | web; web-shop ip=10.0.0.3; other/web-shop ip=10.0.0.2 created=-9 | --trusted-namespace shop --on-conflict suffix | web 10.0.0.1:80; web-shop 10.0.0.3:80; web-shop-other 10.0.0.2:80
 its own name before an annotation | web created=2; api ip=10.0.0.2 created=1 @service-name=web | | web 10.0.0.1:80; ?NameConflict
 an annotation before a port       | a http:80 b:81 created=1; c ip=10.0.0.2 created=2 @service-name=a-b | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict
 its own name before a port        | a http:80 b:81 created=1; a-b ip=10.0.0.2 created=2 | | a 10.0.0.1:80; a-b 10.0.0.2:80; ?NameConflict

@@ -128,7 +128,7 @@ impl World {
         past.ptr.extend(self.consul.claimed_by_others.iter().cloned());
         for (key, service) in self.kubernetes.services() {
             let wanted = wanted(&self.settings, key, service);
-            let mut names = wanted.claims(service).into_keys();
+            let mut names = wanted.claims(&self.settings, key, service).into_keys();
             let is_odd = |value: &str| [REFUSED_TAG, FAILING_TAG].contains(&value);
             let is_refused = service.annotations.values().any(|value| is_odd(value));
             let is_in_the_way = self.consul.nodes_of_others.contains(&key.namespace);
