@@ -132,6 +132,7 @@ impl ConsulArgs {
         if let [address, further @ ..] = &*self.consul_addr {
             config.address = address.clone();
             config.further = further.to_vec();
+            config.check_addresses()?;
         }
         if let Some(file) = &self.consul_token_file {
             config.token = TokenSource::File(file.clone());

@@ -84,13 +84,23 @@ enum HookCommand {
     Deregister(DeregisterArgs),
 }
 
+/// Heading of what stands before the verb, as in the original.
+const OF_HOOK: &str = "Options of register and deregister";
+
 /// The token's file, which stands before the verb.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AclFileArgs {
     /// File with the ACL token, for register and deregister [default: $CONSUL_HTTP_TOKEN, then
     /// $CONSUL_HTTP_TOKEN_FILE]
-    #[arg(long, global = true, env = "KUBE_CONSUL_CONSUL_ACL_FILE", value_name = "FILE", help_heading = COMMON)]
+    #[arg(long, global = true, env = "KUBE_CONSUL_CONSUL_ACL_FILE", value_name = "FILE", help_heading = OF_HOOK)]
     consul_acl_file: Option<OsString>,
+}
+
+impl AclFileArgs {
+    /// Whether a file is named, which only the hook reads.
+    pub fn is_given(&self) -> bool {
+        self.consul_acl_file.as_ref().is_some_and(|file| !file.is_empty())
+    }
 }
 
 /// `register`.

@@ -55,6 +55,10 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 /// Heading of the flags that several subcommands share.
 const COMMON: &str = "Common options";
 
+/// A token's file that another command would not read: its requests would be denied for no visible reason.
+const ONLY_OF_HOOK: &str = "--consul-acl-file (KUBE_CONSUL_CONSUL_ACL_FILE): expected register or \
+    deregister, found another command; name the file by --consul-token-file";
+
 /// Keeps Kubernetes and Consul in sync, event by event.
 #[derive(Debug, Parser)]
 #[command(name = "kube-consul", version, propagate_version = true)]
@@ -198,11 +202,35 @@ impl LogArgs {
     }
 }
 
+// === impl Command ===
+
+impl Command {
+    /// Whether it has the options of [`ConsulArgs`], one of which names the token's file.
+    fn takes_consul_options(&self) -> bool {
+        matches!(
+            self,
+            Self::Bridge(_)
+                | Self::Plan(_)
+                | Self::Check(_)
+                | Self::Purge(_)
+                | Self::Import(_)
+                | Self::Node(_)
+        )
+    }
+}
+
 // === impl Cli ===
 
 impl Cli {
     fn run(self) -> u8 {
         if let Err(error) = self.log.start() {
+            return match self.command {
+                Command::Plan(_) => failed(&error),
+                _ => usage(&error),
+            };
+        }
+        if self.acl_file.is_given() && self.command.takes_consul_options() {
+            let error = run::Error::Usage(ONLY_OF_HOOK.to_owned());
             return match self.command {
                 Command::Plan(_) => failed(&error),
                 _ => usage(&error),

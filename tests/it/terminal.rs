@@ -188,6 +188,16 @@ async fn a_reader_that_has_seen_enough_ends_it_quietly() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_hooks_token_file_is_refused_where_it_would_not_be_read() -> Result<()> {
+    for (command, code) in [("bridge", 2), ("plan", 1), ("purge", 2)] {
+        let command = kube_consul().args([command, "--cluster", "eu", "--consul-acl-file", "/t"]);
+        let said = ends_with(code, command).await?;
+        ensure!(said.contains("--consul-token-file"), "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_level_that_is_none_is_refused() -> Result<()> {
     for (command, code) in [("bridge", 2), ("plan", 1), ("purge", 2)] {
         let command = kube_consul().args([command, "--cluster", "eu", "--log-level", "debg"]);

@@ -49,6 +49,12 @@ impl Client {
         self.inner.tokens.generation()
     }
 
+    /// Moves whenever another of several addresses than before answers: whose records are there has to be
+    /// asked again.
+    pub fn address_generation(&self) -> u64 {
+        self.inner.transport.moves()
+    }
+
     /// Ends the login, where there was one, so that its token does not outlive the process. Not
     /// after registering with an agent, which goes on using the token of each registration.
     pub async fn logout(&self) -> Result<(), Error> {

@@ -121,6 +121,17 @@ pub enum ConfigError {
          are its own; give several with --sink catalog"
     )]
     SeveralAgents(usize),
+    /// Several addresses of which some speak TLS: the token would go out in the clear while those are away.
+    #[error(
+        "--consul-addr: expected https for all addresses or for none, found {tls} and {plain}; \
+         write https:// before each, or set CONSUL_HTTP_SSL=true"
+    )]
+    MixedSchemes {
+        /// One with TLS.
+        tls: String,
+        /// One without.
+        plain: String,
+    },
     /// A client certificate without its key, or the reverse.
     #[error("{present} is set: expected {missing} too, found nothing; set both or neither")]
     Half {
@@ -208,6 +219,19 @@ impl Config {
                 missing: "CONSUL_CLIENT_CERT",
             }),
             _ => Ok(config),
+        }
+    }
+
+    /// Makes sure that all addresses over TCP speak TLS or none does.
+    pub fn check_addresses(&self) -> Result<(), ConfigError> {
+        let over_tcp = || self.each().filter(|it| matches!(it.address, Address::Tcp { .. }));
+        let (tls, plain) = (over_tcp().find(Self::uses_tls), over_tcp().find(|it| !it.uses_tls()));
+        match (tls, plain) {
+            (Some(tls), Some(plain)) => Err(ConfigError::MixedSchemes {
+                tls: tls.display_url(),
+                plain: plain.display_url(),
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -411,6 +435,23 @@ mod tests {
             config(&[("CONSUL_HTTP_SSL", "yes")]).unwrap_err(),
             ConfigError::Boolean { variable: "CONSUL_HTTP_SSL", found: "yes".into() }
         );
+    }
+
+    #[test]
+    fn addresses_speak_tls_all_or_none() {
+        for (addresses, ssl, is_right) in [
+            (&["https://a:8501", "https://b:8501"][..], "", true),
+            (&["a:8500", "http://b:8500", "unix:///c"], "", true),
+            (&["https://a:8501", "b:8500"], "", false),
+            (&["http://a:8500", "unix:///c", "https://b:8501"], "", false),
+            (&["https://a:8501", "b:8501"], "true", true),
+        ] {
+            let mut all = addresses.iter().map(|it| it.parse().unwrap());
+            let ssl = config(&[("CONSUL_HTTP_SSL", ssl)]).unwrap();
+            let config = Config { address: all.next().unwrap(), further: all.collect(), ..ssl };
+            let found = config.check_addresses();
+            assert_eq!(found.is_ok(), is_right, "{addresses:?}: {found:?}");
+        }
     }
 
     #[test]

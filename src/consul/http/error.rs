@@ -119,6 +119,17 @@ pub enum Error {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// One of several addresses leads to another datacenter than the one that answered first: nothing was
+    /// sent there.
+    #[error("Consul at {address}: expected datacenter {expected:?}, found {found:?}")]
+    OtherDatacenter {
+        /// The address.
+        address: String,
+        /// The datacenter of the address that answered first.
+        expected: String,
+        /// That of this one.
+        found: String,
+    },
     /// The deadline passed or the connection broke after sending: it may still be applied.
     #[error("{request}: no answer from Consul")]
     Unanswered {
@@ -285,7 +296,11 @@ impl Error {
             Class::Busy => Error::Busy { request, status, message, retry_after: None },
             Class::NoQuorum => Error::NoQuorum { request, status, message },
             Class::Failing => Error::Failing { request, status, message },
-            Class::Unexpected => Error::Unexpected { request, status, message },
+            Class::Unexpected => {
+                let message =
+                    if body.trim_ascii().is_empty() { "an empty body".to_owned() } else { message };
+                Error::Unexpected { request, status, message }
+            }
         }
     }
 
@@ -369,7 +384,11 @@ impl Error {
         match self {
             Error::Refused { .. } | Error::TooLarge { .. } => Answer::Refused(text),
             // Consul was not asked for the write at all, and may not have been there to ask.
-            Error::Token(TokenError::TooSoon) => Answer::Failed(text),
+            Error::Token(TokenError::TooSoon)
+            | Error::Busy { .. }
+            | Error::Unexpected { .. }
+            | Error::Unreachable { .. }
+            | Error::OtherDatacenter { .. } => Answer::Failed(text),
             Error::Token(TokenError::Login { source, .. }) if source.is_transient() => {
                 Answer::Failed(text)
             }
@@ -382,9 +401,6 @@ impl Error {
                 Reach::Agent => Answer::Failed(text),
                 Reach::Servers => Answer::Unanswered(text),
             },
-            Error::Busy { .. } | Error::Unexpected { .. } | Error::Unreachable { .. } => {
-                Answer::Failed(text)
-            }
             Error::Unanswered { .. } | Error::Garbled { .. } => Answer::Unanswered(text),
         }
     }
@@ -421,6 +437,11 @@ impl Error {
     /// Whether the connection broke, or nothing came in time.
     pub fn is_unanswered(&self) -> bool {
         matches!(self, Error::Unanswered { .. })
+    }
+
+    /// Whether no server could serve the request.
+    pub(in crate::consul) fn lacks_quorum(&self) -> bool {
+        matches!(self, Error::NoQuorum { .. })
     }
 
     /// Whether nobody answered.

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`config`] | where Consul is and who to be there: every variable of Consul's own command |
+//! | `addresses` | which of several addresses is asked |
 //! | [`setup`] | certificates, server name, HTTP authentication |
 //! | [`certificate`] | when certificates run out |
 //! | [`verifier`] | trust in CA certificates that were given |
@@ -15,6 +16,7 @@
 //! | [`client`] | requests with the token |
 //! | [`stream`] | long answers, item by item |
 
+mod addresses;
 mod authorities;
 pub mod certificate;
 pub mod client;

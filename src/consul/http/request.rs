@@ -70,6 +70,11 @@ impl Request {
         self.query.contains("&wait=")
     }
 
+    /// Whether it is itself for a datacenter that may be another one.
+    pub(in crate::consul) fn names_datacenter(&self) -> bool {
+        self.query.contains("&dc=")
+    }
+
     /// Adds a query parameter without a value.
     pub(in crate::consul) fn flag(mut self, name: &str) -> Self {
         self.query.extend(["&", name]);

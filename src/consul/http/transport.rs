@@ -3,15 +3,15 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 
+use crate::consul::http::addresses::{Addresses, AgentSelf};
 use crate::consul::http::config::{Address, Config};
 use crate::consul::http::error::Error;
 use crate::consul::http::operation::{Observed, Operation};
@@ -57,8 +57,7 @@ const LOOK_AT_FILES: Duration = Duration::from_secs(2);
 pub(in crate::consul) struct Transport {
     /// At least one.
     peers: Vec<Peer>,
-    /// Place of the one that is asked.
-    current: AtomicUsize,
+    addresses: Addresses,
     /// Where requests go, for people.
     pub display: String,
     /// Told how long each request took.
@@ -116,13 +115,14 @@ impl Transport {
     /// Reads the certificate files; connects to nothing.
     pub(in crate::consul) fn new(config: &Config) -> Result<Self, BuildError> {
         let peers: Vec<Peer> = config.each().map(Peer::new).collect::<Result<_, _>>()?;
-        let display = peers.iter().map(|peer| &*peer.display).collect::<Vec<_>>().join(", ");
+        let displays: Vec<String> = peers.iter().map(|peer| peer.display.clone()).collect();
+        let display = displays.join(", ");
         let parameter = |name: &str, value: &Option<String>| {
             value.as_ref().map(|value| format!("&{name}={}", encode(value))).unwrap_or_default()
         };
         Ok(Self {
             peers,
-            current: AtomicUsize::new(0),
+            addresses: Addresses::new(displays),
             display,
             observed: Observed::default(),
             tenancy: parameter("ns", &config.namespace)
@@ -148,43 +148,63 @@ impl Transport {
         result
     }
 
-    /// Asks at the address in use. While nobody can be reached there the request was not sent, and goes
-    /// to the next one, each once; what got no answer may have been applied, so only what is asked after
-    /// it goes elsewhere.
+    /// Moves whenever another address than before answers.
+    pub(in crate::consul) fn moves(&self) -> u64 {
+        self.addresses.moves()
+    }
+
+    /// Asks at the address in use. Where that was surely not sent, or is a read that no server could
+    /// serve, it goes to the others, each once. Whatever else was not served may have been applied: only
+    /// what is asked after it goes elsewhere.
     async fn exchange(
         &self,
         request: &Request,
         token: Option<&SecretString>,
     ) -> Result<Reply, Error> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let place = self.current.load(Ordering::Relaxed);
-            let result = self.exchange_with(&self.peers[place], request, token).await;
-            match &result {
-                Err(error @ (Error::Unreachable { .. } | Error::Unanswered { .. })) => {
-                    self.leave(place, error);
-                }
-                _ => return result,
+        if let [only] = &*self.peers {
+            return self.exchange_with(only, request, token).await;
+        }
+        let mut last = None;
+        for place in self.addresses.turn() {
+            let is_next = last.is_some();
+            if let Err(error) = self.introduce(place, token).await {
+                self.addresses.leave(place, &error);
+                // That nobody is at the right ones tells more.
+                last = last.or(Some(error));
+                continue;
             }
-            if tries >= self.peers.len() || matches!(result, Err(Error::Unanswered { .. })) {
-                return result;
+            match self.exchange_with(&self.peers[place], request, token).await {
+                Err(error) if error.is_silence() || lacks_quorum(request, &error) => {
+                    self.addresses.leave(place, &error);
+                    let is_unsent = matches!(error, Error::Unreachable { .. });
+                    let is_read = request.method == Method::GET && !error.is_unanswered();
+                    if !is_unsent && !is_read {
+                        return Err(error);
+                    }
+                    last = Some(error);
+                }
+                result => {
+                    self.addresses.answered(place, is_next);
+                    return result;
+                }
             }
         }
+        Err(last.expect("there is an address, and each sets it"))
     }
 
-    /// Goes on at the address after this one, unless another request was quicker.
-    fn leave(&self, place: usize, error: &Error) {
-        let next = (place + 1) % self.peers.len();
-        let order = Ordering::Relaxed;
-        if next != place && self.current.compare_exchange(place, next, order, order).is_ok() {
-            tracing::warn!(
-                address = self.peers[place].display,
-                error = chain(error),
-                "Consul cannot be reached at this address: going on at {}",
-                self.peers[next].display,
-            );
+    /// Makes sure that the address is of the datacenter of the others.
+    async fn introduce(&self, place: usize, token: Option<&SecretString>) -> Result<(), Error> {
+        let has_token = token.is_some();
+        if !self.datacenter.is_empty() || !self.addresses.is_unknown(place, has_token) {
+            return Ok(());
         }
+        let request = AgentSelf::request();
+        let answer = match self.exchange_with(&self.peers[place], &request, token).await {
+            Ok(reply) if reply.is_found() => reply.json().await,
+            Ok(reply) => Err(reply.into_error().await),
+            Err(error) => Err(error),
+        };
+        self.addresses.introduced(place, has_token, answer)
     }
 
     async fn exchange_with(
@@ -238,6 +258,12 @@ impl Transport {
         let mark = if query.is_empty() { "" } else { "?" };
         format!("{}{}{mark}{}", peer.base, request.path, query.trim_start_matches('&'))
     }
+}
+
+/// Whether the server that was asked could not reach those that serve the request. Of another datacenter,
+/// which the request itself names, that tells nothing of the address.
+fn lacks_quorum(request: &Request, error: &Error) -> bool {
+    error.lacks_quorum() && !request.names_datacenter()
 }
 
 // === impl Peer ===

@@ -182,6 +182,15 @@ impl Core {
         }
     }
 
+    /// Consul is asked at another address from now on: whose records are there, and which, is read at
+    /// once.
+    pub fn handle_address_changed(&mut self, now: Moment) {
+        self.now = self.now.max(now);
+        if let Some(term) = &mut self.term {
+            term.schedule.hurry_resync(now);
+        }
+    }
+
     /// The agent's marker is gone, or was changed: everything may be.
     pub fn handle_marker_lost(&mut self, now: Moment) {
         self.now = self.now.max(now);

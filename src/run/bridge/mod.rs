@@ -139,6 +139,8 @@ struct Bridge {
     consul: ConsulClient,
     /// Number of the token in use.
     token: u64,
+    /// Number of the address in use.
+    address: u64,
     peers: Option<PeerInfo>,
     waits: PendingDependencies,
     reporting: Reporting,
@@ -199,6 +201,7 @@ impl Bridge {
             jobs: Jobs::default(),
             kubernetes,
             token: consul.token_generation(),
+            address: consul.address_generation(),
             consul,
             peers: None,
             waits: PendingDependencies::default(),
@@ -265,6 +268,7 @@ impl Bridge {
                 Some(()) = OptionFuture::from(timer) => self.core.handle_timeout(self.began.elapsed()),
             }
             self.notice_token();
+            self.notice_address();
         }
     }
 
@@ -591,6 +595,15 @@ impl Bridge {
         self.core.handle_token_changed(self.began.elapsed());
     }
 
+    /// At another address there may be another Consul after all: whose records are there is read first of
+    /// all in a resync.
+    fn notice_address(&mut self) {
+        let address = self.consul.address_generation();
+        if std::mem::replace(&mut self.address, address) != address {
+            self.core.handle_address_changed(self.began.elapsed());
+        }
+    }
+
     /// Reports what happened since the last time.
     fn report(&mut self) {
         let reports = self.core.take_reports();
@@ -659,7 +672,7 @@ impl Bridge {
                 }
                 let held = if holds { " and removals that are held back" } else { "" };
                 let problems = counted(problems, "problem");
-                let why = format!("in sync but for {problems}{held}");
+                let why = format!("{problems}{held}, as logged above; the rest is in sync");
                 return Some(Err(Error::Failed(why)));
             }
             Once::NotReached(why) => ("not reached", why),

@@ -7,6 +7,7 @@ use crate::consul::coordination::owner::{Owner, OwnerKey, owner_key};
 use crate::consul::http::certificate::expiries;
 use crate::consul::http::client::Client;
 use crate::consul::http::config::{Address, Config};
+use crate::consul::http::error::Error;
 use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::permissions::{AclRule, Authorization};
 use crate::domain::consul::node_names::NodeNames;
@@ -78,20 +79,40 @@ pub(super) async fn check(
 
 /// Of several addresses each by itself: a dead one is to be noticed before it is needed.
 async fn addresses(config: &Config, ask: Ask) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let (mut findings, mut first) = (Vec::new(), None);
     for one in config.each().filter(|_| !config.further.is_empty()) {
         let check = format!("consul address {}", one.display_url());
         let remedy = "correct it or leave it out; the other addresses are asked meanwhile";
         let answer = match Client::new(&one) {
-            Ok(client) => ask.of_consul(client.leader()).await.map(drop),
+            Ok(client) => ask.of_consul(leader_and_agent(&client)).await,
             Err(error) => Err(chain(&error)),
         };
         findings.push(match answer {
-            Ok(()) => ok(check, "answers"),
             Err(why) => warning(check, why, remedy),
+            Ok((None, _)) => warning(check, "answers, and knows no leader", remedy),
+            Ok((Some(_), Agent::Hidden(_))) => {
+                ok(check, "answers; of which datacenter it is the token may not ask")
+            }
+            // With --datacenter each sends requests where they belong.
+            Ok((Some(_), Agent::Known(it))) if config.datacenter.is_some() => {
+                ok(check, format!("answers, of datacenter {}", it.datacenter))
+            }
+            Ok((Some(_), Agent::Known(it))) => {
+                let expected = first.get_or_insert_with(|| it.datacenter.clone());
+                let found = format!("answers, of datacenter {}", it.datacenter);
+                if *expected == it.datacenter {
+                    ok(check, found)
+                } else {
+                    failed(check, found, format!("leave it out: the first is of {expected}"))
+                }
+            }
         });
     }
     findings
+}
+
+async fn leader_and_agent(client: &Client) -> Result<(Option<String>, Agent), Error> {
+    Ok((client.leader().await?, checks::agent(client).await?))
 }
 
 async fn leader(client: &Client, ask: Ask) -> Finding {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::{BoxStream, StreamExt as _};
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamMap;
@@ -160,6 +160,8 @@ impl<'a> Planner<'a> {
         core.handle_acquired(NOW);
         // Nothing is drawn where standard error is no terminal.
         let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        // How much there is nobody knows before it is read.
+        progress.set_style(ProgressStyle::default_spinner());
         progress.enable_steady_tick(TICK);
         Self {
             options,

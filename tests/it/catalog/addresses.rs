@@ -1,7 +1,9 @@
 //! `--consul-addr` with several addresses: another one is asked while nobody is at the first.
 
-use anyhow::{Result, ensure};
-use kube_consul_stack::{Authority, Consul, ConsulOptions, Port, eventually};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use kube_consul_stack::{Authority, Consul, ConsulCluster, ConsulOptions, Data, Port, eventually};
 
 use super::support::{any_tag, leads, wait_for_registered, watch_names};
 use crate::support::{
@@ -100,5 +102,85 @@ async fn an_agents_registrations_have_one_address() -> Result<()> {
     let several = ["--consul-addr", "127.0.0.1:8500", "--consul-addr", "127.0.0.2:8500"];
     let said = ends_with(2, fixture.command().await?.args(several)).await?;
     ensure!(said.contains("--consul-addr: expected one address"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_leader_is_left() -> Result<()> {
+    let fixture: Fixture<Consul> = Fixture::new("addresses").await?;
+    let servers = ConsulCluster::start().await?;
+    let [lonely, others @ ..] = &*servers.servers else { bail!("three servers are expected") };
+    for other in others {
+        other.kill().await?;
+    }
+    fixture.web("web", &[("http", 80)]).await?;
+    eventually(DEADLINE * 2, || async {
+        let status = lonely.api().status("/v1/kv/any").await?;
+        ensure!(status == 500, "{status}");
+        Ok(())
+    })
+    .await?;
+    let addresses = [lonely.url(), fixture.consul.url()].join(",");
+    let command = fixture.command().await?;
+    let bridge =
+        Bridge::start(command.args(["--sink", "catalog", "--consul-addr", &addresses])).await?;
+    // Without a leader Consul answers after 7 s.
+    eventually(DEADLINE * 3, || async { bridge.wait_ready().await }).await?;
+    fixture.wait_for_instances("web", 1).await?;
+    let log = bridge.program.stderr();
+    let told = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    ensure!(told("cannot be used at this address") == 1, "{log}");
+    ensure!(told(&format!("going on at {}", fixture.consul.url())) == 1, "{log}");
+    bridge.stop().await
+}
+
+#[tokio::test]
+async fn an_address_of_another_datacenter_is_passed_over() -> Result<()> {
+    let mut fixture = Fixture::with_consul("addresses", ConsulOptions::server()).await?;
+    let other = Consul::start(ConsulOptions::dev().datacenter("dc2")).await?;
+    let addresses = [fixture.consul.url(), other.url()].join(",");
+    let options = ["--sink", "catalog", "--consul-addr", &addresses];
+    fixture.web("web", &[("http", 80)]).await?;
+    let bridge = Bridge::start(fixture.command().await?.args(options)).await?;
+    bridge.wait_ready().await?;
+    fixture.wait_for_instances("web", 1).await?;
+    let found = says(1, fixture.subcommand("check").await?.args(options)).await?;
+    let line = found.lines().find(|it| it.contains(&format!("consul address {}", other.url())));
+    ensure!(line.is_some_and(|it| it.contains("of datacenter dc2")), "{found}");
+    ensure!(found.contains("the first is of dc1"), "{found}");
+
+    fixture.consul.kill().await?;
+    fixture.web("later", &[("http", 80)]).await?;
+    eventually(DEADLINE, || async {
+        let log = bridge.program.stderr();
+        let told = log.matches("expected datacenter").count();
+        ensure!(told > 0, "{log}");
+        Ok(())
+    })
+    .await?;
+    // Longer than a retry takes.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let keys = other.api().get("/v1/kv/?keys").await?;
+    ensure!(keys.as_array().is_none_or(Vec::is_empty), "{keys}");
+    let nodes = other.api().get("/v1/catalog/nodes").await?;
+    ensure!(nodes.as_array().map_or(0, Vec::len) == 1, "its own alone: {nodes}");
+
+    fixture.consul.restart(Data::Kept).await?;
+    fixture.consul.wait_ready().await?;
+    for name in ["web", "later"] {
+        fixture.wait_for_instances(name, 1).await?;
+    }
+    let log = bridge.program.stderr();
+    let told = log.lines().filter(|it| it.contains("the address is passed over")).count();
+    ensure!(told == 1, "{told} times: {log}");
+    bridge.stop().await
+}
+
+#[tokio::test]
+async fn a_token_goes_over_tls_to_all_addresses_or_to_none() -> Result<()> {
+    let fixture: Fixture<Consul> = Fixture::new("addresses").await?;
+    let mixed = ["--sink", "catalog", "--consul-addr", "https://127.0.0.1:1,127.0.0.2:8500"];
+    let said = ends_with(2, fixture.command().await?.args(mixed)).await?;
+    ensure!(said.contains("expected https for all addresses or for none"), "{said}");
     Ok(())
 }

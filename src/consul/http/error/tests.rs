@@ -215,3 +215,14 @@ fn untrusted_text_is_bounded_and_printable() {
     assert_eq!(message, "a [\u{fffd}");
     assert_eq!(clean(&"x".repeat(9_000)).chars().count(), MAX_MESSAGE + 1);
 }
+
+#[test]
+fn an_answer_without_a_body_says_so() {
+    let said = |status| Error::of_answer("GET /v1/x".into(), status, b" \n").to_string();
+    assert!(
+        said(400).contains("found HTTP 400: an empty body; check the address"),
+        "{}",
+        said(400)
+    );
+    assert!(said(500).contains("no reason given"), "{}", said(500));
+}
