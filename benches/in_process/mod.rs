@@ -23,7 +23,7 @@ use kube_consul::domain::sync::{Action, Config, Core, Moment, Peer, Target};
 use kube_consul::kubernetes::client::EndpointSource;
 use kube_consul::kubernetes::slim::{Content, EndpointSlices, Services, Watched as _};
 use kube_consul::kubernetes::watch::{Notice, Relist, Watcher};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::objects::{self, Memory};
 
@@ -141,7 +141,11 @@ async fn answer(request: Request<Body>, services: usize) -> Result<Response<Body
     let parameter = |name: &str| {
         query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     };
-    let object = if request.uri().path().ends_with("/services") { service } else { slice };
+    let object = if request.uri().path().ends_with("/services") {
+        objects::served_service
+    } else {
+        objects::served_slice
+    };
     let first = parameter("continue").unwrap_or(0);
     let last = services.min(first + parameter("limit").unwrap_or(services));
     let mut metadata = json!({ "resourceVersion": "1" });
@@ -155,35 +159,10 @@ async fn answer(request: Request<Body>, services: usize) -> Result<Response<Body
 
 /// The objects of one Service, as the edge projects them.
 fn projected(number: usize) -> Result<(ObjectKey, Service, EndpointSlice)> {
-    let (identity, found) = Services::decode(&service(number).to_string())?;
-    let (_, slice) = EndpointSlices::decode(&slice(number).to_string())?;
+    let (identity, found) = Services::decode(&objects::served_service(number).to_string())?;
+    let (_, slice) = EndpointSlices::decode(&objects::served_slice(number).to_string())?;
     match (found, slice) {
         (Content::Object(service), Content::Object(slice)) => Ok((identity.key, service, slice)),
         other => anyhow::bail!("expected a Service and its slice, found {other:?}"),
     }
-}
-
-/// An object as the API server gives it.
-fn served(mut object: Value, number: usize) -> Value {
-    let metadata = &mut object["metadata"];
-    metadata["uid"] = format!("8c1f5a52-6a3e-4a55-9d0b-{number:012x}").into();
-    metadata["resourceVersion"] = "123456789".into();
-    metadata["creationTimestamp"] = "2026-01-02T03:04:05Z".into();
-    metadata["managedFields"] =
-        json!([{ "manager": "helm", "fieldsV1": { "f:spec": { "f:ports": {} } } }]);
-    object
-}
-
-fn service(number: usize) -> Value {
-    let mut service = served(objects::service(number), number);
-    let ip = format!("10.96.{}.{}", number / 256, number % 256);
-    service["spec"]["type"] = "ClusterIP".into();
-    service["spec"]["clusterIPs"] = json!([ip]);
-    service["spec"]["clusterIP"] = ip.into();
-    service["status"] = json!({ "loadBalancer": {} });
-    service
-}
-
-fn slice(number: usize) -> Value {
-    served(objects::slice(number), number)
 }

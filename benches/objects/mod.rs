@@ -74,6 +74,32 @@ fn endpoint(number: usize, pod: usize) -> Value {
     })
 }
 
+fn served(mut object: Value, number: usize) -> Value {
+    let metadata = &mut object["metadata"];
+    metadata["uid"] = format!("8c1f5a52-6a3e-4a55-9d0b-{number:012x}").into();
+    metadata["resourceVersion"] = "123456789".into();
+    metadata["creationTimestamp"] = "2026-01-02T03:04:05Z".into();
+    metadata["managedFields"] =
+        json!([{ "manager": "helm", "fieldsV1": { "f:spec": { "f:ports": {} } } }]);
+    object
+}
+
+/// A Service as the API server gives it.
+pub fn served_service(number: usize) -> Value {
+    let mut service = served(service(number), number);
+    let ip = format!("10.{}.{}.{}", 96 + number / 65536, number / 256 % 256, number % 256);
+    service["spec"]["type"] = "ClusterIP".into();
+    service["spec"]["clusterIPs"] = json!([ip]);
+    service["spec"]["clusterIP"] = ip.into();
+    service["status"] = json!({ "loadBalancer": {} });
+    service
+}
+
+/// A slice as the API server gives it.
+pub fn served_slice(number: usize) -> Value {
+    served(slice(number), number)
+}
+
 /// What a process has resident, in MiB: now, and at the most so far.
 pub struct Memory {
     #[allow(dead_code, reason = "some only show it")]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kube_consul_stack::{Kubernetes, Port, Program, ProgramOptions};
+use kube_consul_stack::{Port, Program, ProgramOptions};
 
 use super::Bench;
 use super::objects::Memory;
@@ -34,31 +34,65 @@ pub fn cpu(pid: i32) -> Result<f64> {
     Ok(nanoseconds / 1e9)
 }
 
+fn kubeconfig(bench: &Bench) -> String {
+    format!("--kubeconfig={}", bench.kubernetes.kubeconfig().display())
+}
+
 // === impl Bridge ===
 
 impl Bridge {
     /// Starts one that writes to the Consul at this URL, with these further options.
     pub async fn start(bench: &Bench, consul: &str, options: &[&str]) -> Result<Self> {
-        let command = ProgramOptions::new(&bench.scale.program);
-        Self::start_as(&bench.kubernetes, command, consul, options).await
+        Self::start_command(bench, "bridge", consul, options).await
     }
 
-    /// The same, by a program that is given the bridge's command line.
-    pub async fn start_as(
-        kubernetes: &Kubernetes,
-        command: ProgramOptions,
+    /// Starts another long-running command in its place.
+    pub async fn start_command(
+        bench: &Bench,
+        command: &str,
+        consul: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let program = ProgramOptions::new(&bench.scale.program).arg(command);
+        Self::spawn(program, kubeconfig(bench), consul, options).await
+    }
+
+    /// Starts a bridge by a program that is given its command line.
+    pub async fn start_under(
+        bench: &Bench,
+        program: ProgramOptions,
+        consul: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let program = program.arg(&bench.scale.program).arg("bridge");
+        Self::spawn(program, kubeconfig(bench), consul, options).await
+    }
+
+    /// Starts a bridge that reaches its API server by these flags.
+    pub async fn start_at(
+        bench: &Bench,
+        api_server: String,
+        consul: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let program = ProgramOptions::new(&bench.scale.program).arg("bridge");
+        Self::spawn(program, api_server, consul, options).await
+    }
+
+    async fn spawn(
+        program: ProgramOptions,
+        api_server: String,
         consul: &str,
         options: &[&str],
     ) -> Result<Self> {
         let admin = Port::pick()?;
-        let command = command
-            .arg("bridge")
+        let program = program
             .arg(format!("--admin-addr=127.0.0.1:{}", admin.number()))
-            .arg(format!("--kubeconfig={}", kubernetes.kubeconfig().display()))
+            .arg(api_server)
             .args(options)
             .env("CONSUL_HTTP_ADDR", consul);
         let began = Instant::now();
-        let program = Program::start("kube-consul", command).await?;
+        let program = Program::start("kube-consul", program).await?;
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build()?;
         Ok(Self { program, admin, client, began })
     }

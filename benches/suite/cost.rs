@@ -161,13 +161,12 @@ async fn instructions(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
 async fn under_callgrind(bench: &Bench, namespaces: usize, changes: u32) -> Result<f64> {
     let consul = consul().await?;
     let command = ProgramOptions::new("/usr/bin/valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(&bench.scale.program);
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     let seen = (0..namespaces).map(|it| format!("--namespace={}", objects::namespace(it)));
     let seen: Vec<String> = seen.collect();
     let mut options = vec!["--sink=catalog", "--address=endpoints"];
     options.extend(seen.iter().map(String::as_str));
-    let bridge = Bridge::start_as(&bench.kubernetes, command, consul.url(), &options).await?;
+    let bridge = Bridge::start_under(bench, command, consul.url(), &options).await?;
     let each = bench.scale.per_namespace() * ENDPOINTS;
     for namespace in (0..namespaces).map(objects::namespace) {
         let path = format!("/v1/catalog/node-services/k8s-kubernetes.{namespace}");

@@ -17,7 +17,7 @@ use super::{Bench, SCOPE, Scenario, consul, in_turn};
 /// Requests of the loader at a time: more do not make a Consul on two cores faster.
 pub const AT_A_TIME: usize = 8;
 /// What is written, if anything is.
-const WRITTEN: &str = "kube_consul_writes_total{record=\"registration\",result=\"applied\"}";
+pub const WRITTEN: &str = "kube_consul_writes_total{record=\"registration\",result=\"applied\"}";
 /// Of a page of a list, as the bridge asks for it.
 const PAGE: usize = 500;
 

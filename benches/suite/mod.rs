@@ -38,6 +38,8 @@ mod bridge;
 mod change;
 mod cost;
 mod crowds;
+mod daemons;
+mod faults;
 mod floor;
 mod load;
 #[path = "../objects/mod.rs"]
@@ -47,12 +49,13 @@ mod prober;
 mod propagation;
 mod replay;
 pub mod report;
+mod simulated;
 mod tools;
 
 use self::report::{Figure, Report};
 
 /// Of a whole run. What is not begun by then is reported as not measured: half an hour is promised.
-const BUDGET: Duration = Duration::from_mins(32);
+const BUDGET: Duration = Duration::from_mins(30);
 /// Requests at once while the cluster is made: more do not make an API server on two cores faster.
 const AT_ONCE: usize = 32;
 
@@ -164,6 +167,8 @@ fn scenarios() -> Vec<Scenario> {
     all.extend(load::scenarios());
     all.extend(cost::scenarios());
     all.extend(crowds::scenarios());
+    all.extend(daemons::scenarios());
+    all.extend(faults::scenarios());
     all.extend(tools::scenarios());
     all
 }

@@ -16,9 +16,10 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::change::{Change, Probe, Sign};
+use super::replay::blocking;
 
 /// Of one change. A lost one must not pass for a slow one: it ends the scenario.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// Between the first look at a Service and its change: that look takes a millisecond or two.
 const LEAD: Duration = Duration::from_millis(40);
 /// Between two questions to DNS, which cannot be asked to wait.
@@ -258,12 +259,8 @@ impl Prober {
 
     /// What Consul has of a Service once it is newer than the index.
     async fn look(&self, service: &str, index: u64) -> Result<(u64, String)> {
-        let query = if index == 0 { String::new() } else { format!("?index={index}&wait=60s") };
-        let url = format!("{}/v1/health/service/{service}{query}", self.consul);
-        let answer = self.client.get(url).send().await?.error_for_status()?;
-        let index = answer.headers().get("X-Consul-Index").and_then(|it| it.to_str().ok());
-        let index = index.and_then(|it| it.parse().ok()).unwrap_or_default();
-        Ok((index, answer.text().await?))
+        let url = format!("{}/v1/health/service/{service}", self.consul);
+        blocking(&self.client, &url, index).await
     }
 
     /// When DNS answers for a Service, or no longer does.

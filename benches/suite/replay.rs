@@ -85,3 +85,12 @@ impl Sender {
         all.buffer_unordered(at_a_time).try_collect().await
     }
 }
+
+/// What Consul answers once it is newer than the index (0: at once), and the index of it.
+pub async fn blocking(client: &Client, url: &str, index: u64) -> Result<(u64, String)> {
+    let query = if index == 0 { String::new() } else { format!("?index={index}&wait=60s") };
+    let answer = client.get(format!("{url}{query}")).send().await?.error_for_status()?;
+    let index = answer.headers().get("X-Consul-Index").and_then(|it| it.to_str().ok());
+    let index = index.and_then(|it| it.parse().ok()).unwrap_or_default();
+    Ok((index, answer.text().await?))
+}
