@@ -126,6 +126,11 @@ impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Retries<K, O, C
         holds.then_some(failure)
     }
 
+    /// Whether nothing failed that is not past.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
     /// How often in a row the record failed.
     pub fn attempts(&self, record: &K) -> u32 {
         self.records.get(record).map_or(0, |failed| failed.attempt)

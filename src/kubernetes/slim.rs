@@ -123,6 +123,15 @@ impl<P: Watched> Slim<P> {
     pub fn new(identity: Identity, content: Content<P::Object>) -> Self {
         Self { identity, content }
     }
+
+    /// Decodes the text of an object. It fails only where that tells no name.
+    pub fn of_text(json: &str) -> Result<Self, serde_json::Error> {
+        let (identity, content) = match P::decode(json) {
+            Ok(decoded) => decoded,
+            Err(why) => (named::<P>(json)?, Content::Undecodable(undecodable(&why))),
+        };
+        Ok(Self { identity, content })
+    }
 }
 
 impl<P: Watched> fmt::Debug for Slim<P> {
@@ -134,24 +143,19 @@ impl<P: Watched> fmt::Debug for Slim<P> {
 impl<'de, P: Watched> Deserialize<'de> for Slim<P> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let (identity, content) = match P::decode(raw) {
-            Ok(decoded) => decoded,
-            Err(why) => {
-                let object: wire::Named<'_> = serde_json::from_str(raw).map_err(|_| {
-                    D::Error::custom(format_args!("a {} without a name in the response", P::NAME))
-                })?;
-                let metadata = object.metadata;
-                if P::NAMESPACED && metadata.namespace.is_none() {
-                    let name = P::NAME;
-                    return Err(D::Error::custom(format_args!("a {name} without a namespace")));
-                }
-                let namespace = metadata.namespace.unwrap_or_default();
-                let identity = identity(namespace, metadata.name, metadata.resource_version);
-                (identity, Content::Undecodable(undecodable(&why)))
-            }
-        };
-        Ok(Self { identity, content })
+        Self::of_text(raw).map_err(D::Error::custom)
     }
+}
+
+/// Who an object is of which no more can be read.
+fn named<P: Watched>(json: &str) -> Result<Identity, serde_json::Error> {
+    let fail = |what: &str| serde_json::Error::custom(format_args!("a {} {what}", P::NAME));
+    let object = serde_json::from_str::<wire::Named<'_>>(json);
+    let metadata = object.map_err(|_| fail("without a name in the response"))?.metadata;
+    if P::NAMESPACED && metadata.namespace.is_none() {
+        return Err(fail("without a namespace"));
+    }
+    Ok(identity(metadata.namespace.unwrap_or_default(), metadata.name, metadata.resource_version))
 }
 
 pub(super) fn identity(

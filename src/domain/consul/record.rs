@@ -1,9 +1,11 @@
 //! The records that are kept in Consul, the writes that change them, and what Consul answers.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash};
 use std::num::NonZeroU64;
 use std::sync::Arc;
+
+use foldhash::quality::FixedState;
 
 use crate::domain::consul::pairs::Meta;
 use crate::domain::consul::registration_id::is_of_endpoint;
@@ -263,13 +265,12 @@ impl PtrRecord {
     }
 }
 
-/// `DefaultHasher::new` has fixed keys: the result is the same within one build of the program,
-/// and fingerprints never leave the process.
+/// With fixed keys the result is the same within one build of the program, and fingerprints never
+/// leave the process.
 fn fingerprint(value: &impl Hash) -> Fingerprint {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
+    let hash = FixedState::default().hash_one(value);
     // That 0 and 1 count as one costs nothing; that an Option of it needs no room is worth much.
-    Fingerprint(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
+    Fingerprint(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
 }
 
 // === impl RecordKey ===

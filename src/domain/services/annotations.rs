@@ -86,6 +86,10 @@ impl<'a> Reader<'a> {
 
     /// The annotation in the first dialect that has it, if it counts: its whole key and its value.
     fn get(&mut self, annotation: Annotation) -> Option<(&'a str, &'a str)> {
+        // Most Services have none, and each is read for every plan.
+        if self.service.annotations.is_empty() {
+            return None;
+        }
         let words = [Some(annotation.word()), annotation.word_of_consul_k8s()];
         let found = ANNOTATION_PREFIXES.iter().find_map(|prefix| {
             words.into_iter().flatten().find_map(|word| {

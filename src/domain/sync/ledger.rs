@@ -84,7 +84,7 @@ impl KnownRegistration {
         if service.is_orphaned() {
             return self.local_id.clone();
         }
-        format!("{cluster}_{}_{}_{}", service.namespace, service.name, self.local_id).into()
+        [cluster.as_str(), &service.namespace, &service.name, &self.local_id].join("_").into()
     }
 
     /// The PTR key of its address, if that is an IP address.

@@ -179,21 +179,23 @@ impl View<'_> {
     ) {
         let keeps_health = self.keeps(key, draft);
         let writes_whole = self.target.writes_groups_whole();
+        let has_failures = !self.term.retries.is_empty();
         for registration in desired.registrations.values() {
             let known = self.term.known.registration(key, &registration.id);
             let fingerprint = registration.fingerprint();
-            let ptr = ptr_key_of(&registration.address);
-            let record = RecordKey::Registration(registration.id.clone());
+            let ptr = draft.has_ptr().then(|| ptr_key_of(&registration.address)).flatten();
+            let record = || RecordKey::Registration(registration.id.clone());
             if desired.keep_their_name.contains(&registration.id) {
-                draft.wait(record.clone(), Wait::Held(Cause::Policy));
+                draft.wait(record(), Wait::Held(Cause::Policy));
             }
             if known.is_some_and(|known| known.fingerprint == Some(fingerprint) && !known.resend) {
-                draft.outcome.cleared.push(record);
+                draft.outcome.cleared.extend(has_failures.then(record));
                 if let Some(put) = ptr.and_then(|ptr| draft.puts.remove(&*ptr)) {
                     draft.send(vec![put]);
                 }
                 continue;
             }
+            let record = record();
             let keeps_health = keeps_health.clone().or_else(|| {
                 let known = known.filter(|_| registration.check == Check::Critical)?;
                 self.slices_behind(key, known, desired, now)
@@ -255,7 +257,8 @@ impl View<'_> {
         let writes_whole = self.target.writes_groups_whole();
         let mut deletes = self.ptr_deletes(key, now, draft);
         for (id, service) in self.gone(key, desired) {
-            let ptr = ptr_key_of_id(&id);
+            let has_ptr = !deletes.is_empty() || !draft.awaited.is_empty();
+            let ptr = has_ptr.then(|| ptr_key_of_id(&id)).flatten();
             let record = RecordKey::Registration(id.clone());
             let known = self.term.known.registration(key, &id);
             let mut wait = known.and_then(|known| self.slices_behind(key, known, desired, now));
@@ -287,9 +290,9 @@ impl View<'_> {
         desired: &'v Desired,
     ) -> impl Iterator<Item = (Box<str>, Box<str>)> + 'v {
         let known = self.term.known.of(key).iter();
-        let known =
-            known.map(|known| (known.id(&self.settings.cluster, key), (&*known.service).into()));
-        known.filter(|(id, _)| !desired.keeps(id))
+        let known = known.map(|known| (known.id(&self.settings.cluster, key), known));
+        let gone = known.filter(|(id, _)| !desired.keeps(id));
+        gone.map(|(id, known)| (id, (&*known.service).into()))
     }
 
     fn known_ids(&self, key: &ObjectKey) -> impl Iterator<Item = Box<str>> {
@@ -492,6 +495,11 @@ impl Draft {
     /// Notes why a record waits; the first reason counts.
     pub(super) fn wait(&mut self, record: RecordKey, wait: Wait) {
         self.waits.entry(record).or_insert(wait);
+    }
+
+    /// Whether any PTR record is to be written with its instance, or has to be read before.
+    fn has_ptr(&self) -> bool {
+        !self.puts.is_empty() || !self.awaited.is_empty()
     }
 
     fn awaits(&self, ptr: Option<&str>) -> bool {

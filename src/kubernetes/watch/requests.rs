@@ -474,7 +474,7 @@ impl Events {
 fn parse_event<P: Watched>(line: &[u8]) -> Result<Event<P>, Failure> {
     let event: WireEvent<'_> = serde_json::from_slice(line).map_err(|error| malformed(&error))?;
     let object = event.object.get();
-    let slim = || serde_json::from_str(object).map_err(|error| malformed(&error));
+    let slim = || Slim::of_text(object).map_err(|error| malformed(&error));
     match event.r#type {
         "ADDED" | "MODIFIED" => Ok(Event::Seen(slim()?)),
         "DELETED" => Ok(Event::Deleted(slim()?)),

@@ -565,8 +565,10 @@ impl<'a> Builder<'a> {
         // Whoever writes a Service writes its external IPs: anybody's, of machines too.
         let is_its_own = kind != AddressKind::ExternalIp
             || self.settings.trusts_external_ips(&self.key.namespace);
-        let wanted = wanted && is_its_own;
-        let address = target.address.parse().ok().filter(|_| wanted && resolves(name))?;
+        if !(wanted && is_its_own && resolves(name)) {
+            return None;
+        }
+        let address = target.address.parse().ok()?;
         Some((ptr_key(address).into(), PtrRank { kind, created: self.service.created }))
     }
 
