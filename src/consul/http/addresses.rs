@@ -123,12 +123,14 @@ impl Addresses {
                 return Ok(());
             }
             // A proxy may let nobody ask.
-            Err(Error::Denied { .. } | Error::Unexpected { .. }) => {
+            Err(ref error @ (Error::Denied { .. } | Error::Unexpected { .. }))
+                if !error.is_unknown_token() =>
+            {
                 state.seen[place] = Seen::Settled;
                 return Ok(());
             }
             Err(error) if error.is_silence() || error.lacks_quorum() => return Err(error),
-            // What is asked for next tells more.
+            // What is asked for next tells more: a token that is not known is renewed.
             Err(_) => return Ok(()),
         };
         let expected = state.datacenter.get_or_insert_with(|| found.clone()).clone();

@@ -178,6 +178,24 @@ fn a_request_goes_to_each_address_once_whoever_else_moves_on() {
 }
 
 #[test]
+fn an_address_is_asked_again_with_another_token() {
+    let addresses = Addresses::new(["a", "b"].map(str::to_owned).into());
+    let denied = |message: &str| {
+        let (request, message) = ("GET /v1/agent/self".to_owned(), message.to_owned());
+        Err(Error::Denied { request, message })
+    };
+    let asks = |has_token| addresses.is_unknown(0, has_token);
+    addresses.introduced(0, true, denied("ACL not found")).unwrap();
+    assert!(asks(true), "the token is renewed");
+    addresses.introduced(0, false, denied("Permission denied")).unwrap();
+    assert_eq!([asks(false), asks(true)], [false, true]);
+    addresses.introduced(0, true, denied("Permission denied")).unwrap();
+    assert_eq!([asks(false), asks(true)], [false, false]);
+    addresses.leave(0, &Error::Token(crate::consul::http::error::TokenError::TooSoon));
+    assert!(asks(true), "somebody else may be there by then");
+}
+
+#[test]
 fn an_outage_is_told_once_and_so_is_its_end() {
     let text: Arc<Mutex<Vec<u8>>> = Arc::default();
     let writer = Arc::clone(&text);
