@@ -36,7 +36,7 @@ generated: ## write the gRPC code anew, after a change of its .proto
 
 .PHONY: test
 test: tools lint ## run all tests: format, lints, units, and everything against the real cluster
-	tests/tools/package buildah chromium chromedriver=chromium-driver promtool=prometheus fish zsh jq
+	tests/tools/package buildah chromium chromedriver=chromium-driver promtool=prometheus fish zsh jq valgrind
 	@# What a test would compile beside all the others, which mind their time.
 	$(MAKE) --no-print-directory image-program PROFILE=dev
 	cargo test --workspace
@@ -88,5 +88,6 @@ consul-secrets: ## make the Secrets of manifests/consul-servers (NAMESPACE=kube-
 # Without BENCH_FLAGS the figures go to docs/performance.md as well.
 .PHONY: bench
 bench: tools ## measure, each figure beside a floor of the same run: half an hour (BENCH_FLAGS=propagation: less)
+	@tests/tools/package valgrind
 	cargo bench --bench cluster -- --docs docs $(BENCH_FLAGS)
 	$(if $(BENCH_FLAGS),,cargo bench --bench core -- --warm-up-time 1 --measurement-time 3)

@@ -1,23 +1,17 @@
 //! The catalog sink on a real Consul, one in memory and three servers with disks: how many
-//! transactions at a time and how large are the fastest, and how soon a change of Kubernetes is in
-//! Consul, beside the time that the API server takes to answer the change itself.
+//! transactions at a time and how large are the fastest.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use futures::stream::{self, StreamExt as _};
-use k8s_openapi::api::core::v1::Service;
-use kube::api::{Api, Patch, PatchParams};
 use kube_consul::consul::http::client::Client;
 use kube_consul::consul::http::config::Config;
 use kube_consul::consul::write::catalog::CatalogSink;
 use kube_consul::domain::consul::node_names::NodeNames;
 use kube_consul::domain::consul::record::{Answer, Check, Write};
 use kube_consul::domain::kube::names::ClusterName;
-use kube_consul_stack::{
-    Consul, ConsulApi, ConsulCluster, ConsulOptions, Endpoint, Kubernetes, KubernetesOptions,
-    Program, ProgramOptions, ServiceKind, eventually, install_provider,
-};
+use kube_consul_stack::{Consul, ConsulApi, ConsulCluster, ConsulOptions, install_provider};
 use serde_json::json;
 
 #[path = "../tests/it/catalog/registration.rs"]
@@ -28,11 +22,6 @@ use self::registration::registration;
 const INSTANCES: usize = 10_000;
 /// Transactions at a time, and groups in each.
 const WAYS: [(usize, usize); 7] = [(1, 20), (4, 20), (8, 20), (16, 20), (1, 60), (4, 60), (8, 60)];
-/// Services beside the one that changes, and how often it does.
-const SERVICES: usize = 100;
-const CHANGES: usize = 50;
-const PORTS: [(&str, u16); 1] = [("http", 80)];
-const DEADLINE: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -51,10 +40,6 @@ async fn main() -> Result<()> {
                  2 and on 50 nodes"
             );
         }
-    }
-    let kubernetes = Kubernetes::start(KubernetesOptions::default()).await?;
-    for (what, url) in all {
-        latency(&kubernetes, what, url).await?;
     }
     Ok(())
 }
@@ -85,45 +70,4 @@ async fn throughput(url: &str, nodes: usize, at_a_time: usize, groups: usize) ->
     ensure!(answers.iter().all(|(_, answer)| applied(answer)), "not all were applied");
     #[expect(clippy::cast_precision_loss, reason = "ten thousand")]
     Ok(INSTANCES as f64 / seconds)
-}
-
-/// From a change in Kubernetes to its effect in Consul.
-async fn latency(kubernetes: &Kubernetes, what: &str, consul: &str) -> Result<()> {
-    let namespace = kubernetes.namespace("latency").await?;
-    for number in 0..SERVICES {
-        let name = format!("svc-{number}");
-        let endpoints = [Endpoint::ready("10.1.0.1")];
-        kubernetes.endpoint_slice(&namespace, &name, &name, &endpoints, &PORTS).await?;
-        kubernetes.service(&namespace, &name, ServiceKind::Selectorless, &PORTS).await?;
-    }
-    let options = ProgramOptions::new(env!("CARGO_BIN_EXE_kube-consul"))
-        .args(["bridge", "--sink", "catalog", "--admin-addr=127.0.0.1:0"])
-        .args(["--namespace", &namespace])
-        .arg(format!("--kubeconfig={}", kubernetes.kubeconfig().display()))
-        .env("CONSUL_HTTP_ADDR", consul);
-    let bridge = Program::start("kube-consul", options).await?;
-    let api = ConsulApi::new(consul, None, None)?;
-    let services = Api::<Service>::namespaced(kubernetes.client()?, &namespace);
-    let path = "/v1/health/service/svc-50";
-    eventually(DEADLINE, || async {
-        ensure!(api.get(path).await?[0].is_object(), "it is not registered");
-        Ok(())
-    })
-    .await?;
-    let mut times = Vec::new();
-    for number in 0..CHANGES {
-        let tag = format!("change-{number}-");
-        let annotations = json!({"kube-consul.io/service-tags": tag});
-        let change = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-        let began = Instant::now();
-        services.patch("svc-50", &PatchParams::default(), &change).await?;
-        let answered = began.elapsed();
-        while !api.get(path).await?.to_string().contains(&tag) {}
-        times.push((began.elapsed(), answered));
-    }
-    times.sort();
-    let (all, answered) = times[times.len() / 2];
-    println!("{what}: visible after {all:?} at the median, {answered:?} of it the API server's");
-    println!("{what}: fastest {:?}, slowest {:?}", times[0].0, times[times.len() - 1].0);
-    bridge.stop(DEADLINE).await
 }

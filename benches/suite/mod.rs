@@ -166,10 +166,10 @@ fn scenarios() -> Vec<Scenario> {
     let mut all = propagation::scenarios();
     all.extend(load::scenarios());
     all.extend(cost::scenarios());
+    all.extend(tools::scenarios());
     all.extend(crowds::scenarios());
     all.extend(daemons::scenarios());
     all.extend(faults::scenarios());
-    all.extend(tools::scenarios());
     all
 }
 

@@ -11,6 +11,8 @@ use super::report::{Figure, quantile};
 const ROW: u32 = 46;
 const FRAME: u32 = 60;
 const WIDTH: u32 = 900;
+/// Of a curve.
+const HEIGHT: u32 = 400;
 /// Where the bars begin.
 const LABELS: i32 = 420;
 const OURS: RGBColor = RGBColor(0x1b, 0x6c, 0xa8);
@@ -19,7 +21,12 @@ const FLOOR: RGBColor = RGBColor(0x9a, 0xa5, 0xb1);
 /// Writes it as SVG. Rows are of several units, so each is drawn to a scale of its own, and says its
 /// numbers.
 pub fn group(path: &Path, figures: &[Figure]) -> Result<()> {
-    draw(path, figures).map_err(|error| anyhow!("draw {}: {error}", path.display()))
+    let points: Option<Vec<_>> = figures.iter().map(|it| it.at.map(|at| (at, it))).collect();
+    let drawn = match points {
+        Some(points) => curve(path, &points),
+        None => draw(path, figures),
+    };
+    drawn.map_err(|error| anyhow!("draw {}: {error}", path.display()))
 }
 
 fn draw(path: &Path, figures: &[Figure]) -> Result<(), Box<dyn std::error::Error>> {
@@ -43,6 +50,32 @@ fn draw(path: &Path, figures: &[Figure]) -> Result<(), Box<dyn std::error::Error
             }
         }
     }
+    area.present()?;
+    Ok(())
+}
+
+/// One figure against another, on a logarithmic axis: median and spread.
+fn curve(path: &Path, points: &[(f64, &Figure)]) -> Result<(), Box<dyn std::error::Error>> {
+    let area = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let (name, unit) = points.first().map_or(("", ""), |(_, it)| (&it.group, &it.unit));
+    let all = points.iter().flat_map(|(_, figure)| figure.ours.iter().copied());
+    let most = all.fold(0.0, f64::max);
+    let lower = points.iter().map(|(at, _)| *at).fold(f64::MAX, f64::min);
+    let upper = points.iter().map(|(at, _)| *at).fold(0.0, f64::max);
+    let mut chart = ChartBuilder::on(&area)
+        .caption(format!("{name}: median and spread of the rounds"), ("sans-serif", 16))
+        .margin(20)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d((lower * 0.8..upper * 1.2).log_scale(), 0.0..most * 1.2)?;
+    chart.configure_mesh().x_desc("Services resident").y_desc(unit).draw()?;
+    let medians = points.iter().map(|(at, figure)| (*at, quantile(&figure.ours, 0.5)));
+    chart.draw_series(LineSeries::new(medians, OURS.stroke_width(2)))?;
+    chart.draw_series(points.iter().map(|(at, figure)| {
+        let [least, median, greatest] = [0.0, 0.5, 1.0].map(|it| quantile(&figure.ours, it));
+        ErrorBar::new_vertical(*at, least, median, greatest, OURS.filled(), 8)
+    }))?;
     area.present()?;
     Ok(())
 }

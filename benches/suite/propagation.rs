@@ -40,9 +40,9 @@ const fn phase(rate: u32, changes: usize, kinds: &'static [Change]) -> Phase {
 const PHASES: [Phase; 4] = [
     phase(50, 100, &Change::ALL),
     phase(200, 200, &Change::ALL),
-    phase(1, 4, &[Change::Ready, Change::TurnsUnready, Change::Delete]),
+    phase(1, 3, &[Change::Ready, Change::TurnsUnready, Change::Delete]),
     Phase {
-        pace: Pace { rate: 20, changes: 40, via: Via::Dns },
+        pace: Pace { rate: 20, changes: 20, via: Via::Dns },
         changes: &[Change::Ready, Change::TurnsUnready, Change::TurnsReady, Change::Delete],
     },
 ];

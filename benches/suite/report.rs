@@ -42,6 +42,8 @@ pub struct Figure {
     pub floor: Vec<f64>,
     /// What it is to be.
     pub goal: Option<Goal>,
+    /// Where it is on the axis of a curve; none: it is a bar.
+    pub at: Option<f64>,
 }
 
 /// A scenario that was not measured to its end.
@@ -75,7 +77,7 @@ impl Figure {
     pub fn new(row: impl Into<String>, unit: &str, ours: impl IntoIterator<Item = f64>) -> Self {
         let (row, unit) = (row.into(), unit.to_owned());
         let ours = ours.into_iter().collect();
-        Self { group: String::new(), row, unit, ours, floor: Vec::new(), goal: None }
+        Self { group: String::new(), row, unit, ours, floor: Vec::new(), goal: None, at: None }
     }
 
     /// The same with a goal.
@@ -88,6 +90,12 @@ impl Figure {
     #[must_use]
     pub fn floor(self, floor: impl IntoIterator<Item = f64>) -> Self {
         Self { floor: floor.into_iter().collect(), ..self }
+    }
+
+    /// The same as a point of a curve.
+    #[must_use]
+    pub fn at(self, place: f64) -> Self {
+        Self { at: Some(place), ..self }
     }
 
     /// The median of the rounds' ratios to the floor.
