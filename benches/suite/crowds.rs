@@ -112,20 +112,25 @@ async fn large_service(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
             patch(place, 21 + round, false).await?;
         }
         answered.push(began.elapsed().as_secs_f64());
-        let new = format!("10.{}.", 21 + round);
-        eventually(DEADLINE, async || {
-            let found = on_node(&consul).await?;
-            let addresses = found.iter().filter_map(|it| it["Address"].as_str());
-            let switched = addresses.filter(|it| it.starts_with(&new)).count();
-            let (wanted, all) = (some * PER_SLICE, count * PER_SLICE);
-            ensure!(switched == wanted && found.len() == all, "{switched} of {wanted} are new");
-            Ok(())
-        })
-        .await?;
+        let shown = async |slices: usize| {
+            let new = format!("10.{}.", 21 + round);
+            eventually(DEADLINE, async || {
+                let found = on_node(&consul).await?;
+                let addresses = found.iter().filter_map(|it| it["Address"].as_str());
+                let switched = addresses.filter(|it| it.starts_with(&new)).count();
+                let (wanted, all) = (slices * PER_SLICE, count * PER_SLICE);
+                ensure!(switched == wanted && found.len() == all, "{switched} of {wanted} are new");
+                Ok(())
+            })
+            .await
+        };
+        shown(some).await?;
         switched.push(began.elapsed().as_secs_f64());
         for place in some..count {
             patch(place, 21 + round, false).await?;
         }
+        // Else the next round would begin with it.
+        shown(count).await?;
     }
     let row = format!("one of {} endpoints: CPU of the bridge", count * PER_SLICE);
     figures.push(Figure::new(row, "ms", cpu).goal(Goal::Most(0.5)));
@@ -184,8 +189,8 @@ async fn deleted(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
 
 /// An endpoint of each of 250 Services turns unready, as the node controller makes it.
 async fn lost_node(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
-    let namespaces = bench.scale.or(3, 2);
-    let pods = bench.scale.or(250, 2);
+    let pods: usize = bench.scale.or(250, 2);
+    let namespaces = pods.div_ceil(bench.scale.per_namespace());
     let seen = (0..namespaces).map(|it| format!("--namespace={}", objects::namespace(it)));
     let seen: Vec<String> = seen.collect();
     let mut options = vec!["--sink=catalog", "--address=endpoints"];

@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube_consul_stack::{Consul, ConsulOptions, eventually};
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::bridge::Bridge;
 use super::prober::Prober;
@@ -20,6 +20,10 @@ use super::{Bench, PROBES, Scenario, consul};
 const DEADLINE: Duration = Duration::from_mins(1);
 /// Changes in a round.
 const CHANGES: usize = 20;
+/// The import writes what changes all the time once a second: its changes are fewer, with this between
+/// them.
+const CHANGES_OF_IMPORT: usize = 5;
+const BETWEEN: Duration = Duration::from_millis(700);
 /// The node, in both.
 const NODE: &str = "bench-node";
 /// The label of the import's slices.
@@ -177,6 +181,7 @@ async fn import(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
         let list = ListParams::default().labels(OURS);
         let list_of_bare = ListParams::default().fields("metadata.name=bare");
         let change = async |service: &str, number: usize, list: &ListParams| {
+            sleep(bench.scale.or(BETWEEN, Duration::ZERO)).await;
             register(&consul, service, number).await?;
             let began = Instant::now();
             let address = format!("10.40.0.{number}");
@@ -194,7 +199,7 @@ async fn import(bench: &Bench, figures: &mut Vec<Figure>) -> Result<()> {
         let mut number = 1;
         for _ in 0..bench.scale.rounds {
             let (mut our, mut floor) = (Vec::new(), Vec::new());
-            for _ in 0..bench.scale.or(CHANGES, 2) {
+            for _ in 0..bench.scale.or(CHANGES_OF_IMPORT, 2) {
                 number += 1;
                 floor.push(change("bare", number, &list_of_bare).await?);
                 our.push(change("imported", number, &list).await?);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::Client;
-use kube_consul_stack::HttpRecorder;
+use kube_consul_stack::{HttpRecorder, Recorded};
 use serde::Deserialize;
 
 use super::bridge::{Bridge, cpu};
@@ -124,7 +124,8 @@ impl Load {
         let bridge = Bridge::start(bench, &recorder.url(), options).await?;
         bridge.wait_in_sync(self.count(bench)).await?;
         bridge.stop().await?;
-        let writes = recorder.writes();
+        let mut writes = recorder.writes();
+        writes.retain(is_applied);
         // Without those that make nodes alone: each transaction sets its own.
         let writes = writes.iter().map(Request::from);
         let writes = writes.filter(|it| it.is_transaction() && it.names("\"Service\":")).collect();
@@ -165,6 +166,11 @@ impl Load {
         figures.push(row("resident after it", 1));
         figures.push(row("resident at the peak of a restart", 2).goal(Goal::Most(self.peak)));
     }
+}
+
+/// What was refused was sent again: two transactions may both make a node.
+pub fn is_applied(request: &Recorded) -> bool {
+    request.status.is_some_and(|status| status.is_success())
 }
 
 /// The loader, and a program that only reads what there is.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Consul, HttpRecorder, Program, ProgramOptions};
 
 use super::bridge::Bridge;
-use super::load::{AT_A_TIME, list_both};
+use super::load::{AT_A_TIME, is_applied, list_both};
 use super::replay::{Request, Sender};
 use super::report::{Figure, Goal, quantile};
 use super::{Bench, SCOPE, Scenario, consul, in_turn};
@@ -129,7 +129,8 @@ async fn record(bench: &Bench, plan: &[&str], purge: &[&str]) -> Result<Record> 
     bridge.stop().await?;
     let requests = |writes: bool| {
         let all = recorder.requests();
-        let those = all.iter().filter(|it| it.is_write() == writes).map(Request::from);
+        let those = all.iter().filter(|it| it.is_write() == writes && is_applied(it));
+        let those = those.map(Request::from);
         let those = those.filter(|it| !it.names("index=")).collect::<Vec<_>>();
         recorder.clear();
         those
