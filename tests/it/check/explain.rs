@@ -361,8 +361,9 @@ async fn a_namespace_node_that_is_being_removed() -> Result<()> {
     bridge.wait_ready().await?;
     fixture.wait_for_instances("last", 1).await?;
     fixture.recorder().fault(Fault::Delay(Duration::from_secs(8)), |it| {
-        let body = String::from_utf8_lossy(&it.body);
-        body.contains("{\"Node\":{\"Node\":") && body.contains("\"Verb\":\"delete\"")
+        let body: Value = serde_json::from_slice(&it.body).unwrap_or_default();
+        let operations = body.as_array();
+        operations.is_some_and(|all| all.iter().any(|it| it["Node"]["Verb"] == "delete"))
     });
     fixture.delete("last").await?;
     fixture.wait_for_instances("last", 0).await?;
