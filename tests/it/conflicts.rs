@@ -112,6 +112,54 @@ async fn api_in(fixture: &Fixture, namespace: &str) -> Result<(String, (i64, Str
 }
 
 #[tokio::test]
+async fn a1_a_service_that_registers_nothing_takes_no_name_from_another() -> Result<()> {
+    for sink in ["--sink=agent", "--sink=catalog"] {
+        keeps_its_name(sink).await?;
+    }
+    Ok(())
+}
+
+async fn keeps_its_name(sink: &str) -> Result<()> {
+    let fixture = Fixture::new("claim").await?;
+    fixture.web("payments", &[("http", 80)]).await?;
+    fixture.annotate("payments", json!({NAME: "pay"})).await?;
+    let bridge = Bridge::start(fixture.command().await?.arg(sink)).await?;
+    bridge.wait_ready().await?;
+    let reader = Reader { fixture: &fixture, name: "pay", seen: watch::Sender::default() };
+    let dns = fixture.dns()?;
+    let address = fixture.cluster_ip("payments").await?;
+    let script = async {
+        reader.wait_for("payments").await?;
+        // Its own name comes first, and there is nothing to register.
+        let headless = json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]});
+        fixture.objects()?.create_service("pay", headless).await?;
+        let told = bridge.wait_for_problem(&fixture.namespace, "payments", "NameConflict").await?;
+        ensure!(told.contains(&format!("Service {}/pay comes first", fixture.namespace)), "{told}");
+        // Nobody gets it behind that one.
+        fixture.web("next", &[("http", 80)]).await?;
+        fixture.wait_for_instances("next", 1).await?;
+        fixture.annotate("next", json!({NAME: "pay"})).await?;
+        bridge.wait_for_problem(&fixture.namespace, "next", "NameConflict").await?;
+        ensure!(dns.ask("pay.service.consul", A).await? == [address.as_str()]);
+        reader.wait_for("payments").await?;
+        // As soon as it has something it has the name.
+        fixture.endpoints("pay", &[Endpoint::ready("10.1.0.7")], &[("http", 80)]).await?;
+        reader.wait_for("pay").await?;
+        dns.wait_for("pay.service.consul", A, &["10.1.0.7"]).await
+    };
+    tokio::select! {
+        outcome = reader.poll() => outcome?,
+        outcome = script => outcome?,
+    }
+    let seen = reader.seen.borrow().clone();
+    let first = seen.iter().position(|owners| !owners.is_empty()).context("nothing seen")?;
+    ensure!(seen[first..].iter().all(|owners| !owners.is_empty()), "{sink}: {seen:?}");
+    let is_next = |owners: &Vec<String>| owners.iter().any(|owner| owner == "next");
+    ensure!(!seen.iter().any(is_next), "{sink}: {seen:?}");
+    bridge.stop().await
+}
+
+#[tokio::test]
 async fn a2_a_trusted_namespace_comes_first() -> Result<()> {
     let fixture = Fixture::new("trusted").await?;
     let other = fixture.kubernetes.namespace("trusted").await?;

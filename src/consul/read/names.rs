@@ -9,7 +9,7 @@ use crate::consul::http::transport::Evidence;
 use crate::consul::read::evidence::{Consistency, Unknown, certain, failed};
 use crate::consul::read::registrations::{CATALOG_SERVICES, cluster_filter};
 use crate::consul::read::wire::{NamedInstance, decode};
-use crate::domain::consul::names::{ForeignNames, Holder, Holders, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Found, Holder, Holders, lookup_form};
 use crate::domain::consul::record::{CLUSTER_META, SOURCE, SOURCE_META};
 use crate::domain::kube::names::ClusterName;
 
@@ -55,8 +55,8 @@ impl Client {
         })
         .await?;
         for name in names {
-            if let Some(holders) = self.holders(&name, cluster).await? {
-                foreign.insert(lookup_form(&name).into(), holders);
+            if let Some(found) = self.holders(&name, cluster).await? {
+                foreign.insert(lookup_form(&name).into(), found.holders);
             }
         }
         Ok(foreign)
@@ -67,24 +67,33 @@ impl Client {
         &self,
         name: &str,
         cluster: &ClusterName,
-    ) -> Result<Option<Holders>, Unknown> {
+    ) -> Result<Option<Found>, Unknown> {
         let path = format!("/v1/catalog/service/{}", encode(name));
         let (reply, evidence) =
             self.open(&Consistency::Leader.of_path(path).listing(), CATALOG_SERVICES).await?;
         let (mut others, mut ours) = (None, false);
+        let (mut first_of_others, mut first_of_ours) = (u64::MAX, u64::MAX);
         let mut count = 0;
         let instances = reply.items(Layout::Elements, |item| {
             let instance: NamedInstance = decode("an instance", item.value)?;
             count += 1;
             match instance.holder(cluster) {
-                None => ours = true,
-                holder => others = others.take().max(holder),
+                None => {
+                    ours = true;
+                    // Of one that is not known it is not known that it came second.
+                    first_of_ours = first_of_ours.min(instance.created.unwrap_or(0));
+                }
+                holder => {
+                    others = others.take().max(holder);
+                    first_of_others = first_of_others.min(instance.created.unwrap_or(u64::MAX));
+                }
             }
             Ok(())
         });
         instances.await.map_err(failed(CATALOG_SERVICES))?;
         certain(evidence, count == 0, CATALOG_SERVICES)?;
-        Ok(others.map(|others| Holders { others, ours }))
+        let came_first = first_of_others < first_of_ours;
+        Ok(others.map(|others| Found { holders: Holders { others, ours }, came_first }))
     }
 
     /// Whether Consul filters the names of services: a filter that no service passes shows it.

@@ -61,6 +61,9 @@ pub(in crate::consul) struct NamedInstance {
     id: Box<str>,
     #[serde(rename = "ServiceMeta")]
     meta: Option<BTreeMap<Box<str>, Box<str>>>,
+    /// Consul's index when its ID was registered: later changes, of its name too, leave it as it is.
+    #[serde(rename = "CreateIndex")]
+    pub created: Option<u64>,
 }
 
 impl NamedInstance {

@@ -20,6 +20,16 @@ pub struct Holders {
     pub ours: bool,
 }
 
+/// What a look-up of a name shows, if others hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Who holds it.
+    pub holders: Holders,
+    /// Whether something of theirs was registered before all that is there of ours; also if nothing of ours
+    /// is there (yet: an agent has not passed it on).
+    pub came_first: bool,
+}
+
 /// Who holds instances under a name. Derived `Ord`: the greater one matters more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holder {

@@ -1,7 +1,7 @@
-//! Who has a Consul name that several Services want.
+//! Who comes first for a Consul name, or a PTR record, that several Services want.
 //!
-//! The holder depends on the claims alone, never on the order in which they arrived, so a
-//! restart changes nothing.
+//! That depends on the claims alone, never on the order in which they arrived, so a restart changes
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -67,7 +67,8 @@ pub enum Class {
     Suffixed,
 }
 
-/// Claims of Services to things of which each has one holder: the claim that sorts first.
+/// Claims of Services to things, of which the one that sorts first comes first. Who has a PTR record
+/// follows from that alone; who has a name, from what is registered, too.
 #[derive(Debug)]
 pub struct Claims<C> {
     /// Sorted lists, as in `of`: most have one element, for which the node of a B-tree has ten
@@ -78,6 +79,11 @@ pub struct Claims<C> {
 
 /// A thing that is claimed, and how.
 type Claim<C> = (Arc<str>, C);
+
+/// Up to so many claimants of a thing each is told who comes first; if there are more, telling all of
+/// them each time that it is another one would cost the square of their number. Each is told, too, when
+/// one more comes or goes at this limit: as many plans as without it.
+pub const TOLD: usize = 32;
 
 /// Up to this many claimants a list has no room to spare.
 const FEW_CLAIMANTS: usize = 4;
@@ -97,9 +103,10 @@ impl<C> Default for Claims<C> {
 }
 
 impl<C: Clone + Ord> Claims<C> {
-    /// Replaces all claims of `owner`. Returns what changed hands, with the old and the new
-    /// holder, and what gained or lost a claimant of another namespace than those before: its
-    /// holder's tags may follow from that.
+    /// Replaces all claims of `owner`. Returns for what another one comes first now, with the old and the
+    /// new one; what gained or lost a claimant of another namespace than those before, since the tags of
+    /// whoever has it may follow from that; and what has [`TOLD`] claimants now and had one more, or the
+    /// other way round.
     pub fn set(&mut self, owner: &ObjectKey, claims: BTreeMap<Arc<str>, C>) -> Vec<Handover> {
         if self.claims_are(owner, &claims) {
             return Vec::new();
@@ -134,6 +141,17 @@ impl<C: Clone + Ord> Claims<C> {
         handovers
     }
 
+    /// What it claims otherwise than this, or no longer, or only by this.
+    pub fn differing(&self, owner: &ObjectKey, claims: &BTreeMap<Arc<str>, C>) -> Vec<Arc<str>> {
+        if self.claims_are(owner, claims) {
+            return Vec::new();
+        }
+        let before = self.of(owner);
+        let touched: BTreeSet<&Arc<str>> = before.keys().chain(claims.keys()).collect();
+        let differs = |thing: &&Arc<str>| before.get(*thing) != claims.get(*thing);
+        touched.into_iter().filter(differs).cloned().collect()
+    }
+
     /// Whether nobody claims anything.
     pub fn is_empty(&self) -> bool {
         self.of.is_empty()
@@ -152,8 +170,9 @@ impl<C: Clone + Ord> Claims<C> {
             let is_of_namespace =
                 |(_, other): &(C, ObjectKey)| other != owner && other.namespace == owner.namespace;
             let mut claimants = self.claimants.get(thing).into_iter().flatten();
-            let neighbours_change = before.contains(thing) != claims.contains_key(thing)
-                && !claimants.any(is_of_namespace);
+            let number_changes = before.contains(thing) != claims.contains_key(thing);
+            let neighbours_change = number_changes
+                && (self.is_limit_of_told(thing, owner) || !claimants.any(is_of_namespace));
             let handover =
                 || Handover { thing: thing.clone(), from: from.cloned(), to: to.cloned() };
             (from != to || neighbours_change).then(handover)
@@ -161,7 +180,7 @@ impl<C: Clone + Ord> Claims<C> {
         touched.into_iter().filter_map(handover).collect()
     }
 
-    /// Who would have it if this were the claim of `owner` to it.
+    /// Who would come first if this were the claim of `owner` to it.
     pub fn holder_if<'c>(
         &'c self,
         thing: &str,
@@ -177,6 +196,12 @@ impl<C: Clone + Ord> Claims<C> {
         }
     }
 
+    /// Whether it depends on the owner whether each claimant is told who comes first.
+    fn is_limit_of_told(&self, thing: &str, owner: &ObjectKey) -> bool {
+        let claimants = self.claimants.get(thing).into_iter().flatten();
+        claimants.filter(|(_, other)| other != owner).take(TOLD + 1).count() == TOLD
+    }
+
     fn claims_are(&self, owner: &ObjectKey, claims: &BTreeMap<Arc<str>, C>) -> bool {
         match self.of.get(owner) {
             Some(before) => before.iter().map(|(thing, claim)| (thing, claim)).eq(claims.iter()),
@@ -189,9 +214,33 @@ impl<C: Clone + Ord> Claims<C> {
         self.of.get(owner).into_iter().flatten().cloned().collect()
     }
 
-    /// Who has it.
+    /// Who comes first.
     pub fn holder(&self, thing: &str) -> Option<&ObjectKey> {
         self.claimants.get(thing)?.first().map(|(_, owner)| owner)
+    }
+
+    /// How many claim it.
+    pub fn count(&self, thing: &str) -> usize {
+        self.claimants.get(thing).map_or(0, Vec::len)
+    }
+
+    /// Whether the first one claims it, and comes before the other, which may not claim it at all.
+    pub fn is_before(&self, thing: &str, one: &ObjectKey, other: &ObjectKey) -> bool {
+        match (self.claim(thing, one), self.claim(thing, other)) {
+            (Some(first), Some(second)) => (first, one) < (second, other),
+            (claim, _) => claim.is_some(),
+        }
+    }
+
+    /// Whether it claims it.
+    pub fn claims(&self, thing: &str, owner: &ObjectKey) -> bool {
+        self.claim(thing, owner).is_some()
+    }
+
+    fn claim(&self, thing: &str, owner: &ObjectKey) -> Option<&C> {
+        let all = self.of.get(owner)?;
+        let place = all.binary_search_by(|(other, _)| (**other).cmp(thing)).ok()?;
+        Some(&all[place].1)
     }
 
     /// Everyone who claims anything.
@@ -199,20 +248,20 @@ impl<C: Clone + Ord> Claims<C> {
         self.of.keys()
     }
 
-    /// Everyone who claims it, the holder first.
+    /// Everyone who claims it, in the order in which they come.
     pub fn claimants(&self, thing: &str) -> impl Iterator<Item = ObjectKey> {
         self.claimants.get(thing).into_iter().flatten().map(|(_, owner)| owner.clone())
     }
 }
 
-/// Something that changed hands.
+/// Something for which another one comes first, or whose claimants changed otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// What.
     pub thing: Arc<str>,
-    /// Who had it.
+    /// Who came first.
     pub from: Option<ObjectKey>,
-    /// Who has it now.
+    /// Who comes first now.
     pub to: Option<ObjectKey>,
 }
 
@@ -276,6 +325,43 @@ mod tests {
             assert_eq!(handovers.len(), changes, "{owner} {claimed}");
             assert!(handovers.iter().all(|it| it.from == it.to));
         }
+    }
+
+    #[test]
+    fn one_comes_before_another_that_claims_later_or_not_at_all() {
+        let mut claims = NameClaims::default();
+        claims.set(&key("a"), claim("web", rank(Class::Own, 2)));
+        claims.set(&key("b"), claim("web", rank(Class::Own, 1)));
+        for (one, other, is_before) in
+            [("a", "b", false), ("b", "a", true), ("a", "c", true), ("c", "a", false)]
+        {
+            assert_eq!(claims.is_before("web", &key(one), &key(other)), is_before, "{one} {other}");
+        }
+        assert!(!claims.is_before("api", &key("b"), &key("a")));
+    }
+
+    #[test]
+    fn all_are_told_when_there_are_too_many_to_be_told_and_when_there_no_longer_are() {
+        let mut claims = NameClaims::default();
+        let changes = |claims: &mut NameClaims, n: usize, claimed: bool| {
+            let wanted = if claimed { claim("web", rank(Class::Own, 1)) } else { BTreeMap::new() };
+            claims.set(&key(&format!("s{n:03}")), wanted).len()
+        };
+        let of = |range: std::ops::Range<usize>| range;
+        let mut told: Vec<usize> = Vec::new();
+        for n in of(0..TOLD + 3) {
+            if changes(&mut claims, n, true) > 0 {
+                told.push(n);
+            }
+        }
+        assert_eq!(told, [0, TOLD], "the first one, and the first that is too much");
+        told.clear();
+        for n in of(1..TOLD + 3).rev() {
+            if changes(&mut claims, n, false) > 0 {
+                told.push(n);
+            }
+        }
+        assert_eq!(told, [TOLD]);
     }
 
     #[test]

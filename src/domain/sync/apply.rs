@@ -33,6 +33,7 @@ impl Term {
         now: Moment,
         reports: &mut Vec<Report>,
     ) -> Option<Action> {
+        self.mark_moved(config, cluster);
         if !self.is_running() || self.flights.len() >= config.capacity.flights {
             return None;
         }
@@ -64,6 +65,10 @@ impl Term {
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
                     let plan = View::new(config, domain, cluster, self).plan(&service, now);
+                    #[cfg(test)]
+                    {
+                        self.plans += 1;
+                    }
                     self.apply(config, service, plan, now, reports);
                 }
             }
@@ -193,11 +198,6 @@ impl Term {
         let no_longer = self.ptr.awaited.set(service, outcome.awaited_ptr);
         let written = no_longer.into_iter().filter(|key| puts.contains(key));
         reports.extend(written.map(|key| Report::PtrTakenOver(service.clone(), key)));
-        if outcome.keeps_former_name {
-            self.work.keeping.insert(service.clone());
-        } else {
-            self.work.keeping.remove(service);
-        }
         if outcome.releases_hold {
             // What its watch says from now on is as true as what it says of any other.
             self.holds.release(service);

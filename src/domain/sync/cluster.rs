@@ -1,15 +1,16 @@
 //! What is known of the Kubernetes cluster, whoever leads.
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::domain::Moment;
 use crate::domain::kube::cache::ClusterCache;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, Namespace, SeenObject, Service};
 use crate::domain::problem::{Problem, Reason};
-use crate::domain::services::claims::NameClaims;
+use crate::domain::services::claims::{NameClaims, TOLD};
 use crate::domain::services::desired::{is_read_label, left_out, wanted};
 use crate::domain::services::routes::route_problems;
-use crate::domain::services::settings::{PtrScope, Settings};
+use crate::domain::services::settings::{OnConflict, PtrScope, Settings};
 use crate::domain::sync::confirm::Suspects;
 use crate::domain::sync::node_watch::NodeWatch;
 use crate::domain::sync::problems::Problems;
@@ -20,6 +21,8 @@ use crate::domain::sync::report::Report;
 pub(super) struct Cluster {
     pub(super) cache: ClusterCache,
     pub(super) name_claims: NameClaims,
+    /// Whether all that claim a name are registered under it.
+    pub(super) shares_names: bool,
     pub(super) suspects: Suspects,
     pub(super) node_watch: NodeWatch,
     /// Services of namespaces that were not seen yet: whether they are selected is not known. For the
@@ -34,9 +37,12 @@ pub(super) struct Cluster {
 /// Who has to be planned again, in this order.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Services that want names which changed hands, the new holder of each first: the name must
-    /// not be empty in between. The others learn who has it.
+    /// Services that want names for which another one comes first now, that one before the others: the
+    /// name must not be empty in between. The others learn which it is.
     pub(super) claimants: Vec<ObjectKey>,
+    /// Names of which that may follow, or which the Service claims otherwise than before: whoever has
+    /// something under one is concerned, too.
+    pub(super) names: Vec<Arc<str>>,
     /// Services that the objects are, belong to or serve.
     pub(super) services: Vec<ObjectKey>,
 }
@@ -49,7 +55,8 @@ impl Cluster {
         let by_labels = !settings.namespace_selector.is_empty();
         let cache =
             ClusterCache::new(settings.reverse == PtrScope::All, by_labels, settings.routes);
-        Self { cache, ..Self::default() }
+        let shares_names = settings.on_conflict == OnConflict::Merge;
+        Self { cache, shares_names, ..Self::default() }
     }
 
     /// Takes an object as it is now.
@@ -92,13 +99,16 @@ impl Cluster {
         self.suspects.remove(kind, &key);
         self.problems.set(kind.into(), &key, problems, reports);
         let concerned = self.concerned_by_unread(kind, &key);
-        let changed = self.cache.seen(seen);
-        let claimants = match changed.get(&key) {
-            Some(key) if kind == Kind::Service => self.claim_names(settings, key),
-            _ => Vec::new(),
-        };
+        let services = self.cache.seen(seen);
+        let mut changes = Changes::default();
+        if kind == Kind::Service
+            && let Some(key) = services.get(&key)
+        {
+            self.claim_names(settings, key, &mut changes);
+        }
         // The object's own Service first: it claims what would pass for orphaned.
-        Changes { claimants, services: changed.into_iter().chain(concerned).collect() }
+        changes.services = services.into_iter().chain(concerned).collect();
+        changes
     }
 
     /// Takes a namespace as it is now, and the Services that have waited for it.
@@ -114,7 +124,7 @@ impl Cluster {
         let services = self.cache.namespace_seen(key, is_selected);
         let mut changes = Changes::default();
         for service in &services {
-            changes.claimants.extend(self.claim_names(settings, service));
+            self.claim_names(settings, service, &mut changes);
         }
         changes.services.extend(services);
         let first = ObjectKey::new(key.name.clone(), "");
@@ -124,6 +134,7 @@ impl Cluster {
             let Some(service) = self.of_unseen_namespaces.remove(&waiting) else { continue };
             let more = self.seen(settings, SeenObject::Service(waiting, service), reports);
             changes.claimants.extend(more.claimants);
+            changes.names.extend(more.names);
             changes.services.extend(more.services);
         }
         changes
@@ -161,10 +172,13 @@ impl Cluster {
         }
         let concerned = self.concerned_by_unread(kind, key);
         let services = self.cache.remove(kind, key);
-        let claimants =
-            if kind == Kind::Service { self.claim_names(settings, key) } else { Vec::new() };
+        let mut changes = Changes::default();
+        if kind == Kind::Service {
+            self.claim_names(settings, key, &mut changes);
+        }
         self.problems.set(kind.into(), key, BTreeSet::new(), reports);
-        Changes { claimants, services: services.into_iter().chain(concerned).collect() }
+        changes.services = services.into_iter().chain(concerned).collect();
+        changes
     }
 
     /// Nodes are watched no longer.
@@ -248,22 +262,38 @@ impl Cluster {
         }
     }
 
-    /// Notes which names the Service wants; gives who is concerned by the difference.
-    fn claim_names(&mut self, settings: &Settings, key: &ObjectKey) -> Vec<ObjectKey> {
+    /// Who may be registered under a name that they want, as far as claims say that.
+    pub(super) fn contenders(&self, name: &str) -> impl Iterator<Item = ObjectKey> {
+        let all = if self.shares_names { usize::MAX } else { 1 };
+        self.name_claims.claimants(name).take(all)
+    }
+
+    /// Notes which names the Service wants, and who is concerned by the difference.
+    fn claim_names(&mut self, settings: &Settings, key: &ObjectKey, changes: &mut Changes) {
         let (claims, uses_nodes) =
             self.cache.service(key).map_or_else(Default::default, |service| {
                 let wanted = wanted(settings, key, service);
                 (wanted.claims(settings, key, service), wanted.uses_nodes())
             });
         self.cache.set_node_user(key, uses_nodes);
+        // Who is behind whom changes without another first, too. (Where all have the name nobody is.)
+        if !self.shares_names {
+            changes.names.extend(self.name_claims.differing(key, &claims));
+        }
         let handovers = self.name_claims.set(key, claims);
         // What it leaves comes first: whoever takes that is planned before it moves on.
         let (left, others): (Vec<_>, Vec<_>) =
             handovers.into_iter().partition(|handover| handover.from.as_ref() == Some(key));
-        let concerned = left.into_iter().chain(others).flat_map(|handover| {
-            let claimants: Vec<ObjectKey> = self.name_claims.claimants(&handover.thing).collect();
-            claimants.into_iter().chain(handover.from)
-        });
-        concerned.collect()
+        for handover in left.into_iter().chain(others) {
+            // One more than is told: one that there was, or will be.
+            let tells_all =
+                self.shares_names || self.name_claims.count(&handover.thing) <= TOLD + 1;
+            let concerned = if tells_all { usize::MAX } else { 1 };
+            changes.claimants.extend(self.name_claims.claimants(&handover.thing).take(concerned));
+            changes.claimants.extend(handover.from);
+            if self.shares_names {
+                changes.names.push(handover.thing);
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::Moment;
-use crate::domain::consul::names::{ForeignNames, Holders};
+use crate::domain::consul::names::{ForeignNames, Found};
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, RecordKey,
@@ -325,19 +325,14 @@ impl Core {
     }
 
     /// Takes the answer to [`Action::ReadName`]: who else holds the name, or why that cannot be read.
-    pub fn handle_name(
-        &mut self,
-        name: &str,
-        result: Result<Option<Holders>, String>,
-        now: Moment,
-    ) {
+    pub fn handle_name(&mut self, name: &str, result: Result<Option<Found>, String>, now: Moment) {
         self.now = self.now.max(now);
         let Some(term) = &mut self.term else { return };
         let failure = result.as_ref().err().cloned();
         term.name_looked_up(name, result, &self.cluster, now);
         match failure {
             None => self.contact.heard(now),
-            Some(why) => self.failed("a new name cannot be looked up; it is not registered", why),
+            Some(why) => self.failed("a new name cannot be looked up", why),
         }
     }
 
@@ -652,9 +647,14 @@ impl Core {
         self.term.as_ref().map_or(&[], |term| term.known.of(service))
     }
 
-    /// The Consul names that our registrations are under, as Consul looks them up.
+    /// The Consul names that our registrations are under, as Consul looks them up, except those that
+    /// somebody else may have taken at the same moment.
     pub fn held_names(&self) -> HashSet<Arc<str>> {
-        self.term.iter().flat_map(|term| term.known.names()).collect()
+        let names = |term: &Term| {
+            let held = term.known.names();
+            held.filter(|name| !term.names.are_in_doubt(name)).collect::<Vec<_>>()
+        };
+        self.term.as_ref().map(names).into_iter().flatten().collect()
     }
 
     /// What would be done for a Service now, and why what is not as it ought to be waits. Nothing is

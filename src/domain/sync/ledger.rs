@@ -22,8 +22,12 @@ pub struct Ledger {
     registrations: HashMap<ObjectKey, Vec<KnownRegistration>>,
     /// PTR keys that are ours, or that we want and others have.
     ptr: HashMap<Box<str>, KnownPtr>,
-    /// Registrations under each Consul name, in the form in which Consul looks it up.
-    names: HashMap<Arc<str>, usize>,
+    /// Who has registrations under each Consul name, in the form in which Consul looks it up. Sorted
+    /// lists: nearly all have one element.
+    names: HashMap<Arc<str>, Vec<Holding>>,
+    /// Who began or ceased to have something under a name that is there for certain, or ceased to have
+    /// anything there.
+    moved: Vec<(Arc<str>, ObjectKey)>,
     registration_count: usize,
     /// How many of them have a critical check.
     critical_count: usize,
@@ -33,6 +37,16 @@ pub struct Ledger {
     ptr_count: usize,
     /// Number of the resync that is under way or was the last.
     pub(super) resync: u32,
+}
+
+/// What a Service has under a name.
+#[derive(Debug)]
+struct Holding {
+    service: ObjectKey,
+    registrations: u32,
+    /// How many of them are there for certain: no write without an answer may have taken them away, or
+    /// not have made them.
+    certain: u32,
 }
 
 /// A registration that Consul has.
@@ -124,6 +138,7 @@ impl Ledger {
             registrations: HashMap::new(),
             ptr: HashMap::new(),
             names: HashMap::new(),
+            moved: Vec::new(),
             registration_count: 0,
             critical_count: 0,
             namespaces: HashMap::new(),
@@ -153,7 +168,15 @@ impl Ledger {
         fingerprint: Option<Fingerprint>,
         critical: bool,
     ) {
-        let name = self.count_name(name);
+        let before = self.registration(service, id);
+        let before = before.map(|it| (Arc::clone(&it.service), it.fingerprint.is_some()));
+        let is_certain = fingerprint.is_some();
+        let is_same =
+            |(had, was_certain): &(Arc<str>, bool)| **had == *name && *was_certain == is_certain;
+        let (name, left) = match before {
+            Some(same) if is_same(&same) => (same.0, None),
+            before => (self.count_name(service, name, is_certain), before),
+        };
         let resync = self.resync;
         let known = KnownRegistration {
             local_id: self.local_id(service, id).into(),
@@ -169,7 +192,6 @@ impl Ledger {
             Ok(place) => {
                 let before = std::mem::replace(&mut all[place], known);
                 self.critical_count -= usize::from(before.critical);
-                self.uncount_name(&before.service);
             }
             Err(place) => {
                 if all.len() < FEW_INSTANCES {
@@ -178,6 +200,9 @@ impl Ledger {
                 all.insert(place, known);
                 *self.namespaces.entry(service.namespace.clone()).or_default() += 1;
             }
+        }
+        if let Some((name, was_certain)) = left {
+            self.uncount_name(service, &name, was_certain);
         }
     }
 
@@ -190,7 +215,7 @@ impl Ledger {
         if all.is_empty() {
             self.registrations.remove(service);
         }
-        self.uncount_name(&before.service);
+        self.uncount_name(service, &before.service, before.fingerprint.is_some());
         if let Some(count) = self.namespaces.get_mut(&service.namespace) {
             *count -= 1;
             if *count == 0 {
@@ -228,6 +253,11 @@ impl Ledger {
     pub fn share_keys(&mut self, shared: impl Fn(&ObjectKey) -> Option<ObjectKey>) {
         let own = std::mem::take(&mut self.registrations).into_iter();
         self.registrations = own.map(|(key, known)| (shared(&key).unwrap_or(key), known)).collect();
+        for holding in self.names.values_mut().flatten() {
+            if let Some(key) = shared(&holding.service) {
+                holding.service = key;
+            }
+        }
     }
 
     /// All PTR keys.
@@ -270,6 +300,30 @@ impl Ledger {
         self.names.contains_key(&*lookup_form(name))
     }
 
+    /// Who has registrations under this Consul name, which is as [`lookup_form`] has it.
+    pub(super) fn holders(&self, name: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.names.get(name).into_iter().flatten().map(|holding| &holding.service)
+    }
+
+    /// Those of [`Self::holders`] of which something is there for certain.
+    pub(super) fn certain_holders(&self, name: &str) -> impl Iterator<Item = &ObjectKey> {
+        let holdings = self.names.get(name).into_iter().flatten();
+        holdings.filter(|holding| holding.certain > 0).map(|holding| &holding.service)
+    }
+
+    /// Whether the Service is one of [`Self::certain_holders`].
+    pub(super) fn certainly_holds(&self, service: &ObjectKey, name: &str) -> bool {
+        let holdings = self.names.get(name).map_or(&[][..], Vec::as_slice);
+        let place = holdings.binary_search_by(|holding| holding.service.cmp(service));
+        place.is_ok_and(|place| holdings[place].certain > 0)
+    }
+
+    /// Who began, or ceased, to be one of [`Self::certain_holders`] of which name since the last call, or
+    /// ceased to be one of [`Self::holders`].
+    pub(super) fn take_moved(&mut self) -> Vec<(Arc<str>, ObjectKey)> {
+        std::mem::take(&mut self.moved)
+    }
+
     /// Has every registration written once more, whatever it says.
     pub fn resend_registrations(&mut self) {
         for known in self.registrations.values_mut().flatten() {
@@ -292,24 +346,52 @@ impl Ledger {
         local.unwrap_or(id)
     }
 
-    fn count_name(&mut self, name: &str) -> Arc<str> {
+    fn count_name(&mut self, service: &ObjectKey, name: &str, is_certain: bool) -> Arc<str> {
         let form = lookup_form(name);
         let known = self.names.get_key_value(&*form).map(|(form, _)| Arc::clone(form));
         let form = known.unwrap_or_else(|| form.into());
-        *self.names.entry(Arc::clone(&form)).or_default() += 1;
+        let holdings = self.names.entry(Arc::clone(&form)).or_default();
+        let place = holdings.binary_search_by(|holding| holding.service.cmp(service));
+        let place = place.unwrap_or_else(|place| {
+            if holdings.len() < FEW_INSTANCES {
+                holdings.reserve_exact(1);
+            }
+            let holding = Holding { service: service.clone(), registrations: 0, certain: 0 };
+            holdings.insert(place, holding);
+            place
+        });
+        let holding = &mut holdings[place];
+        holding.registrations += 1;
+        holding.certain += u32::from(is_certain);
+        if is_certain && holding.certain == 1 {
+            self.moved.push((Arc::clone(&form), service.clone()));
+        }
         self.registration_count += 1;
         if *form == *name { form } else { name.into() }
     }
 
-    fn uncount_name(&mut self, name: &str) {
+    fn uncount_name(&mut self, service: &ObjectKey, name: &str, was_certain: bool) {
         let form = lookup_form(name);
-        if let Some(count) = self.names.get_mut(&*form) {
-            *count -= 1;
-            self.registration_count -= 1;
-            if *count == 0 {
-                self.names.remove(&*form);
-            }
+        let Some((form, _)) = self.names.get_key_value(&*form) else { return };
+        let form = Arc::clone(form);
+        let Some(holdings) = self.names.get_mut(&form) else { return };
+        let place = holdings.binary_search_by(|holding| holding.service.cmp(service));
+        let Ok(place) = place else { return };
+        let holding = &mut holdings[place];
+        holding.registrations -= 1;
+        holding.certain -= u32::from(was_certain);
+        let is_gone = holding.registrations == 0;
+        let has_left = is_gone || was_certain && holding.certain == 0;
+        if is_gone {
+            holdings.remove(place);
         }
+        if holdings.is_empty() {
+            self.names.remove(&form);
+        }
+        if has_left {
+            self.moved.push((form, service.clone()));
+        }
+        self.registration_count -= 1;
     }
 }
 
@@ -321,6 +403,7 @@ fn place(all: &[KnownRegistration], local_id: &str) -> Result<usize, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::consul::record::PtrRecord;
 
     #[test]
     fn names_are_counted_by_their_registrations() {
@@ -341,6 +424,41 @@ mod tests {
         ledger.deregistered(&key, a);
         assert_eq!((ledger.registration_count(), ledger.critical_count()), (0, 0));
         assert!(ledger.of(&key).is_empty());
+    }
+
+    #[test]
+    fn who_has_a_name_for_certain_is_known_and_told_once() {
+        let cluster: ClusterName = "eu".parse().unwrap();
+        let mut ledger = Ledger::new(cluster);
+        let (one, two) = (ObjectKey::new("ns", "one"), ObjectKey::new("ns", "two"));
+        let content = PtrRecord { key: "".into(), value: "".into() };
+        let content = Some(content.fingerprint());
+        let (a, b) = ("eu_ns_one_http_10.0.0.1", "eu_ns_one_http_10.0.0.2");
+        let moved = |ledger: &mut Ledger| -> Vec<String> {
+            let moved = ledger.take_moved().into_iter();
+            moved.map(|(name, service)| format!("{name} {}", service.name)).collect()
+        };
+        // Nobody knows whether it is there.
+        ledger.put(&one, a, "Web", None, false);
+        assert!(ledger.holders("web").eq([&one]) && !ledger.certainly_holds(&one, "web"));
+        assert_eq!(moved(&mut ledger), [""; 0]);
+        ledger.put(&one, a, "web", content, false);
+        ledger.put(&one, b, "web", content, false);
+        ledger.put(&two, "eu_ns_two_http_10.0.0.3", "WEB", content, false);
+        assert!(ledger.certain_holders("web").eq([&one, &two]));
+        assert_eq!(moved(&mut ledger), ["web one", "web two"]);
+        ledger.put(&one, a, "web", content, true);
+        ledger.deregistered(&one, a);
+        assert_eq!(moved(&mut ledger), [""; 0], "there is another one");
+        ledger.put(&one, b, "api", content, true);
+        assert!(ledger.holders("web").eq([&two]) && ledger.certainly_holds(&one, "api"));
+        assert_eq!(moved(&mut ledger), ["api one", "web one"]);
+        ledger.put(&one, b, "api", None, true);
+        assert_eq!(moved(&mut ledger), ["api one"]);
+        ledger.deregistered(&one, b);
+        assert!(ledger.holders("api").next().is_none());
+        assert_eq!(moved(&mut ledger), ["api one"], "what may have been there is not");
+        assert_eq!(ledger.registration_count(), 1);
     }
 
     #[test]

@@ -66,6 +66,7 @@ mod node_watch;
 mod observe;
 mod order;
 mod plan;
+mod precedence;
 mod problems;
 mod ptr;
 mod queue;

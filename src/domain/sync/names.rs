@@ -10,11 +10,18 @@
 //! former name stays). A look-up that fails leaves its name to the next listing, which then comes
 //! within seconds: a name waits no longer than Consul can be read neither way, and its Service has a
 //! problem until then.
+//!
+//! Two clusters may find one name free at the same moment. So one that was free is looked up once more
+//! after its first write, for which nothing waits: each sees by then whatever reached the catalog before,
+//! and whoever came second leaves. An agent may not have passed our instance on yet, and of many new names
+//! few are looked up: the next listing tells of all whose look-up has not. (One case is not seen: an
+//! instance that was there before under another name counts as the older one. If the write that renames it
+//! fails for so long that the other cluster has taken the name and listed all since, both stay.)
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::domain::consul::names::{ForeignNames, Holders};
+use crate::domain::consul::names::{ForeignNames, Found, Holders};
 use crate::domain::kube::names::ObjectKey;
 
 /// Look-ups under way at a time: at a millisecond each, thousands of names a second, and a small
@@ -33,8 +40,9 @@ pub(super) struct Names {
     free: HashSet<Arc<str>>,
     /// Names to look up.
     due: BTreeSet<Arc<str>>,
-    /// Names being looked up.
-    under_way: BTreeSet<Arc<str>>,
+    /// Names being looked up, and whether we had taken them by then: what is there of ours may be what
+    /// we have removed before the answer.
+    under_way: BTreeMap<Arc<str>, bool>,
     /// Names whose look-up failed, and why: the next listing tells.
     failed: BTreeMap<Arc<str>, String>,
     /// Names that the listing under way tells.
@@ -42,6 +50,14 @@ pub(super) struct Names {
     /// Names that we have left since the last listing began: what it shows there of ours may be what
     /// we have removed meanwhile.
     left: HashSet<Arc<str>>,
+    /// Names that we found free and have taken: whether a listing has begun since. It is not certain yet
+    /// that nobody else did so at the same moment.
+    fresh: HashMap<Arc<str>, bool>,
+    /// Those of them to look up.
+    fresh_due: BTreeSet<Arc<str>>,
+    /// Names that we have taken second, and leave: ours no more than any other name of others, until
+    /// nobody else is there.
+    second: HashSet<Arc<str>>,
     /// Services whose instances under a name somebody else removed: they have not given it up.
     lost: BTreeMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
@@ -89,7 +105,7 @@ impl Names {
 
     /// Has the name looked up, unless that is under way.
     pub(super) fn ask(&mut self, name: Arc<str>) {
-        let is_asked = self.under_way.contains(&name)
+        let is_asked = self.under_way.contains_key(&name)
             || self.listing.contains(&name)
             || self.failed.contains_key(&name);
         if !is_asked {
@@ -99,7 +115,10 @@ impl Names {
 
     /// Whether all that was asked is answered, or failed.
     pub(super) fn are_settled(&self) -> bool {
-        self.due.is_empty() && self.under_way.is_empty() && self.listing.is_empty()
+        self.due.is_empty()
+            && self.fresh_due.is_empty()
+            && self.under_way.is_empty()
+            && self.listing.is_empty()
     }
 
     /// Whether so many names are to be looked up that a listing is cheaper.
@@ -110,17 +129,29 @@ impl Names {
     /// Begins the next look-up.
     pub(super) fn next_look_up(&mut self) -> Option<Arc<str>> {
         let many = self.due.len() >= LISTING_PAYS;
-        if !self.are_listed() || many || self.under_way.len() >= LOOK_UPS {
+        if !self.are_listed() || self.under_way.len() >= LOOK_UPS {
             return None;
         }
-        let name = self.due.pop_first()?;
-        self.under_way.insert(Arc::clone(&name));
+        let first = if many { None } else { self.due.pop_first() };
+        let (name, is_ours) = match first {
+            Some(name) => (name, false),
+            None => (self.next_fresh()?, true),
+        };
+        self.under_way.insert(Arc::clone(&name), is_ours);
         Some(name)
+    }
+
+    /// One whose look-up is under way is looked up once more after it: that may have been too early.
+    fn next_fresh(&mut self) -> Option<Arc<str>> {
+        let mut due = self.fresh_due.iter();
+        let next = due.find(|name| !self.under_way.contains_key(*name)).cloned()?;
+        self.fresh_due.take(&next)
     }
 
     /// A listing begins: it tells of all that is asked by now.
     pub(super) fn begin_listing(&mut self) {
         self.left.clear();
+        self.fresh.values_mut().for_each(|has_begun| *has_begun = true);
         self.listing.append(&mut self.due);
         self.listing.extend(std::mem::take(&mut self.failed).into_keys());
     }
@@ -142,6 +173,16 @@ impl Names {
         for (name, holders) in &mut foreign {
             holders.ours &= !is_held(name) && !self.left.contains(&**name);
         }
+        let disputed = &mut self.fresh_due;
+        self.fresh.retain(|name, has_begun| {
+            let is_disputed = foreign.contains_key(&**name);
+            if is_disputed {
+                disputed.insert(Arc::clone(name));
+            }
+            is_disputed || !*has_begun
+        });
+        self.fresh.shrink_to_fit();
+        self.second.retain(|name| foreign.contains_key(&**name));
         let told = std::mem::take(&mut self.listing);
         let news = self.foreign.as_ref().map(|before| {
             let all = before.keys().chain(foreign.keys());
@@ -155,14 +196,43 @@ impl Names {
         news
     }
 
-    /// Takes the answer to a look-up.
-    pub(super) fn looked_up(&mut self, name: &str, found: Result<Option<Holders>, String>) {
-        let Some(name) = self.under_way.take(name) else { return };
+    /// Takes the answer to a look-up; gives whether anything follows from it.
+    pub(super) fn looked_up(&mut self, name: &str, found: Result<Option<Found>, String>) -> bool {
+        let Some((name, was_ours)) = self.under_way.remove_entry(name) else { return false };
+        let is_fresh = self.fresh.contains_key(&name);
         match (found, &mut self.foreign) {
-            (Ok(Some(holders)), Some(foreign)) => drop(foreign.insert((&*name).into(), holders)),
-            (Ok(_), _) => drop(self.free.insert(name)),
+            (Ok(Some(found)), Some(foreign)) => {
+                let Found { mut holders, came_first } = found;
+                // What is there of ours is this one's.
+                holders.ours &= !is_fresh && !was_ours;
+                if self.fresh.remove(&name).is_some() {
+                    self.fresh_due.remove(&name);
+                    if came_first {
+                        self.second.insert(Arc::clone(&name));
+                    }
+                }
+                foreign.insert((&*name).into(), holders);
+            }
+            // The next listing says so, too, or not.
+            (_, _) if is_fresh => return false,
+            (Err(_), _) if was_ours => return false,
+            (Ok(_), _) => {
+                self.second.remove(&name);
+                self.free.insert(name);
+            }
             (Err(why), _) => drop(self.failed.insert(name, why)),
         }
+        true
+    }
+
+    /// Whether somebody else may have the name, too, although we hold it: a listing has to tell.
+    pub(super) fn are_in_doubt(&self, name: &str) -> bool {
+        self.fresh.contains_key(name) || self.second.contains(name)
+    }
+
+    /// Whether others had the name before us, who took it at the same moment.
+    pub(super) fn came_second(&self, name: &str) -> bool {
+        self.second.contains(name)
     }
 
     /// Somebody removed what the Service had under the name: it is the Service's to write again at
@@ -179,7 +249,13 @@ impl Names {
 
     /// The Service has taken the name: should we give it up, it is looked up before we take it again.
     pub(super) fn taken(&mut self, name: &str, service: &ObjectKey) {
-        self.free.remove(name);
+        let was_free = self.free.take(name);
+        if let Some(name) = was_free.filter(|_| !self.lost.contains_key(name)) {
+            if self.fresh.len() < LISTING_PAYS {
+                self.fresh_due.insert(Arc::clone(&name));
+            }
+            self.fresh.insert(name, false);
+        }
         if let Some(services) = self.lost.get_mut(name) {
             services.remove(service);
             if services.is_empty() {
@@ -188,8 +264,15 @@ impl Names {
         }
     }
 
+    /// A Service has taken the name: whoever else has lost it does not get it back for that. Gives those.
+    pub(super) fn taken_from_all(&mut self, name: &str) -> BTreeSet<ObjectKey> {
+        self.lost.remove(name).unwrap_or_default()
+    }
+
     /// We have removed the last of what we had under the name.
     pub(super) fn left(&mut self, name: Arc<str>) {
+        self.fresh.remove(&name);
+        self.fresh_due.remove(&name);
         self.left.insert(name);
     }
 
@@ -205,5 +288,77 @@ impl Names {
             services.retain(|service| claims(name, service));
             !services.is_empty()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::consul::names::Holder;
+
+    fn found(came_first: bool) -> Found {
+        Found { holders: Holders { others: Holder::Other, ours: true }, came_first }
+    }
+
+    /// `web` was free, is taken, and is being looked up once more.
+    fn taken() -> Names {
+        let mut names = Names::default();
+        names.begin_listing();
+        names.listed(ForeignNames::new(), |_| false);
+        names.ask("web".into());
+        assert_eq!(names.next_look_up().as_deref(), Some("web"));
+        assert!(names.looked_up("web", Ok(None)));
+        names.taken("web", &ObjectKey::new("ns", "web"));
+        assert_eq!(names.next_look_up().as_deref(), Some("web"));
+        names
+    }
+
+    #[test]
+    fn a6_what_we_have_left_during_a_look_up_is_no_other_replicas() {
+        for begins in [false, true] {
+            let mut names = taken();
+            names.left("web".into());
+            if begins {
+                names.begin_listing();
+            }
+            assert!(names.looked_up("web", Ok(Some(found(true)))));
+            let holders = Holders { others: Holder::Other, ours: false };
+            assert_eq!(names.others("web", false), Others::Hold(&holders));
+            assert!(!names.came_second("web"));
+        }
+        let mut names = taken();
+        names.left("web".into());
+        assert!(!names.looked_up("web", Err("no leader".to_owned())));
+        assert!(names.comes_soon("web"), "nobody waits for it");
+    }
+
+    #[test]
+    fn a6_a_disputed_name_is_looked_up_again_after_the_look_up_that_is_under_way() {
+        let disputed = || {
+            let mut names = taken();
+            names.begin_listing();
+            names.listed([("web".into(), found(true).holders)].into(), |_| true);
+            assert_eq!(names.next_look_up(), None, "one at a time");
+            assert!(!names.are_settled());
+            names
+        };
+        let mut names = disputed();
+        assert!(!names.looked_up("web", Ok(None)));
+        assert_eq!(names.next_look_up().as_deref(), Some("web"));
+        assert!(names.looked_up("web", Ok(Some(found(true)))) && names.came_second("web"));
+        let mut names = disputed();
+        assert!(names.looked_up("web", Ok(Some(found(false)))) && !names.came_second("web"));
+        assert_eq!(names.next_look_up(), None, "it is told");
+    }
+
+    #[test]
+    fn a6_a_name_taken_second_is_forgotten_when_nobody_else_is_there() {
+        let mut names = taken();
+        names.looked_up("web", Ok(Some(found(true))));
+        names.left("web".into());
+        assert!(names.came_second("web"), "another replica may have it");
+        names.begin_listing();
+        names.listed(ForeignNames::new(), |_| false);
+        assert!(!names.came_second("web"));
     }
 }

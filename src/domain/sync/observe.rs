@@ -135,6 +135,10 @@ impl Term {
             Some(fingerprint),
             critical,
         );
+        if before.is_none() {
+            // By a write that got no answer.
+            self.names.taken(&lookup_form(&registration.service), &service);
+        }
         if resend {
             // What it says does not tell with which token it was written.
             self.known.resend(&service, &registration.id);

@@ -39,7 +39,6 @@ pub struct Plan {
 
 /// What follows from a plan beside its actions.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
 pub(super) struct Outcome {
     pub(super) problems: BTreeSet<Problem>,
     /// The PTR keys that the Service claims.
@@ -52,7 +51,6 @@ pub(super) struct Outcome {
     pub(super) cleared: Vec<RecordKey>,
     /// The PTR keys that it holds and others have.
     pub(super) awaited_ptr: BTreeSet<Box<str>>,
-    pub(super) keeps_former_name: bool,
     /// Names of which it is not known whether others hold them.
     pub(super) unknown_names: BTreeSet<Box<str>>,
     /// Its ports that no endpoint serves, although some are ready.
@@ -132,7 +130,6 @@ impl View<'_> {
         let outcome = Outcome {
             ptr_claims,
             released,
-            keeps_former_name: desired.keeps_former_name,
             unknown_names: desired.unknown_names.clone(),
             unserved: desired.unserved.clone(),
             awaited_balancer: awaited_balancer(desired),

@@ -40,6 +40,8 @@ impl Term {
         if self.hold_first_losses(&config.settings, losses, reports) {
             cluster.suspects.confirm_later(now);
         }
+        // Whoever has what by now: all are planned.
+        self.known.take_moved();
         self.mark_all(cluster);
         self.mark(ObjectKey::orphaned());
     }

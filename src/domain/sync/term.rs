@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::domain::Moment;
-use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Found, lookup_form};
 use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::{FlightId, Flights, InFlight};
@@ -64,6 +64,9 @@ pub(super) struct Term {
     pub(super) missing_in_catalog: HashSet<Box<str>>,
     /// What is found by planning and writing.
     pub(super) problems: Problems,
+    /// How many plans were made.
+    #[cfg(test)]
+    pub(super) plans: usize,
 }
 
 /// Whether writes may be made.
@@ -99,8 +102,6 @@ pub(super) struct Work {
     pub(super) services: HashMap<ObjectKey, ServiceState>,
     /// When the first change of Kubernetes was seen of each that is to be brought in sync for one.
     pub(super) changed: HashMap<ObjectKey, Moment>,
-    /// Those that keep a name which they no longer claim, because others hold the new one.
-    pub(super) keeping: BTreeSet<ObjectKey>,
 }
 
 /// What is under way for one Service.
@@ -164,6 +165,8 @@ impl Term {
             drift: Vec::new(),
             missing_in_catalog: HashSet::new(),
             problems: Problems::default(),
+            #[cfg(test)]
+            plans: 0,
         }
     }
 
@@ -196,9 +199,9 @@ impl Term {
                 self.work.changed.entry(service.clone()).or_insert(now);
             }
         }
-        if !changes.claimants.is_empty() {
-            self.mark_each(changes.claimants);
-            self.mark_each(self.work.keeping.clone());
+        self.mark_each(changes.claimants);
+        for name in changes.names {
+            self.mark_holders(&name);
         }
         let reads_again = changes.services.iter().any(ObjectKey::is_orphaned);
         self.mark_each(changes.services);
@@ -275,20 +278,21 @@ impl Term {
         let (known, claims) = (&self.known, &cluster.name_claims);
         let news = self.names.listed(names, |name| known.holds_name(name));
         self.names.retain(
-            |name| claims.holder(name).is_some() && !known.holds_name(name),
-            |name, service| claims.claimants(name).any(|claimant| claimant == *service),
+            // A write without an answer has not taken it yet.
+            |name| claims.holder(name).is_some() && known.certain_holders(name).next().is_none(),
+            |name, service| claims.claims(name, service),
         );
         let Some(news) = news else { return self.mark_all(cluster) };
-        let concerned: Vec<ObjectKey> =
-            news.iter().flat_map(|name| claims.claimants(name)).collect();
-        self.mark_each(concerned);
+        for name in news {
+            self.mark_contenders(&name, cluster);
+        }
     }
 
     /// The names that others hold cannot be listed.
     pub(super) fn names_failed(&mut self, why: &str, cluster: &Cluster, now: Moment) {
         self.schedule.names_failed(now);
         for name in self.names.listing_failed(why) {
-            self.mark_each(cluster.name_claims.claimants(&name));
+            self.mark_contenders(&name, cluster);
         }
     }
 
@@ -296,15 +300,16 @@ impl Term {
     pub(super) fn name_looked_up(
         &mut self,
         name: &str,
-        found: Result<Option<Holders>, String>,
+        found: Result<Option<Found>, String>,
         cluster: &Cluster,
         now: Moment,
     ) {
         if found.is_err() {
             self.schedule.names_wanted(now);
         }
-        self.names.looked_up(name, found);
-        self.mark_each(cluster.name_claims.claimants(name));
+        if self.names.looked_up(name, found) {
+            self.mark_contenders(name, cluster);
+        }
     }
 
     /// When the names that others hold have to be listed: not before it is known which are wanted.

@@ -18,7 +18,7 @@ mod types;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::domain::consul::names::{ForeignNames, Holder, Holders};
+use crate::domain::consul::names::{ForeignNames, Found, Holder, Holders};
 use crate::domain::consul::ptr::ConsulDomain;
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, PtrOwner,
@@ -62,6 +62,8 @@ struct Simulation {
     answers_look_ups: bool,
     /// The names that were looked up.
     looked_up: Vec<String>,
+    /// Whether what a look-up shows of others came before what is there of ours.
+    others_came_first: bool,
     index: u64,
     /// Writes that were sent.
     sent: Vec<Write>,
@@ -94,6 +96,7 @@ impl Simulation {
             names: Some(ForeignNames::new()),
             answers_look_ups: true,
             looked_up: Vec::new(),
+            others_came_first: false,
             index: 0,
             sent: Vec::new(),
             asked: Vec::new(),
@@ -210,7 +213,9 @@ impl Simulation {
             Action::ReadNames => self.bridge.handle_names(Err("no answer".to_owned()), now),
             Action::ReadName(name) if self.answers_look_ups => {
                 let names = self.names.as_ref().ok_or_else(|| "no answer".to_owned());
-                let found = names.map(|names| names.get(&*name).cloned());
+                let came_first = self.others_came_first;
+                let found = |holders: &Holders| Found { holders: holders.clone(), came_first };
+                let found = names.map(|names| names.get(&*name).map(found));
                 self.looked_up.push((&*name).into());
                 self.bridge.handle_name(&name, found, now);
             }

@@ -15,7 +15,7 @@ use crate::domain::services::claims::AddressKind;
 use crate::domain::services::desired::{
     Awaited, Blocked, Desired, Neighbours, Permit, WantedPtr, desired, wanted,
 };
-use crate::domain::services::settings::{JoinExisting, OnConflict, Settings};
+use crate::domain::services::settings::{JoinExisting, Settings};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::{Config, Target};
 use crate::domain::sync::ledger::KnownRegistration;
@@ -81,7 +81,7 @@ impl View<'_> {
         let slices_of = slices.iter();
         let mut desired = desired(self.settings, key, service, slices_of, nodes, &routes, &permit);
         desired.problems.extend(are_cut.then(too_many_routes));
-        self.keep_former_names(key, &mut desired);
+        self.keep_former_names(key, service, &held, &mut desired);
         self.leave_out_consuls_own(&mut desired);
         if self.settings.never_removes() {
             self.keep_names(key, &mut desired);
@@ -144,9 +144,19 @@ impl View<'_> {
     }
 
     /// Instances of a Service whose new name others hold stay under the name that its instances of
-    /// the same port have, new ones too, while no other Service wants that: nothing is removed for a
-    /// move that cannot be made.
-    fn keep_former_names(&self, key: &ObjectKey, desired: &mut Desired) {
+    /// the same port have, new ones too, for as long as they may have that: nothing is removed for a move
+    /// that cannot be made.
+    fn keep_former_names(
+        &self,
+        key: &ObjectKey,
+        service: &Service,
+        held: &HashSet<Cow<'_, str>>,
+        desired: &mut Desired,
+    ) {
+        if desired.blocked.is_empty() {
+            return;
+        }
+        let wanted = wanted(self.settings, key, service);
         desired.blocked.retain_mut(|Blocked { registration, reverse }| {
             let id = &registration.id;
             let known = self.term.known.registration(key, id).or_else(|| {
@@ -154,10 +164,10 @@ impl View<'_> {
                 self.term.known.of(key).iter().find(|known| Some(known.port()) == port)
             });
             let Some(known) = known else { return true };
-            let form = lookup_form(&known.service);
-            let is_free = self.cluster.name_claims.holder(&form).is_none_or(|holder| holder == key);
-            if !is_free && self.settings.on_conflict != OnConflict::Merge {
-                return true;
+            let join = wanted.join(self.settings, &known.service);
+            match self.permit(key, &known.service, held, join) {
+                Permit::Granted(_) | Permit::ForeignToo(..) | Permit::Unknown => {}
+                Permit::Foreign(_) | Permit::Taken(_) | Permit::Kept(_) => return true,
             }
             let registration =
                 Registration { service: (&*known.service).into(), ..registration.clone() };
@@ -166,7 +176,6 @@ impl View<'_> {
                 desired.reverse.entry(reverse).or_insert(WantedPtr { service, rank });
             }
             desired.registrations.insert(registration.id.clone(), registration);
-            desired.keeps_former_name = true;
             false
         });
     }
@@ -202,17 +211,13 @@ impl View<'_> {
         let claims = &self.cluster.name_claims;
         // By this Service: another one's right to the name is no reason to join it.
         let held = held.contains(name) || self.term.names.has_lost(name, service);
-        if self.settings.on_conflict != OnConflict::Merge
-            && let Some(holder) = claims.holder(name)
-            && holder != service
-        {
-            // Nor may the holder take it yet: the name must not stand empty until then.
-            let waits = held && !self.term.names.are_listed();
-            return if waits { Permit::Unknown } else { Permit::Taken(holder.clone()) };
+        if let Some(permit) = self.precedence(service, name, held) {
+            return permit;
         }
         let neighbours = |joined| {
             let others = claims.claimants(name).filter(|other| other != service);
-            Neighbours { joined, namespaces: others.map(|it| it.namespace.clone()).collect() }
+            let namespaces = others.map(|it| it.namespace.clone()).collect();
+            Neighbours { joined, namespaces, first: self.comes_first(service, name) }
         };
         let is_held = self.term.known.holds_name(name);
         let Holders { others, ours } = match self.term.names.others(name, is_held) {
@@ -224,9 +229,11 @@ impl View<'_> {
             Others::Nobody => return Permit::Granted(neighbours(false)),
             Others::Hold(holders) => holders,
         };
+        // What is never removed is no less there for coming second.
+        let came_second = self.term.names.came_second(name) && !self.settings.never_removes();
         if join.joins(others) {
             Permit::Granted(neighbours(*others == Holder::Other))
-        } else if held || (*ours && !is_held) {
+        } else if (held || (*ours && !is_held)) && !came_second {
             // What is ours and of no Service here is another replica's.
             Permit::ForeignToo(others.clone(), neighbours(false))
         } else {

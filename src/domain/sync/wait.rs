@@ -39,7 +39,7 @@ pub enum Wait {
     NameUnknown,
     /// Its Consul name is new, and it is being looked up whether others hold it.
     NameNotLookedUp,
-    /// Its Consul name is another Service's.
+    /// Another Service comes first for its Consul name, or keeps it.
     NameConflict,
     /// Others hold its Consul name.
     NameForeign,

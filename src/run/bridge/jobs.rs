@@ -16,7 +16,7 @@ use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::evidence::Consistency;
 use crate::consul::read::keys::FollowedKeys;
 use crate::consul::write::sink::Sink;
-use crate::domain::consul::names::{ForeignNames, Holders, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Found, lookup_form};
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, RecordKey, Write,
 };
@@ -62,7 +62,7 @@ pub(super) enum Done {
     /// The names that others hold were read.
     Names(Result<ForeignNames, String>),
     /// A name was looked up: who else holds it.
-    Name(Arc<str>, Result<Option<Holders>, String>),
+    Name(Arc<str>, Result<Option<Found>, String>),
     /// PTR keys that are followed changed: which there are.
     PtrKeys(FollowedKeys, SeenIds),
     /// The IDs that the catalog shows on the agent's node were read.

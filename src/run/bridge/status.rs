@@ -204,7 +204,7 @@ fn words(wait: &Wait, now: Moment) -> String {
         Wait::Refused => "Consul refuses its content",
         Wait::NameUnknown => "it is not known yet whether others hold its Consul name",
         Wait::NameNotLookedUp => "it is being looked up whether others hold its Consul name",
-        Wait::NameConflict => "its Consul name is another Service's",
+        Wait::NameConflict => "another Service comes first for its Consul name, or keeps it",
         Wait::NameForeign => "others hold its Consul name",
         Wait::NodesUnknown => "the nodes of the cluster are not known",
         Wait::RoutesUnknown => "the API server does not serve what routes to its Service",

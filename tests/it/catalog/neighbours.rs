@@ -1,14 +1,15 @@
 //! Several clusters in one Consul, and names that change.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hickory_resolver::proto::rr::RecordType;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
 use kube_consul_stack::{
-    Consul, ConsulApi, ConsulCluster, ConsulOptions, HttpRecorder, Kubernetes, ProgramOptions,
-    eventually,
+    Consul, ConsulApi, ConsulCluster, ConsulOptions, Fault, HttpRecorder, Kubernetes,
+    ProgramOptions, Recorded, eventually,
 };
 use serde_json::Value;
 
@@ -45,6 +46,67 @@ async fn wait_for_nodes_of(consul: &ConsulApi, name: &str, wanted: &[&str]) -> R
         Ok(())
     })
     .await
+}
+
+/// A write that registers something under the name.
+fn registers(request: &Recorded, name: &str) -> bool {
+    let registers = |operation: &Value| operation["Service"]["Service"]["Service"] == name;
+    request.is_write() && operations(request).iter().any(registers)
+}
+
+#[tokio::test]
+async fn a6_of_two_clusters_that_take_a_name_at_once_one_leaves() -> Result<()> {
+    let servers = Fixture::servers(ConsulOptions::server()).await?;
+    let mut sites = Vec::new();
+    for cluster in CLUSTERS {
+        let objects = servers.objects(cluster).await?;
+        let recorder = HttpRecorder::start(servers.consul.servers[0].url()).await?;
+        let command = catalog_bridge(&recorder.url(), cluster, &objects.namespace).await?;
+        let bridge = ready(command.args(["--resync", "1s"])).await?;
+        // It is looked up by both before either has written.
+        recorder.fault(Fault::Delay(Duration::from_secs(2)), |it| registers(it, "api"));
+        sites.push((objects, recorder, bridge));
+    }
+    let create = async |(objects, ..): &(Objects, HttpRecorder, Bridge)| {
+        objects.create_all(&["api".to_owned()]).await
+    };
+    tokio::try_join!(create(&sites[0]), create(&sites[1]))?;
+    let has_written = |(_, recorder, _): &(Objects, HttpRecorder, Bridge)| {
+        recorder.requests().iter().any(|it| registers(it, "api") && it.status.is_some())
+    };
+    eventually(DEADLINE, || async {
+        ensure!(sites.iter().all(has_written), "one has not written");
+        let found = instances(servers.api(), "api").await?;
+        ensure!(found.len() == 1, "api is on {found:?}");
+        Ok(())
+    })
+    .await?;
+    let found = instances(servers.api(), "api").await?;
+    let node = |(cluster, (objects, ..)): (&&str, &(Objects, HttpRecorder, Bridge))| {
+        format!("k8s-{cluster}.{}", objects.namespace)
+    };
+    let mut nodes = CLUSTERS.iter().zip(&sites).map(node);
+    let stays = nodes.position(|node| found == [node]).context("whose is it?")?;
+    let (staying, leaving) = (&sites[stays], &sites[1 - stays]);
+    let told = leaving.2.wait_for_problem(&leaving.0.namespace, "api", "ForeignName").await?;
+    ensure!(told.contains("it is not registered under it"), "{told}");
+    staying.2.wait_for_no_problem(&staying.0.namespace, "api").await?;
+    // Neither comes back nor goes.
+    for _ in 0..20 {
+        ensure!(instances(servers.api(), "api").await? == found);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Once the one that has it is gone, the other one may have the name.
+    staying.0.delete("api").await?;
+    wait_for_nodes_of(
+        servers.api(),
+        "api",
+        &[&format!("k8s-{}.{}", CLUSTERS[1 - stays], leaving.0.namespace)],
+    )
+    .await?;
+    leaving.2.wait_for_no_problem(&leaving.0.namespace, "api").await?;
+    tokio::try_join!(staying.2.stop(), leaving.2.stop())?;
+    Ok(())
 }
 
 #[tokio::test]

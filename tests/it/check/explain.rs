@@ -131,7 +131,7 @@ async fn names_and_ptr_records_that_others_have() -> Result<()> {
     let trusted = ["--annotations", "none", "--trusted-namespace", &fixture.namespace];
     let bridge = Bridge::start(fixture.command().await?.args(trusted)).await?;
     bridge.wait_ready().await?;
-    let conflict = ["its Consul name is another Service's", "NameConflict: "];
+    let conflict = ["another Service comes first for its Consul name", "NameConflict: "];
     wait_explained(&fixture, &bridge, "second", &conflict).await?;
     wait_explained(&fixture, &bridge, "db", &["others hold its Consul name", "ForeignName: "])
         .await?;

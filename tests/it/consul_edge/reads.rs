@@ -237,6 +237,33 @@ async fn l12_no_reading_is_stale() {
     }
 }
 
+/// Whoever has had a name for longer, by Consul's index, is known: later changes leave that.
+#[tokio::test]
+async fn a6_a_look_up_says_who_was_there_first() {
+    let consul = consul().await;
+    let client = client(consul.url());
+    let register = async |id: &str, name: &str, port: u16, meta: serde_json::Value| {
+        let service =
+            json!({ "ID": id, "Service": name, "Address": "10.0.0.1", "Port": port, "Meta": meta });
+        let node = json!({ "Node": "names", "Address": "192.0.2.9", "Service": service });
+        consul.api().put("/v1/catalog/register", &node).await.unwrap();
+    };
+    let of = |cluster: &str| json!({ CLUSTER_META: cluster });
+    let came_first = async |name: &str| {
+        client.holders(name, &cluster()).await.unwrap().map(|found| found.came_first)
+    };
+    register("ours", "one", 80, of("c")).await;
+    assert_eq!(came_first("one").await, None);
+    register("theirs", "one", 80, of("eu")).await;
+    assert_eq!(came_first("one").await, Some(false));
+    register("ours", "one", 81, of("c")).await;
+    assert_eq!(came_first("one").await, Some(false), "it was only changed");
+    register("machine", "two", 80, json!({})).await;
+    assert_eq!(came_first("two").await, Some(true), "there is none of ours");
+    register("ours-2", "two", 80, of("c")).await;
+    assert_eq!(came_first("two").await, Some(true));
+}
+
 /// One registration whose JSON is over the bound, ours or not, hides nothing else: it is read by its
 /// ID, differs from whatever was written, and can be removed.
 #[tokio::test]
@@ -286,7 +313,8 @@ async fn l3_a_registration_over_the_bound_is_read_by_its_id() {
     eventually(PATIENCE, || async {
         let names = client.foreign_names(&cluster(), |_| false).await?;
         anyhow::ensure!(names.contains_key("foreign"), "{names:?}");
-        let holders = client.holders("foreign", &cluster()).await?;
+        let found = client.holders("foreign", &cluster()).await?;
+        let holders = found.map(|found| found.holders);
         anyhow::ensure!(holders == Some(Holders { others: Holder::Other, ours: false }));
         anyhow::ensure!(client.holders("svc", &cluster()).await?.is_none(), "ours alone");
         Ok(())

@@ -264,7 +264,7 @@ async fn has_answer(server: SocketAddr, name: &str) -> Result<bool> {
     question.extend([0, 1, 0, 1]);
     socket.send_to(&question, server).await?;
     let mut answer = [0; 512];
-    let length = timeout(Duration::from_secs(5), socket.recv(&mut answer)).await??;
+    let length = timeout(DEADLINE, socket.recv(&mut answer)).await??;
     ensure!(length >= 12, "a short answer to {name:?}");
     Ok(answer[6..8] != [0, 0])
 }

@@ -95,14 +95,25 @@ pub struct WantedPort<'s> {
 pub enum Permit {
     /// It may, beside these.
     Granted(Neighbours),
-    /// The name is that Service's.
-    Taken(ObjectKey),
+    /// It may not: another Service comes first.
+    Taken(First),
+    /// It may not: what that Service had registered under it is never removed.
+    Kept(ObjectKey),
     /// These hold instances under it, and it is not to be joined.
     Foreign(Holder),
     /// So do they, but what is registered already stays.
     ForeignToo(Holder, Neighbours),
     /// Not known yet.
     Unknown,
+}
+
+/// The Service that comes first for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum First {
+    /// This one.
+    Told(ObjectKey),
+    /// There are too many others for each to be told which it is.
+    Untold,
 }
 
 /// Who else is, or wants to be, under a name: a tag must not pass for one of theirs.
@@ -112,6 +123,8 @@ pub struct Neighbours {
     pub joined: bool,
     /// Namespaces of the other Services that claim it.
     pub namespaces: Vec<Box<str>>,
+    /// The Service that comes first and has registered nothing under it yet, if another one does.
+    pub first: Option<First>,
 }
 
 // === impl Neighbours ===
@@ -162,13 +175,11 @@ pub struct Desired {
     pub undecided: BTreeSet<Box<str>>,
     /// The names of those, as [`lookup_form`] has them.
     pub unknown_names: BTreeSet<Box<str>>,
-    /// Instances whose name is another Service's: they are not to be registered.
+    /// Instances whose name another Service comes first for, or keeps: they are not to be registered.
     pub taken: BTreeSet<Box<str>>,
     /// Instances whose name others hold. What is registered of them already stays under the name
     /// that it has.
     pub blocked: Vec<Blocked>,
-    /// Whether some stay so.
-    pub keeps_former_name: bool,
     /// Instances that are to be renamed, and keep their name by `--policy upsert-only`.
     pub keep_their_name: BTreeSet<Box<str>>,
     /// Its PTR records, by KV key.
@@ -277,6 +288,17 @@ impl Wanted<'_> {
         !self.ports.is_empty() && matches!(self.addresses, AddressSource::Nodes { .. })
     }
 
+    /// Whose instances it may join under the name.
+    pub fn join(&self, settings: &Settings, name: &str) -> JoinExisting {
+        match self.overrides.join {
+            // A share of what leads to Consul's own servers is for the operator alone to give.
+            Some(true) if lookup_form(name) == CONSULS_OWN_NAME => settings.join_existing,
+            Some(true) => JoinExisting::Always,
+            Some(false) => JoinExisting::Never,
+            None => settings.join_existing,
+        }
+    }
+
     /// Whether the addresses of what routes to the Service take the place of its own: not where an
     /// annotation says which those are. As with consul-k8s, by-type registers load balancers and nodes
     /// whatever routes to the Service.
@@ -332,16 +354,7 @@ pub fn desired<'a>(
         return Desired { awaits: Some(Awaited::Nodes), problems, ..Desired::default() };
     }
     let nodes = nodes.into_iter().flatten();
-    let join = match wanted.overrides.join {
-        Some(true) => JoinExisting::Always,
-        Some(false) => JoinExisting::Never,
-        None => settings.join_existing,
-    };
-    let join_of = |name: &str| match wanted.overrides.join {
-        // A share of what leads to Consul's own servers is for the operator alone to give.
-        Some(true) if lookup_form(name) == CONSULS_OWN_NAME => settings.join_existing,
-        _ => join,
-    };
+    let join_of = |name: &str| wanted.join(settings, name);
     let advice = Advice::new(settings, key);
     let routes = if wanted.takes_routes(settings) { routes } else { &[] };
     let ports = wanted.ports.iter().map(|port| port.port);
@@ -588,8 +601,14 @@ fn permitted_name<'w>(
         |name: &str, holder: &Holder, then: &str| foreign_name(name, holder, then, advice);
     let candidates = std::iter::once(&wanted.name).chain(&wanted.fallback);
     for name in candidates {
+        let is_last = wanted.fallback.as_ref().is_none_or(|last| last == name);
         let (standing, neighbours) = match permit(name, join_of(name)) {
-            Permit::Granted(neighbours) => (Standing::Granted, neighbours),
+            Permit::Granted(neighbours) => {
+                if let Some(first) = neighbours.first.as_ref().filter(|_| is_last) {
+                    problems.push(name_conflict(name, first, advice));
+                }
+                (Standing::Granted, neighbours)
+            }
             Permit::Unknown => (Standing::Undecided, Neighbours::default()),
             Permit::ForeignToo(holder, neighbours) => {
                 problems.push(foreign(name, &holder, "what this Service has registered stays"));
@@ -599,15 +618,15 @@ fn permitted_name<'w>(
                 problems.push(foreign(name, &holder, "it is not registered under it"));
                 (Standing::Blocked, Neighbours::default())
             }
-            Permit::Taken(holder) => {
-                if wanted.fallback.as_ref().is_none_or(|last| last == name) {
-                    problems.push(Problem::new(
-                        Reason::NameConflict,
-                        format!(
-                            "the Consul name {name:?} is registered for Service {holder}; {}",
-                            advice.another_name("--on-conflict"),
-                        ),
-                    ));
+            Permit::Taken(first) => {
+                if is_last {
+                    problems.push(name_conflict(name, &first, advice));
+                }
+                continue;
+            }
+            Permit::Kept(holder) => {
+                if is_last {
+                    problems.push(name_kept(name, &holder, advice));
                 }
                 continue;
             }
@@ -642,6 +661,32 @@ impl Advice {
             format!("rename the Service, or see {option}")
         }
     }
+}
+
+/// Another Service comes first for the name. It is the same before and after that has taken it: people are
+/// told once.
+fn name_conflict(name: &str, first: &First, advice: Advice) -> Problem {
+    let first = match first {
+        First::Told(first) => format!("Service {first}"),
+        First::Untold => "another Service".to_owned(),
+    };
+    let rest = advice.another_name("--on-conflict");
+    let message = format!("{first} comes first for the Consul name {name:?}; {rest}");
+    Problem::new(Reason::NameConflict, message)
+}
+
+/// What is registered under the name is another Service's, and stays.
+fn name_kept(name: &str, holder: &ObjectKey, advice: Advice) -> Problem {
+    let holder = if holder.is_orphaned() {
+        "a Service that is not known any more".to_owned()
+    } else {
+        format!("Service {holder}")
+    };
+    let rest = advice.another_name("--on-conflict");
+    let message = format!(
+        "the Consul name {name:?} is registered for {holder}, which --policy upsert-only keeps; {rest}"
+    );
+    Problem::new(Reason::NameConflict, message)
 }
 
 fn foreign_name(name: &str, holder: &Holder, consequence: &str, advice: Advice) -> Problem {

@@ -102,7 +102,7 @@ fn what_the_edge_left_out_is_a_problem_of_a_registered_service() {
 #[test]
 fn a_name_that_it_may_not_use_is_not_registered() {
     for (permit, reason, instances) in [
-        (Permit::Taken(ObjectKey::new("other", "web")), Some(Reason::NameConflict), 0),
+        (Permit::Taken(First::Told(ObjectKey::new("other", "web"))), Some(Reason::NameConflict), 0),
         (Permit::Foreign(Holder::Other), Some(Reason::ForeignName), 0),
         (Permit::ForeignToo(Holder::Other, Neighbours::default()), Some(Reason::ForeignName), 1),
         (Permit::Unknown, None, 0),

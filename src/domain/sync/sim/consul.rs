@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::domain::consul::names::{ForeignNames, Holder, Holders, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Found, Holder, Holders, lookup_form};
 use crate::domain::consul::record::{
     Answer, Check, NamespaceNodeAnswer, Observation, ObservedPtr, ObservedRegistration, PtrOwner,
     PtrRecord, RecordKey, Registration, Write,
@@ -31,8 +31,8 @@ pub(super) struct Consul {
     pub(super) nodes_of_others: BTreeSet<Box<str>>,
     /// PTR keys that the bridge of another cluster claims, too.
     pub(super) claimed_by_others: BTreeSet<Box<str>>,
-    /// Names under which machines are registered.
-    pub(super) machines: BTreeSet<Box<str>>,
+    /// Names under which machines are registered, and since which index.
+    machines: BTreeMap<Box<str>, u64>,
     /// Whether the marker is there: the sentinel, the base node.
     pub(super) marker: bool,
     /// The token that is in use.
@@ -54,6 +54,8 @@ pub(super) struct Consul {
 pub(super) struct Registered {
     pub(super) registration: Registration,
     pub(super) token: u32,
+    /// The index at which it was registered.
+    created: u64,
     /// Whether somebody else has a check on it: maintenance mode, say.
     pub(super) has_check_of_others: bool,
 }
@@ -71,7 +73,7 @@ impl Consul {
             others_on: BTreeSet::new(),
             nodes_of_others: BTreeSet::new(),
             claimed_by_others: BTreeSet::new(),
-            machines: BTreeSet::new(),
+            machines: BTreeMap::new(),
             marker: true,
             token: 0,
             lock: None,
@@ -186,7 +188,8 @@ impl Consul {
                     registration.check = had_check;
                 }
                 let has_check_of_others = before.is_some_and(|it| it.has_check_of_others);
-                let registered = Registered { registration, token, has_check_of_others };
+                let created = before.map_or(index, |it| it.created);
+                let registered = Registered { registration, token, created, has_check_of_others };
                 self.registrations.insert(registered.registration.id.clone(), registered);
             }
             Write::Deregister { id, .. } => drop(self.registrations.remove(id)),
@@ -339,6 +342,24 @@ impl Consul {
         self.kv.values().cloned().map(Observation::Ptr).collect()
     }
 
+    /// Machines come under this name, or go.
+    pub(super) fn toggle_machines(&mut self, name: &str) {
+        self.index += 1;
+        if self.machines.remove(name).is_none() {
+            self.machines.insert(name.into(), self.index);
+        }
+    }
+
+    /// What a look-up of the name shows of others.
+    pub(super) fn look_up(&self, name: &str) -> Option<Found> {
+        let holders = self.foreign_names().remove(name)?;
+        let ours = self.registrations.values();
+        let ours = ours.filter(|it| *lookup_form(&it.registration.service) == *name);
+        let first = ours.map(|it| it.created).min();
+        let came_first = first.is_none_or(|first| self.machines[name] < first);
+        Some(Found { holders, came_first })
+    }
+
     /// The names that others hold.
     pub(super) fn foreign_names(&self) -> ForeignNames {
         let of = |name: &str| {
@@ -349,7 +370,7 @@ impl Consul {
             let others = if name == MACHINES { Holder::Other } else { other_cluster() };
             (name.into(), Holders { others, ours: ours.next().is_some() })
         };
-        self.machines.iter().map(|name| of(name)).collect()
+        self.machines.keys().map(|name| of(name)).collect()
     }
 }
 

@@ -13,8 +13,10 @@ use crate::domain::kube::object::{Endpoint, EndpointSlice, Kind, Node, SeenObjec
 use crate::domain::services::claims::Rank;
 use crate::domain::services::desired::{Desired, Neighbours, Permit, desired, wanted};
 use crate::domain::services::settings::Settings;
-use crate::domain::sync::sim::consul::{Consul, Registered, registered_by};
-use crate::domain::sync::sim::kubernetes::{View, service_of, service_of_slice};
+use crate::domain::sync::sim::consul::{
+    Consul, FAILING_TAG, REFUSED_TAG, Registered, registered_by,
+};
+use crate::domain::sync::sim::kubernetes::{JOIN, View, service_of, service_of_slice};
 use crate::domain::sync::{Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.
@@ -156,7 +158,10 @@ impl<'v> Wanted<'v> {
             return Err(format!("what nobody wants is written: {registration:?}"));
         };
         // An instance whose new name others have keeps the one that it has.
-        let named = Registration { service: registration.service.clone(), ..wanted.clone() };
+        let mut named = Registration { service: registration.service.clone(), ..wanted.clone() };
+        if self.joins(&service) && *registration.tags == [service.namespace.to_string()] {
+            named.tags.clone_from(&registration.tags);
+        }
         if named != *registration || !self.is_disputed(&service) && wanted != registration {
             return Err(format!(
                 "an older state is written: wanted {wanted:?}, written {registration:?}"
@@ -188,6 +193,75 @@ impl<'v> Wanted<'v> {
             return Err(format!("{id} is removed although it is wanted"));
         }
         Ok(())
+    }
+
+    /// Whether the Service may join a name that others hold.
+    pub(super) fn joins(&self, service: &ObjectKey) -> bool {
+        let object = self.view.objects.get(&(Kind::Service, service.clone()));
+        matches!(object, Some(SeenObject::Service(_, it)) if it.annotations.contains_key(JOIN))
+    }
+
+    /// Who comes first for the name.
+    fn first(&self, name: &str) -> Option<&ObjectKey> {
+        let claimants = self.claimants.get(name)?.iter();
+        claimants.min_by_key(|(service, rank)| (**rank, *service)).map(|(service, _)| service)
+    }
+
+    /// A registration is written under a name. `has`: its Service has something there. One that has
+    /// nothing gets none while another one comes first.
+    pub(super) fn check_taken(&self, service: &ObjectKey, name: &str, has: bool) -> Checked {
+        match self.first(name) {
+            Some(first) if !has && first != service && !self.excused.contains(first) => {
+                Err(format!("{service} takes {name}, for which {first} comes first"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A registration is removed from a name. One that is wanted there stays until a Service that comes
+    /// before has the name.
+    pub(super) fn check_evicted(
+        &self,
+        service: &ObjectKey,
+        id: &str,
+        name: &str,
+        has: impl Fn(&ObjectKey) -> bool,
+    ) -> Checked {
+        let wanted = self.of(service).unwrap_or_default();
+        let is_wanted =
+            wanted.registrations.get(id).is_some_and(|it| lookup_form(&it.service) == name);
+        let claimants = self.claimants.get(name);
+        let Some(rank) = claimants.and_then(|of| of.get(service)).filter(|_| is_wanted) else {
+            return Ok(());
+        };
+        if self.excused.contains(service) || self.machines.contains(name) {
+            return Ok(());
+        }
+        let mut claimants = claimants.into_iter().flatten();
+        if claimants.any(|(other, its)| (its, other) < (rank, service) && has(other)) {
+            return Ok(());
+        }
+        Err(format!("{service} leaves {name}, which nobody has that comes before"))
+    }
+
+    /// Those that want a name for which one comes first that cannot register anything there: they have
+    /// it if they had it before.
+    pub(super) fn behind_idle(&self, consul: &Consul) -> BTreeSet<ObjectKey> {
+        let is_idle = |name: &str, first: &ObjectKey| {
+            let is_taken = |it: &Registration| {
+                let is_odd = |tag: &String| [REFUSED_TAG, FAILING_TAG].contains(&&**tag);
+                lookup_form(&it.service) == name && !it.tags.iter().any(is_odd)
+            };
+            let wanted = self.of(first).unwrap_or_default();
+            consul.nodes_of_others.contains(&first.namespace)
+                || !wanted.registrations.values().any(is_taken)
+        };
+        let names = self.claimants.iter().filter(|(_, of)| of.len() > 1);
+        let behind = names.filter_map(|(name, of)| {
+            let first = self.first(name)?;
+            is_idle(name, first).then(|| of.keys().filter(move |it| *it != first))
+        });
+        behind.flatten().cloned().collect()
     }
 
     /// The last registration under a name is removed: whoever is to have the name, and can take it
@@ -500,7 +574,8 @@ impl Term {
     }
 
     /// A name under which the Service has nothing is only taken once it is known to be free.
-    pub(super) fn check_name(&self, service: &ObjectKey, name: &str) -> Checked {
+    /// `joins`: beside others, too.
+    pub(super) fn check_name(&self, service: &ObjectKey, name: &str, joins: bool) -> Checked {
         let form = lookup_form(name);
         if self.held.contains(&(service.clone(), (&*form).into())) {
             return Ok(());
@@ -509,7 +584,7 @@ impl Term {
         match self.names.as_ref().map(|names| names.get(&*form)) {
             None => Err(format!("{name} is taken before it is known who has it")),
             // Another replica's.
-            Some(Some(holders)) if !holders.ours || is_held() => {
+            Some(Some(holders)) if !joins && (!holders.ours || is_held()) => {
                 Err(format!("{name} is joined, which others hold"))
             }
             Some(_) => Ok(()),

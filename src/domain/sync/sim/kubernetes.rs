@@ -14,6 +14,9 @@ use crate::domain::testing::{ip, node, port, service, slice};
 /// The name of [`Name::OfMachines`].
 pub(super) const MACHINES: &str = "postgres";
 
+/// The annotation of a Service that may join a name that others hold.
+pub(super) const JOIN: &str = "kube-consul.io/join";
+
 /// How many Services a crowd has, and how many endpoints each of them: together more than a half of
 /// all that there may ever be.
 const CROWD: u8 = 6;
@@ -133,6 +136,9 @@ impl Kubernetes {
             Name::Shared => annotations.push(("kube-consul.io/service-name", "shared")),
             Name::OfAnother => annotations.push(("kube-consul.io/service-name", "s1")),
             Name::OfMachines => annotations.push(("kube-consul.io/service-name", MACHINES)),
+        }
+        if shape.joins {
+            annotations.push((JOIN, "true"));
         }
         match shape.mode {
             Mode::ClusterIp | Mode::Headless => {}

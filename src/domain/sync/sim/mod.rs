@@ -85,6 +85,7 @@ fn run(sequence: &Sequence, trace: bool) -> Checked {
         calm.pass(CALM)?;
         converges(&mut world, &calm)?;
         world.check_readiness()?;
+        world.check_names()?;
         world.applied.clear();
         world.pass(world.scenario.resync() * 3)?;
         if let Some(record) = world.applied.first() {

@@ -75,6 +75,8 @@ pub(super) struct Shape {
     pub(super) second: Second,
     /// The tag `t<n>`; Consul refuses `t3`, and fails at `t4` each time.
     pub(super) tag: u8,
+    /// Whether it may join a name that others hold.
+    pub(super) joins: bool,
 }
 
 /// The port that a Service may have beside `http` 80.
@@ -192,6 +194,7 @@ pub(super) enum Foreign {
 
 /// What a sequence is run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent")]
 pub(super) struct Scenario {
     pub(super) target: Target,
     /// How many endpoints stand beside the others, so that losing them all is no everyday life.
@@ -200,6 +203,8 @@ pub(super) struct Scenario {
     pub(super) pods_have_ptr: bool,
     /// Whether Consul is read every few seconds, so that writes are often under way meanwhile.
     pub(super) reads_often: bool,
+    /// Whether namespace `b` is trusted: its Services come first for a name.
+    pub(super) trusts: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,12 +230,14 @@ pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
         2 => Just(Target::Catalog),
         3 => Just(Target::Elected),
     ];
-    let others = (prop::bool::weighted(0.2), prop::bool::weighted(0.3), prop::bool::weighted(0.4));
-    (targets, others).prop_map(|(target, (crowd, pods_have_ptr, reads_often))| Scenario {
+    let flag = prop::bool::weighted;
+    let others = (flag(0.2), flag(0.3), flag(0.4), flag(0.3));
+    (targets, others).prop_map(|(target, (crowd, pods_have_ptr, reads_often, trusts))| Scenario {
         target,
         crowd,
         pods_have_ptr,
         reads_often,
+        trusts,
     })
 }
 
@@ -317,12 +324,14 @@ fn shapes() -> impl Strategy<Value = Shape> {
     let seconds =
         prop_oneof![5 => Just(Second::None), 2 => Just(Second::Tcp), 1 => Just(Second::Udp)];
     let tags = prop_oneof![16 => 0..3_u8, 2 => Just(3), 1 => Just(4)];
-    (0..4_u8, modes, names, seconds, tags).prop_map(|(address, mode, name, second, tag)| Shape {
+    let shapes = (0..4_u8, modes, names, seconds, tags, prop::bool::weighted(0.1));
+    shapes.prop_map(|(address, mode, name, second, tag, joins)| Shape {
         address,
         mode,
         name,
         second,
         tag,
+        joins,
     })
 }
 

@@ -6,11 +6,18 @@ use super::ops::{
 };
 use super::run;
 
-const SHAPE: Shape =
-    Shape { address: 0, mode: Mode::ClusterIp, name: Name::Own, second: Second::None, tag: 0 };
+const SHAPE: Shape = Shape {
+    address: 0,
+    mode: Mode::ClusterIp,
+    name: Name::Own,
+    second: Second::None,
+    tag: 0,
+    joins: false,
+};
 
 fn assert_runs(target: Target, ops: &[Op]) {
-    let scenario = Scenario { target, crowd: false, pods_have_ptr: false, reads_often: false };
+    let scenario =
+        Scenario { target, crowd: false, pods_have_ptr: false, reads_often: false, trusts: false };
     assert_eq!(run(&(scenario, ops.to_vec()), false), Ok(()));
 }
 
@@ -87,8 +94,13 @@ fn a_name_is_taken_by_another_before_its_holder_moves_to_a_further_one() {
 
 #[test]
 fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
-    let scenario =
-        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let scenario = Scenario {
+        target: Target::Agent,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: false,
+        trusts: false,
+    };
     let ops = vec![
         Op::Pass(10),
         Op::Service(0, SHAPE),
@@ -102,8 +114,13 @@ fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
 
 #[test]
 fn what_cannot_be_read_and_is_missing_from_a_list_is_held_as_it_was() {
-    let scenario =
-        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let scenario = Scenario {
+        target: Target::Agent,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: false,
+        trusts: false,
+    };
     let ops = vec![
         Op::Pass(5),
         Op::Service(0, SHAPE),
@@ -143,8 +160,13 @@ fn a_name_of_others_that_one_service_leaves_is_not_joined_by_the_next() {
 
 #[test]
 fn a_node_that_others_keep_does_not_hide_that_a_hold_waits_for_people() {
-    let scenario =
-        Scenario { target: Target::Catalog, crowd: true, pods_have_ptr: false, reads_often: true };
+    let scenario = Scenario {
+        target: Target::Catalog,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: true,
+        trusts: false,
+    };
     let ops = vec![
         Op::Pass(5),
         Op::Crowd(255, Crowd::Off),
@@ -172,8 +194,13 @@ fn the_failure_of_a_ptr_record_that_another_service_writes_by_now_is_nobodys_bac
 
 #[test]
 fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
-    let scenario =
-        Scenario { target: Target::Elected, crowd: true, pods_have_ptr: true, reads_often: false };
+    let scenario = Scenario {
+        target: Target::Elected,
+        crowd: true,
+        pods_have_ptr: true,
+        reads_often: false,
+        trusts: false,
+    };
     let ops = vec![
         Op::Pass(10),
         Op::Crowd(255, Crowd::Ready),
@@ -188,8 +215,13 @@ fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
 
 #[test]
 fn two_lists_that_each_lack_a_part_do_not_take_most_together() {
-    let scenario =
-        Scenario { target: Target::Agent, crowd: true, pods_have_ptr: false, reads_often: false };
+    let scenario = Scenario {
+        target: Target::Agent,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: false,
+        trusts: false,
+    };
     let ops = vec![
         Op::Pass(10),
         Op::Lists(0, WatchedKind::Services, 1, 24),
@@ -298,8 +330,13 @@ fn instances_go_with_their_ptr_records_while_other_services_wait_for_their_turn(
 
 #[test]
 fn a_write_that_was_applied_late_in_a_fight_does_not_put_the_fix_off() {
-    let scenario =
-        Scenario { target: Target::Elected, crowd: false, pods_have_ptr: false, reads_often: true };
+    let scenario = Scenario {
+        target: Target::Elected,
+        crowd: false,
+        pods_have_ptr: false,
+        reads_often: true,
+        trusts: false,
+    };
     let ops = vec![
         Op::Foreign(Foreign::Machines, 0),
         Op::Fight(Drift::Deregistered, 156, 13_023, 22),
@@ -314,4 +351,26 @@ fn a_write_that_was_applied_late_in_a_fight_does_not_put_the_fix_off() {
         Op::Pass(31_124),
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
+
+#[test]
+fn a1_a_name_stays_with_its_service_while_the_one_that_comes_first_has_nothing() {
+    let by_annotation = Shape { name: Name::OfAnother, ..SHAPE };
+    let empty = Shape { mode: Mode::Headless, address: 1, ..SHAPE };
+    let refused = Shape { tag: 3, address: 1, ..SHAPE };
+    for first in [empty, refused] {
+        for target in [Target::Agent, Target::Catalog] {
+            let ops = [
+                Op::Service(0, by_annotation.clone()),
+                Op::Pass(60_000),
+                Op::Service(1, first.clone()),
+                Op::Service(2, by_annotation.clone()),
+                Op::Pass(60_000),
+                Op::Service(1, Shape { address: 1, ..SHAPE }),
+                Op::Pass(10),
+                Op::Service(1, first.clone()),
+            ];
+            assert_runs(target, &ops);
+        }
+    }
 }

@@ -192,6 +192,9 @@ impl World {
         if scenario.pods_have_ptr {
             settings.reverse = PtrScope::All;
         }
+        if scenario.trusts {
+            settings.annotations.trusted_namespaces.insert("b".into());
+        }
         let mut new = Self {
             now: Moment::ZERO,
             scenario,

@@ -1,6 +1,7 @@
 //! Names that several want, or that others hold.
 
 use super::*;
+use crate::domain::services::settings::OnConflict;
 
 /// A Service that wants the name `shared`.
 fn sharing(uid: &str, created: i64) -> SeenObject {
@@ -216,7 +217,8 @@ fn a_name_that_changes_hands_is_taken_before_it_is_left() {
 #[test]
 fn n3_a_name_that_was_never_held_is_looked_up_before_its_first_write() {
     let mut simulation = in_sync(2);
-    assert_eq!(simulation.looked_up, [""; 0], "the listing at the start shows these");
+    assert_eq!(simulation.looked_up, ["s1", "s2"], "a6: only once they are taken");
+    simulation.looked_up.clear();
     simulation.answers_look_ups = false;
     // Somebody took it after the listing.
     simulation.names = Some(foreign(&["s3"]));
@@ -251,23 +253,30 @@ fn n3_a_name_that_was_never_held_is_looked_up_before_its_first_write() {
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(
         (&*simulation.looked_up, simulation.registrations.len()),
-        (&["s4".to_owned()][..], 3)
+        (&["s4".to_owned(), "s4".to_owned()][..], 3),
+        "before it is taken, and after"
     );
 }
+
+/// From so many new names on a listing takes the place of their look-ups.
+const MANY_NAMES: usize = 64;
 
 #[test]
 fn n3_many_new_names_cost_one_listing() {
     let mut simulation = in_sync(1);
+    simulation.looked_up.clear();
     (2..=200).for_each(|n| simulation.seen(service_seen(n)));
     simulation.step(&mut |_| Fate::Applied);
-    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (200, 0));
+    assert_eq!(simulation.registrations.len(), 200);
+    assert!(simulation.looked_up.len() <= MANY_NAMES, "only those taken first, once more");
     // As at the start.
     let mut simulation = Simulation::new(settings());
     simulation.resync();
     simulation.list(Kind::Service, (1..=200).map(service_seen));
     simulation.list(Kind::EndpointSlice, []);
     simulation.step(&mut |_| Fate::Applied);
-    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (200, 0));
+    assert_eq!(simulation.registrations.len(), 200);
+    assert!(simulation.looked_up.len() <= MANY_NAMES, "only those taken first, once more");
 }
 
 #[test]
@@ -278,7 +287,7 @@ fn n3_a_failed_look_up_is_told_and_the_listing_takes_its_place() {
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(simulation.registrations.len(), 1);
     assert!(messages(&simulation, 2)[0].contains("no answer"), "{:?}", messages(&simulation, 2));
-    assert_eq!(simulation.looked_up, ["s2"], "it is not asked again and again");
+    assert_eq!(simulation.looked_up, ["s1", "s2"], "it is not asked again and again");
     simulation.names = Some(ForeignNames::new());
     simulation.now += Duration::from_secs(5);
     simulation.step(&mut |_| Fate::Applied);
@@ -296,13 +305,14 @@ fn n3_a_failed_look_up_is_told_and_the_listing_takes_its_place() {
 #[test]
 fn n3_what_somebody_removed_is_written_again_at_once() {
     let mut simulation = in_sync(2);
+    simulation.looked_up.clear();
     simulation.registrations.clear();
     simulation.names = None;
     simulation.begin_resync();
     simulation.show();
     simulation.finish_resync();
     simulation.step(&mut |_| Fate::Applied);
-    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (2, 0));
+    assert_eq!((simulation.registrations.len(), &*simulation.looked_up), (2, &[][..]));
 }
 
 #[test]
@@ -335,4 +345,589 @@ fn o15_new_pods_of_a_service_renamed_to_a_name_of_others_have_its_former_name() 
     simulation.settle();
     let wanted = ["10.1.0.3", "10.1.0.4"].map(|address| format!("postgres {address} None"));
     assert_eq!(simulation.registered(), wanted);
+}
+
+/// `victim/payments` has the name `pay` by annotation.
+fn victim() -> (ObjectKey, Service) {
+    let service = service().annotations(&[("kube-consul.io/service-name", "pay")]).build();
+    (ObjectKey::new("victim", "payments"), service)
+}
+
+/// Headless Service `evil/pay`: its own name comes before an annotation.
+fn evil() -> (ObjectKey, Service) {
+    let with = |it: &mut Service| {
+        (it.uid, it.created) = ("uid-2".into(), 9);
+        it.cluster_ips.clear();
+    };
+    (ObjectKey::new("evil", "pay"), service().with(with).build())
+}
+
+fn evil_slice(count: usize) -> SeenObject {
+    let addresses: Vec<String> = (1..=count).map(|n| format!("10.1.0.{n}")).collect();
+    let addresses: Vec<(&str, bool)> = addresses.iter().map(|it| (it.as_str(), true)).collect();
+    let key = ObjectKey::new("evil", "pay-1");
+    SeenObject::EndpointSlice(key, slice("pay", &[("http", 80)], &addresses))
+}
+
+fn see((key, service): (ObjectKey, Service)) -> SeenObject {
+    SeenObject::Service(key, service)
+}
+
+/// `victim` is registered as `pay`.
+fn with_victim(settings: Settings, target: Target) -> Simulation {
+    let mut simulation = Simulation::to(settings, target);
+    simulation.resync();
+    simulation.list(Kind::Service, [see(victim())]);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.registered(), [VICTIMS]);
+    simulation.take_sent();
+    simulation
+}
+
+const VICTIMS: &str = "pay 10.0.0.1 Critical";
+
+fn reasons(simulation: &Simulation, (service, _): &(ObjectKey, Service)) -> Vec<Reason> {
+    let problems = simulation.bridge.problems().into_iter();
+    problems.filter(|(_, key, _)| *key == service).map(|(_, _, it)| it.reason).collect()
+}
+
+fn is_evil(write: &Write) -> bool {
+    format!("{:?}", write.key()).contains("_evil_")
+}
+
+#[test]
+fn a1_who_comes_first_and_registers_nothing_takes_no_name() {
+    for policy in [OnConflict::First, OnConflict::Suffix] {
+        for target in [Target::Agent, Target::Catalog] {
+            let settings = Settings { on_conflict: policy, ..settings() };
+            let mut simulation = with_victim(settings, target);
+            simulation.seen(see(evil()));
+            simulation.settle();
+            assert_eq!(simulation.take_sent(), 0, "{policy:?} {target:?}");
+            let told: &[Reason] =
+                if policy == OnConflict::First { &[Reason::NameConflict] } else { &[] };
+            assert_eq!(reasons(&simulation, &victim()), told);
+            assert_eq!(reasons(&simulation, &evil()), []);
+            // What the victim has is followed as ever.
+            let slice = slice("payments", &[("http", 80)], &[("10.2.0.1", true)]);
+            simulation.seen(SeenObject::EndpointSlice(ObjectKey::new("victim", "x"), slice));
+            simulation.settle();
+            assert_eq!(simulation.registered(), ["pay 10.0.0.1 None"]);
+            simulation.take_sent();
+
+            // It takes the name with what it has, before the victim leaves it.
+            simulation.seen(evil_slice(1));
+            simulation.settle();
+            let sent: Vec<bool> = simulation.sent.iter().map(is_evil).collect();
+            assert!(sent[0] && !sent[1..].contains(&true), "{:?}", simulation.sent);
+            let left: &[&str] = match policy {
+                OnConflict::First => &["pay 10.1.0.1 None"],
+                _ => &["pay 10.1.0.1 None", "pay-victim 10.0.0.1 None"],
+            };
+            assert_eq!(simulation.registered(), left);
+            // Nobody waits behind it.
+            simulation.seen(evil_slice(0));
+            simulation.settle();
+            assert_eq!(simulation.registered(), left[1..]);
+            simulation
+                .bridge
+                .handle_watch(WatchEvent::Deleted(Kind::Service, evil().0), simulation.now);
+            simulation.settle();
+            assert_eq!(simulation.registered(), ["pay 10.0.0.1 None"]);
+            assert_eq!(simulation.bridge.counts().problems, 0);
+        }
+    }
+}
+
+#[test]
+fn a1_a_name_is_kept_until_consul_takes_what_the_first_writes() {
+    for fate in [Fate::Denied, Fate::Failed, Fate::Lost] {
+        let mut simulation = with_victim(settings(), Target::Agent);
+        simulation.seen(evil_slice(2));
+        simulation.seen(see(evil()));
+        simulation.step(&mut |write| if is_evil(write) { fate } else { Fate::Applied });
+        assert_eq!(simulation.registered(), [VICTIMS], "{fate:?}");
+        assert_eq!(reasons(&simulation, &victim()), [Reason::NameConflict]);
+        simulation.settle();
+        assert_eq!(simulation.registered(), ["pay 10.1.0.1 None", "pay 10.1.0.2 None"]);
+        assert_eq!(reasons(&simulation, &victim()), [Reason::NameConflict]);
+    }
+}
+
+#[test]
+fn a1_nobody_gets_a_name_behind_a_first_that_has_nothing() {
+    let mut simulation = with_victim(settings(), Target::Catalog);
+    simulation.seen(see(evil()));
+    // One that comes before the victim, and after the first.
+    let (_, mut second) = victim();
+    (second.created, second.cluster_ips) = (-1, vec![ip("10.0.0.2")]);
+    let second = (ObjectKey::new("other", "second"), second);
+    simulation.seen(see(second.clone()));
+    simulation.settle();
+    assert_eq!(simulation.registered(), [VICTIMS]);
+    assert_eq!(reasons(&simulation, &second), [Reason::NameConflict]);
+    // Not even when the one that has it goes, or has nothing left.
+    simulation.bridge.handle_watch(WatchEvent::Deleted(Kind::Service, victim().0), simulation.now);
+    simulation.settle();
+    assert_eq!(simulation.registered(), [""; 0]);
+    // The first may take it at any time.
+    simulation.seen(evil_slice(1));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["pay 10.1.0.1 None"]);
+    simulation.bridge.handle_watch(WatchEvent::Deleted(Kind::Service, evil().0), simulation.now);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["pay 10.0.0.2 Critical"]);
+}
+
+#[test]
+fn a1_what_stands_in_consul_says_who_has_a_name_after_a_restart() {
+    for listed in [false, true] {
+        let simulation = with_victim(settings(), Target::Catalog);
+        let mut simulation = simulation.restarted(settings());
+        simulation.names = listed.then(ForeignNames::new);
+        simulation.resync();
+        simulation.list(Kind::Service, [see(evil()), see(victim())]);
+        simulation.list(Kind::EndpointSlice, []);
+        simulation.settle();
+        assert_eq!(simulation.take_sent(), 0);
+        assert_eq!(simulation.registered(), [VICTIMS]);
+        // A process ended before it was left.
+        simulation.others_hold(ForeignNames::new());
+        simulation.seen(evil_slice(1));
+        simulation.step(&mut |write| if is_evil(write) { Fate::Applied } else { Fate::Failed });
+        assert_eq!(simulation.registrations.len(), 2);
+        let mut simulation = simulation.restarted(settings());
+        simulation.resync();
+        simulation.list(Kind::Service, [see(evil()), see(victim())]);
+        simulation.list(Kind::EndpointSlice, [evil_slice(1)]);
+        simulation.settle();
+        assert_eq!(simulation.registered(), ["pay 10.1.0.1 None"]);
+    }
+}
+
+#[test]
+fn a1_a_record_that_was_lost_is_no_claim_to_a_name_that_was_taken_since() {
+    let mut simulation = with_victim(settings(), Target::Agent);
+    simulation.seen(see(evil()));
+    simulation.settle();
+    // Somebody removes the victim's, and Consul does not take it back.
+    let mut denied = |write: &Write| if is_evil(write) { Fate::Applied } else { Fate::Denied };
+    simulation.registrations.clear();
+    simulation.resync();
+    simulation.step(&mut denied);
+    assert_eq!(simulation.registered(), [""; 0]);
+    simulation.seen(evil_slice(1));
+    simulation.step(&mut denied);
+    assert_eq!(simulation.registered(), ["pay 10.1.0.1 None"]);
+    simulation.seen(evil_slice(0));
+    simulation.settle();
+    let ready = slice("payments", &[("http", 80)], &[("10.2.0.1", true)]);
+    simulation.seen(SeenObject::EndpointSlice(ObjectKey::new("victim", "x"), ready));
+    simulation.settle();
+    assert_eq!(simulation.registered(), [""; 0]);
+    // While nobody has taken it, it may.
+    let mut simulation = with_victim(settings(), Target::Agent);
+    simulation.seen(see(evil()));
+    simulation.settle();
+    simulation.registrations.clear();
+    simulation.resync();
+    simulation.step(&mut denied);
+    simulation.settle();
+    assert_eq!(simulation.registered(), [VICTIMS]);
+}
+
+/// Both instances stand for a moment, whoever's write is answered first; in the end the first one's alone.
+#[test]
+fn a1_a_record_that_is_written_again_while_the_first_takes_its_name_goes() {
+    for is_late in [false, true] {
+        let mut simulation = with_victim(settings(), Target::Agent);
+        simulation.seen(see(evil()));
+        simulation.settle();
+        simulation.registrations.clear();
+        simulation.resync();
+        let again = simulation.next_actions();
+        simulation.seen(evil_slice(1));
+        let takes = simulation.next_actions();
+        assert!(!again.is_empty() && !takes.is_empty());
+        let (one, other) = if is_late { (takes, again) } else { (again, takes) };
+        for action in one {
+            simulation.deliver(action, &mut |_| Fate::Applied);
+        }
+        let more = simulation.next_actions();
+        for action in other.into_iter().chain(more) {
+            simulation.deliver(action, &mut |_| Fate::Applied);
+        }
+        simulation.settle();
+        assert_eq!(simulation.registered(), ["pay 10.1.0.1 None"], "{is_late}");
+    }
+}
+
+#[test]
+fn a1_who_cannot_write_what_it_has_lost_learns_at_once_that_it_is_taken() {
+    let settings = Settings { on_conflict: OnConflict::Suffix, ..settings() };
+    let mut simulation = with_victim(settings, Target::Agent);
+    simulation.seen(see(evil()));
+    simulation.settle();
+    simulation.registrations.clear();
+    simulation.resync();
+    let mut denied = |write: &Write| match write {
+        Write::Register(it) if &*it.service == "pay" && !is_evil(write) => Fate::Denied,
+        _ => Fate::Applied,
+    };
+    simulation.step(&mut denied);
+    assert_eq!(simulation.registered(), [""; 0]);
+    simulation.seen(evil_slice(1));
+    simulation.step(&mut denied);
+    assert_eq!(simulation.registered(), ["pay 10.1.0.1 None", "pay-victim 10.0.0.1 Critical"]);
+}
+
+/// Of two that stand behind one that has nothing, the later one is no longer behind the other one once
+/// that no longer wants the name.
+#[test]
+fn a1_who_stands_behind_another_is_planned_when_that_one_gives_its_claim_up() {
+    let mut simulation = with_victim(settings(), Target::Catalog);
+    let (_, mut second) = victim();
+    (second.created, second.cluster_ips) = (-1, vec![ip("10.0.0.2")]);
+    let second = (ObjectKey::new("other", "second"), second);
+    // The removal of the victim's is refused for as long as that matters.
+    let mut stuck = |write: &Write| match write {
+        Write::Deregister { .. } if format!("{:?}", write.key()).contains("_victim_") => {
+            Fate::Denied
+        }
+        _ => Fate::Applied,
+    };
+    simulation.seen(see(second.clone()));
+    simulation.step(&mut stuck);
+    simulation.seen(see(evil()));
+    simulation.step(&mut stuck);
+    assert_eq!(simulation.registrations.len(), 2);
+    simulation.bridge.handle_watch(WatchEvent::Deleted(Kind::Service, second.0), simulation.now);
+    let planned = simulation.bridge.term.as_ref().unwrap().plans;
+    simulation.step(&mut stuck);
+    assert_eq!(simulation.registered(), [VICTIMS]);
+    let plan = simulation.bridge.plan_of(&victim().0, simulation.now).unwrap();
+    assert!(plan.actions.is_empty() && plan.waits.is_empty(), "{plan:?}");
+    let problems: Vec<Reason> = reasons(&simulation, &victim());
+    assert_eq!(problems, [Reason::NameConflict], "the removal is nobody's problem any more");
+    assert!(simulation.bridge.term.as_ref().unwrap().plans > planned + 1);
+}
+
+#[test]
+fn a1_ports_move_between_the_names_of_one_service_whoever_else_wants_them() {
+    use crate::domain::testing::port;
+    for target in [Target::Agent, Target::Catalog] {
+        let service = |ports: &[&str]| {
+            let mut service = numbered(1);
+            service.ports =
+                ports.iter().zip(80..).map(|(name, number)| port(name, number)).collect();
+            SeenObject::Service(key("web"), service)
+        };
+        let mut simulation = Simulation::to(settings(), target);
+        simulation.resync();
+        simulation.list(Kind::Service, [service(&["http"])]);
+        simulation.list(Kind::EndpointSlice, []);
+        simulation.settle();
+        // One of its names is wanted by one that comes first and has nothing.
+        let rival = |name: &str| {
+            let with = |it: &mut Service| (it.created, it.cluster_ips) = (-9, Vec::new());
+            let rival = crate::domain::testing::service().with(with).build();
+            SeenObject::Service(ObjectKey::new("evil", name), rival)
+        };
+        simulation.seen(rival("web"));
+        simulation.settle();
+        simulation.seen(service(&["admin", "http"]));
+        simulation.settle();
+        let registered = |simulation: &Simulation| -> BTreeSet<String> {
+            simulation
+                .registrations
+                .values()
+                .map(|it| format!("{} {}", it.service, it.id))
+                .collect()
+        };
+        let id = |port: &str| format!("kubernetes_ns_web_{port}_10.0.0.1");
+        let expected = [format!("web {}", id("admin")), format!("web-http {}", id("http"))];
+        assert_eq!(registered(&simulation), expected.into(), "{target:?}");
+        simulation.seen(rival("web-http"));
+        simulation.seen(service(&["http", "admin"]));
+        simulation.settle();
+        let expected = [format!("web-admin {}", id("admin")), format!("web {}", id("http"))];
+        assert_eq!(registered(&simulation), expected.into(), "{target:?}");
+        assert!(simulation.bridge.is_settled());
+    }
+}
+
+#[test]
+fn a1_a_former_name_is_kept_until_another_service_has_taken_it() {
+    let mut simulation = in_sync(1);
+    simulation.others_hold(foreign(&["postgres"]));
+    simulation.seen(named(1, "postgres"));
+    simulation.settle();
+    // Whose own name it is, and which has nothing to register.
+    let (_, idle) = evil();
+    simulation.seen(SeenObject::Service(ObjectKey::new("evil", "s1"), idle));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
+    let slice = slice("s1", &[("http", 80)], &[("10.1.0.9", true)]);
+    simulation.seen(SeenObject::EndpointSlice(ObjectKey::new("evil", "s1-1"), slice));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.1.0.9 None"]);
+}
+
+#[test]
+fn a1_one_that_may_not_join_takes_no_name_from_one_that_has_joined() {
+    let joining = || {
+        let mut joined = numbered(1);
+        for (key, value) in [("service-name", "mq2"), ("join", "true")] {
+            joined.annotations.insert(format!("kube-consul.io/{key}").into(), value.into());
+        }
+        (key("s1"), joined)
+    };
+    let evil = || (ObjectKey::new("evil", "mq2"), numbered(2));
+    let mut simulation = in_sync(0);
+    simulation.others_hold(foreign(&["mq2"]));
+    simulation.seen(see(joining()));
+    simulation.settle();
+    simulation.seen(see(evil()));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["mq2 10.0.0.1 Critical"]);
+    assert_eq!(reasons(&simulation, &evil()), [Reason::ForeignName]);
+    // N4: one that comes later does not get behind it.
+    let mut simulation = in_sync(0);
+    simulation.others_hold(foreign(&["mq2"]));
+    simulation.seen(see(evil()));
+    simulation.settle();
+    simulation.seen(see(joining()));
+    simulation.settle();
+    assert_eq!(simulation.registered(), [""; 0]);
+    assert_eq!(reasons(&simulation, &joining()), [Reason::NameConflict]);
+}
+
+#[test]
+fn a1_a_name_that_thousands_want_costs_each_event_a_few_plans() {
+    let of = |n: u32| {
+        let (_, mut service) = victim();
+        service.cluster_ips = vec![ip(&format!("10.{}.{}.{}", n >> 16, (n >> 8) & 255, n & 255))];
+        (ObjectKey::new("many", format!("s{n:05}")), service)
+    };
+    let mut simulation = with_victim(settings(), Target::Catalog);
+    (1..=5_000).for_each(|n| simulation.seen(see(of(n))));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 1);
+    let plans = |simulation: &Simulation| simulation.bridge.term.as_ref().unwrap().plans;
+    let mut most = 0;
+    // Each of these comes before all others.
+    for n in 0..50 {
+        let (key, mut first) = of(9_000 + n);
+        first.created = -i64::from(n) - 1;
+        let before = plans(&simulation);
+        simulation.seen(see((key, first)));
+        simulation.step(&mut |_| Fate::Applied);
+        most = most.max(plans(&simulation) - before);
+    }
+    assert!((3..=FEW_PLANS).contains(&most), "{most} plans for one");
+    assert_eq!(simulation.registered(), ["pay 10.0.35.89 Critical"]);
+    for n in (0..50).rev() {
+        let key = of(9_000 + n).0;
+        let before = plans(&simulation);
+        simulation.bridge.handle_watch(WatchEvent::Deleted(Kind::Service, key), simulation.now);
+        simulation.step(&mut |_| Fate::Applied);
+        most = most.max(plans(&simulation) - before);
+    }
+    assert!(most <= FEW_PLANS, "{most} plans for one");
+    assert_eq!(simulation.registered(), ["pay 10.0.0.1 Critical"]);
+}
+
+/// One takes a name and one leaves it, each before and after its writes, and what was looked up is taken.
+const FEW_PLANS: usize = 10;
+
+/// Another cluster's bridge has instances under the name, too.
+fn of_eu(came_first: bool) -> Found {
+    let others = Holder::Kubernetes { cluster: Some("eu".into()) };
+    Found { holders: Holders { others, ours: true }, came_first }
+}
+
+/// What a listing says of that.
+fn eus() -> ForeignNames {
+    let holders = of_eu(true).holders;
+    [("s2".into(), Holders { ours: false, ..holders })].into()
+}
+
+/// `s2` was just taken, and is being looked up once more.
+fn just_taken(service: Service, settings: Settings) -> Simulation {
+    let mut simulation = filled(Simulation::to(settings, Target::Catalog), 1);
+    simulation.answers_look_ups = false;
+    simulation.seen(SeenObject::Service(key("s2"), service));
+    simulation.step(&mut |_| Fate::Applied);
+    let asked = Action::ReadName("s2".into());
+    assert!(simulation.asked.contains(&asked));
+    simulation.asked.clear();
+    simulation.bridge.handle_name("s2", Ok(None), simulation.now);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 2);
+    assert!(simulation.asked.contains(&asked), "{:?}", simulation.asked);
+    simulation.asked.clear();
+    simulation.answers_look_ups = true;
+    simulation
+}
+
+#[test]
+fn a6_of_two_that_take_a_name_at_once_the_second_leaves() {
+    let mut simulation = just_taken(numbered(2), settings());
+    simulation.names = Some(eus());
+    simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registrations.len(), 1);
+    assert_eq!(simulation.kv.len(), 1);
+    assert!(messages(&simulation, 2)[0].contains("cluster \"eu\"; it is not registered under it"));
+    simulation.take_sent();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0, "it does not come back");
+    // Once the other one leaves, it may.
+    simulation.others_hold(ForeignNames::new());
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.bridge.counts().problems), (2, 0));
+}
+
+#[test]
+fn a6_the_first_stays_and_so_does_one_that_may_join() {
+    let mut joins = numbered(2);
+    joins.annotations.insert("kube-consul.io/join".into(), "true".into());
+    for (service, came_first, told) in [(numbered(2), false, Some("stays")), (joins, true, None)] {
+        let mut simulation = just_taken(service, settings());
+        simulation.names = Some(eus());
+        simulation.bridge.handle_name("s2", Ok(Some(of_eu(came_first))), simulation.now);
+        simulation.settle();
+        assert_eq!(simulation.registrations.len(), 2);
+        let messages = messages(&simulation, 2);
+        assert_eq!(messages.len(), told.iter().count(), "{messages:?}");
+        assert!(told.is_none_or(|told| messages[0].contains(told)), "{messages:?}");
+    }
+}
+
+#[test]
+fn a6_a_listing_tells_what_the_look_up_was_too_early_for() {
+    for answer in [Ok(None), Err("no leader".to_owned())] {
+        let mut simulation = just_taken(numbered(2), settings());
+        simulation.bridge.handle_name("s2", answer, simulation.now);
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.bridge.counts().problems, 0);
+        simulation.looked_up.clear();
+        simulation.others_came_first = true;
+        simulation.names = Some(eus());
+        simulation.settle();
+        assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (1, 1));
+    }
+    // One that was told to be alone is a name like any other from then on.
+    let mut simulation = just_taken(numbered(2), settings());
+    simulation.bridge.handle_name("s2", Ok(None), simulation.now);
+    simulation.settle();
+    simulation.looked_up.clear();
+    simulation.others_came_first = true;
+    simulation.others_hold(eus());
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.looked_up.len()), (2, 0));
+}
+
+#[test]
+fn a6_nothing_waits_for_the_second_look_up() {
+    let mut simulation = just_taken(numbered(2), settings());
+    simulation.seen(slice_seen(1, false));
+    simulation.seen(slice_seen(2, true));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 Critical", "s2 10.0.0.2 None"]);
+}
+
+/// The second has left; another replica of its own cluster still has the name.
+#[test]
+fn a6_who_has_left_as_the_second_does_not_come_back_through_another_replica() {
+    let mut simulation = just_taken(numbered(2), settings());
+    let holders = || [("s2".into(), of_eu(true).holders)].into();
+    simulation.names = Some(holders());
+    simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 1);
+    simulation.others_hold(holders());
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 1, "nor with the next listing");
+    simulation.others_hold(ForeignNames::new());
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.bridge.counts().problems), (2, 0));
+}
+
+#[test]
+fn a6_one_that_may_join_keeps_the_name_behind_a_first_that_has_nothing() {
+    let mut joins = numbered(2);
+    joins.annotations.insert("kube-consul.io/join".into(), "true".into());
+    let mut simulation = just_taken(joins, settings());
+    simulation.names = Some(eus());
+    simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
+    simulation.settle();
+    let (_, mut first) = evil();
+    first.created = -9;
+    simulation.seen(SeenObject::Service(ObjectKey::new("evil", "s2"), first));
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 2);
+    assert!(messages(&simulation, 2)[0].contains("Service evil/s2 comes first"));
+}
+
+#[test]
+fn a6_a_former_name_of_one_that_came_second_is_kept_if_it_may_join_or_nothing_is_removed() {
+    use crate::domain::services::settings::{JoinExisting, Policy};
+    let joining = Settings { join_existing: JoinExisting::Kubernetes, ..settings() };
+    let upserting = Settings { policy: Policy::UpsertOnly, ..settings() };
+    for (settings, stays) in [(joining, true), (upserting, true), (settings(), false)] {
+        let mut simulation = just_taken(numbered(2), settings);
+        let mut names = foreign(&["postgres"]);
+        names.extend(eus());
+        simulation.names = Some(names);
+        simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
+        // It is renamed before it has left.
+        simulation.seen(named(2, "postgres"));
+        simulation.seen(slice_seen(2, true));
+        simulation.settle();
+        let expected: &[&str] = &["s1 10.0.0.1 None", "s2 10.0.0.2 None"];
+        assert_eq!(simulation.registered(), expected[..=usize::from(stays)]);
+    }
+}
+
+#[test]
+fn a6_a_name_taken_by_a_write_without_an_answer_is_looked_up_too() {
+    let mut simulation = in_sync(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |_| Fate::Lost);
+    let written = simulation.sent.iter().find_map(|write| match write {
+        Write::Register(it) => Some(it.clone()),
+        _ => None,
+    });
+    // It was applied.
+    let written = written.unwrap();
+    simulation.registrations.insert(written.id.clone(), written);
+    simulation.others_hold(ForeignNames::new());
+    simulation.looked_up.clear();
+    simulation.others_came_first = true;
+    simulation.names = Some(eus());
+    simulation.resync();
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.looked_up, ["s2"]);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
+}
+
+/// A Consul that filters no names is not asked for those that are held.
+#[test]
+fn a6_a_listing_leaves_out_no_name_that_others_may_have_taken_at_the_same_moment() {
+    let held = |simulation: &Simulation| {
+        let held: BTreeSet<String> =
+            simulation.bridge.held_names().iter().map(ToString::to_string).collect();
+        held.into_iter().collect::<Vec<_>>()
+    };
+    let mut simulation = just_taken(numbered(2), settings());
+    assert_eq!(held(&simulation), ["s1"]);
+    simulation.bridge.handle_name("s2", Ok(None), simulation.now);
+    simulation.settle();
+    assert_eq!(held(&simulation), ["s1", "s2"]);
+    let mut simulation = just_taken(numbered(2), settings());
+    simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
+    assert_eq!(held(&simulation), ["s1"]);
 }

@@ -170,3 +170,58 @@ fn what_changes_is_written_and_an_address_goes_to_its_next_holder() {
     assert_eq!(simulation.registrations.len(), 4);
     assert!(simulation.kv.values().any(|it| it.record.value.starts_with("other.")));
 }
+
+#[test]
+fn a9_what_is_kept_holds_its_name() {
+    let mut simulation = running(0);
+    let mut named = numbered(1);
+    named.annotations.insert("kube-consul.io/service-name".into(), "upay".into());
+    simulation.seen(SeenObject::Service(key("s1"), named));
+    simulation.settle();
+    // Its own name comes before an annotation.
+    let upay = ObjectKey::new("upe", "upay");
+    simulation.seen(SeenObject::Service(upay.clone(), numbered(2)));
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["upay 10.0.0.1 Critical"]);
+    let told = |simulation: &Simulation| {
+        let problems = simulation.bridge.problems().into_iter();
+        let of = problems.filter(|it| *it.1 == upay);
+        of.map(|(_, _, problem)| problem.message.clone()).collect::<Vec<_>>()
+    };
+    let expected = "registered for Service ns/s1, which --policy upsert-only keeps";
+    assert!(told(&simulation)[0].contains(expected), "{:?}", told(&simulation));
+    // What is left of one that is gone, too, after a restart as well.
+    simulation.deleted(Kind::Service, "s1");
+    simulation.settle();
+    let mut simulation = simulation.restarted(upsert_only());
+    simulation.resync();
+    simulation.list(Kind::Service, [SeenObject::Service(upay.clone(), numbered(3))]);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["upay 10.0.0.1 Critical"]);
+    assert!(told(&simulation)[0].contains(expected), "{:?}", told(&simulation));
+    // Once somebody has removed it, the name is free.
+    simulation.registrations.clear();
+    simulation.resync();
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["upay 10.0.0.3 Critical"]);
+    assert_eq!(told(&simulation), [""; 0]);
+}
+
+#[test]
+fn a9_a_write_that_was_never_applied_holds_no_name() {
+    let mut simulation = running(0);
+    let mut named = numbered(1);
+    named.annotations.insert("kube-consul.io/service-name".into(), "upay".into());
+    simulation.seen(SeenObject::Service(key("s1"), named));
+    simulation.step(&mut |_| Fate::Lost);
+    let upay = ObjectKey::new("upe", "upay");
+    simulation.seen(SeenObject::Service(upay.clone(), numbered(2)));
+    simulation.step(&mut |_| Fate::Lost);
+    let is_told = simulation.bridge.problems_of(&upay).any(|it| it.reason == Reason::NameConflict);
+    assert!(is_told, "the other one may be there");
+    simulation.deleted(Kind::Service, "s1");
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["upay 10.0.0.2 Critical"]);
+    assert_eq!(simulation.bridge.counts().problems, 0);
+}

@@ -285,7 +285,6 @@ S Consul's own, by option         | web @service-name=consul @join=true; foreign
 S the mark in an agent            | web @service-name=_KUBE-consul @join=true | --join-existing always | ?InvalidName
 S another tool's mark             | web @service-meta-external-sync-source=katalog-sync | | web 10.0.0.1:80; ?InvalidAnnotation ownership
 N4 by annotation, the other not   | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | --on-conflict merge | postgres 10.0.0.1:80; ?ForeignName
-N4 the other has the better claim | a/db @service-name=postgres @join=true; test/postgres ip=10.0.0.2; foreign postgres | | ?ForeignName; ?NameConflict
 N5 compared as Consul does        | web @service-name=apİ; api ip=10.0.0.2 | | api 10.0.0.2:80; ?InvalidName; ?NameConflict
 N5 and beside machines            | web @service-name=bİlling; foreign billing | | ?ForeignName; ?InvalidName
 N10 a tag that is a neighbour's   | dev/web @service-tags=prod,Prod,v2; prod/web ip=10.0.0.2 | --on-conflict merge | web 10.0.0.1:80 [dev,http,v2]; web 10.0.0.2:80 [prod,http]; ?Incomplete "prod", "Prod"

@@ -170,7 +170,11 @@ impl World {
                     process.term.check_node(&registration.namespace)?;
                     let service = service_of_id(&self.settings.cluster, &registration.id);
                     let service = service.unwrap_or_else(ObjectKey::orphaned);
-                    process.term.check_name(&service, &registration.service)?;
+                    let joins = wanted.joins(&service);
+                    process.term.check_name(&service, &registration.service, joins)?;
+                    let name = lookup_form(&registration.service);
+                    let has = process.has_name(&service, &name);
+                    wanted.check_taken(&service, &name, has)?;
                     if !is_holding {
                         let stands = self.consul.registrations.get(&registration.id);
                         wanted.check_register(registration, stands)?;
@@ -179,6 +183,10 @@ impl World {
                 Write::Deregister { id, namespace, .. } => {
                     process.term.check_node(namespace)?;
                     wanted.check_deregister(id, self.consul.registrations.get(id))?;
+                    if let Some(name) = process.name_of(writer, id) {
+                        let has = |other: &ObjectKey| process.certainly_has_name(other, &name);
+                        wanted.check_evicted(writer, id, &name, has)?;
+                    }
                     if process.term.deselected.contains(writer) {
                         return Err(format!("{id} is removed, and nobody has allowed that"));
                     }

@@ -109,6 +109,22 @@ impl World {
         problems.into_iter().map(words).collect()
     }
 
+    /// No two Services have one name when all is done. One that Consul does not take as it is now may
+    /// stand under a former name.
+    pub(in crate::domain::sync::sim) fn check_names(&self) -> Checked {
+        let mut holders: BTreeMap<Box<str>, ObjectKey> = BTreeMap::new();
+        let registered = self.consul.registrations.values();
+        let refused = self.refused();
+        let registered = registered.filter_map(|it| held_by(&it.registration));
+        for (service, name) in registered.filter(|(service, _)| !refused.contains(service)) {
+            let holder = holders.entry(name.clone()).or_insert_with(|| service.clone());
+            if *holder != service {
+                return Err(format!("{holder} and {service} have the name {name}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Who is not ready although all is done.
     pub(in crate::domain::sync::sim) fn check_readiness(&self) -> Checked {
         for process in &self.processes {
@@ -120,19 +136,37 @@ impl World {
         Ok(())
     }
 
+    /// Services that Consul does not take as they are.
+    fn refused(&self) -> BTreeSet<ObjectKey> {
+        let is_odd = |value: &str| [REFUSED_TAG, FAILING_TAG].contains(&value);
+        let refused = self
+            .kubernetes
+            .services()
+            .filter(|(_, service)| service.annotations.values().any(|value| is_odd(value)));
+        refused.map(|(key, _)| key.clone()).collect()
+    }
+
     /// Services of which more may be there, or less, by what was there before: machines have had
-    /// the name that they want, or Consul refuses what they are now.
+    /// the name that they want, or Consul refuses what they are now, or the one that comes first for
+    /// the name has nothing there.
     pub(in crate::domain::sync::sim) fn depends_on_the_past(&self) -> Past {
         let mut past = Past::default();
         // Who was first there has it.
         past.ptr.extend(self.consul.claimed_by_others.iter().cloned());
+        let nobody = BTreeSet::new();
+        let behind_idle = self.leader().map(|leader| {
+            let wanted = Wanted::new(&self.settings, &leader.view, &self.machines, &nobody);
+            wanted.behind_idle(&self.consul)
+        });
+        let behind_idle = behind_idle.unwrap_or_default();
+        let refused = self.refused();
         for (key, service) in self.kubernetes.services() {
             let wanted = wanted(&self.settings, key, service);
             let mut names = wanted.claims(&self.settings, key, service).into_keys();
-            let is_odd = |value: &str| [REFUSED_TAG, FAILING_TAG].contains(&value);
-            let is_refused = service.annotations.values().any(|value| is_odd(value));
+            let is_refused = refused.contains(key);
             let is_in_the_way = self.consul.nodes_of_others.contains(&key.namespace);
-            let is_disputed = names.any(|name| self.machines.contains(&*name));
+            let is_disputed =
+                names.any(|name| self.machines.contains(&*name)) || behind_idle.contains(key);
             if is_refused || is_disputed {
                 past.services.insert(key.clone());
                 past.namespaces.insert(key.namespace.clone());

@@ -131,7 +131,7 @@ impl World {
             Foreign::Machines => {
                 let name = if n.is_multiple_of(4) { "s1" } else { MACHINES };
                 self.machines.insert(name.into());
-                toggle(&mut self.consul.machines, name);
+                self.consul.toggle_machines(name);
             }
             Foreign::Ptr => {
                 let is_there = self.consul.kv.contains_key(&*ptr);

@@ -51,6 +51,27 @@ impl Process {
         self.read_all.filter(|(of, _)| *of == disturbed).map(|(_, since)| since)
     }
 
+    /// Whether it knows of something of the Service under the name, or somebody removed that.
+    pub(super) fn has_name(&self, service: &ObjectKey, name: &str) -> bool {
+        let known = self.core.registrations_of(service).iter();
+        let term = self.core.term.as_ref();
+        known.map(|it| lookup_form(&it.service)).any(|it| it == name)
+            || term.is_some_and(|term| term.names.has_lost(name, service))
+    }
+
+    /// Whether it is certain that something of the Service is there under the name.
+    pub(super) fn certainly_has_name(&self, service: &ObjectKey, name: &str) -> bool {
+        let mut known = self.core.registrations_of(service).iter();
+        known.any(|it| it.fingerprint.is_some() && lookup_form(&it.service) == name)
+    }
+
+    /// The name under which it knows this registration of the Service.
+    pub(super) fn name_of(&self, service: &ObjectKey, id: &str) -> Option<Box<str>> {
+        let mut known = self.core.registrations_of(service).iter();
+        let known = known.find(|it| *it.id(&cluster(), service) == *id)?;
+        Some(lookup_form(&known.service).into())
+    }
+
     /// A Service that changes, or is seen to go, is as any other from then on.
     pub(super) fn note_change(&mut self, event: &WatchEvent) {
         match event {

@@ -55,6 +55,10 @@ impl World {
         let Some(reading) = &self.processes[of.place].reading else { return Ok(()) };
         let is_over = reading.left.is_empty();
         for seen in shown {
+            if let Observation::Registration(seen) = seen {
+                // A former process may have written it late.
+                self.processes[of.place].term.held.extend(held_by(&seen.registration));
+            }
             self.processes[of.place].core.handle_observation(seen.clone());
         }
         if is_over {
@@ -90,12 +94,12 @@ impl World {
 
     /// Who else holds this name is read.
     pub(super) fn name_read(&mut self, of: Of, name: &str) -> Checked {
-        let found = self.consul.foreign_names().remove(name);
+        let found = self.consul.look_up(name);
         let (result, now) = (self.told_to_fail(3).map(|()| found), self.now);
         let process = &mut self.processes[of.place];
         if let (Ok(found), Some(names)) = (&result, &mut process.term.names) {
             names.remove(name);
-            names.extend(found.clone().map(|holders| (name.into(), holders)));
+            names.extend(found.clone().map(|found| (name.into(), found.holders)));
         }
         process.core.handle_name(name, result, now);
         self.turn(of.place)
