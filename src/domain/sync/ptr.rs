@@ -80,8 +80,10 @@ impl View<'_> {
         let ptr = record.key.clone();
         let known = self.term.known.ptr(&ptr);
         let awaited = &mut draft.outcome.awaited_ptr;
+        // Its former holder may be removing it.
+        let changes = self.term.flights.carries(&RecordKey::Ptr(ptr.clone()));
         let cas = match known.map(|known| &known.state) {
-            Some(PtrState::Ours(there)) if *there == fingerprint => {
+            Some(PtrState::Ours(there)) if *there == fingerprint && !changes => {
                 draft.outcome.cleared.push(RecordKey::Ptr(ptr));
                 return None;
             }

@@ -374,3 +374,23 @@ fn a1_a_name_stays_with_its_service_while_the_one_that_comes_first_has_nothing()
         }
     }
 }
+
+#[test]
+fn a_ptr_record_that_is_being_removed_is_waited_for_by_whoever_wants_the_same() {
+    let own = || Op::Service(0, SHAPE);
+    let other =
+        |n, mode| Op::Service(n, Shape { address: 3, mode, name: Name::OfMachines, ..SHAPE });
+    let ops = [
+        own(),
+        own(),
+        own(),
+        own(),
+        other(3, Mode::ClusterIp),
+        own(),
+        Op::Service(3, Shape { mode: Mode::Off, ..SHAPE }),
+        other(0, Mode::ClusterIp),
+        Op::Pass(5),
+        Op::Pass(3),
+    ];
+    assert_runs(Target::Catalog, &ops);
+}
