@@ -359,6 +359,7 @@ impl<'v> Wanted<'v> {
         after: Together,
         consul: &Consul,
         are_named: bool,
+        is_contested: impl Fn(&ObjectKey) -> bool,
     ) -> Checked {
         let of_others = consul.kv.get(ptr).is_some_and(|it| consul.owner(it) != PtrOwner::Ours);
         if before.is_apart()
@@ -371,8 +372,13 @@ impl<'v> Wanted<'v> {
         let claimants: Vec<&ObjectKey> = self.claimants_of_ptr(ptr).collect();
         match *claimants {
             [] if after.has_ptr => Err(format!("the PTR record {ptr} stands without an instance")),
-            // Who has it may wait for a name, or be told wrongly.
-            [service] if after.has_instance && are_named && self.is_certain(service) => {
+            // Who has it may wait for a name, or be told wrongly; of a fight no instance waits for the end.
+            [service]
+                if after.has_instance
+                    && are_named
+                    && self.is_certain(service)
+                    && !is_contested(service) =>
+            {
                 Err(format!("an instance of {service} stands without the PTR record {ptr}"))
             }
             _ => Ok(()),

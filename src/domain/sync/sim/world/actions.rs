@@ -154,7 +154,13 @@ impl World {
                 let before = addresses.clone();
                 for ptr in addresses.apply(&group.writes) {
                     let (before, after) = (before.at(&ptr), addresses.at(&ptr));
-                    wanted.check_together(&ptr, before, after, &self.consul, are_named)?;
+                    let record = RecordKey::Ptr(ptr.clone());
+                    let is_contested = |service: &ObjectKey| {
+                        let plan = process.core.plan_of(service, self.now).unwrap_or_default();
+                        matches!(plan.waits.get(&record), Some(Wait::Contested { .. }))
+                    };
+                    let consul = &self.consul;
+                    wanted.check_together(&ptr, before, after, consul, are_named, is_contested)?;
                 }
             }
         }
