@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::bridge::Bridge;
+use super::figure::{Figure, Goal};
 use super::objects::{self, ENDPOINTS};
-use super::report::{Figure, Goal};
 use super::{Bench, SCOPE, Scenario, consul};
 
 /// Changes a second of which the share of a core is asked.

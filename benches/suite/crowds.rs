@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::bridge::Bridge;
 use super::cost::flip;
+use super::figure::{Figure, Goal};
 use super::floor::CLUSTER;
 use super::prober::Prober;
-use super::report::{Figure, Goal};
 use super::{AT_ONCE, Bench, PROBES, Scenario, consul, objects};
 
 /// Of an EndpointSlice, as the controller makes them.

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::bridge::Bridge;
+use super::figure::{Figure, Goal, quantile};
 use super::prober::Prober;
 use super::replay::blocking;
-use super::report::{Figure, Goal, quantile};
 use super::{Bench, PROBES, Scenario, consul};
 
 /// Of one change.

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::bridge::Bridge;
+use super::figure::{Figure, Goal};
 use super::floor::CLUSTER;
 use super::load::WRITTEN;
 use super::prober::Prober;
-use super::report::{Figure, Goal};
 use super::simulated::Simulated;
 use super::{Bench, PROBES, Scenario, consul, in_turn, objects};
 

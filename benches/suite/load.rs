@@ -9,9 +9,9 @@ use kube_consul_stack::{HttpRecorder, Recorded};
 use serde::Deserialize;
 
 use super::bridge::{Bridge, cpu};
+use super::figure::{Figure, Goal};
 use super::objects::ENDPOINTS;
 use super::replay::{Request, Sender};
-use super::report::{Figure, Goal};
 use super::{Bench, SCOPE, Scenario, consul, in_turn};
 
 /// Requests of the loader at a time: more do not make a Consul on two cores faster.

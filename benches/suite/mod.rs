@@ -7,7 +7,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `report`, `plot` | figures, the table, JSON and SVG |
+//! | `figure`, `report`, `plot` | a row, the table, JSON and SVG |
 //! | `bridge` | a running program, its CPU and memory |
 //! | `replay`, `floor` | what the bridge sent, sent again; the bare watch |
 //! | `change`, `prober`, `propagation` | from a change until Consul shows it |
@@ -40,6 +40,7 @@ mod cost;
 mod crowds;
 mod daemons;
 mod faults;
+pub mod figure;
 mod floor;
 mod load;
 #[path = "../objects/mod.rs"]
@@ -52,7 +53,8 @@ pub mod report;
 mod simulated;
 mod tools;
 
-use self::report::{Figure, Report};
+use self::figure::Figure;
+use self::report::Report;
 
 /// Of a whole run. What is not begun by then is reported as not measured: half an hour is promised.
 const BUDGET: Duration = Duration::from_mins(30);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::report::{Figure, quantile};
+use super::figure::{Figure, quantile};
 
 /// Of a row, and of the frame.
 const ROW: u32 = 46;

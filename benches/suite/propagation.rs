@@ -6,10 +6,10 @@ use kube_consul_stack::HttpRecorder;
 
 use super::bridge::Bridge;
 use super::change::{Change, SETUP};
+use super::figure::{Figure, Goal, quantile};
 use super::floor::{CLUSTER, Floor, Template, Templates};
 use super::prober::{Pace, Prober, Via};
 use super::replay::Request;
-use super::report::{Figure, Goal, quantile};
 use super::{Bench, FLOOR, PROBES, Scenario, consul, in_turn, objects};
 
 /// Instances in the agent beside the probes: more are not for an agent.

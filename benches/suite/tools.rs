@@ -10,9 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use kube_consul_stack::{Consul, HttpRecorder, Program, ProgramOptions};
 
 use super::bridge::Bridge;
+use super::figure::{Figure, Goal, quantile};
 use super::load::{AT_A_TIME, is_applied, list_both};
 use super::replay::{Request, Sender};
-use super::report::{Figure, Goal, quantile};
 use super::{Bench, SCOPE, Scenario, consul, in_turn};
 
 /// Starts of the hook in a round; each takes a few milliseconds.

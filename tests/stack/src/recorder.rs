@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::background;
@@ -83,6 +84,8 @@ pub enum Fault {
     Answer(StatusCode, String),
     /// Forwarded after this time.
     Delay(Duration),
+    /// Forwarded once this is true, or its sender is gone.
+    Hold(watch::Receiver<bool>),
     /// Consul's answer has this header in place of its own.
     Header(&'static str, String),
     /// The connection is closed without an answer, Consul never sees it.
@@ -260,6 +263,9 @@ async fn handle(
         }
         Some(Fault::DropBefore) => return Err("dropped before it was forwarded".into()),
         Some(Fault::Delay(time)) => tokio::time::sleep(*time).await,
+        Some(Fault::Hold(released)) => {
+            let _ = released.clone().wait_for(|it| *it).await;
+        }
         Some(Fault::DropAfter | Fault::Header(..)) | None => {}
     }
     let mut headers = head.headers;
