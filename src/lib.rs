@@ -14,6 +14,7 @@
 //! | [`run`] | one subcommand each: the loop that joins the core and the edges |
 //! | [`admin`] | HTTP: probes, metrics, status |
 //! | [`logging`] | logs: text on a terminal, JSON elsewhere |
+//! | [`tls`] | which library encrypts |
 //!
 //! Dependencies point one way: `run` to the edges, the edges to `domain`. An edge never imports
 //! another edge, and `domain` imports nothing of ours.
@@ -57,6 +58,7 @@ pub mod logging;
 pub mod mesos;
 pub mod probe;
 pub mod run;
+pub mod tls;
 
 #[cfg(test)]
 mod structure;

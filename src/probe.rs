@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn prober() -> Prober {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         Prober::new().unwrap()
     }
 

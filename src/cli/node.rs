@@ -192,6 +192,43 @@ fn common(access: Access, consul: Config, admin_addr: Option<SocketAddr>) -> Com
     Common { access, environment, consul, cluster_uid: None, adopt: None, admin_addr }
 }
 
+/// The durations of both command lines, as far as they were given.
+struct GivenTimes<T> {
+    sync: Option<T>,
+    least: Option<T>,
+    longest: Option<T>,
+    check_ttl: Option<T>,
+    ttl_buffer: Option<T>,
+}
+
+/// What follows from them.
+struct Times {
+    defaults: Defaults,
+    /// Between two polls of the kubelet.
+    poll: Duration,
+}
+
+// === impl GivenTimes ===
+
+impl<T> GivenTimes<T> {
+    /// `time`: what is given, else the variable of that name, else the default.
+    fn times(
+        self,
+        time: impl Fn(Option<T>, &'static str, Duration) -> Result<Duration, Error>,
+    ) -> Result<Times, Error> {
+        let sync_interval = time(self.sync, "DEFAULT_SYNC_INTERVAL", SYNC_INTERVAL)?;
+        let least = time(self.least, "MIN_SYNC_INTERVAL", MIN_INTERVAL)?;
+        let longest = time(self.longest, "MAX_SYNC_INTERVAL", MAX_INTERVAL)?;
+        let defaults = Defaults {
+            sync_interval,
+            check_ttl: time(self.check_ttl, "DEFAULT_CHECK_TTL", CHECK_TTL)?,
+            ttl_buffer: time(self.ttl_buffer, "SYNC_TTL_BUFFER_DURATION", TTL_BUFFER)?,
+            deregister_critical_after: None,
+        };
+        Ok(Times { defaults, poll: poll_interval(sync_interval, least, longest) })
+    }
+}
+
 /// The time between two polls: within the bounds, of which the upper one wins.
 fn poll_interval(interval: Duration, least: Duration, longest: Duration) -> Duration {
     // Less would be a loop without a pause.
@@ -207,12 +244,17 @@ impl NodeArgs {
             Some(given) => Ok(given),
             None => old_duration(None, lookup, name, default),
         };
-        let interval = time(self.default_sync_interval, "DEFAULT_SYNC_INTERVAL", SYNC_INTERVAL)?;
-        let least = time(self.min_sync_interval, "MIN_SYNC_INTERVAL", MIN_INTERVAL)?;
-        let longest = time(self.max_sync_interval, "MAX_SYNC_INTERVAL", MAX_INTERVAL)?;
+        let given = GivenTimes {
+            sync: self.default_sync_interval,
+            least: self.min_sync_interval,
+            longest: self.max_sync_interval,
+            check_ttl: self.default_check_ttl,
+            ttl_buffer: self.sync_ttl_buffer_duration,
+        };
+        let times = given.times(time)?;
         let skip_verify = self.kubelet_api_insecure_skip_verify || skips_verification(lookup);
         let pods = if let Some(url) = self.kubelet_api.or_else(|| lookup("KUBELET_API")) {
-            let interval = poll_interval(interval, least, longest);
+            let interval = times.poll;
             let (token_file, ca_file) = (self.kubelet_token_file, self.kubelet_ca_file);
             PodSource::Kubelet(Kubelet { url, skip_verify, interval, token_file, ca_file })
         } else {
@@ -228,14 +270,8 @@ impl NodeArgs {
             ),
             pods,
             defaults: Defaults {
-                sync_interval: interval,
-                check_ttl: time(self.default_check_ttl, "DEFAULT_CHECK_TTL", CHECK_TTL)?,
-                ttl_buffer: time(
-                    self.sync_ttl_buffer_duration,
-                    "SYNC_TTL_BUFFER_DURATION",
-                    TTL_BUFFER,
-                )?,
                 deregister_critical_after: self.deregister_critical_after,
+                ..times.defaults
             },
             sidecars: address("--bind-address", variable(self.bind_address, "BIND_ADDRESS"))?,
             serves_admin: true,
@@ -282,9 +318,14 @@ impl OldCli {
     fn options(self, consul: Config, lookup: Lookup<'_>) -> Result<Options, Error> {
         let variable = |given: Option<String>, name| given.or_else(|| lookup(name));
         let time = |given, name, default| old_duration(given, lookup, name, default);
-        let interval = time(self.default_sync_interval, "DEFAULT_SYNC_INTERVAL", SYNC_INTERVAL)?;
-        let least = time(self.min_sync_interval, "MIN_SYNC_INTERVAL", MIN_INTERVAL)?;
-        let longest = time(self.max_sync_interval, "MAX_SYNC_INTERVAL", MAX_INTERVAL)?;
+        let given = GivenTimes {
+            sync: self.default_sync_interval,
+            least: self.min_sync_interval,
+            longest: self.max_sync_interval,
+            check_ttl: self.default_check_ttl,
+            ttl_buffer: self.sync_ttl_buffer_duration,
+        };
+        let times = given.times(time)?;
         let access = Access { kube_url: None, kubeconfig: None, context: None };
         Ok(Options {
             common: common(access, consul, None),
@@ -292,20 +333,11 @@ impl OldCli {
                 url: variable(self.kubelet_api, "KUBELET_API")
                     .unwrap_or_else(|| KUBELET.to_owned()),
                 skip_verify: self.kubelet_api_insecure_skip_verify || skips_verification(lookup),
-                interval: poll_interval(interval, least, longest),
+                interval: times.poll,
                 token_file: None,
                 ca_file: None,
             }),
-            defaults: Defaults {
-                sync_interval: interval,
-                check_ttl: time(self.default_check_ttl, "DEFAULT_CHECK_TTL", CHECK_TTL)?,
-                ttl_buffer: time(
-                    self.sync_ttl_buffer_duration,
-                    "SYNC_TTL_BUFFER_DURATION",
-                    TTL_BUFFER,
-                )?,
-                deregister_critical_after: None,
-            },
+            defaults: times.defaults,
             sidecars: address("--bind-address", variable(self.bind_address, "BIND_ADDRESS"))?,
             serves_admin: false,
             metrics_address: variable(self.metrics_bind_address, "METRICS_BIND_ADDRESS"),

@@ -54,10 +54,6 @@ impl Watched for Endpoints {
         SeenObject::EndpointSlice(key, slice)
     }
 
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
-    }
-
     fn share(slice: &mut EndpointSlice, names: &mut Pool) {
         names.share(slice);
     }

@@ -24,7 +24,7 @@ use crate::domain::import::source::{
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::kubernetes::errors::failure;
-use crate::kubernetes::slim::{Content, Identity, Watched};
+use crate::kubernetes::slim::{Content, Identity, Undecodable, Watched};
 
 /// Owner of the fields that we set.
 const FIELD_MANAGER: &str = "kube-consul-import";
@@ -139,10 +139,6 @@ impl Watched for ImportServices {
     fn seen(key: ObjectKey, object: Service) -> Seen {
         Seen::Service(key, object)
     }
-
-    fn undecodable(key: ObjectKey, why: String) -> Seen {
-        Seen::UndecodableService(key, why)
-    }
 }
 
 /// What an import has to know of a Service.
@@ -206,9 +202,16 @@ impl Watched for ImportSlices {
     fn seen(key: ObjectKey, object: OwnedSlice) -> Seen {
         Seen::Slice(key, object)
     }
+}
 
-    fn undecodable(key: ObjectKey, _: String) -> Seen {
-        Seen::UndecodableSlice(key)
+// === impl Undecodable ===
+
+impl Undecodable for Seen {
+    fn undecodable(kind: Kind, key: ObjectKey, why: String) -> Self {
+        match kind {
+            Kind::EndpointSlice => Seen::UndecodableSlice(key),
+            _ => Seen::UndecodableService(key, why),
+        }
     }
 }
 

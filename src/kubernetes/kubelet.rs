@@ -239,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_of_pods_is_read_with_the_password_of_its_url() {
-        drop(rustls::crypto::ring::default_provider().install_default());
+        crate::tls::install_provider();
         let (kubelet, asked) = answers(http("200 OK", PODS)).await;
         let pods = kubelet.list().await.unwrap();
         assert!(matches!(&pods[..], [Seen::Pod(key, _)] if key.to_string() == "shop/web-0"));
@@ -251,7 +251,7 @@ mod tests {
     /// A pod that cannot be read costs no other; of one name the one that stays counts (P7).
     #[tokio::test]
     async fn p7_each_pod_of_a_list_is_read_by_itself_and_each_name_once() {
-        drop(rustls::crypto::ring::default_provider().install_default());
+        crate::tls::install_provider();
         let pod = |name: &str, uid: &str, more: &str, status: &str| {
             format!(
                 r#"{{"metadata":{{"name":"{name}","namespace":"shop","uid":"{uid}"{more}}},
@@ -297,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn whatever_is_no_list_shows_nothing() {
-        drop(rustls::crypto::ring::default_provider().install_default());
+        crate::tls::install_provider();
         let half = format!("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{PODS}");
         for answer in [
             http("401 Unauthorized", "Unauthorized"),

@@ -18,7 +18,7 @@ use crate::domain::node::annotations::MAX_BYTES;
 use crate::domain::node::exchange::{GatePatch, PatchError};
 use crate::domain::node::pod::{Container, GATES, PREFIXES, Phase, Pod, Seen, Status};
 use crate::kubernetes::errors::failure;
-use crate::kubernetes::slim::{Content, Identity, Watched};
+use crate::kubernetes::slim::{Content, Identity, Undecodable, Watched};
 
 /// Pods, as far as the daemon of their node reads them.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +46,12 @@ impl Watched for NodePods {
     fn seen(key: ObjectKey, object: Pod) -> Seen {
         Seen::Pod(key, object)
     }
+}
 
-    fn undecodable(key: ObjectKey, why: String) -> Seen {
+// === impl Undecodable ===
+
+impl Undecodable for Seen {
+    fn undecodable(_: Kind, key: ObjectKey, why: String) -> Self {
         Seen::Undecodable(key, why)
     }
 }

@@ -304,10 +304,6 @@ impl Watched for Ingresses {
     fn seen(key: ObjectKey, object: Ingress) -> SeenObject {
         SeenObject::Ingress(key, object)
     }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
-    }
 }
 
 impl Watched for HttpRoutes {
@@ -344,10 +340,6 @@ impl Watched for HttpRoutes {
 
     fn seen(key: ObjectKey, object: HttpRoute) -> SeenObject {
         SeenObject::HttpRoute(key, object)
-    }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
     }
 }
 
@@ -394,10 +386,6 @@ impl Watched for Gateways {
 
     fn seen(key: ObjectKey, object: Gateway) -> SeenObject {
         SeenObject::Gateway(key, object)
-    }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
     }
 }
 

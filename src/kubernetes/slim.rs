@@ -34,7 +34,7 @@ pub trait Watched: fmt::Debug + Send + Sync + 'static {
     /// What is left of an object.
     type Object: fmt::Debug + Send + 'static;
     /// An object with its identity, as the watch shows it.
-    type Seen: fmt::Debug + Send + 'static;
+    type Seen: Undecodable + fmt::Debug + Send + 'static;
     /// The kind that the events speak of.
     const KIND: Kind;
     /// The API group; empty for the core. The version is `v1`.
@@ -64,10 +64,18 @@ pub trait Watched: fmt::Debug + Send + Sync + 'static {
     fn seen(key: ObjectKey, object: Self::Object) -> Self::Seen;
 
     /// What is said of an object that could not be read.
-    fn undecodable(key: ObjectKey, why: String) -> Self::Seen;
+    fn undecodable(key: ObjectKey, why: String) -> Self::Seen {
+        Self::Seen::undecodable(Self::KIND, key, why)
+    }
 
     /// Shares the text of names that many objects have in common.
     fn share(_object: &mut Self::Object, _names: &mut Pool) {}
+}
+
+/// What can say that an object is there and could not be read.
+pub trait Undecodable {
+    /// Says it of this object of that kind, and why.
+    fn undecodable(kind: Kind, key: ObjectKey, why: String) -> Self;
 }
 
 /// Who an object is.
@@ -173,6 +181,14 @@ fn undecodable(why: &serde_json::Error) -> String {
     one_line(&format!("does not decode: {why}"), 256)
 }
 
+// === impl Undecodable ===
+
+impl Undecodable for SeenObject {
+    fn undecodable(kind: Kind, key: ObjectKey, why: String) -> Self {
+        SeenObject::Undecodable(kind, key, why)
+    }
+}
+
 // === impl Watched ===
 
 impl Watched for Services {
@@ -218,10 +234,6 @@ impl Watched for Services {
     fn seen(key: ObjectKey, object: Service) -> SeenObject {
         SeenObject::Service(key, object)
     }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
-    }
 }
 
 impl Watched for EndpointSlices {
@@ -257,10 +269,6 @@ impl Watched for EndpointSlices {
 
     fn seen(key: ObjectKey, object: EndpointSlice) -> SeenObject {
         SeenObject::EndpointSlice(key, object)
-    }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
     }
 
     fn share(slice: &mut EndpointSlice, names: &mut Pool) {
@@ -316,10 +324,6 @@ impl Watched for Nodes {
     fn seen(key: ObjectKey, object: Node) -> SeenObject {
         SeenObject::Node(key, object)
     }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
-    }
 }
 
 impl Watched for Namespaces {
@@ -341,10 +345,6 @@ impl Watched for Namespaces {
 
     fn seen(key: ObjectKey, object: Namespace) -> SeenObject {
         SeenObject::Namespace(key, object)
-    }
-
-    fn undecodable(key: ObjectKey, why: String) -> SeenObject {
-        SeenObject::Undecodable(Self::KIND, key, why)
     }
 }
 

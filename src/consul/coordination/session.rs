@@ -128,7 +128,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_session_that_is_gone_needs_no_end() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         for (status, answer, is_over) in [
             (200, "true", true),
             (500, "Unknown session \"s\"", true),

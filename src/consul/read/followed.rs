@@ -284,7 +284,7 @@ mod tests {
         headers: &[(&'static str, &'static str)],
         body: &str,
     ) -> Result<usize, Unknown> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let header =

@@ -163,7 +163,7 @@ mod tests {
     /// A proxy that has everybody log in answers whatever it is asked with 200 and a page.
     #[tokio::test]
     async fn b1_only_an_empty_answer_means_that_it_is_registered() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         for (answer, is_applied) in [("", true), ("\n", true), ("<html>Log in</html>", false)] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = format!("http://{}", listener.local_addr().unwrap());

@@ -425,7 +425,7 @@ mod tests {
     async fn consul(
         answer: impl Fn(&str) -> (StatusCode, String) + Clone + Send + Sync + 'static,
     ) -> Client {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let nodes = r#"[{"Node": "k8s-c.ns", "Address": "192.0.2.1", "Meta": {"kube-consul-cluster": "c"}}]"#;

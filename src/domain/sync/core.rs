@@ -529,11 +529,6 @@ impl Core {
         self.cluster.is_listed()
     }
 
-    /// Whether this one reads and writes.
-    pub fn is_leading(&self) -> bool {
-        self.term.is_some()
-    }
-
     /// Whether all is listed, read, planned and answered.
     pub fn is_settled(&self) -> bool {
         self.term.as_ref().is_some_and(Term::is_settled)
@@ -621,10 +616,7 @@ impl Core {
 
     /// The problems of all objects, by object.
     pub fn problems(&self) -> Vec<(Subject, &ObjectKey, &Problem)> {
-        let term = self.term.iter().flat_map(|term| term.problems.iter());
-        let mut all: Vec<_> = self.cluster.problems.iter().chain(term).collect();
-        all.sort();
-        all
+        self.first_problems(usize::MAX)
     }
 
     /// The first of [`Core::problems`], however many there are.

@@ -339,15 +339,7 @@ impl Reporting {
                 );
             }
             Report::Drifted { service, record, fields, found } => {
-                let (namespace, name) = (&service.namespace, &service.name);
-                let show = |value: &Option<FieldValue>| {
-                    value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string)
-                };
-                let field = |it: &FieldChange| {
-                    format!("{}: expected {}, found {}", it.field, show(&it.new), show(&it.old))
-                };
-                let fields = fields.iter().map(field).collect::<Vec<_>>().join("; ");
-                tracing::warn!(%namespace, %name, %record, fields, "changed by others: {found}");
+                report_drifted(&service, &record, &fields, &found);
             }
             Report::PtrTakenOver(service, key) => {
                 let (namespace, name) = (&service.namespace, &service.name);
@@ -394,6 +386,19 @@ impl Reporting {
             self.strays.insert(what);
         }
     }
+}
+
+/// Tells which fields of a record others have changed.
+fn report_drifted(service: &ObjectKey, record: &RecordKey, fields: &[FieldChange], found: &str) {
+    let (namespace, name) = (&service.namespace, &service.name);
+    let show = |value: &Option<FieldValue>| {
+        value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string)
+    };
+    let field = |it: &FieldChange| {
+        format!("{}: expected {}, found {}", it.field, show(&it.new), show(&it.old))
+    };
+    let fields = fields.iter().map(field).collect::<Vec<_>>().join("; ");
+    tracing::warn!(%namespace, %name, %record, fields, "changed by others: {found}");
 }
 
 /// One line for what was written of a Service.

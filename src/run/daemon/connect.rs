@@ -10,6 +10,7 @@ use crate::domain::text::chain;
 use crate::kubernetes::client::{Connected, connect};
 use crate::run::Error;
 use crate::run::daemon::options::Common;
+use crate::tls::install_provider;
 
 /// How long ending the login may take at the end: one write of the servers', which takes
 /// milliseconds. After that the token stays until it runs out or somebody deletes it.
@@ -20,9 +21,7 @@ const LOGOUT: Duration = Duration::from_secs(1);
 /// its own: with 10,000 Services that was 5 MiB. What a probe may wait for is the loop's longest
 /// turn, the first reconciliation: a second with 100,000 endpoints.
 pub(in crate::run) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("another TLS provider is installed already");
-    }
+    install_provider();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

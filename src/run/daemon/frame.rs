@@ -74,8 +74,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_beside_the_loop_ends_with_it() {
-        // Another test may have been the first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install_provider();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::default());

@@ -32,6 +32,7 @@ use crate::consul::http::setup::BuildError;
 use crate::domain::hook::mesos::{Place, decide};
 use crate::domain::hook::{HookRegistration, Invalid};
 use crate::kubernetes::{client, pods};
+use crate::tls::install_provider;
 use crate::{mesos, probe};
 
 /// What a hook needs to know.
@@ -192,8 +193,7 @@ impl Error {
 
 /// Runs one hook to its end, on a runtime of its own: one thread is enough and starts fastest.
 pub fn main(options: Options) -> Result<(), Error> {
-    // An error means that one is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_provider();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -31,7 +31,7 @@ fn an_empty_answer_is_true_only_with_evidence() {
 }
 
 fn transport(config: &Config) -> Transport {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::install_provider();
     Transport::new(config).unwrap()
 }
 
@@ -63,7 +63,7 @@ fn without_settings_nothing_is_added() {
 
 #[test]
 fn a_tls_server_name_has_to_be_a_dns_name() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::install_provider();
     let directory = tempfile::tempdir().unwrap();
     let config = |name: &str| Config {
         address: "https://10.0.0.1:8501".parse().unwrap(),
@@ -82,7 +82,7 @@ fn a_tls_server_name_has_to_be_a_dns_name() {
 
 #[test]
 fn certificate_files_that_hold_none_are_named() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::tls::install_provider();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ca.pem");
     std::fs::write(&file, "nothing").unwrap();

@@ -1,6 +1,7 @@
 //! Objects that do not decode, and kinds of their own.
 
 use super::*;
+use crate::kubernetes::slim::Undecodable;
 
 #[tokio::test(start_paused = true)]
 async fn an_undecodable_object_harms_no_other() {
@@ -106,8 +107,10 @@ impl Watched for Names {
     fn seen(key: ObjectKey, length: usize) -> Self::Seen {
         (key.to_string(), Ok(length))
     }
+}
 
-    fn undecodable(key: ObjectKey, why: String) -> Self::Seen {
+impl Undecodable for (String, Result<usize, String>) {
+    fn undecodable(_: Kind, key: ObjectKey, why: String) -> Self {
         (key.to_string(), Err(why))
     }
 }
