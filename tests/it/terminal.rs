@@ -334,7 +334,9 @@ async fn what_has_no_service_is_told_without_one() -> Result<()> {
 #[tokio::test]
 async fn one_problem_is_no_problems() -> Result<()> {
     let fixture = Fixture::new("plural").await?;
-    for (name, expected) in [("one", "but for 1 problem\""), ("two", "but for 2 problems\"")] {
+    for (name, expected) in
+        [("one", "1 problem, as logged above"), ("two", "2 problems, as logged above")]
+    {
         fixture.web(name, &[("http", 80)]).await?;
         let weight = serde_json::json!({"kube-consul.io/service-weight": "heavy"});
         fixture.annotate(name, weight).await?;
