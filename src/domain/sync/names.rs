@@ -93,9 +93,10 @@ impl Names {
         }
     }
 
-    /// Whether it is soon known who else holds the name.
+    /// Whether it is soon known who else holds the name: what is wanted at the start is told by the first
+    /// listing, as long as that has not failed.
     pub(super) fn comes_soon(&self, name: &str) -> bool {
-        self.are_listed() && !self.failed.contains_key(name)
+        !self.failed.contains_key(name)
     }
 
     /// Why it is not known who else holds the name, where asking failed.

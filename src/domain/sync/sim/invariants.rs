@@ -21,6 +21,8 @@ use crate::domain::sync::{Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.
 pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
+/// A reading that is due begins within this, also after one that failed.
+const READS_WITHIN: Duration = Duration::from_secs(6);
 /// With fewer records than this, losing most of them may be everyday life.
 const MANY: usize = 24;
 
@@ -37,6 +39,10 @@ pub(super) struct Term {
     pub(super) uncertain: Vec<(Moment, Box<str>)>,
     /// What this term has written last, and how often the record had been changed by then.
     pub(super) certain: BTreeMap<RecordKey, (Write, u64, u32)>,
+    /// Until when a request that got no answer may still be applied: a reading has to begin then.
+    pub(super) unanswered: Option<Moment>,
+    /// When the last reading ended.
+    pub(super) reading_ended: Moment,
     /// Whether anything has failed: what waits for a better time may be overtaken.
     pub(super) has_failures: bool,
     /// How many readings have begun.
@@ -264,8 +270,24 @@ impl<'v> Wanted<'v> {
         behind.flatten().cloned().collect()
     }
 
-    /// The last registration under a name is removed: whoever is to have the name, and can take it
-    /// now, must have done so. `sent`: what is under way, and what goes before it.
+    /// A registration is removed: what takes its place must be there. Nothing has failed, and nobody
+    /// else has changed anything that was not read.
+    pub(super) fn check_replaced(&self, id: &str, consul: &Consul) -> Checked {
+        let Some(service) = service_of_id(&self.settings.cluster, id) else { return Ok(()) };
+        if !self.is_certain(&service) || self.is_unread(&service) {
+            return Ok(());
+        }
+        let wanted = self.of(&service).unwrap_or_default();
+        let mut missing =
+            wanted.registrations.keys().filter(|it| !consul.registrations.contains_key(*it));
+        match missing.next() {
+            Some(missing) => Err(format!("{id} is removed before {missing} is there")),
+            None => Ok(()),
+        }
+    }
+
+    /// The last registration under a name is removed, or gets another one: whoever is to have the
+    /// name, and can take it now, must have done so. `sent`: what is under way, and what goes before it.
     pub(super) fn check_name_left(
         &self,
         id: &str,
@@ -557,6 +579,16 @@ impl Term {
         if self.uncertain.iter().any(|(until, of)| &**of == namespace && *until > now) {
             return Err(format!("the node of {namespace} is removed while a write is uncertain"));
         }
+        Ok(())
+    }
+
+    /// A reading begins: what got no answer must not have waited longer for it than it had to.
+    pub(super) fn begin_reading(&mut self, now: Moment) -> Checked {
+        let due = self.unanswered.map(|until| until.max(self.reading_ended) + READS_WITHIN);
+        if due.is_some_and(|due| now > due) {
+            return Err("what got no answer was not looked at as soon as it was certain".to_owned());
+        }
+        self.unanswered = self.unanswered.filter(|until| *until > now);
         Ok(())
     }
 

@@ -8,7 +8,9 @@ use crate::domain::kube::object::{
     EndpointPort, Kind, Protocol, SeenObject, Service, ServicePort, WatchEvent,
 };
 use crate::domain::sync::Moment;
-use crate::domain::sync::sim::ops::{Crowd, Endpoints, Mode, Name, Second, Shape, WatchedKind};
+use crate::domain::sync::sim::ops::{
+    ALL, Crowd, Endpoints, Mode, Name, Second, Shape, WatchedKind,
+};
 use crate::domain::testing::{ip, node, port, service, slice};
 
 /// The name of [`Name::OfMachines`].
@@ -234,14 +236,16 @@ impl Kubernetes {
         self.delete(Kind::Node, &node_key(n));
     }
 
-    /// The object does not decode until it changes.
+    /// The object does not decode until it changes, or none of its kind does.
     pub(super) fn spoil(&mut self, kind: WatchedKind, n: u8) {
         let key = match kind {
             WatchedKind::Services => key(n),
             WatchedKind::Slices => slice_key(n, 0),
             WatchedKind::Nodes => node_key(n),
         };
-        if let Some(object) = self.objects.get_mut(&(kind.kind(), key)) {
+        let is_meant =
+            |(of, it): &(Kind, ObjectKey)| *of == kind.kind() && (n == ALL || *it == key);
+        for (_, object) in self.objects.iter_mut().filter(|(it, _)| is_meant(it)) {
             object.is_decodable = false;
             let shown = object.shown();
             self.log.entry(kind.kind()).or_default().push(Change::Seen(shown));

@@ -19,7 +19,7 @@ pub(super) enum Op {
     /// Node `n<n>`, ready or not.
     Node(u8, bool),
     DeleteNode(u8),
-    /// From now on, and until its next change, the object does not decode.
+    /// From now on, and until its next change, the object does not decode; [`ALL`]: all of its kind.
     Undecodable(WatchedKind, u8),
     /// A watch ends: its kind is listed again.
     WatchEnds(u8, WatchedKind),
@@ -56,6 +56,9 @@ pub(super) enum Op {
     /// Time passes: so many milliseconds.
     Pass(u32),
 }
+
+/// In place of the number of one object.
+pub(super) const ALL: u8 = 255;
 
 /// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +234,7 @@ pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
         3 => Just(Target::Elected),
     ];
     let flag = prop::bool::weighted;
-    let others = (flag(0.2), flag(0.3), flag(0.4), flag(0.3));
+    let others = (flag(0.3), flag(0.3), flag(0.4), flag(0.3));
     (targets, others).prop_map(|(target, (crowd, pods_have_ptr, reads_often, trusts))| Scenario {
         target,
         crowd,
@@ -241,36 +244,87 @@ pub(super) fn scenarios() -> impl Strategy<Value = Scenario> {
     })
 }
 
-/// How much more often than usual each kind of event happens in a sequence: some do not happen in
-/// it at all and others all the time, so that what is rare together meets.
+/// How much more often than usual each choice of a sequence is made: some things do not happen in it
+/// at all and others all the time, so that what is rare together meets. That holds for the kinds of
+/// events, and within them for Services, shapes, faults and times.
 pub(super) fn preferences() -> impl Strategy<Value = Vec<u32>> {
-    let one = prop_oneof![2 => Just(0_u32), 4 => Just(2), 3 => Just(6), 1 => Just(20)];
-    prop::collection::vec(one, kinds_of_ops().len())
+    let one = prop_oneof![2 => Just(0_u32), 4 => Just(2), 3 => Just(6), 1 => Just(FAVOURITE)];
+    prop::collection::vec(one, PREFERENCES)
 }
 
-/// Operations of which each kind is as frequent as [`preferences`] say.
+/// What is chosen most often, and at times alone.
+const FAVOURITE: u32 = 20;
+
+/// More than there are choices.
+const PREFERENCES: usize = 160;
+
+/// Preferences, each of which is for one choice.
+struct Preferences<'p>(std::slice::Iter<'p, u32>);
+
+// === impl Preferences ===
+
+impl Preferences<'_> {
+    /// One of these: each with how often it usually is chosen. As usual if all are out of favour.
+    fn among<T: std::fmt::Debug + 'static>(
+        &mut self,
+        usual: Vec<(u32, BoxedStrategy<T>)>,
+    ) -> BoxedStrategy<T> {
+        let has_favourites = self.0.next() == Some(&FAVOURITE);
+        let preferred = usual.iter().zip(self.0.by_ref());
+        let preferred = preferred.map(|((weight, it), preferred)| {
+            let is_out = has_favourites && *preferred != FAVOURITE;
+            (if is_out { 0 } else { weight * preferred }, it.clone())
+        });
+        let preferred: Vec<_> = preferred.filter(|(weight, _)| *weight > 0).collect();
+        let chosen = if preferred.is_empty() { usual } else { preferred };
+        prop::strategy::Union::new_weighted(chosen).boxed()
+    }
+
+    /// The same for plain values.
+    fn one_of<T: Clone + std::fmt::Debug + 'static>(
+        &mut self,
+        usual: impl IntoIterator<Item = (u32, T)>,
+    ) -> BoxedStrategy<T> {
+        self.among(usual.into_iter().map(|(weight, it)| (weight, Just(it).boxed())).collect())
+    }
+}
+
+/// Operations of which each is as frequent as [`preferences`] say.
 pub(super) fn ops(preferences: &[u32]) -> impl Strategy<Value = Op> + use<> {
-    let kinds = kinds_of_ops().into_iter().zip(preferences);
-    let weighted = kinds.map(|((weight, kind), preferred)| (weight * preferred, kind));
+    let preferred = &mut Preferences(preferences.iter());
+    let times = times(preferred);
+    let kinds = kinds_of_ops(preferred, &times);
     // Time passes in any sequence.
-    let kinds: Vec<_> = weighted.chain([(10, times())]).filter(|(weight, _)| *weight > 0).collect();
-    prop::strategy::Union::new_weighted(kinds)
+    prop_oneof![8 => preferred.among(kinds), 1 => times]
 }
 
 /// What may happen, and how often it usually does.
-fn kinds_of_ops() -> Vec<(u32, BoxedStrategy<Op>)> {
-    let n = || 0..5_u8;
+fn kinds_of_ops(
+    preferred: &mut Preferences<'_>,
+    times: &BoxedStrategy<Op>,
+) -> Vec<(u32, BoxedStrategy<Op>)> {
     let of = any::<u8>;
+    let n = &preferred.one_of((0..5_u8).map(|n| (1, n)));
+    let n = || n.clone();
+    let (kinds, fates) = (&kinds(preferred), &fates(preferred));
+    let (kinds, fates) = (|| kinds.clone(), || fates.clone());
+    let drifts = &drifts(preferred);
+    let drifts = || drifts.clone();
     vec![
-        (10, (n(), shapes()).prop_map(|(n, shape)| Op::Service(n, shape)).boxed()),
+        (10, (n(), shapes(preferred)).prop_map(|(n, shape)| Op::Service(n, shape)).boxed()),
         (4, n().prop_map(Op::DeleteService).boxed()),
         (9, (n(), 0..2_u8, endpoints()).prop_map(|(n, of, it)| Op::Slice(n, of, it)).boxed()),
         (3, (n(), 0..2_u8).prop_map(|(n, of)| Op::DeleteSlice(n, of)).boxed()),
         (2, (0..3_u8, any::<bool>()).prop_map(|(n, ready)| Op::Node(n, ready)).boxed()),
         (1, (0..3_u8).prop_map(Op::DeleteNode).boxed()),
-        (5, (kinds(), n()).prop_map(|(kind, n)| Op::Undecodable(kind, n)).boxed()),
-        (5, crowds().boxed()),
-        (20, (fates(), paces()).prop_map(|(fate, pace)| Op::Next(fate, pace)).boxed()),
+        (
+            5,
+            (kinds(), prop_oneof![4 => n(), 1 => Just(ALL)])
+                .prop_map(|(kind, n)| Op::Undecodable(kind, n))
+                .boxed(),
+        ),
+        (5, crowds(preferred)),
+        (20, (fates(), paces(preferred)).prop_map(|(fate, pace)| Op::Next(fate, pace)).boxed()),
         (2, (fates(), 1..20_000_u16).prop_map(|(fate, ms)| Op::Outage(fate, ms)).boxed()),
         (3, (of(), kinds()).prop_map(|(of, kind)| Op::WatchEnds(of, kind)).boxed()),
         (
@@ -281,12 +335,12 @@ fn kinds_of_ops() -> Vec<(u32, BoxedStrategy<Op>)> {
         ),
         (
             2,
-            (of(), kinds(), 1..3_u8, prop_oneof![Just(255_u8), any::<u8>()])
+            (of(), kinds(), 1..3_u8, masks())
                 .prop_map(|(of, kind, lists, hidden)| Op::Lists(of, kind, lists, hidden))
                 .boxed(),
         ),
         (2, prop::bool::weighted(0.7).prop_map(Op::NodesDenied).boxed()),
-        (3, readings().boxed()),
+        (3, readings(preferred)),
         (3, (drifts(), of()).prop_map(|(drift, n)| Op::Drift(drift, n)).boxed()),
         (
             1,
@@ -294,7 +348,7 @@ fn kinds_of_ops() -> Vec<(u32, BoxedStrategy<Op>)> {
                 .prop_map(|(drift, n, each, times)| Op::Fight(drift, n, each, times))
                 .boxed(),
         ),
-        (4, (foreign(), of()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)).boxed()),
+        (4, (foreign(preferred), of()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)).boxed()),
         (2, Just(Op::Token).boxed()),
         (2, Just(Op::SessionEnds).boxed()),
         (3, of().prop_map(Op::LeaseEnds).boxed()),
@@ -304,35 +358,43 @@ fn kinds_of_ops() -> Vec<(u32, BoxedStrategy<Op>)> {
                 .prop_map(|(n, ms)| Op::Restart(n, ms))
                 .boxed(),
         ),
-        (14, times()),
+        (14, times.clone()),
     ]
 }
 
-fn shapes() -> impl Strategy<Value = Shape> {
-    let modes = prop_oneof![
-        6 => Just(Mode::ClusterIp),
-        3 => Just(Mode::Headless),
-        3 => Just(Mode::NodePort),
-        1 => Just(Mode::Off),
-    ];
-    let names = prop_oneof![
-        6 => Just(Name::Own),
-        2 => Just(Name::Shared),
-        1 => Just(Name::OfAnother),
-        2 => Just(Name::OfMachines),
-    ];
-    let seconds =
-        prop_oneof![5 => Just(Second::None), 2 => Just(Second::Tcp), 1 => Just(Second::Udp)];
-    let tags = prop_oneof![16 => 0..3_u8, 2 => Just(3), 1 => Just(4)];
-    let shapes = (0..4_u8, modes, names, seconds, tags, prop::bool::weighted(0.1));
-    shapes.prop_map(|(address, mode, name, second, tag, joins)| Shape {
-        address,
-        mode,
-        name,
-        second,
-        tag,
-        joins,
-    })
+fn shapes(preferred: &mut Preferences<'_>) -> BoxedStrategy<Shape> {
+    let addresses = preferred.one_of((0..4_u8).map(|n| (1, n)));
+    let modes = preferred.one_of([
+        (6, Mode::ClusterIp),
+        (3, Mode::Headless),
+        (3, Mode::NodePort),
+        (1, Mode::Off),
+    ]);
+    let names = preferred.one_of([
+        (6, Name::Own),
+        (2, Name::Shared),
+        (1, Name::OfAnother),
+        (2, Name::OfMachines),
+    ]);
+    let seconds = preferred.one_of([(5, Second::None), (2, Second::Tcp), (1, Second::Udp)]);
+    // Consul refuses the last but one, and fails at the last.
+    let tags = preferred.one_of([(5, 0_u8), (5, 1), (6, 2), (2, 3), (1, 4)]);
+    let joins = preferred.one_of([(9, false), (1, true)]);
+    (addresses, modes, names, seconds, tags, joins)
+        .prop_map(|(address, mode, name, second, tag, joins)| Shape {
+            address,
+            mode,
+            name,
+            second,
+            tag,
+            joins,
+        })
+        .boxed()
+}
+
+/// Which of many: all, one half, the other one, or any.
+fn masks() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => Just(255_u8), 1 => Just(0x0f), 1 => Just(0xf0), 3 => any::<u8>()]
 }
 
 fn endpoints() -> impl Strategy<Value = Endpoints> {
@@ -343,81 +405,87 @@ fn endpoints() -> impl Strategy<Value = Endpoints> {
     })
 }
 
-fn crowds() -> impl Strategy<Value = Op> {
-    let states = prop_oneof![
-        3 => Just(Crowd::Ready),
-        1 => Just(Crowd::NotReady),
-        1 => Just(Crowd::Few),
-        2 => Just(Crowd::Off),
-        1 => Just(Crowd::Gone),
-    ];
-    (prop_oneof![Just(255_u8), any::<u8>()], states)
-        .prop_map(|(which, state)| Op::Crowd(which, state))
+fn crowds(preferred: &mut Preferences<'_>) -> BoxedStrategy<Op> {
+    let states = preferred.one_of([
+        (3, Crowd::Ready),
+        (1, Crowd::NotReady),
+        (1, Crowd::Few),
+        (2, Crowd::Off),
+        (1, Crowd::Gone),
+    ]);
+    (masks(), states).prop_map(|(which, state)| Op::Crowd(which, state)).boxed()
 }
 
-fn kinds() -> impl Strategy<Value = WatchedKind> {
-    prop_oneof![
-        3 => Just(WatchedKind::Services),
-        3 => Just(WatchedKind::Slices),
-        1 => Just(WatchedKind::Nodes),
-    ]
+fn kinds(preferred: &mut Preferences<'_>) -> BoxedStrategy<WatchedKind> {
+    preferred.one_of([
+        (3, WatchedKind::Services),
+        (3, WatchedKind::Slices),
+        (1, WatchedKind::Nodes),
+    ])
 }
 
-fn fates() -> impl Strategy<Value = Fate> {
-    prop_oneof![
-        5 => Just(Fate::Applied),
-        2 => Just(Fate::Failed),
-        1 => Just(Fate::Denied),
-        1 => Just(Fate::Lost),
-        2 => Just(Fate::AppliedUnanswered),
-        2 => (1000..29_000_u16).prop_map(Fate::AppliedLate),
-        1 => Just(Fate::HalfFailed),
-        1 => Just(Fate::HalfUnanswered),
-    ]
+fn fates(preferred: &mut Preferences<'_>) -> BoxedStrategy<Fate> {
+    preferred.among(vec![
+        (5, Just(Fate::Applied).boxed()),
+        (2, Just(Fate::Failed).boxed()),
+        (1, Just(Fate::Denied).boxed()),
+        (1, Just(Fate::Lost).boxed()),
+        (2, Just(Fate::AppliedUnanswered).boxed()),
+        (2, (1000..29_000_u16).prop_map(Fate::AppliedLate).boxed()),
+        (1, Just(Fate::HalfFailed).boxed()),
+        (1, Just(Fate::HalfUnanswered).boxed()),
+    ])
 }
 
-fn paces() -> impl Strategy<Value = Pace> {
-    let one = || prop_oneof![3 => Just(1_u16), 2 => 2..100_u16, 1 => 100..9000_u16];
-    (one(), one()).prop_map(|(there, back)| Pace(there, back))
+fn paces(preferred: &mut Preferences<'_>) -> BoxedStrategy<Pace> {
+    let mut one = || {
+        preferred.among(vec![
+            (3, Just(1_u16).boxed()),
+            (2, (2..100_u16).boxed()),
+            (1, (100..9000_u16).boxed()),
+        ])
+    };
+    (one(), one()).prop_map(|(there, back)| Pace(there, back)).boxed()
 }
 
-fn readings() -> impl Strategy<Value = Op> {
-    let fails = prop_oneof![2 => Just(None), 1 => (0..5_u8).prop_map(Some)];
+fn readings(preferred: &mut Preferences<'_>) -> BoxedStrategy<Op> {
+    let fails =
+        preferred.among(vec![(2, Just(None).boxed()), (1, (0..5_u8).prop_map(Some).boxed())]);
     (prop_oneof![Just(1_u16), 1..3000_u16], fails)
         .prop_map(|(each, fails_at)| Op::Readings { each, fails_at })
+        .boxed()
 }
 
-fn drifts() -> impl Strategy<Value = Drift> {
-    prop_oneof![
-        3 => Just(Drift::Deregistered),
-        2 => Just(Drift::Changed),
-        1 => Just(Drift::Stray),
-        2 => Just(Drift::PtrRemoved),
-        1 => Just(Drift::NodeRemoved),
-        1 => Just(Drift::MarkerChanged),
-        1 => Just(Drift::AllLost),
-    ]
+fn drifts(preferred: &mut Preferences<'_>) -> BoxedStrategy<Drift> {
+    preferred.one_of([
+        (3, Drift::Deregistered),
+        (2, Drift::Changed),
+        (1, Drift::Stray),
+        (2, Drift::PtrRemoved),
+        (1, Drift::NodeRemoved),
+        (1, Drift::MarkerChanged),
+        (1, Drift::AllLost),
+    ])
 }
 
-fn foreign() -> impl Strategy<Value = Foreign> {
-    prop_oneof![
-        3 => Just(Foreign::Machines),
-        2 => Just(Foreign::Ptr),
-        2 => Just(Foreign::PtrOfOtherCluster),
-        1 => Just(Foreign::PtrOfOurs),
-        1 => Just(Foreign::OnNode),
-        1 => Just(Foreign::Node),
-        1 => Just(Foreign::Check),
-    ]
+fn foreign(preferred: &mut Preferences<'_>) -> BoxedStrategy<Foreign> {
+    preferred.one_of([
+        (3, Foreign::Machines),
+        (2, Foreign::Ptr),
+        (2, Foreign::PtrOfOtherCluster),
+        (1, Foreign::PtrOfOurs),
+        (1, Foreign::OnNode),
+        (1, Foreign::Node),
+        (1, Foreign::Check),
+    ])
 }
 
-fn times() -> BoxedStrategy<Op> {
-    prop_oneof![
-        5 => 1..10_u32,
-        4 => 10..3000_u32,
-        2 => 3000..35_000_u32,
-        1 => 60_000..300_000_u32,
-    ]
-    .prop_map(Op::Pass)
-    .boxed()
+fn times(preferred: &mut Preferences<'_>) -> BoxedStrategy<Op> {
+    let times = preferred.among(vec![
+        (5, (1..10_u32).boxed()),
+        (4, (10..3000_u32).boxed()),
+        (2, (3000..35_000_u32).boxed()),
+        (1, (60_000..300_000_u32).boxed()),
+    ]);
+    times.prop_map(Op::Pass).boxed()
 }

@@ -394,3 +394,12 @@ fn a_ptr_record_that_is_being_removed_is_waited_for_by_whoever_wants_the_same() 
     ];
     assert_runs(Target::Catalog, &ops);
 }
+
+#[test]
+fn an_instance_stays_until_the_first_listing_of_names_tells_whether_its_replacement_may_come() {
+    let moved = Shape { address: 1, name: Name::Shared, ..SHAPE };
+    let ops = [Op::Service(2, SHAPE), Op::Pass(6), Op::Service(2, moved), Op::Restart(0, 1)];
+    for target in [Target::Agent, Target::Catalog] {
+        assert_runs(target, &ops);
+    }
+}

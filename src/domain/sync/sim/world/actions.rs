@@ -174,6 +174,15 @@ impl World {
             match write {
                 Write::Register(registration) | Write::Replace(registration) => {
                     process.term.check_node(&registration.namespace)?;
+                    let stands = self.consul.registrations.get(&registration.id);
+                    let is_renamed = stands.is_some_and(|it| {
+                        lookup_form(&it.registration.service) != lookup_form(&registration.service)
+                    });
+                    if is_renamed && !process.term.has_failures {
+                        let plan_of = |service: &ObjectKey| process.core.plan_of(service, self.now);
+                        let id = &registration.id;
+                        wanted.check_name_left(id, &self.consul, &sent, plan_of)?;
+                    }
                     let service = service_of_id(&self.settings.cluster, &registration.id);
                     let service = service.unwrap_or_else(ObjectKey::orphaned);
                     let joins = wanted.joins(&service);
@@ -182,7 +191,6 @@ impl World {
                     let has = process.has_name(&service, &name);
                     wanted.check_taken(&service, &name, has)?;
                     if !is_holding {
-                        let stands = self.consul.registrations.get(&registration.id);
                         wanted.check_register(registration, stands)?;
                     }
                 }
@@ -199,6 +207,9 @@ impl World {
                     let lacking_since = process.confirmed.get(writer);
                     if lacking_since.is_some_and(|since| process.identified < Some(*since)) {
                         return Err(format!("{id} is removed, maybe of another cluster"));
+                    }
+                    if is_certain {
+                        wanted.check_replaced(id, &self.consul)?;
                     }
                     // What has failed is tried again by itself, and may be overtaken.
                     if !process.term.has_failures {

@@ -13,6 +13,7 @@ impl World {
         if process.reading.is_some() {
             return Err("a second reading while one goes on".to_owned());
         }
+        process.term.begin_reading(self.now)?;
         process.term.readings += 1;
         let first = if self.consul.is_catalog { Part::Nodes } else { Part::Agent };
         process.reading = Some(Reading { began: self.now, left: [first, Part::Kv].into(), at: 0 });
@@ -76,6 +77,7 @@ impl World {
             process.has_read(began, self.disturbed, now);
         }
         process.term.read += usize::from(result.is_ok());
+        process.term.reading_ended = now;
         process.core.handle_resync(result, now);
         self.turn(of.place)
     }

@@ -14,6 +14,21 @@ impl Request {
     }
 }
 
+// === impl Reply ===
+
+impl Reply {
+    /// Whether something may still be applied of what got no answer.
+    fn is_unanswered(&self) -> bool {
+        match self {
+            Reply::Answers(answers, _) => {
+                answers.iter().any(|(_, answer)| matches!(answer, Answer::Unanswered(_)))
+            }
+            Reply::Node(answer) => matches!(answer, NamespaceNodeAnswer::Unanswered(_)),
+            Reply::Ptr(_) => false,
+        }
+    }
+}
+
 // === impl World ===
 
 impl World {
@@ -197,6 +212,9 @@ impl World {
             }
             What::RemoveNode(namespace) => drop(term.removing.remove(namespace)),
             What::ReadPtr(_) => {}
+        }
+        if reply.is_unanswered() {
+            term.unanswered = Some(now + MAY_STILL_APPLY);
         }
         let Reply::Answers(answers, versions) = reply else { return };
         for (record, answer) in answers {
