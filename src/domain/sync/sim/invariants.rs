@@ -17,7 +17,7 @@ use crate::domain::sync::sim::consul::{
     Consul, FAILING_TAG, REFUSED_TAG, Registered, registered_by,
 };
 use crate::domain::sync::sim::kubernetes::{JOIN, View, service_of, service_of_slice};
-use crate::domain::sync::{Moment, Plan, Planned, Wait};
+use crate::domain::sync::{Group, Moment, Plan, Planned, Wait};
 
 /// How long a write without an answer may still be applied.
 pub(super) const MAY_STILL_APPLY: Duration = Duration::from_secs(30);
@@ -369,6 +369,31 @@ impl<'v> Wanted<'v> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// In the catalog no group of a request takes an instance and its PTR record apart. `addresses`: with
+    /// what is under way.
+    pub(super) fn check_groups(
+        &self,
+        groups: &[Group],
+        mut addresses: Addresses,
+        consul: &Consul,
+        are_named: bool,
+        plan_of: impl Fn(&ObjectKey) -> Option<Plan>,
+    ) -> Checked {
+        for group in groups {
+            let before = addresses.clone();
+            for ptr in addresses.apply(&group.writes) {
+                let (before, after) = (before.at(&ptr), addresses.at(&ptr));
+                let record = RecordKey::Ptr(ptr.clone());
+                let is_contested = |service: &ObjectKey| {
+                    let plan = plan_of(service).unwrap_or_default();
+                    matches!(plan.waits.get(&record), Some(Wait::Contested { .. }))
+                };
+                self.check_together(&ptr, before, after, consul, are_named, is_contested)?;
+            }
+        }
+        Ok(())
     }
 
     /// In the catalog a transaction leaves no instance without its PTR record that had both or

@@ -144,25 +144,14 @@ impl World {
             && !process.term.has_failures
             && !is_holding;
         if self.consul.is_catalog && is_certain {
-            let are_named = process.term.names.is_some();
             let mut addresses = Addresses::of(&self.consul);
             let admitted = self.requests.values().filter(|it| self.consul.admits(it.session));
             for under_way in admitted.flat_map(Request::groups) {
                 addresses.apply(under_way);
             }
-            for group in groups {
-                let before = addresses.clone();
-                for ptr in addresses.apply(&group.writes) {
-                    let (before, after) = (before.at(&ptr), addresses.at(&ptr));
-                    let record = RecordKey::Ptr(ptr.clone());
-                    let is_contested = |service: &ObjectKey| {
-                        let plan = process.core.plan_of(service, self.now).unwrap_or_default();
-                        matches!(plan.waits.get(&record), Some(Wait::Contested { .. }))
-                    };
-                    let consul = &self.consul;
-                    wanted.check_together(&ptr, before, after, consul, are_named, is_contested)?;
-                }
-            }
+            let plan_of = |service: &ObjectKey| process.core.plan_of(service, self.now);
+            let are_named = process.term.names.is_some();
+            wanted.check_groups(groups, addresses, &self.consul, are_named, plan_of)?;
         }
         let mut sent: Vec<&Registration> = registered_by_all(self.requests.values()).collect();
         let writes = groups.iter().flat_map(|group| &group.writes);
