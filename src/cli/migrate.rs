@@ -36,12 +36,17 @@ enum From {
 /// What is run in the place of the other tool.
 #[derive(Debug, Default)]
 struct Translation {
-    /// Commands to keep running, each with its flags.
-    daemons: Vec<Vec<String>>,
-    /// Commands to run once the daemons have taken over.
-    afterwards: Vec<Vec<String>>,
     /// What else there is to know, each about a flag of theirs.
     notes: Vec<String>,
+    /// In the order in which they are run.
+    commands: Vec<Step>,
+}
+
+/// A command with its flags, and when it is run, if that is not at once.
+#[derive(Debug)]
+struct Step {
+    when: &'static str,
+    command: Vec<String>,
 }
 
 // === impl MigrateArgs ===
@@ -63,11 +68,9 @@ impl Translation {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# {note}");
         }
-        for command in &self.daemons {
-            let _ = writeln!(text, "\n{}", shell(command));
-        }
-        for command in &self.afterwards {
-            let _ = writeln!(text, "\n# once nothing of it runs any more\n{}", shell(command));
+        for Step { when, command } in &self.commands {
+            let when = if when.is_empty() { String::new() } else { format!("# {when}\n") };
+            let _ = writeln!(text, "\n{when}{}", shell(command));
         }
         text
     }

@@ -140,14 +140,13 @@ async fn no_name_is_lost_on_the_way_from_consul_k8s() -> Result<()> {
 /// The steps of `docs/migration.md`.
 async fn migrate(fixture: &Fixture, reachable: &Reachable) -> Result<()> {
     // 1 and 2: beside it, without its tag.
-    let mut flags = translated(&[
+    let [beside, alone] = translated(&[
         "-to-k8s=false",
         "-allow-k8s-namespace=*",
         "-node-port-sync-type=ExternalFirst",
     ])
     .await?;
-    let tag = take(&mut flags, "--tag")?;
-    let bridge = start(fixture, &flags).await?;
+    let bridge = start(fixture, &beside).await?;
     for name in reachable.keys() {
         let instances = fixture.instances(name).await?;
         ensure!(instances.len() == 2, "{name}: {instances:?}");
@@ -160,9 +159,7 @@ async fn migrate(fixture: &Fixture, reachable: &Reachable) -> Result<()> {
     ensure!(said.contains("Removed: 201"), "{said}");
     // 5: alone, with the tag.
     bridge.stop().await?;
-    take(&mut flags, "--join-existing")?;
-    flags.extend(tag);
-    let bridge = start(fixture, &flags).await?;
+    let bridge = start(fixture, &alone).await?;
     eventually(DEADLINE, || async {
         for (name, reachable) in reachable {
             let instances = fixture.instances(name).await?;
@@ -180,12 +177,6 @@ async fn migrate(fixture: &Fixture, reachable: &Reachable) -> Result<()> {
     let of_services = problems.filter(|it| it["kind"] == "Service").count();
     ensure!(of_services == 0, "{}", status["problems"]);
     bridge.stop().await
-}
-
-/// Takes a flag with its value out of a command line.
-fn take(flags: &mut Vec<String>, name: &str) -> Result<Vec<String>> {
-    let at = flags.iter().position(|flag| flag == name).with_context(|| format!("no {name}"))?;
-    Ok(flags.drain(at..at + 2).collect())
 }
 
 /// A bridge for the Services of the test with these flags.

@@ -6,8 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::cli::migrate::Translation;
+use crate::cli::migrate::{Step, Translation};
 use crate::domain::text::parse_bool;
+
+/// When each command is run that is not run at once.
+const BESIDE: &str = "beside it, until `kube-consul plan` with these flags has nothing to change";
+const AFTER: &str = "once nothing of it runs any more";
+const ALONE: &str = "then, in the place of the first one";
 
 /// How a flag of theirs is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,15 +232,23 @@ impl SyncCatalog {
         purge.option("--node", Some(node));
         self.connections(&mut purge);
         if self.is("purge-k8s-services-from-node", false) {
-            translation.daemons.push(purge.0);
+            translation.commands.push(purge.when(""));
             return translation;
         }
-        if self.is("to-consul", true) {
-            translation.daemons.push(self.bridge(&mut translation.notes).0);
-            translation.afterwards.push(purge.0);
+        let bridge = self.is("to-consul", true).then(|| self.bridge(&mut translation.notes));
+        if let Some(bridge) = &bridge {
+            // It holds the names, and deregisters what carries its tag and is not its own.
+            let mut beside = bridge.clone();
+            beside.option("--join-existing", Some("kubernetes"));
+            translation.commands.push(beside.when(BESIDE));
         }
         if self.is("to-k8s", true) {
-            translation.daemons.push(self.import(&mut translation.notes).0);
+            translation.commands.push(self.import(&mut translation.notes).when(""));
+        }
+        if let Some(mut bridge) = bridge {
+            translation.commands.push(purge.when(AFTER));
+            bridge.option("--tag", self.tag(&mut translation.notes));
+            translation.commands.push(bridge.when(ALONE));
         }
         let mut nothing: Vec<_> =
             FLAGS.iter().filter(|(flag, ..)| self.given.contains_key(flag)).collect();
@@ -269,12 +282,6 @@ impl SyncCatalog {
         bridge.option("--extra-ports", Some("off"));
         bridge.option("--on-conflict", Some("merge"));
         bridge.option("--reverse-dns", Some("off"));
-        match self.last("consul-k8s-tag") {
-            Some(tag) if tag.trim().is_empty() || tag.contains(',') => notes.push(format!(
-                "-consul-k8s-tag: {tag:?} is no tag here: give it with the annotation service-tags"
-            )),
-            tag => bridge.option("--tag", tag.or(Some("k8s"))),
-        }
         let prefix = self.text("consul-service-prefix").unwrap_or_default();
         let suffix = if self.is("add-k8s-namespace-suffix", false) { "-{namespace}" } else { "" };
         let template = format!("{prefix}{{service}}{suffix}");
@@ -308,19 +315,22 @@ impl SyncCatalog {
         }
         self.namespaces(&mut bridge, notes);
         bridge.option("--datacenter", self.text("datacenter"));
-        notes.push(
-            "While both run, names that consul-k8s holds are joined: leave --join-existing out \
-             once it is gone."
-                .to_owned(),
-        );
-        notes.push(
-            "A sync-catalog that still runs deregisters what carries its tag and is not its own: \
-             leave --tag out until it is stopped."
-                .to_owned(),
-        );
-        bridge.option("--join-existing", Some("kubernetes"));
         self.daemon(&mut bridge);
         bridge
+    }
+
+    /// The tag by which it knows its own.
+    fn tag(&self, notes: &mut Vec<String>) -> Option<&str> {
+        match self.last("consul-k8s-tag") {
+            Some(tag) if tag.trim().is_empty() || tag.contains(',') => {
+                notes.push(format!(
+                    "-consul-k8s-tag: {tag:?} is no tag here: give it with the annotation \
+                     service-tags"
+                ));
+                None
+            }
+            tag => tag.or(Some("k8s")),
+        }
     }
 
     fn namespaces(&self, bridge: &mut Command, notes: &mut Vec<String>) {
@@ -405,6 +415,7 @@ impl SyncCatalog {
 }
 
 /// A command line of ours in the making.
+#[derive(Clone)]
 struct Command(Vec<String>);
 
 // === impl Command ===
@@ -424,6 +435,10 @@ impl Command {
                 self.0.extend(words);
             }
         }
+    }
+
+    fn when(self, when: &'static str) -> Step {
+        Step { when, command: self.0 }
     }
 }
 

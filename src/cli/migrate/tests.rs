@@ -21,12 +21,12 @@ fn commands(text: &str) -> Vec<Vec<String>> {
 fn their_defaults_are_these_commands() {
     let text =
         text(&["exec", "consul-k8s-control-plane", "sync-catalog", "-allow-k8s-namespace=*"]);
-    let [bridge, import, purge] = &commands(&text)[..] else { panic!("{text}") };
-    assert_eq!(
-        bridge.join(" "),
-        "kube-consul bridge --sink catalog --leader-elect --address by-type --node-address external \
-         --extra-ports off --on-conflict merge --reverse-dns off --tag k8s --join-existing kubernetes"
-    );
+    let [beside, import, purge, alone] = &commands(&text)[..] else { panic!("{text}") };
+    let bridge = "kube-consul bridge --sink catalog --leader-elect --address by-type \
+                  --node-address external --extra-ports off --on-conflict merge --reverse-dns off";
+    // As long as theirs runs it holds the names, and deregisters what carries its tag.
+    assert_eq!(beside.join(" "), format!("{bridge} --join-existing kubernetes"));
+    assert_eq!(alone.join(" "), format!("{bridge} --tag k8s"));
     assert_eq!(
         import.join(" "),
         "kube-consul import --create --create-as external-name --target-namespace default \
@@ -197,7 +197,7 @@ fn a_shell_finds_no_command_in_a_hostile_command_line() {
         let arguments: Vec<String> =
             flags.flat_map(|(flag, _)| [format!("-{flag}"), value.to_owned()]).collect();
         let translation = SyncCatalog::parse(&arguments).unwrap().translate();
-        let commands = translation.daemons.iter().chain(&translation.afterwards);
+        let commands = translation.commands.iter().map(|step| &step.command);
         let words =
             commands.flat_map(|command| command.iter().skip(1).map(String::as_str).chain(["end"]));
         let expected: Vec<String> = words.map(ToOwned::to_owned).collect();

@@ -12,7 +12,7 @@ mod scenarios;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow};
 use kube_consul_stack::{Program, ProgramOptions};
 
 pub use self::bridge::Bridge;
@@ -54,11 +54,17 @@ pub async fn says(code: i32, options: ProgramOptions) -> Result<String> {
     Ok(program.stdout())
 }
 
-/// The flags of the bridge that `migrate` prints for a command line of sync-catalog.
-pub async fn translated(theirs: &[&str]) -> Result<Vec<String>> {
+/// The flags of the two bridges that `migrate` prints for a command line of sync-catalog: of that which
+/// runs beside it, and of that which takes its place.
+pub async fn translated(theirs: &[&str]) -> Result<[Vec<String>; 2]> {
     let command = kube_consul().args(["migrate", "from-sync-catalog", "--"]).args(theirs);
     let text = says(0, command).await?.replace(" \\\n", "");
-    let line = text.lines().find(|line| line.starts_with("kube-consul bridge"));
-    let words = line.context("no bridge")?.split_whitespace().skip(2);
-    Ok(words.map(|word| word.trim_matches('\'').to_owned()).collect())
+    let lines = text.lines().filter(|line| line.starts_with("kube-consul bridge"));
+    let bridges: Vec<Vec<String>> = lines
+        .map(|line| {
+            let words = line.split_whitespace().skip(2);
+            words.map(|word| word.trim_matches('\'').to_owned()).collect()
+        })
+        .collect();
+    bridges.try_into().map_err(|found| anyhow!("expected two bridges, found {found:?}"))
 }

@@ -390,7 +390,7 @@ async fn compare(objects: &Objects, run: &str, flags: &[&str], theirs: &Register
 async fn bridge(objects: &Objects, consul: &Consul, flags: &[&str]) -> Result<Bridge> {
     let namespace = &objects.fixture.namespace;
     let theirs = ["-to-k8s=false", "-listen=127.0.0.1:0", "-allow-k8s-namespace", namespace];
-    let flags = translated(&[&theirs, flags].concat()).await?;
+    let [_, flags] = translated(&[&theirs, flags].concat()).await?;
     let bridge = kube_consul()
         .arg("bridge")
         .args(flags.iter().filter(|it| *it != "--admin-addr" && *it != "127.0.0.1:0"))
