@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::action::{Action, Failure, Write};
+pub use self::action::{Action, Failure, Namespace, Write};
 use self::create::Creation;
 use self::failures::Failures;
 pub use self::report::{Report, Summary};
@@ -141,6 +141,16 @@ enum OldEndpoints {
     Asked(Option<Problem>),
     /// They were, and are deleted: until then the slices that mirror them may still be there.
     Deleted(Moment),
+}
+
+// === impl Followed ===
+
+impl Followed {
+    fn is_used_in(&self, namespace: &str) -> bool {
+        // They are sorted by namespace.
+        let first = self.users.range(ObjectKey::new(namespace, "")..).next();
+        first.is_some_and(|user| &*user.namespace == namespace)
+    }
 }
 
 // === impl Importer ===
@@ -518,9 +528,12 @@ impl Importer {
         for source in sources {
             let Some(followed) = self.sources.get_mut(&source) else { continue };
             followed.users.remove(key);
+            let is_left = followed.is_used_in(&key.namespace);
             if followed.users.is_empty() {
                 self.sources.remove(&source);
-                self.actions.push(Action::Unfollow(source));
+            }
+            if !is_left {
+                self.actions.push(Action::Unfollow(source, key.namespace.clone()));
             }
         }
     }
@@ -528,10 +541,10 @@ impl Importer {
     fn follow(&mut self, key: &ObjectKey, wanted: &[Source]) {
         let before = self.states.get(key).map(|it| it.sources.clone()).unwrap_or_default();
         for source in wanted {
-            let followed = self.sources.entry(source.clone()).or_insert_with(|| {
-                self.actions.push(Action::Follow(source.clone()));
-                Followed::default()
-            });
+            let followed = self.sources.entry(source.clone()).or_default();
+            if !followed.is_used_in(&key.namespace) {
+                self.actions.push(Action::Follow(source.clone(), key.namespace.clone()));
+            }
             followed.users.insert(key.clone());
         }
         *self.sources_in.entry(key.namespace.clone()).or_default() +=

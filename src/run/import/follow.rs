@@ -1,7 +1,7 @@
 //! The Consul services that are followed. Each has a blocking query of its own while there is room
-//! for its connection; the others are read in turn.
+//! for its connection; the others are read in turn. What there is of both the namespaces share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +16,13 @@ use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::followed::Followed;
 use crate::domain::backoff::{Backoff, jittered};
+use crate::domain::import::core::Namespace;
 use crate::domain::import::instance::Instance;
-use crate::domain::import::share::{MAX_READS, Share};
+use crate::domain::import::share::{MAX_READS, MAX_READS_OF_NAMESPACE, Share, TURN};
 use crate::domain::import::source::Source;
 
 /// A query waits a minute, and Consul answers up to a sixteenth of that late.
 const QUERY: Duration = Duration::from_secs(75);
-/// Least time between two reads of a service for which there is no query.
-const TURN: Duration = Duration::from_secs(5);
-/// Reads a second of services for which there is no query: Consul answers a consistent read in about
-/// a millisecond, and is there for others too.
-const READS_A_SECOND: u32 = 100;
 /// After a failure: what a recovery costs at most beyond Consul's own.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
@@ -54,11 +50,11 @@ pub(super) struct Follower {
     followed: HashMap<Source, Following>,
     number: u64,
     under_way: FuturesUnordered<BoxFuture<'static, Result<Step, Aborted>>>,
-    /// How many queries there are.
-    queries: usize,
     share: Share,
     /// Places for reads: how many each takes says the share.
     reads: Arc<Semaphore>,
+    /// Reads of each namespace that are waiting for a place, or have one.
+    reads_of: HashMap<Namespace, Arc<Semaphore>>,
     note: Option<String>,
     /// Whether it was told that some are read in turn.
     is_told: bool,
@@ -67,11 +63,14 @@ pub(super) struct Follower {
 
 /// A source that is followed.
 struct Following {
+    /// Where Services ask for it.
+    namespaces: BTreeSet<Namespace>,
     /// Tells the answers of an earlier following apart.
     number: u64,
     /// Ends what is under way for it.
     under_way: AbortHandle,
-    has_query: bool,
+    /// For which of the namespaces it has a query, if it has one.
+    query: Option<Namespace>,
 }
 
 /// How the next step of a source is made.
@@ -102,34 +101,47 @@ impl Follower {
             followed: HashMap::new(),
             number: 0,
             under_way: FuturesUnordered::new(),
-            queries: 0,
             share: Share::default(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
+            reads_of: HashMap::new(),
             note: None,
             is_told: false,
             hasher: RandomState::new(),
         }
     }
 
-    /// Begins to follow a source; its first answer comes as soon as Consul gives it.
-    pub(super) fn follow(&mut self, source: Source) {
-        self.number += 1;
-        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
-        self.step(next, Followed::new(source.clone()), source);
+    /// Follows a source for the Services of a namespace; its first answer comes as soon as Consul
+    /// gives it.
+    pub(super) fn follow(&mut self, source: Source, namespace: Namespace) {
+        self.share.follow(&namespace);
+        if let Some(following) = self.followed.get_mut(&source) {
+            following.namespaces.insert(namespace);
+            return;
+        }
+        self.begin(source, BTreeSet::from([namespace]));
         if self.in_turn() > 0 && !std::mem::replace(&mut self.is_told, true) {
             self.note = Some(format!(
                 "more than {} Consul services are followed: the others are read every {} s or \
                  more seldom",
-                self.queries,
+                self.share.queries(),
                 TURN.as_secs(),
             ));
         }
     }
 
-    pub(super) fn unfollow(&mut self, source: &Source) {
-        if let Some(following) = self.followed.remove(source) {
-            following.under_way.abort();
-            self.queries -= usize::from(following.has_query);
+    /// Follows it no longer for those of the namespace.
+    pub(super) fn unfollow(&mut self, source: &Source, namespace: &str) {
+        let Some(following) = self.followed.get_mut(source) else { return };
+        following.namespaces.remove(namespace);
+        let is_used = !following.namespaces.is_empty();
+        if !is_used || following.query.as_deref() == Some(namespace) {
+            let namespaces = self.end(source);
+            if is_used {
+                self.begin(source.clone(), namespaces);
+            }
+        }
+        if self.share.unfollow(namespace) == 0 {
+            self.reads_of.remove(namespace);
         }
         self.is_told &= self.in_turn() > 0;
     }
@@ -137,14 +149,30 @@ impl Follower {
     /// Asks a source anew, at once.
     pub(super) fn confirm(&mut self, source: &Source) {
         if self.followed.contains_key(source) {
-            self.unfollow(source);
-            self.follow(source.clone());
+            let namespaces = self.end(source);
+            self.begin(source.clone(), namespaces);
         }
+    }
+
+    fn begin(&mut self, source: Source, namespaces: BTreeSet<Namespace>) {
+        self.number += 1;
+        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
+        self.step(next, namespaces, Followed::new(source.clone()), source);
+    }
+
+    /// Ends what is under way for it. Gives the namespaces that ask for it.
+    fn end(&mut self, source: &Source) -> BTreeSet<Namespace> {
+        let Some(following) = self.followed.remove(source) else { return BTreeSet::new() };
+        following.under_way.abort();
+        if let Some(namespace) = following.query {
+            self.share.end_query(&namespace);
+        }
+        following.namespaces
     }
 
     /// How many sources are read in turn, for want of a connection.
     pub(super) fn in_turn(&self) -> usize {
-        self.followed.len() - self.queries
+        self.followed.len() - self.share.queries()
     }
 
     /// What people should know of it, once.
@@ -162,7 +190,10 @@ impl Follower {
             if following.number != number {
                 continue;
             }
-            self.queries -= usize::from(std::mem::take(&mut following.has_query));
+            if let Some(namespace) = following.query.take() {
+                self.share.end_query(&namespace);
+            }
+            let namespaces = std::mem::take(&mut following.namespaces);
             self.share.handle_timeout(self.began.elapsed());
             let (mut delay, mut is_refused) = (Duration::ZERO, false);
             match &answer.result {
@@ -173,11 +204,11 @@ impl Follower {
                     delay = pause(why, failures, self.hasher.hash_one(&answer.source));
                 }
             }
-            if is_refused && self.share.refused(self.queries, self.began.elapsed()) {
+            if is_refused && self.share.refused(self.began.elapsed()) {
                 self.shed();
             }
             let next = Next { number, delay, failures, is_first: is_refused };
-            self.step(next, followed, answer.source.clone());
+            self.step(next, namespaces, followed, answer.source.clone());
             if !is_refused || failures >= PATIENCE {
                 return Some(answer);
             }
@@ -188,41 +219,46 @@ impl Follower {
     /// Ends the queries that are more than there may be: others share the address, and what waits
     /// keeps its connection. Their services are read in turn.
     fn shed(&mut self) {
-        let excess = self.queries.saturating_sub(self.share.queries());
-        let has_query = |(source, it): (&Source, &Following)| it.has_query.then(|| source.clone());
+        let excess = self.share.queries().saturating_sub(self.share.limit());
+        let has_query =
+            |(source, it): (&Source, &Following)| it.query.is_some().then(|| source.clone());
         let shed: Vec<Source> = self.followed.iter().filter_map(has_query).take(excess).collect();
-        for source in &shed {
-            self.unfollow(source);
-        }
-        for source in shed {
-            self.follow(source);
+        // All end before the first is followed again, so that none has a query.
+        let shed: Vec<_> = shed.into_iter().map(|source| (self.end(&source), source)).collect();
+        for (namespaces, source) in shed {
+            self.begin(source, namespaces);
         }
         self.is_told = true;
         self.note = Some(format!(
             "Consul closes connections or answers 429: {} services are followed at a time, the \
              others are read every {} s; if that goes on, raise http_max_conns_per_client",
-            self.share.queries(),
+            self.share.limit(),
             TURN.as_secs(),
         ));
     }
 
-    /// Between two reads of a service for which there is no query.
-    fn turn(&self) -> Duration {
-        let in_turn = u32::try_from(self.in_turn()).unwrap_or(u32::MAX);
-        TURN.max(Duration::from_secs(1) * in_turn / READS_A_SECOND)
-    }
-
-    fn step(&mut self, next: Next, mut followed: Followed, source: Source) {
+    fn step(
+        &mut self,
+        next: Next,
+        namespaces: BTreeSet<Namespace>,
+        mut followed: Followed,
+        source: Source,
+    ) {
         let Next { number, delay, failures, is_first } = next;
-        let has_query = self.queries < self.share.queries();
-        self.queries += usize::from(has_query);
+        let query = namespaces.iter().find(|it| self.share.begin_query(it)).cloned();
+        let has_query = query.is_some();
+        // In whose turn it comes soonest.
+        let turns = namespaces.iter().map(|it| (self.share.turn(it), it));
+        let (turn, namespace) = turns.min().map_or((TURN, ""), |(turn, it)| (turn, &**it));
+        let turn = if is_first { Duration::ZERO } else { jittered(turn, &source) };
+        let own_reads = self.own_reads(namespace);
         let (under_way, registration) = AbortHandle::new_pair();
-        self.followed.insert(source.clone(), Following { number, under_way, has_query });
+        let following = Following { namespaces, number, under_way, query };
+        self.followed.insert(source.clone(), following);
         let (client, reads) = (self.client.clone(), Arc::clone(&self.reads));
         let places = u32::try_from(self.share.places_of_a_read()).unwrap_or(1);
         // A query that is cut short before its time would be a poll.
         let resync = self.resync.max(QUERY);
-        let turn = if is_first { Duration::ZERO } else { jittered(self.turn(), &source) };
         let work = async move {
             sleep(delay).await;
             let mut asked = Instant::now();
@@ -233,6 +269,8 @@ impl Follower {
                 }
             } else {
                 sleep(turn).await;
+                // First among its own, so that few of a namespace stand in the way of others.
+                let _place = own_reads.acquire().await;
                 let _places = reads.acquire_many(places).await;
                 asked = Instant::now();
                 followed.read(&client).await
@@ -240,6 +278,16 @@ impl Follower {
             Step { number, followed, failures, answer: Answer { asked, source, result } }
         };
         self.under_way.push(Abortable::new(work, registration).boxed());
+    }
+
+    /// The places for reads that a namespace has.
+    fn own_reads(&mut self, namespace: &str) -> Arc<Semaphore> {
+        if let Some(reads) = self.reads_of.get(namespace) {
+            return Arc::clone(reads);
+        }
+        let reads = Arc::new(Semaphore::new(MAX_READS_OF_NAMESPACE));
+        self.reads_of.insert(namespace.into(), Arc::clone(&reads));
+        reads
     }
 }
 

@@ -280,9 +280,11 @@ impl Import {
             && let Some(action) = self.state.poll_action(now)
         {
             match action {
-                Action::Follow(source) => self.follower.follow(source),
+                Action::Follow(source, namespace) => self.follower.follow(source, namespace),
                 Action::Confirm(source) => self.follower.confirm(&source),
-                Action::Unfollow(source) => self.follower.unfollow(&source),
+                Action::Unfollow(source, namespace) => {
+                    self.follower.unfollow(&source, &namespace);
+                }
                 Action::Write(write) => {
                     let client = self.kubernetes.client.clone();
                     self.writes.push(apply::apply(client, write).boxed());

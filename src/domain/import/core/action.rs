@@ -10,13 +10,17 @@ use crate::domain::import::source::Source;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::Problem;
 
+/// The name of a namespace.
+pub type Namespace = Box<str>;
+
 /// What the owner of the state has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Follow this source, and tell its answers by [`Importer::handle_instances`].
-    Follow(Source),
-    /// Follow it no longer.
-    Unfollow(Source),
+    /// Follow this source for Services of the namespace, and tell its answers by
+    /// [`Importer::handle_instances`].
+    Follow(Source, Namespace),
+    /// Follow it no longer for them.
+    Unfollow(Source, Namespace),
     /// Ask this source anew, at once: what it answered last is to be confirmed.
     Confirm(Source),
     /// Send this to the API server; wants [`Importer::handle_written`].

@@ -25,6 +25,7 @@ struct Harness {
     import: Importer,
     now: Moment,
     followed: BTreeSet<Source>,
+    followed_for: BTreeSet<(Source, Box<str>)>,
     /// What the API server has: the uid of the owner and the slice.
     slices: BTreeMap<Box<str>, (Box<str>, Slice)>,
     log: Vec<String>,
@@ -125,6 +126,7 @@ impl Harness {
             import,
             now: Moment::ZERO,
             followed: BTreeSet::new(),
+            followed_for: BTreeSet::new(),
             slices: BTreeMap::new(),
             log: Vec::new(),
             refuse: 0,
@@ -160,8 +162,16 @@ impl Harness {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Follow(source) => assert!(self.followed.insert(source), "followed twice"),
-            Action::Unfollow(source) => assert!(self.followed.remove(&source)),
+            Action::Follow(source, namespace) => {
+                self.followed.insert(source.clone());
+                assert!(self.followed_for.insert((source, namespace)), "followed twice");
+            }
+            Action::Unfollow(source, namespace) => {
+                assert!(self.followed_for.remove(&(source.clone(), namespace)));
+                if self.followed_for.iter().all(|(other, _)| *other != source) {
+                    self.followed.remove(&source);
+                }
+            }
             Action::Write(Write::Put { service, uid, name, slice }) => {
                 if self.refuse > 0 {
                     self.refuse -= 1;

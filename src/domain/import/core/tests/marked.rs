@@ -30,7 +30,10 @@ fn nothing_is_written_before_both_kinds_are_listed() {
     assert_eq!(import.poll_action(Moment::ZERO), None);
     import.handle_slices_list();
     import.handle_slices_listed();
-    assert_eq!(import.poll_action(Moment::ZERO), Some(Action::Follow(source("pg", None))));
+    assert_eq!(
+        import.poll_action(Moment::ZERO),
+        Some(Action::Follow(source("pg", None), "shop".into()))
+    );
 }
 
 #[test]
@@ -189,6 +192,15 @@ fn two_services_share_a_source() {
     assert_eq!(harness.followed.len(), 1);
     harness.service(service("u1", &[]));
     assert_eq!(harness.followed.len(), 1, "the other one still asks for it");
+    let namespaces = |harness: &Harness| -> Vec<Box<str>> {
+        harness.followed_for.iter().map(|(_, namespace)| namespace.clone()).collect()
+    };
+    harness.import.handle_service(key("bank/db"), service("u3", &[(IMPORT, "pg")]));
+    assert_eq!(namespaces(harness.run()), ["bank".into(), "shop".into()]);
+    harness.import.handle_service_gone(&key("shop/db-2"));
+    assert_eq!(namespaces(harness.run()), ["bank".into()]);
+    harness.import.handle_service_gone(&key("bank/db"));
+    assert!(harness.run().followed.is_empty());
 }
 
 #[test]
@@ -294,7 +306,7 @@ fn an_answer_for_an_earlier_service_of_that_name_says_nothing() {
     harness.answer(&pg, &["10.0.0.1"]);
     let first = harness.pending.pop_front().unwrap();
     harness.service(service("u2", &[(IMPORT, "pg")]));
-    harness.pending.retain(|action| !matches!(action, Action::Unfollow(_)));
+    harness.pending.retain(|action| !matches!(action, Action::Unfollow(..)));
     harness.import.handle_instances(&pg, instances(&["10.0.0.1"]), harness.now);
     harness.run();
     let Action::Write(Write::Put { uid, name, slice, .. }) = first else { panic!("{first:?}") };
