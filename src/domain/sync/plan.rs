@@ -3,7 +3,7 @@
 //! Planning looks and changes nothing; `apply` takes the plan. Writes are the difference between
 //! what is desired and what is known (equal means silent); a record with a write in flight is left
 //! alone until its answer (newer wins).
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::domain::Moment;
@@ -253,6 +253,7 @@ impl View<'_> {
         }
         let writes_whole = self.target.writes_groups_whole();
         let mut deletes = self.ptr_deletes(key, now, draft);
+        let mut last = self.last_at_addresses(key, desired, now, &mut deletes, draft);
         for (id, service) in self.gone(key, desired) {
             let has_ptr = !deletes.is_empty() || !draft.awaited.is_empty();
             let ptr = has_ptr.then(|| ptr_key_of_id(&id)).flatten();
@@ -263,21 +264,58 @@ impl View<'_> {
             if wait.is_none() && writes_whole && draft.awaits(ptr.as_deref()) {
                 wait = Some(Wait::WithPtr);
             }
-            // It goes with its instance, and stays as long as that.
-            let delete = ptr.and_then(|ptr| deletes.remove(&*ptr));
             if let Some(wait) = wait {
                 draft.wait(record, wait);
-                if let Some(delete) = delete {
-                    draft.wait(delete.key(), Wait::WithInstance);
-                }
                 continue;
             }
+            let is_last = |ptr: &String| {
+                let left = last.get_mut(&**ptr);
+                left.is_some_and(|left| {
+                    *left -= 1;
+                    *left == 0
+                })
+            };
+            let delete = ptr.filter(is_last).and_then(|ptr| deletes.remove(&*ptr));
             let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
             draft.send(std::iter::once(deregister).chain(delete).collect());
         }
         for delete in deletes.into_values() {
             draft.send(vec![delete]);
         }
+    }
+
+    /// How many instances go at each address whose PTR record goes: it goes with the last one. It stays
+    /// where one of them does, and while one is on its way out the others wait for that.
+    fn last_at_addresses(
+        &self,
+        key: &ObjectKey,
+        desired: &Desired,
+        now: Moment,
+        deletes: &mut BTreeMap<Box<str>, Write>,
+        draft: &mut Draft,
+    ) -> HashMap<Box<str>, usize> {
+        let mut last = HashMap::new();
+        if deletes.is_empty() {
+            return last;
+        }
+        for (id, _) in self.gone(key, desired) {
+            let ptr = ptr_key_of_id(&id).map(Box::<str>::from);
+            let Some(ptr) = ptr.filter(|ptr| deletes.contains_key(ptr)) else { continue };
+            let known = self.term.known.registration(key, &id);
+            let behind = known.and_then(|known| self.slices_behind(key, known, desired, now));
+            let record = RecordKey::Registration(id);
+            match behind.or_else(|| self.gate(&record, None, now)) {
+                None => *last.entry(ptr).or_insert(0) += 1,
+                Some(wait) => {
+                    deletes.remove(&ptr);
+                    draft.wait(RecordKey::Ptr(ptr.clone()), Wait::WithInstance);
+                    if wait == Wait::InFlight {
+                        draft.awaited.insert(ptr);
+                    }
+                }
+            }
+        }
+        last
     }
 
     /// The known registrations that are not wanted, by ID and Consul name.

@@ -403,3 +403,24 @@ fn an_instance_stays_until_the_first_listing_of_names_tells_whether_its_replacem
         assert_runs(target, &ops);
     }
 }
+
+#[test]
+fn a_ptr_record_goes_with_the_last_instance_at_its_address() {
+    let scenario = Scenario {
+        target: Target::Catalog,
+        crowd: false,
+        pods_have_ptr: true,
+        reads_often: false,
+        trusts: false,
+    };
+    let headless = Shape { address: 1, mode: Mode::Headless, second: Second::Udp, ..SHAPE };
+    let ops = vec![
+        Op::Slice(1, 0, Endpoints { present: 7, ready: 5, moved: false }),
+        Op::Slice(1, 1, Endpoints { present: 2, ready: 0, moved: false }),
+        Op::Service(1, headless.clone()),
+        Op::Pass(7),
+        Op::Slice(1, 0, Endpoints { present: 4, ready: 4, moved: false }),
+        Op::Service(1, Shape { mode: Mode::NodePort, second: Second::None, ..headless }),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
