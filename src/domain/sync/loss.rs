@@ -98,8 +98,12 @@ impl View<'_> {
         let cache = &self.cluster.cache;
         let unread =
             cache.has_unread_slice(key) || cache.may_miss_node(key) || cache.may_miss_route(key);
-        let service = cache.service(key).filter(|_| !unread && !desired.is_unknown())?;
+        let service = cache.service(key)?;
         let wanted = wanted(self.settings, key, service);
+        // Of one that is not selected all goes, whatever could not be read.
+        if !wanted.ports.is_empty() && (unread || desired.is_unknown()) {
+            return None;
+        }
         let addresses = (!wanted.ports.is_empty()).then_some(wanted.addresses);
         if desired.instances() == 0 {
             // With the list of what it is made from empty, a selected Service has no instance.

@@ -1,8 +1,8 @@
 //! Sequences that have failed, each shrunk and named.
 
 use super::ops::{
-    Crowd, Drift, Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Second, Shape, Target,
-    WatchedKind,
+    ALL, Crowd, Drift, Endpoints, Fate, Foreign, Mode, Name, Op, Pace, Scenario, Second, Shape,
+    Target, WatchedKind,
 };
 use super::run;
 
@@ -421,6 +421,25 @@ fn a_ptr_record_goes_with_the_last_instance_at_its_address() {
         Op::Pass(7),
         Op::Slice(1, 0, Endpoints { present: 4, ready: 4, moved: false }),
         Op::Service(1, Shape { mode: Mode::NodePort, second: Second::None, ..headless }),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}
+
+#[test]
+fn what_is_deselected_at_a_restart_is_held_although_its_slices_cannot_be_read() {
+    let scenario = Scenario {
+        target: Target::Agent,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: false,
+        trusts: false,
+    };
+    let ops = vec![
+        Op::Pass(3000),
+        Op::Restart(0, 1),
+        Op::Crowd(255, Crowd::Off),
+        Op::Undecodable(WatchedKind::Slices, ALL),
+        Op::Pass(3),
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
