@@ -400,8 +400,41 @@ impl ClusterCache {
 
     /// The slices of a Service, with their own keys.
     pub fn slices(&self, service: &ObjectKey) -> impl Iterator<Item = (&ObjectKey, EndpointSlice)> {
+        self.slices_where(service, |_| true)
+    }
+
+    /// Those of [`ClusterCache::slices`] whose own keys are wanted: the others are not unpacked.
+    pub fn slices_where(
+        &self,
+        service: &ObjectKey,
+        is_wanted: impl Fn(&ObjectKey) -> bool,
+    ) -> impl Iterator<Item = (&ObjectKey, EndpointSlice)> {
         let slices = self.slices.of_service.get(service).into_iter().flatten();
-        slices.map(|(key, listed)| (key, listed.object.unpack(&service.name)))
+        let wanted = slices.filter(move |(key, _)| is_wanted(key));
+        wanted.map(|(key, listed)| (key, listed.object.unpack(&service.name)))
+    }
+
+    /// Whether the Service has more than one slice.
+    pub fn has_slices(&self, service: &ObjectKey) -> bool {
+        self.slices.of_service.get(service).is_some_and(|slices| slices.len() > 1)
+    }
+
+    /// Whether the slice is one of several of the Service that it names, and is about to change in
+    /// nothing but what it says of the same endpoints and ports.
+    pub fn has_same_endpoints(&self, key: &ObjectKey, slice: &EndpointSlice) -> bool {
+        let service = self.slices.service_of.get(key).filter(|it| *it.name == *slice.service);
+        let Some(service) = service.filter(|service| self.has_slices(service)) else {
+            return false;
+        };
+        let before = self.slices_where(service, |other| other == key).next();
+        before.is_some_and(|(_, before)| {
+            let addresses = |slice: &EndpointSlice| -> Vec<IpAddr> {
+                slice.endpoints.iter().map(|endpoint| endpoint.address).collect()
+            };
+            before.ports == slice.ports
+                && before.left_out == slice.left_out
+                && addresses(&before) == addresses(slice)
+        })
     }
 
     /// Why the object could not be read, if it could not: what is known of it may be outdated.

@@ -12,7 +12,7 @@ use crate::domain::sync::config::Config;
 use crate::domain::sync::hold::Cause;
 use crate::domain::sync::plan::{Outcome, Plan};
 use crate::domain::sync::report::Report;
-use crate::domain::sync::term::{Content, ServiceState, Term};
+use crate::domain::sync::term::{BySlice, Content, ServiceState, Term};
 use crate::domain::sync::view::View;
 use crate::domain::sync::wait::Wait;
 
@@ -64,12 +64,24 @@ impl Term {
                 None if self.work.planned.is_some() => break,
                 None => {
                     let Some(service) = self.next_to_plan(is_probe, now) else { break };
-                    let plan = View::new(config, domain, cluster, self).plan(&service, now);
                     #[cfg(test)]
                     {
                         self.plans += 1;
                     }
-                    self.apply(config, service, plan, now, reports);
+                    let slices = self.take_slices(&service);
+                    let view = View::new(config, domain, cluster, self);
+                    let part = slices.and_then(|it| view.plan_slices(&service, &it, now));
+                    if let Some(actions) = part {
+                        #[cfg(test)]
+                        {
+                            view.assert_is_whole_plan(&service, &actions, now);
+                            self.slice_plans += 1;
+                        }
+                        self.apply_slices(service, actions, reports);
+                    } else {
+                        let plan = view.plan(&service, now);
+                        self.apply(config, service, plan, now, reports);
+                    }
                 }
             }
         }
@@ -137,6 +149,9 @@ impl Term {
             return;
         };
         let follow_up = outcome.follow_up || plan.again || self.flights.has(&service);
+        if plan.by_slice && !follow_up {
+            self.work.by_slice.insert(service.clone(), BySlice::default());
+        }
         let is_step = outcome.is_step;
         if plan.again {
             self.work.queue.push(service.clone());
@@ -154,6 +169,21 @@ impl Term {
         let state = self.work.services.entry(service.clone()).or_default();
         (state.follow_up, state.is_step) = (follow_up, is_step);
         self.work.planned = Some((service, plan.actions.into()));
+    }
+
+    /// Takes what is sent for some slices of a Service: it is in sync then, as it was before.
+    fn apply_slices(
+        &mut self,
+        service: ObjectKey,
+        actions: Vec<Planned>,
+        reports: &mut Vec<Report>,
+    ) {
+        self.work.by_slice.insert(service.clone(), BySlice::default());
+        if actions.is_empty() {
+            return self.settle(&service, reports);
+        }
+        self.work.services.entry(service.clone()).or_default();
+        self.work.planned = Some((service, actions.into()));
     }
 
     /// Has the Service planned again when the wait is over, where something ends it that is no event

@@ -45,6 +45,9 @@ pub(super) struct Changes {
     pub(super) names: Vec<Arc<str>>,
     /// Services that the objects are, belong to or serve.
     pub(super) services: Vec<ObjectKey>,
+    /// The slice of theirs of which nothing has changed but what it says of the same endpoints, if that
+    /// is all.
+    pub(super) same_endpoints: Option<ObjectKey>,
 }
 
 // === impl Cluster ===
@@ -99,8 +102,14 @@ impl Cluster {
         self.suspects.remove(kind, &key);
         self.problems.set(kind.into(), &key, problems, reports);
         let concerned = self.concerned_by_unread(kind, &key);
-        let services = self.cache.seen(seen);
         let mut changes = Changes::default();
+        if let SeenObject::EndpointSlice(key, slice) = &seen
+            && concerned.is_empty()
+            && self.cache.has_same_endpoints(key, slice)
+        {
+            changes.same_endpoints = Some(key.clone());
+        }
+        let services = self.cache.seen(seen);
         if kind == Kind::Service
             && let Some(key) = services.get(&key)
         {

@@ -14,6 +14,7 @@
 //! | `loss`, `hold` | what a Service would lose, and removals that are held back |
 //! | `view` | what planning looks at, and what ought to be registered in view of it |
 //! | `plan`, `ptr` | from a Service that may have changed to what is written of it now |
+//! | `by_slice` | the same for no more than the slices that changed, where that is enough |
 //! | `wait` | the reasons for which a record is not written now |
 //! | `apply` | takes plans, and gives what is sent next |
 //! | `answers` | what Consul's answers mean |
@@ -50,6 +51,7 @@ mod action;
 mod answers;
 mod apply;
 mod awaited_ptr;
+mod by_slice;
 mod cluster;
 mod config;
 mod confirm;

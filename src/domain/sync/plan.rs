@@ -35,6 +35,9 @@ pub struct Plan {
     pub(super) outcome: Option<Outcome>,
     /// Whether it is planned once more, after those that wait for their turn now.
     pub(super) again: bool,
+    /// Whether the Service is in sync once the actions are done, and what is registered of each of its
+    /// slices follows from that slice.
+    pub(super) by_slice: bool,
 }
 
 /// What follows from a plan beside its actions.
@@ -69,7 +72,7 @@ pub(super) struct Outcome {
 #[derive(Default)]
 pub(super) struct Draft {
     /// How many groups, and how many reads, there may be.
-    step: usize,
+    pub(super) step: usize,
     pub(super) groups: Vec<Vec<Write>>,
     pub(super) reads: Vec<Box<str>>,
     /// PTR keys that can be decided about soon: what goes with them waits.
@@ -102,6 +105,7 @@ impl View<'_> {
             return Plan { waits, ..Plan::default() };
         }
         let desired = self.desired(key, &|_, _| false);
+        let by_slice = self.is_by_slice(key, &desired);
         let mut draft = self.draft(key, &desired);
         self.draft_ptr(key, &desired, now, &mut draft);
         self.draft_registrations(key, &desired, now, &mut draft);
@@ -109,7 +113,8 @@ impl View<'_> {
         self.draft_names(&desired, &mut draft);
         self.clear_old_failures(key, &desired, &mut draft);
         self.gather_problems(key, desired, now, &mut draft);
-        draft.finish()
+        let plan = draft.finish();
+        Plan { by_slice: by_slice && plan.leaves_nothing(), ..plan }
     }
 
     /// What the Service claims, whatever Consul has.
@@ -167,7 +172,7 @@ impl View<'_> {
         }
     }
 
-    fn draft_registrations(
+    pub(super) fn draft_registrations(
         &self,
         key: &ObjectKey,
         desired: &Desired,
@@ -541,11 +546,12 @@ impl Draft {
         ptr.is_some_and(|ptr| self.awaited.contains(ptr))
     }
 
-    fn finish(mut self) -> Plan {
+    pub(super) fn finish(mut self) -> Plan {
         self.outcome.follow_up |= !self.reads.is_empty() || self.outcome.is_step;
         let reads = self.reads.into_iter().map(Planned::ReadPtr);
         let actions = reads.chain(self.groups.into_iter().map(Planned::Write)).collect();
-        Plan { actions, waits: self.waits, outcome: Some(self.outcome), again: self.again }
+        let (waits, outcome) = (self.waits, Some(self.outcome));
+        Plan { actions, waits, outcome, again: self.again, by_slice: false }
     }
 }
 

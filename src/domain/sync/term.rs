@@ -67,6 +67,9 @@ pub(super) struct Term {
     /// How many plans were made.
     #[cfg(test)]
     pub(super) plans: usize,
+    /// How many of them were of some slices only.
+    #[cfg(test)]
+    pub(super) slice_plans: usize,
 }
 
 /// Whether writes may be made.
@@ -100,8 +103,18 @@ pub(super) struct Work {
     pub(super) planned: Option<(ObjectKey, VecDeque<Planned>)>,
     /// Those with something planned, in flight or to be retried soon.
     pub(super) services: HashMap<ObjectKey, ServiceState>,
+    /// Those of which a changed slice can be planned alone.
+    pub(super) by_slice: HashMap<ObjectKey, BySlice>,
     /// When the first change of Kubernetes was seen of each that is to be brought in sync for one.
     pub(super) changed: HashMap<ObjectKey, Moment>,
+}
+
+/// A Service with several slices that was planned as a whole, with nothing left to do but what is sent;
+/// since then nothing has changed that concerns it but, in these slices, what they say of the same
+/// endpoints.
+#[derive(Debug, Default)]
+pub(super) struct BySlice {
+    pub(super) slices: BTreeSet<ObjectKey>,
 }
 
 /// What is under way for one Service.
@@ -167,6 +180,8 @@ impl Term {
             problems: Problems::default(),
             #[cfg(test)]
             plans: 0,
+            #[cfg(test)]
+            slice_plans: 0,
         }
     }
 
@@ -183,6 +198,7 @@ impl Term {
         if self.work.planned.as_ref().is_some_and(|(planned, _)| *planned == service) {
             self.work.planned = None;
         }
+        self.work.by_slice.remove(&service);
         self.work.queue.push(service);
     }
 
@@ -204,7 +220,10 @@ impl Term {
             self.mark_holders(&name);
         }
         let reads_again = changes.services.iter().any(ObjectKey::is_orphaned);
-        self.mark_each(changes.services);
+        match &changes.same_endpoints {
+            Some(slice) => changes.services.into_iter().for_each(|it| self.mark_slice(it, slice)),
+            None => self.mark_each(changes.services),
+        }
         if reads_again {
             // A Service that can be read by now claims what would pass for orphaned: that comes after.
             self.work.queue.move_to_end(&ObjectKey::orphaned());
@@ -216,6 +235,7 @@ impl Term {
         if !self.is_running() {
             return;
         }
+        self.work.by_slice.clear();
         let planned = self.work.planned.take().map(|(service, _)| service);
         let registered = self.known.services().map(|(key, _)| key);
         // Of those that are neither here nor there something may be left to be ended.

@@ -1,4 +1,5 @@
 mod balancers;
+mod by_slice;
 mod cases;
 mod catalog;
 mod decisions;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
 use crate::domain::consul::ptr::{ConsulDomain, ptr_address, ptr_key};
@@ -67,15 +68,15 @@ impl View<'_> {
     ) -> Desired {
         let cache = &self.cluster.cache;
         let Some(service) = cache.service(key) else { return Desired::default() };
-        let slices = cache.slices(key);
-        let slices = slices.filter(|(slice, _)| !absent(Kind::EndpointSlice, slice));
+        let slices = cache.slices_where(key, |slice| !absent(Kind::EndpointSlice, slice));
         let slices: Vec<EndpointSlice> = slices.map(|(_, slice)| slice).collect();
         let nodes = cache.nodes().map(|nodes| {
             nodes.filter(|(name, _)| !absent(Kind::Node, &ObjectKey::new("", &**name)))
         });
         let (routes, are_cut) = cache.routes(key, absent);
         // Collected once: a Service may have thousands of ports, each with its name.
-        let names: HashSet<&str> = self.term.known.of(key).iter().map(|it| &*it.service).collect();
+        let known = self.term.known.of(key).chunk_by(|a, b| Arc::ptr_eq(&a.service, &b.service));
+        let names: HashSet<&str> = known.map(|of_name| &*of_name[0].service).collect();
         let held = names.into_iter().map(lookup_form).collect();
         let permit = |name: &str, join| self.permit(key, name, &held, join);
         let slices_of = slices.iter();

@@ -71,6 +71,8 @@ pub(super) struct Builder<'a> {
     instances: usize,
     /// How many more they would have.
     exceeding: usize,
+    /// Whether each is an endpoint that serves its port in one slice alone.
+    by_slice: bool,
     out: Desired,
 }
 
@@ -124,6 +126,7 @@ impl<'a> Builder<'a> {
             ports: Vec::new(),
             instances: 0,
             exceeding: 0,
+            by_slice: wanted.addresses == AddressSource::Endpoints,
             out: Desired::default(),
         }
     }
@@ -146,6 +149,7 @@ impl<'a> Builder<'a> {
             self.out.served.insert(port_label(port.port).into());
         }
         let is_routed = !places.is_empty();
+        self.by_slice &= !is_routed && !serving.is_empty();
         let mut targets = match self.addresses {
             _ if is_routed => self.routed_targets(places, &serving),
             AddressSource::Endpoints => self.endpoint_targets(port, &serving),
@@ -218,6 +222,11 @@ impl<'a> Builder<'a> {
         if self.out.unserved.is_empty() {
             self.out.served.clear();
         }
+        // With fewer instances all this fits, too: tags and meta are the same then.
+        self.out.by_slice = self.by_slice
+            && self.exceeding == 0
+            && self.out.problems.is_empty()
+            && self.names_ports();
         self.out
     }
 
@@ -420,6 +429,7 @@ impl<'a> Builder<'a> {
                 *best = endpoint;
             }
         }
+        self.by_slice &= found.len() == serving.len();
         let admitted = self.admit(found.len());
         found
             .into_iter()
@@ -633,6 +643,11 @@ impl<'a> Builder<'a> {
         Meta::new(Arc::clone(shared), own)
     }
 
+    /// Whether the meta of each instance names all ports.
+    fn names_ports(&self) -> bool {
+        self.service.ports.len() * self.instances <= MAX_PORT_PAIRS
+    }
+
     /// What all instances have in common of which these of [`OWN_META`] are said.
     fn shared_meta(
         &mut self,
@@ -670,10 +685,9 @@ impl<'a> Builder<'a> {
                 self.out.problems.push(problem);
             }
         }
-        let ports = &self.service.ports;
-        let fit = ports.len() * self.instances <= MAX_PORT_PAIRS;
+        let fit = self.names_ports();
         let room = MAX_META_PAIRS.saturating_sub(meta.len() + own.len());
-        for port in ports.iter().filter(|_| fit).take(room) {
+        for port in self.service.ports.iter().filter(|_| fit).take(room) {
             if let Some(name) = &port.name {
                 meta.entry(format!("port-{name}")).or_insert_with(|| port.port.to_string());
             }

@@ -194,6 +194,9 @@ pub struct Desired {
     pub awaits: Option<Awaited>,
     /// Whether its load balancer has no address yet: somebody is making it.
     pub awaits_balancer: bool,
+    /// Whether each instance follows from its own slice and the Service alone, whatever other slices
+    /// show.
+    pub by_slice: bool,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
