@@ -214,8 +214,8 @@ impl Names {
                 }
                 foreign.insert((&*name).into(), holders);
             }
-            // The next listing says so, too, or not.
-            (_, _) if is_fresh => return false,
+            // The next listing says so, too, or not. Nobody waits for it.
+            (_, _) if was_ours && is_fresh => return false,
             (Err(_), _) if was_ours => return false,
             (Ok(_), _) => {
                 self.second.remove(&name);

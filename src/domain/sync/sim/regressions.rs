@@ -443,3 +443,18 @@ fn what_is_deselected_at_a_restart_is_held_although_its_slices_cannot_be_read() 
     ];
     assert_eq!(run(&(scenario, ops), false), Ok(()));
 }
+
+/// One that is asked for as the former name of a rename that is under way.
+#[test]
+fn a_name_that_is_left_while_it_is_looked_up_is_not_waited_for_for_ever() {
+    let shared = Shape { address: 3, name: Name::Shared, ..SHAPE };
+    let ops = [
+        Op::Service(0, shared.clone()),
+        Op::Pass(5),
+        Op::Service(0, Shape { name: Name::Own, ..shared.clone() }),
+        Op::Next(Fate::Lost, Pace(1, 1)),
+        Op::Pass(94),
+        Op::Service(0, Shape { address: 1, ..shared }),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
