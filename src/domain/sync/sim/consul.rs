@@ -9,6 +9,7 @@ use crate::domain::consul::record::{
 };
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::ClusterName;
+use crate::domain::kube::names::ObjectKey;
 use crate::domain::sync::sim::kubernetes::MACHINES;
 
 /// The tag for which Consul refuses a registration.
@@ -249,6 +250,12 @@ impl Consul {
         for id in self.ids_on(namespace) {
             self.deregister(&id);
         }
+    }
+
+    pub(super) fn has_instances_of(&self, service: &ObjectKey) -> bool {
+        let mut owners =
+            self.registrations.keys().filter_map(|id| service_of_id(&self.cluster, id));
+        owners.any(|owner| owner == *service)
     }
 
     fn ids_on(&self, namespace: &str) -> Vec<Box<str>> {

@@ -141,7 +141,10 @@ impl<'v> Wanted<'v> {
             let never_read = !self.view.objects.contains_key(&(*kind, unread.clone()));
             match kind {
                 Kind::Service => unread == key && never_read,
-                Kind::EndpointSlice => never_read && service_of_slice(unread) == *key,
+                // What is left of a Service that is gone says nothing of it.
+                Kind::EndpointSlice => {
+                    never_read && service_of_slice(unread) == *key && self.view.has_service(key)
+                }
                 _ => false,
             }
         })
@@ -270,9 +273,14 @@ impl<'v> Wanted<'v> {
         behind.flatten().cloned().collect()
     }
 
-    /// A registration is removed: what takes its place must be there. Nothing has failed, and nobody
-    /// else has changed anything that was not read.
-    pub(super) fn check_replaced(&self, id: &str, consul: &Consul) -> Checked {
+    /// A registration is removed: what takes its place must be there, unless the name that it is to have
+    /// cannot be looked up. No write has failed, and nobody else has changed anything that was not read.
+    pub(super) fn check_replaced(
+        &self,
+        id: &str,
+        consul: &Consul,
+        plan_of: impl Fn(&ObjectKey) -> Option<Plan>,
+    ) -> Checked {
         let Some(service) = service_of_id(&self.settings.cluster, id) else { return Ok(()) };
         if !self.is_certain(&service) || self.is_unread(&service) {
             return Ok(());
@@ -280,7 +288,10 @@ impl<'v> Wanted<'v> {
         let wanted = self.of(&service).unwrap_or_default();
         let mut missing =
             wanted.registrations.keys().filter(|it| !consul.registrations.contains_key(*it));
-        match missing.next() {
+        let waits = || plan_of(&service).unwrap_or_default().waits;
+        let is_unnamed =
+            |it: &str| waits().get(&RecordKey::Registration(it.into())) == Some(&Wait::NameUnknown);
+        match missing.find(|it| !is_unnamed(it)) {
             Some(missing) => Err(format!("{id} is removed before {missing} is there")),
             None => Ok(()),
         }
@@ -459,12 +470,12 @@ impl<'v> Wanted<'v> {
         if is_most { lost.into_iter().collect() } else { BTreeSet::new() }
     }
 
-    /// Whether what a list of `kind` hides is so much that it may not be believed.
+    /// Whether what a list of `kind`, maybe an empty one, hides is so much that it may not be believed.
     pub(super) fn loses_most(
         settings: &Settings,
         consul: &Consul,
         term: &Term,
-        kind: Kind,
+        (kind, is_empty): (Kind, bool),
         hidden: &[SeenObject],
     ) -> bool {
         let services: BTreeSet<ObjectKey> = hidden.iter().filter_map(service_of).collect();
@@ -479,7 +490,8 @@ impl<'v> Wanted<'v> {
             let is_up = kind == Kind::Service || it.registration.check != Check::Critical;
             is_up && service.is_some_and(|service| services.contains(&service))
         });
-        total >= MANY && lost.count() * 10 > total * 7
+        let lost = lost.count();
+        is_empty && lost > 0 && lost == total || total >= MANY && lost * 10 > total * 7
     }
 }
 

@@ -460,6 +460,17 @@ impl View {
         })
     }
 
+    pub(super) fn has_service(&self, key: &ObjectKey) -> bool {
+        let place = (Kind::Service, key.clone());
+        self.objects.contains_key(&place) || self.unread.contains(&place)
+    }
+
+    /// Whether the list that ends with these events has shown nothing.
+    pub(super) fn shows_nothing(&self, kind: Kind, events: &[WatchEvent]) -> bool {
+        let shown = self.listing.get(&kind).map_or(0, BTreeSet::len);
+        shown == 0 && !events.iter().any(|event| matches!(event, WatchEvent::Seen(_)))
+    }
+
     /// Nodes are watched no longer.
     pub(super) fn forget_nodes(&mut self) {
         self.objects.retain(|(kind, _), _| *kind != Kind::Node);

@@ -458,3 +458,71 @@ fn a_name_that_is_left_while_it_is_looked_up_is_not_waited_for_for_ever() {
     ];
     assert_runs(Target::Agent, &ops);
 }
+
+#[test]
+fn an_empty_list_says_nothing_of_a_service_that_cannot_be_read() {
+    let of_machines = Shape { tag: 1, name: Name::OfMachines, ..SHAPE };
+    let own = Shape { tag: 1, ..SHAPE };
+    let ops = [
+        Op::Service(3, of_machines.clone()),
+        Op::Pass(10),
+        Op::Service(1, own.clone()),
+        Op::Undecodable(WatchedKind::Services, 1),
+        Op::Service(3, Shape { name: Name::OfAnother, ..of_machines }),
+        Op::Service(4, own),
+        Op::Lists(0, WatchedKind::Services, 1, 255),
+        Op::Pass(10_003),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn a_service_that_is_deleted_goes_though_a_slice_of_it_cannot_be_read() {
+    let nothing = Endpoints { present: 0, ready: 0, moved: false };
+    let ops = [
+        Op::Pass(5),
+        Op::Slice(1, 0, nothing.clone()),
+        Op::Service(2, Shape { address: 1, ..SHAPE }),
+        Op::Slice(2, 0, nothing),
+        Op::DeleteService(2),
+        Op::Lists(0, WatchedKind::Slices, 1, 240),
+        Op::Undecodable(WatchedKind::Slices, 2),
+        Op::Pass(10),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn an_address_that_is_gone_goes_though_the_new_name_cannot_be_looked_up() {
+    let joins = Shape { address: 1, joins: true, ..SHAPE };
+    let ops = [
+        Op::Service(1, joins.clone()),
+        Op::Pass(10),
+        Op::Readings { each: 1, fails_at: Some(3) },
+        Op::Service(1, Shape { address: 0, name: Name::Shared, ..joins }),
+        Op::Pass(10),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn what_neither_the_last_list_nor_consul_shows_has_no_claim() {
+    let scenario = Scenario {
+        target: Target::Elected,
+        crowd: true,
+        pods_have_ptr: false,
+        reads_often: false,
+        trusts: false,
+    };
+    let of_another = Shape { name: Name::OfAnother, ..SHAPE };
+    let ops = vec![
+        Op::Service(0, of_another.clone()),
+        Op::Pass(10),
+        Op::Lists(103, WatchedKind::Services, 1, 255),
+        Op::Service(2, of_another),
+        Op::Pass(10),
+        Op::Drift(Drift::AllLost, 0),
+        Op::Pass(187),
+    ];
+    assert_eq!(run(&(scenario, ops), false), Ok(()));
+}

@@ -392,7 +392,9 @@ impl World {
             }
             Said::Listed(events, hidden) => {
                 let shows_all = hidden.is_empty();
-                let hidden = process.weigh(&self.settings, &self.consul, kind, hidden, now);
+                let is_empty = process.view.shows_nothing(kind, &events);
+                let hidden =
+                    process.weigh(&self.settings, &self.consul, (kind, is_empty), hidden, now);
                 for event in events {
                     process.note_change(&event);
                     process.view.take(&event, &hidden);

@@ -137,7 +137,7 @@ impl World {
         if !listed.iter().all(|kind| process.view.listed.contains(kind)) {
             return Err("a write before all is listed".to_owned());
         }
-        let excused = process.all_excused();
+        let excused = process.all_excused(&self.consul);
         let wanted = Wanted::new(&self.settings, &process.view, &self.machines, &excused);
         let is_holding = process.core.is_holding();
         let is_certain = process.read_since(self.disturbed).is_some()
@@ -197,12 +197,12 @@ impl World {
                     if lacking_since.is_some_and(|since| process.identified < Some(*since)) {
                         return Err(format!("{id} is removed, maybe of another cluster"));
                     }
+                    let plan_of = |service: &ObjectKey| process.core.plan_of(service, self.now);
                     if is_certain {
-                        wanted.check_replaced(id, &self.consul)?;
+                        wanted.check_replaced(id, &self.consul, plan_of)?;
                     }
                     // What has failed is tried again by itself, and may be overtaken.
                     if !process.term.has_failures {
-                        let plan_of = |service: &ObjectKey| process.core.plan_of(service, self.now);
                         wanted.check_name_left(id, &self.consul, &sent, plan_of)?;
                     }
                 }

@@ -98,17 +98,19 @@ impl Process {
         }
     }
 
-    /// A list is over that lacks these objects, which exist. Gives those of which it may not be
-    /// believed: they are most of what is registered, and no second list has confirmed it.
+    /// A list is over, maybe an empty one, that lacks these objects, which exist. Gives those of which it
+    /// may not be believed: they are most of what is registered, or all that there is, and no second list
+    /// has confirmed it.
     pub(super) fn weigh(
         &mut self,
         settings: &Settings,
         consul: &Consul,
-        kind: Kind,
+        (kind, is_empty): (Kind, bool),
         hidden: Vec<SeenObject>,
         now: Moment,
     ) -> Vec<SeenObject> {
-        let is_most = Wanted::loses_most(settings, consul, &self.term, kind, &hidden);
+        let list = (kind, is_empty);
+        let is_most = Wanted::loses_most(settings, consul, &self.term, list, &hidden);
         let before = self.lacking_since.remove(&kind).unwrap_or_default();
         let excused = self.excused.entry(kind).or_default();
         let mut lacking = BTreeMap::new();
@@ -131,9 +133,14 @@ impl Process {
         unbelieved
     }
 
-    /// Services that may lose by a list that was rightly believed.
-    pub(super) fn all_excused(&self) -> BTreeSet<ObjectKey> {
+    /// Services that may lose by a list that was rightly believed, or of which neither the last list nor
+    /// Consul shows anything.
+    pub(super) fn all_excused(&self, consul: &Consul) -> BTreeSet<ObjectKey> {
         let mut all: BTreeSet<ObjectKey> = self.excused.values().flatten().cloned().collect();
+        let lacking = self.lacking_since.get(&Kind::Service).into_iter().flatten();
+        let lacking = lacking.map(|(service, _)| service);
+        let is_there = |service: &ObjectKey| consul.has_instances_of(service);
+        all.extend(lacking.filter(|service| !is_there(service)).cloned());
         if self.excused.get(&Kind::Node).is_some_and(|it| !it.is_empty()) {
             all.extend(self.view.objects.values().map(key_of));
         }
