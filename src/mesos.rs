@@ -1,4 +1,4 @@
-//! The edge to a Mesos agent: its state.
+//! The edge to a Mesos agent: asks for its state, of which [`State`] is what matters.
 
 use std::str::FromStr;
 use std::time::Duration;

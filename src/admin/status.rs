@@ -25,7 +25,7 @@ pub enum Readiness {
     NotReady(String),
 }
 
-/// One page of `/status`.
+/// One page of the bridge's `/status`; `node` and `import` have their own.
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
     /// The subcommand.
@@ -53,7 +53,7 @@ pub struct Page {
     pub holding: bool,
     /// The last 15 minutes.
     pub history: Vec<Series>,
-    /// How many objects and Services these are of.
+    /// Of how many objects and Services removals are held back.
     pub removals_held: usize,
     /// The watches of the Kubernetes API.
     pub watches: Vec<WatchStatus>,

@@ -1,4 +1,4 @@
-//! Registration from the state of a Mesos agent.
+//! What is read of the state of a Mesos agent, and the registrations that follow.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};

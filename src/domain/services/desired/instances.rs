@@ -582,8 +582,8 @@ impl<'a> Builder<'a> {
         Some((ptr_key(address).into(), PtrRank { kind, created: self.service.created }))
     }
 
-    /// The tags under a name: its namespace, port, protocol and what is asked for, but for those that
-    /// would pass for a neighbour's.
+    /// The tags that all instances under a name share: its namespace, port, protocol and what is asked
+    /// for, but for those that would pass for a neighbour's. One endpoint's own are added by `instance`.
     fn tags(&mut self, name: &Name<'_>, port: &ServicePort, asked: &Asked) -> Vec<String> {
         // The operator's own tags mean what they say, whoever else has the name.
         let mut tags = vec![self.key.namespace.to_string()];
