@@ -312,6 +312,7 @@ impl View<'_> {
             match behind.or_else(|| self.gate(&record, None, now)) {
                 None => *last.entry(ptr).or_insert(0) += 1,
                 Some(wait) => {
+                    last.remove(&ptr);
                     deletes.remove(&ptr);
                     draft.wait(RecordKey::Ptr(ptr.clone()), Wait::WithInstance);
                     if wait == Wait::InFlight {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::sync::Group;
+use crate::domain::testing::port;
 
 /// As [`in_sync`], in the catalog.
 fn in_catalog(count: u8) -> Simulation {
@@ -255,6 +256,29 @@ fn a_ptr_record_does_not_go_before_its_instance() {
     }
     let actions = simulation.next_actions();
     assert!(is_pair(&actions), "{actions:?}");
+}
+
+#[test]
+fn a_ptr_record_stays_with_an_instance_that_may_not_be_removed() {
+    let mut simulation = in_catalog(1);
+    let with_ports = |names: &[&str]| {
+        let mut service = numbered(1);
+        service.cluster_ips = vec!["10.0.0.1".parse().unwrap(), "10.0.0.9".parse().unwrap()];
+        service.ports = names.iter().zip(80..).map(|(name, number)| port(name, number)).collect();
+        SeenObject::Service(key("s1"), service)
+    };
+    simulation.seen(with_ports(&["admin", "http", "web"]));
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (6, 2));
+    let mut denied = |write: &Write| match write {
+        Write::Deregister { id, .. } if id.ends_with("_http_10.0.0.1") => Fate::Denied,
+        _ => Fate::Applied,
+    };
+    simulation.seen(with_ports(&["admin", "web"]));
+    simulation.step(&mut denied);
+    simulation.deleted(Kind::Service, "s1");
+    simulation.step(&mut denied);
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (1, 1));
 }
 
 /// The node `ns` was to be removed, and that got no answer.
