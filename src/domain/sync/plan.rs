@@ -263,9 +263,7 @@ impl View<'_> {
             let has_ptr = !deletes.is_empty() || !draft.awaited.is_empty();
             let ptr = has_ptr.then(|| ptr_key_of_id(&id)).flatten();
             let record = RecordKey::Registration(id.clone());
-            let known = self.term.known.registration(key, &id);
-            let mut wait = known.and_then(|known| self.slices_behind(key, known, desired, now));
-            wait = wait.or_else(|| self.gate(&record, None, now));
+            let mut wait = self.removal_wait(key, &id, desired, now);
             if wait.is_none() && writes_whole && draft.awaits(ptr.as_deref()) {
                 wait = Some(Wait::WithPtr);
             }
@@ -306,10 +304,7 @@ impl View<'_> {
         for (id, _) in self.gone(key, desired) {
             let ptr = ptr_key_of_id(&id).map(Box::<str>::from);
             let Some(ptr) = ptr.filter(|ptr| deletes.contains_key(ptr)) else { continue };
-            let known = self.term.known.registration(key, &id);
-            let behind = known.and_then(|known| self.slices_behind(key, known, desired, now));
-            let record = RecordKey::Registration(id);
-            match behind.or_else(|| self.gate(&record, None, now)) {
+            match self.removal_wait(key, &id, desired, now) {
                 None => *last.entry(ptr).or_insert(0) += 1,
                 Some(wait) => {
                     last.remove(&ptr);
@@ -322,6 +317,19 @@ impl View<'_> {
             }
         }
         last
+    }
+
+    /// Why a registration that is not wanted cannot go now, whatever becomes of its PTR record.
+    fn removal_wait(
+        &self,
+        key: &ObjectKey,
+        id: &str,
+        desired: &Desired,
+        now: Moment,
+    ) -> Option<Wait> {
+        let known = self.term.known.registration(key, id);
+        let behind = known.and_then(|known| self.slices_behind(key, known, desired, now));
+        behind.or_else(|| self.gate(&RecordKey::Registration(id.into()), None, now))
     }
 
     /// The known registrations that are not wanted, by ID and Consul name.

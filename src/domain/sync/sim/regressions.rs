@@ -15,9 +15,16 @@ const SHAPE: Shape = Shape {
     joins: false,
 };
 
+const SCENARIO: Scenario = Scenario {
+    target: Target::Agent,
+    crowd: false,
+    pods_have_ptr: false,
+    reads_often: false,
+    trusts: false,
+};
+
 fn assert_runs(target: Target, ops: &[Op]) {
-    let scenario =
-        Scenario { target, crowd: false, pods_have_ptr: false, reads_often: false, trusts: false };
+    let scenario = Scenario { target, ..SCENARIO };
     assert_eq!(run(&(scenario, ops.to_vec()), false), Ok(()));
 }
 
@@ -94,13 +101,7 @@ fn a_name_is_taken_by_another_before_its_holder_moves_to_a_further_one() {
 
 #[test]
 fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
-    let scenario = Scenario {
-        target: Target::Agent,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { crowd: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(10),
         Op::Service(0, SHAPE),
@@ -114,13 +115,7 @@ fn the_hold_on_records_of_no_service_ends_when_none_is_left() {
 
 #[test]
 fn what_cannot_be_read_and_is_missing_from_a_list_is_held_as_it_was() {
-    let scenario = Scenario {
-        target: Target::Agent,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { crowd: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(5),
         Op::Service(0, SHAPE),
@@ -160,13 +155,7 @@ fn a_name_of_others_that_one_service_leaves_is_not_joined_by_the_next() {
 
 #[test]
 fn a_node_that_others_keep_does_not_hide_that_a_hold_waits_for_people() {
-    let scenario = Scenario {
-        target: Target::Catalog,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: true,
-        trusts: false,
-    };
+    let scenario = Scenario { target: Target::Catalog, crowd: true, reads_often: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(5),
         Op::Crowd(255, Crowd::Off),
@@ -194,13 +183,8 @@ fn the_failure_of_a_ptr_record_that_another_service_writes_by_now_is_nobodys_bac
 
 #[test]
 fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
-    let scenario = Scenario {
-        target: Target::Elected,
-        crowd: true,
-        pods_have_ptr: true,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario =
+        Scenario { target: Target::Elected, crowd: true, pods_have_ptr: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(10),
         Op::Crowd(255, Crowd::Ready),
@@ -215,13 +199,7 @@ fn the_hold_on_records_of_no_service_ends_when_services_claim_them_again() {
 
 #[test]
 fn two_lists_that_each_lack_a_part_do_not_take_most_together() {
-    let scenario = Scenario {
-        target: Target::Agent,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { crowd: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(10),
         Op::Lists(0, WatchedKind::Services, 1, 24),
@@ -330,13 +308,7 @@ fn instances_go_with_their_ptr_records_while_other_services_wait_for_their_turn(
 
 #[test]
 fn a_write_that_was_applied_late_in_a_fight_does_not_put_the_fix_off() {
-    let scenario = Scenario {
-        target: Target::Elected,
-        crowd: false,
-        pods_have_ptr: false,
-        reads_often: true,
-        trusts: false,
-    };
+    let scenario = Scenario { target: Target::Elected, reads_often: true, ..SCENARIO };
     let ops = vec![
         Op::Foreign(Foreign::Machines, 0),
         Op::Fight(Drift::Deregistered, 156, 13_023, 22),
@@ -406,13 +378,7 @@ fn an_instance_stays_until_the_first_listing_of_names_tells_whether_its_replacem
 
 #[test]
 fn a_ptr_record_goes_with_the_last_instance_at_its_address() {
-    let scenario = Scenario {
-        target: Target::Catalog,
-        crowd: false,
-        pods_have_ptr: true,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { target: Target::Catalog, pods_have_ptr: true, ..SCENARIO };
     let headless = Shape { address: 1, mode: Mode::Headless, second: Second::Udp, ..SHAPE };
     let ops = vec![
         Op::Slice(1, 0, Endpoints { present: 7, ready: 5, moved: false }),
@@ -427,13 +393,7 @@ fn a_ptr_record_goes_with_the_last_instance_at_its_address() {
 
 #[test]
 fn what_is_deselected_at_a_restart_is_held_although_its_slices_cannot_be_read() {
-    let scenario = Scenario {
-        target: Target::Agent,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { crowd: true, ..SCENARIO };
     let ops = vec![
         Op::Pass(3000),
         Op::Restart(0, 1),
@@ -507,13 +467,7 @@ fn an_address_that_is_gone_goes_though_the_new_name_cannot_be_looked_up() {
 
 #[test]
 fn what_neither_the_last_list_nor_consul_shows_has_no_claim() {
-    let scenario = Scenario {
-        target: Target::Elected,
-        crowd: true,
-        pods_have_ptr: false,
-        reads_often: false,
-        trusts: false,
-    };
+    let scenario = Scenario { target: Target::Elected, crowd: true, ..SCENARIO };
     let of_another = Shape { name: Name::OfAnother, ..SHAPE };
     let ops = vec![
         Op::Service(0, of_another.clone()),
