@@ -115,7 +115,6 @@ impl Cluster {
         {
             self.claim_names(settings, key, &mut changes);
         }
-        // The object's own Service first: it claims what would pass for orphaned.
         changes.services = services.into_iter().chain(concerned).collect();
         changes
     }

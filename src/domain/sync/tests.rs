@@ -463,6 +463,30 @@ fn slice_seen(n: u8, ready: bool) -> SeenObject {
     )
 }
 
+/// Service `s<n>` with this address of a load balancer.
+fn balanced(n: u8, address: &str) -> SeenObject {
+    let mut service = numbered(n);
+    service.annotations = [("kube-consul.io/address".into(), "load-balancer".into())].into();
+    service.load_balancer = [address.into()].into();
+    SeenObject::Service(key(&format!("s{n}")), service)
+}
+
+/// Services `s1` and `s2` share the address of a load balancer, and with it a PTR record; `s3` and `s4`
+/// have their own.
+fn sharing_an_address() -> (Simulation, [SeenObject; 4]) {
+    let addresses = ["203.0.113.1", "203.0.113.1", "203.0.113.3", "203.0.113.4"];
+    let mut numbers = 1..;
+    let services = addresses.map(|it| balanced(numbers.next().unwrap(), it));
+    let mut simulation = Simulation::new(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, services.clone());
+    simulation.list(Kind::EndpointSlice, (1..=4).map(|n| slice_seen(n, true)));
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 3));
+    simulation.take_sent();
+    (simulation, services)
+}
+
 /// A second list of everything, and the cluster is the same.
 fn confirm(simulation: &mut Simulation, services: Vec<SeenObject>, slices: Vec<SeenObject>) {
     begin_confirmation(simulation);
@@ -694,6 +718,25 @@ fn a_service_that_is_read_again_keeps_its_ptr_record() {
     simulation.seen(service_seen(2));
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
+}
+
+#[test]
+fn of_services_that_are_read_again_at_once_none_loses_its_ptr_record() {
+    let mut before = in_sync(4);
+    // All that is left of one is its PTR record.
+    before.registrations.retain(|id, _| !id.contains("_s3_"));
+    let mut simulation = before.restarted(settings());
+    let unread = |n| SeenObject::Undecodable(Kind::Service, key(&format!("s{n}")), "no".to_owned());
+    simulation.list(Kind::Service, [service_seen(1), unread(2), unread(3), service_seen(4)]);
+    simulation.list(Kind::EndpointSlice, (1..=4).map(|n| slice_seen(n, true)));
+    simulation.resync();
+    simulation.settle();
+    assert_eq!(simulation.kv.len(), 4);
+    simulation.seen(service_seen(2));
+    simulation.seen(service_seen(3));
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 1, "the instance that was lost");
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 4));
 }
 
 #[test]

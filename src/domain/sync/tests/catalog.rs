@@ -187,6 +187,21 @@ fn an_instance_waits_for_the_ptr_key_that_is_read() {
 }
 
 #[test]
+fn an_instance_and_its_ptr_record_wait_for_no_name_but_their_own() {
+    let mut simulation = in_catalog(1);
+    simulation.answers_look_ups = false;
+    let mut service = numbered(1);
+    service.cluster_ips.push("10.0.0.9".parse().unwrap());
+    service.ports.push(port("admin", 81));
+    simulation.seen(SeenObject::Service(key("s1"), service));
+    let actions = simulation.next_actions();
+    let [Action::Write { groups, .. }] = &*actions else { panic!("{actions:?}") };
+    let is_pair = |it: &Group| matches!(&*it.writes, [Write::Register(it), Write::PutPtr { .. }] if &*it.address == "10.0.0.9");
+    assert!(groups.iter().any(is_pair), "{groups:?}");
+    assert!(simulation.asked.contains(&Action::ReadName("s1-admin".into())));
+}
+
+#[test]
 fn an_instance_and_its_ptr_record_are_tried_again_together() {
     let failed = || Answer::Failed("busy".to_owned());
     let (mut simulation, _) = new_instance(&[failed(), failed()]);

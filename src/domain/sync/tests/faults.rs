@@ -257,6 +257,57 @@ fn it_settles_when_another_takes_the_ptr_key_that_could_not_be_written() {
 }
 
 #[test]
+fn it_settles_when_another_is_writing_the_ptr_record_that_could_not_be_written() {
+    let mut simulation = in_sync(1);
+    simulation.seen(service_seen(2));
+    simulation.step(&mut |write| match write {
+        Write::PutPtr { .. } => Fate::Failed,
+        _ => Fate::Applied,
+    });
+    // At the moment in which it is to be tried again an older Service gets the address.
+    let plan = simulation.bridge.plan_of(&key("s2"), simulation.now).unwrap();
+    let mut waits = plan.waits.into_values();
+    let Some(Wait::Backoff { until }) = waits.next() else { panic!("it waits for its next try") };
+    simulation.now = until;
+    let mut older = numbered(2);
+    (older.created, older.uid) = (-9, "uid-1".into());
+    simulation.seen(SeenObject::Service(key("s1"), older));
+    // The former holder is planned before that is answered.
+    for action in simulation.next_actions() {
+        simulation.deliver(action, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(
+        &*simulation.kv["0.0.0.10.IN-ADDR.ARPA/10.0.0.2"].record.value,
+        "s1.service.dc1.consul"
+    );
+    assert!(simulation.bridge.is_settled());
+    assert_eq!(simulation.bridge.counts().backlog, 0);
+}
+
+#[test]
+fn a_resync_does_not_speak_of_what_is_written_since_it_began() {
+    let mut simulation = in_sync(3);
+    simulation.begin_resync();
+    let read = (simulation.registrations.clone(), simulation.kv.clone());
+    simulation.seen(slice_seen(1, false));
+    simulation.deleted(Kind::Service, "s2");
+    simulation.seen(service_seen(4));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.take_sent(), 5);
+    let written = (simulation.registrations.clone(), simulation.kv.clone());
+    (simulation.registrations, simulation.kv) = read;
+    simulation.show();
+    (simulation.registrations, simulation.kv) = written;
+    simulation.finish_resync();
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    let reports = simulation.bridge.take_reports();
+    let is_news = |it: &Report| matches!(it, Report::Drifted { .. } | Report::Fixed { .. });
+    assert!(!reports.iter().any(is_news), "{reports:?}");
+}
+
+#[test]
 fn it_settles_when_the_instance_is_refused_whose_ptr_record_failed() {
     let mut simulation = in_sync(1);
     simulation.seen(service_seen(2));

@@ -326,6 +326,33 @@ fn a_slice_that_cannot_be_read_at_the_start_turns_nothing_critical() {
 }
 
 #[test]
+fn a_ptr_record_of_two_services_stays_with_their_instances_whose_slices_cannot_be_read() {
+    let (before, services) = sharing_an_address();
+    let mut simulation = before.restarted(settings());
+    simulation.resync();
+    // They are headless by now.
+    let [.., three, four] = services;
+    let headless = |n: u8| {
+        let service = numbered(n);
+        SeenObject::Service(key(&format!("s{n}")), Service { cluster_ips: Vec::new(), ..service })
+    };
+    simulation.list(Kind::Service, [headless(1), headless(2), three, four]);
+    let unread = |n: u8| {
+        SeenObject::Undecodable(Kind::EndpointSlice, key(&format!("s{n}-x")), "no".to_owned())
+    };
+    let slices = [unread(1), unread(2), slice_seen(3, true), slice_seen(4, true)];
+    simulation.list(Kind::EndpointSlice, slices);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    simulation.seen(slice_seen(1, true));
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 3));
+    simulation.seen(slice_seen(2, true));
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 2));
+}
+
+#[test]
 fn a_held_service_that_a_later_list_lacks_is_removed() {
     let mut changed = settings();
     changed.default_sync = false;

@@ -302,6 +302,34 @@ fn n3_a_failed_look_up_is_told_and_the_listing_takes_its_place() {
     assert_eq!(simulation.registered(), ["s1 10.0.0.1 None"]);
 }
 
+/// What a listing shows there of ours may be our own, or have been.
+#[test]
+fn n3_a_name_of_others_that_we_have_left_is_not_joined_again() {
+    for leaves_first in [false, true] {
+        let mut simulation = in_sync(2);
+        let holders = Holders { others: Holder::Other, ours: true };
+        let shown: ForeignNames = [("s1".into(), holders)].into();
+        if leaves_first {
+            // While the listing is under way.
+            simulation.bridge.term.as_mut().unwrap().names.begin_listing();
+        } else {
+            simulation.others_hold(shown.clone());
+            simulation.step(&mut |_| Fate::Applied);
+            assert!(messages(&simulation, 1)[0].contains("stays"));
+        }
+        simulation.deleted(Kind::Service, "s1");
+        simulation.step(&mut |_| Fate::Applied);
+        if leaves_first {
+            simulation.bridge.handle_names(Ok(shown), simulation.now);
+        }
+        simulation.names = Some(foreign(&["s1"]));
+        simulation.seen(service_seen(1));
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.registered(), ["s2 10.0.0.2 None"], "{leaves_first}");
+        assert!(messages(&simulation, 1)[0].contains("it is not registered under it"));
+    }
+}
+
 #[test]
 fn n3_what_somebody_removed_is_written_again_at_once() {
     let mut simulation = in_sync(2);
@@ -611,6 +639,51 @@ fn a1_who_stands_behind_another_is_planned_when_that_one_gives_its_claim_up() {
     let problems: Vec<Reason> = reasons(&simulation, &victim());
     assert_eq!(problems, [Reason::NameConflict], "the removal is nobody's problem any more");
     assert!(simulation.bridge.term.as_ref().unwrap().plans > planned + 1);
+}
+
+#[test]
+fn a1_who_stands_behind_the_first_is_planned_when_that_one_has_nothing_left() {
+    let mut simulation = with_victim(settings(), Target::Catalog);
+    // The removal of the victim's is refused for as long as that matters.
+    let mut stuck = |write: &Write| match write {
+        Write::Deregister { .. } if !is_evil(write) => Fate::Denied,
+        _ => Fate::Applied,
+    };
+    simulation.seen(see(evil()));
+    simulation.seen(evil_slice(1));
+    simulation.step(&mut stuck);
+    assert_eq!(simulation.registrations.len(), 2);
+    assert_eq!(reasons(&simulation, &victim()), [Reason::NameConflict, Reason::Denied]);
+    simulation.seen(evil_slice(0));
+    simulation.step(&mut stuck);
+    assert_eq!(simulation.registered(), [VICTIMS]);
+    let problems = reasons(&simulation, &victim());
+    assert_eq!(problems, [Reason::NameConflict], "the removal is nobody's problem any more");
+}
+
+#[test]
+fn a1_what_one_service_has_lost_is_no_others_to_write_again() {
+    let mut simulation = Simulation::new(settings());
+    simulation.resync();
+    let at = |seen: SeenObject, n: u8| match seen {
+        SeenObject::Service(key, service) => {
+            let cluster_ips = vec![ip(&format!("10.0.0.{n}"))];
+            SeenObject::Service(key, Service { cluster_ips, ..service })
+        }
+        other => other,
+    };
+    simulation.list(Kind::Service, [sharing("old", 1), at(sharing("young", 2), 2)]);
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["shared 10.0.0.1 Critical"]);
+    simulation.registrations.clear();
+    simulation.resync();
+    simulation.step(&mut |_| Fate::Denied);
+    simulation.seen(at(sharing("young", 2), 3));
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.registered(), [""; 0], "it is the older one's");
+    simulation.settle();
+    assert_eq!(simulation.registered(), ["shared 10.0.0.1 Critical"]);
 }
 
 #[test]

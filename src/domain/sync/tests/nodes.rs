@@ -299,6 +299,22 @@ fn without_the_nodes_a_former_ptr_record_stays_as_its_instance_does() {
 }
 
 #[test]
+fn without_the_nodes_a_ptr_record_of_two_services_stays_as_their_instances_do() {
+    let (before, services) = sharing_an_address();
+    let mut simulation = before.restarted(settings());
+    simulation.resync();
+    let [.., three, four] = services;
+    simulation.list(Kind::Service, [annotated(1), annotated(2), three, four]);
+    simulation.list(Kind::EndpointSlice, slices(4));
+    simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), simulation.now);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    simulation.list(Kind::Node, [node_seen(1, true)]);
+    simulation.settle();
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 2), "a node has none");
+}
+
+#[test]
 fn l15_without_the_nodes_only_what_they_decide_waits() {
     let mut before = in_sync(4);
     // A PTR record that nobody claims any more, of a Service that went while nobody looked.
