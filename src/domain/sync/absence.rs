@@ -143,7 +143,7 @@ impl Core {
             let released = term.holds.release_absent();
             let view = self.view(&term);
             confirmed |= released.iter().any(|service| view.loses(service));
-            term.mark_each(released);
+            term.mark_leaving(released, &self.cluster);
             self.term = Some(term);
         }
         self.reports.push(Report::Released { confirmed });

@@ -674,7 +674,7 @@ impl Core {
         self.cluster.suspects.no_confirmation();
         let Some(term) = &mut self.term else { return BTreeMap::new() };
         let held = term.holds.release_all();
-        term.mark_each(held.keys().cloned());
+        term.mark_leaving(held.keys().cloned(), &self.cluster);
         held
     }
 }
@@ -690,7 +690,7 @@ impl Core {
 
     pub(super) fn mark(&mut self, changes: Changes) {
         if let Some(term) = &mut self.term {
-            term.mark_changes(changes, self.now);
+            term.mark_changes(changes, &self.cluster, self.now);
         }
     }
 

@@ -15,14 +15,18 @@
 //!
 //! With `--policy upsert-only` nothing leaves a name, so not even the first takes one that another
 //! Service has, or a registration without one. (While the first write of the other one is under way nobody
-//! has it: both stay then.) With `--on-conflict merge` all have it.
+//! has it: both stay then.) So it is with one whose records stay because a list lacks it, or because it could
+//! not be read: what it claims is not known. With `--on-conflict merge` all have it.
 
+use crate::domain::consul::names::lookup_form;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::object::Kind;
 use crate::domain::services::claims::TOLD;
-use crate::domain::services::desired::{First, Permit};
+use crate::domain::services::desired::{First, Keeps, Permit};
 use crate::domain::services::settings::OnConflict;
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::Config;
+use crate::domain::sync::order::takers_first;
 use crate::domain::sync::term::Term;
 use crate::domain::sync::view::View;
 
@@ -40,10 +44,26 @@ impl View<'_> {
         if let Some(first) = self.comes_first(service, name) {
             return Some(Permit::Taken(first));
         }
-        let is_kept = self.settings.never_removes() && !self.shares_names();
-        let mut holders = self.term.known.holders(name).filter(|_| is_kept);
-        let other = holders.find(|other| *other != service)?;
-        Some(Permit::Kept(other.clone()))
+        if self.shares_names() {
+            return None;
+        }
+        let mut others = self.term.known.holders(name).filter(|other| *other != service);
+        others.find_map(|other| Some(Permit::Kept(other.clone(), self.keeps_names(other)?)))
+    }
+
+    /// Why the Service leaves no name now, whoever comes first there.
+    fn keeps_names(&self, service: &ObjectKey) -> Option<Keeps> {
+        let cache = &self.cluster.cache;
+        let is_unseen = || {
+            cache.service(service).is_none()
+                && (self.term.holds.of(service).is_some()
+                    || cache.undecodable(Kind::Service, service).is_some())
+        };
+        if self.settings.never_removes() {
+            Some(Keeps::Policy)
+        } else {
+            is_unseen().then_some(Keeps::Unseen)
+        }
     }
 
     /// Whether one that comes before the Service has the name.
@@ -123,9 +143,42 @@ impl Term {
                 known.holders(name).filter(|other| *other != mover).cloned().collect();
             self.mark_each(others);
         }
-        if config.settings.never_removes() {
+        // One that comes first waits for whoever keeps the name.
+        if config.settings.never_removes() || !claims.claims(name, mover) {
             self.mark_each(first.cloned());
         }
+    }
+
+    /// Has these planned, each after whoever takes over what it leaves.
+    pub(super) fn mark_leaving(
+        &mut self,
+        services: impl IntoIterator<Item = ObjectKey>,
+        cluster: &Cluster,
+    ) {
+        self.mark_each(self.takers_first(services, cluster));
+    }
+
+    /// These, each after those that come first for names that it has, and does not claim.
+    pub(super) fn takers_first(
+        &self,
+        services: impl IntoIterator<Item = ObjectKey>,
+        cluster: &Cluster,
+    ) -> Vec<ObjectKey> {
+        let claims = &cluster.name_claims;
+        takers_first(services, |service| {
+            let (mut takers, mut before) = (Vec::new(), None);
+            for known in self.known.of(service) {
+                // Most have one name.
+                if before.replace(&known.service) == Some(&known.service) {
+                    continue;
+                }
+                let name = lookup_form(&known.service);
+                if !claims.claims(&name, service) {
+                    takers.extend(claims.holder(&name).cloned());
+                }
+            }
+            takers
+        })
     }
 
     /// Has planned who may be registered under the name, and who is.

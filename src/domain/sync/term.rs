@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::domain::Moment;
-use crate::domain::consul::names::{ForeignNames, Found, lookup_form};
+use crate::domain::consul::names::{ForeignNames, Found};
 use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::{FlightId, Flights, InFlight};
@@ -24,7 +24,6 @@ use crate::domain::sync::hold::{Holds, Kept};
 use crate::domain::sync::ledger::{Ledger, PtrState};
 use crate::domain::sync::names::Names;
 use crate::domain::sync::namespace_nodes::NamespaceNodes;
-use crate::domain::sync::order::takers_first;
 use crate::domain::sync::problems::Problems;
 use crate::domain::sync::queue::Queue;
 use crate::domain::sync::report::Written;
@@ -209,11 +208,12 @@ impl Term {
     }
 
     /// Has planned what a change in Kubernetes concerns.
-    pub(super) fn mark_changes(&mut self, changes: Changes, now: Moment) {
-        if self.is_running() {
-            for service in &changes.services {
-                self.work.changed.entry(service.clone()).or_insert(now);
-            }
+    pub(super) fn mark_changes(&mut self, changes: Changes, cluster: &Cluster, now: Moment) {
+        if !self.is_running() {
+            return;
+        }
+        for service in &changes.services {
+            self.work.changed.entry(service.clone()).or_insert(now);
         }
         self.mark_each(changes.claimants);
         for name in changes.names {
@@ -222,7 +222,7 @@ impl Term {
         let reads_again = changes.services.iter().any(ObjectKey::is_orphaned);
         match &changes.same_endpoints {
             Some(slice) => changes.services.into_iter().for_each(|it| self.mark_slice(it, slice)),
-            None => self.mark_each(changes.services),
+            None => self.mark_leaving(changes.services, cluster),
         }
         if reads_again {
             // A Service that can be read by now claims what would pass for orphaned: that comes after.
@@ -243,24 +243,9 @@ impl Term {
         let left = left.chain(self.ptr.released.keys()).chain(self.ptr.claims.owners());
         let cached = cluster.cache.services_after(None).map(|(key, _)| key);
         let all = planned.iter().chain(cached).chain(registered).chain(left).cloned();
-        let order = takers_first(all, |key| self.takers(key, cluster));
-        for key in order {
+        for key in self.takers_first(all, cluster) {
             self.work.queue.push(key);
         }
-    }
-
-    /// Who is to have the names that the Service has something under.
-    fn takers(&self, service: &ObjectKey, cluster: &Cluster) -> Vec<ObjectKey> {
-        let (mut takers, mut before) = (Vec::new(), None);
-        for known in self.known.of(service) {
-            // Most have one name.
-            if before.replace(&known.service) == Some(&known.service) {
-                continue;
-            }
-            let holder = cluster.name_claims.holder(&lookup_form(&known.service));
-            takers.extend(holder.filter(|holder| *holder != service).cloned());
-        }
-        takers
     }
 
     /// Whether all is read, planned and answered.

@@ -10,6 +10,7 @@ mod names;
 mod namespaces;
 mod nodes;
 mod policy;
+mod precedence;
 mod routes;
 mod shared_ptr;
 mod slices;
@@ -452,6 +453,25 @@ fn numbered(n: u8) -> Service {
 
 fn service_seen(n: u8) -> SeenObject {
     SeenObject::Service(key(&format!("s{n}")), numbered(n))
+}
+
+/// A Service that wants the name `shared`.
+fn sharing(uid: &str, created: i64) -> SeenObject {
+    let service = service()
+        .annotations(&[("kube-consul.io/service-name", "shared")])
+        .with(|s| {
+            s.uid = uid.into();
+            s.created = created;
+        })
+        .build();
+    SeenObject::Service(key(uid), service)
+}
+
+/// Service `s<n>` under this name.
+fn named(n: u8, name: &str) -> SeenObject {
+    let mut service = numbered(n);
+    service.annotations.insert("kube-consul.io/service-name".into(), name.into());
+    SeenObject::Service(key(&format!("s{n}")), service)
 }
 
 fn slice_seen(n: u8, ready: bool) -> SeenObject {

@@ -168,7 +168,7 @@ impl View<'_> {
             let join = wanted.join(self.settings, &known.service);
             match self.permit(key, &known.service, held, join) {
                 Permit::Granted(_) | Permit::ForeignToo(..) | Permit::Unknown => {}
-                Permit::Foreign(_) | Permit::Taken(_) | Permit::Kept(_) => return true,
+                Permit::Foreign(_) | Permit::Taken(_) | Permit::Kept(..) => return true,
             }
             let registration =
                 Registration { service: (&*known.service).into(), ..registration.clone() };

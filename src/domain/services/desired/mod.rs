@@ -97,14 +97,23 @@ pub enum Permit {
     Granted(Neighbours),
     /// It may not: another Service comes first.
     Taken(First),
-    /// It may not: what that Service had registered under it is never removed.
-    Kept(ObjectKey),
+    /// It may not: what that Service has registered under it is not removed now.
+    Kept(ObjectKey, Keeps),
     /// These hold instances under it, and it is not to be joined.
     Foreign(Holder),
     /// So do they, but what is registered already stays.
     ForeignToo(Holder, Neighbours),
     /// Not known yet.
     Unknown,
+}
+
+/// Why what a Service has registered is not removed, whatever is known of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// By `--policy upsert-only`.
+    Policy,
+    /// A list lacks the Service, or it could not be read: whether it still claims the name is not known.
+    Unseen,
 }
 
 /// The Service that comes first for a name.
@@ -627,9 +636,9 @@ fn permitted_name<'w>(
                 }
                 continue;
             }
-            Permit::Kept(holder) => {
+            Permit::Kept(holder, keeps) => {
                 if is_last {
-                    problems.push(name_kept(name, &holder, advice));
+                    problems.push(name_kept(name, &holder, keeps, advice));
                 }
                 continue;
             }
@@ -679,16 +688,18 @@ fn name_conflict(name: &str, first: &First, advice: Advice) -> Problem {
 }
 
 /// What is registered under the name is another Service's, and stays.
-fn name_kept(name: &str, holder: &ObjectKey, advice: Advice) -> Problem {
+fn name_kept(name: &str, holder: &ObjectKey, keeps: Keeps, advice: Advice) -> Problem {
     let holder = if holder.is_orphaned() {
         "a Service that is not known any more".to_owned()
     } else {
         format!("Service {holder}")
     };
     let rest = advice.another_name("--on-conflict");
-    let message = format!(
-        "the Consul name {name:?} is registered for {holder}, which --policy upsert-only keeps; {rest}"
-    );
+    let why = match keeps {
+        Keeps::Policy => "which --policy upsert-only keeps",
+        Keeps::Unseen => "which was not listed or could not be read, so that its records stay",
+    };
+    let message = format!("the Consul name {name:?} is registered for {holder}, {why}; {rest}");
     Problem::new(Reason::NameConflict, message)
 }
 
