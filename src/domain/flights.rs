@@ -3,9 +3,11 @@
 //! A record is in one flight at most, so that a newer state waits for the answer to an older one
 //! (newer wins), and everything that is in flight is counted in one place.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
+
+use crate::domain::map::HashMap;
 
 /// The number of a flight: never given twice by one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +63,12 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash + Ord, T> Flights<K, O, T> {
     /// None yet; the first gets the number `next`, so that no answer of an earlier life is taken for
     /// one of these.
     pub fn starting_at(next: FlightId) -> Self {
-        Self { next, under_way: HashMap::new(), records: HashMap::new(), owners: HashMap::new() }
+        Self {
+            next,
+            under_way: HashMap::default(),
+            records: HashMap::default(),
+            owners: HashMap::default(),
+        }
     }
 
     /// The number that the next flight gets.

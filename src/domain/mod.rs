@@ -20,6 +20,7 @@
 //! | [`report`] | what people are shown: differences between records, the forecast of `plan` |
 //! | [`problem`] | what is wrong with an object, for those who can fix it |
 //! | [`hash`] | a hash that is the same in each process |
+//! | [`map`] | hash maps whose order a test sees again |
 //! | [`text`] | text that others wrote, made fit to be shown |
 //! | `words` | enumerations that users write as words |
 //!
@@ -58,6 +59,7 @@ pub mod hash;
 pub mod hook;
 pub mod import;
 pub mod kube;
+pub mod map;
 pub mod node;
 pub mod problem;
 pub mod report;

@@ -5,9 +5,11 @@
 //! other side is taken to be out, and one write at a time probes it; a record that fails while
 //! others are answered is at fault itself (an isolated failure) and keeps nobody waiting.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::time::Duration;
+
+use crate::domain::map::HashMap;
 
 use super::Moment;
 use super::backoff::Backoff;
@@ -103,8 +105,8 @@ struct Outage<K> {
 impl<K: Clone + Hash + Ord, O: Clone + Hash + Ord, C: PartialEq> Default for Retries<K, O, C> {
     fn default() -> Self {
         Self {
-            records: HashMap::new(),
-            of: HashMap::new(),
+            records: HashMap::default(),
+            of: HashMap::default(),
             soon: BTreeSet::new(),
             late: BTreeSet::new(),
             outage: Outage { failing: Vec::new(), probes: 0, next_probe: Moment::ZERO, answers: 0 },

@@ -27,7 +27,7 @@ impl Client {
         cluster: &ClusterName,
         is_held: impl Fn(&str) -> bool + Send + Sync,
     ) -> Result<ForeignNames, Unknown> {
-        let mut foreign = ForeignNames::new();
+        let mut foreign = ForeignNames::default();
         if self.heeds_filters().await? {
             let evidence = self
                 .service_names(&others_filter(cluster), |name| {

@@ -1,7 +1,8 @@
 //! How Consul compares service names, which of them its DNS can carry, and who else holds them.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+
+use crate::domain::map::HashMap;
 
 /// Longest name that DNS can carry, in bytes: one label.
 const MAX_LABEL: usize = 63;

@@ -24,7 +24,7 @@ mod plan;
 mod report;
 mod versions;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ use crate::domain::import::object::{OwnedSlice, Service};
 use crate::domain::import::source::Source;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::store::Store;
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 
 /// How long slices may mirror Endpoints that are gone: their controller takes less than a second,
@@ -169,10 +170,10 @@ impl Importer {
             slice_versions: Versions::default(),
             services: Store::default(),
             slices: Store::default(),
-            slices_of: HashMap::new(),
+            slices_of: HashMap::default(),
             sources: BTreeMap::new(),
             exported: BTreeSet::new(),
-            sources_in: HashMap::new(),
+            sources_in: HashMap::default(),
             without_room: BTreeSet::new(),
             states: BTreeMap::new(),
             dirty: BTreeSet::new(),

@@ -8,8 +8,9 @@
 //! [max-min fairness](https://en.wikipedia.org/wiki/Max-min_fairness), so that who asks for little has
 //! all of it, whatever others ask for.
 
-use std::collections::HashMap;
 use std::time::Duration;
+
+use crate::domain::map::HashMap;
 
 use super::core::Moment;
 
@@ -75,7 +76,7 @@ impl Default for Share {
             limit: MAX_QUERIES,
             lowered: None,
             raised: Moment::ZERO,
-            namespaces: HashMap::new(),
+            namespaces: HashMap::default(),
             queries: 0,
             most: Most { queries: MAX_QUERIES, reads_a_turn: READS_A_TURN },
             asked: 0,

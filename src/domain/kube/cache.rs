@@ -4,7 +4,7 @@
 //! list is complete, and removed only by [`ClusterCache::remove`]: absence is evidence only then
 //! (invariant: evidence).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::domain::kube::names::ObjectKey;
@@ -15,6 +15,7 @@ use crate::domain::kube::packed::PackedSlice;
 use crate::domain::kube::route::Route;
 use crate::domain::kube::routes::{RouteKinds, Routes};
 use crate::domain::kube::store::{Listed, Listing, Store};
+use crate::domain::map::HashMap;
 
 /// Services and their EndpointSlices, and where they are asked for the nodes and what routes to
 /// Services.

@@ -4,11 +4,11 @@
 //! Service is planned. The names of pods are nearly equal, so each is kept as its difference from
 //! the one before.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::domain::kube::object::{Endpoint, EndpointPort, EndpointSlice, Protocol};
+use crate::domain::map::HashMap;
 
 /// An [`EndpointSlice`] but for the name of its Service. Two are equal when what was packed is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,12 +3,13 @@
 //! A Service looks at those alone that lead to it, and one that changes concerns those Services
 //! alone whose part of it did.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
 use crate::domain::kube::route::{Gateway, HTTP, HTTPS, HttpRoute, Ingress, Parent, Route};
 use crate::domain::kube::store::{Listing, Store};
+use crate::domain::map::HashMap;
 
 /// Ways by which one Service is reached that are looked at: twice its instances, since one host may
 /// be that of several listeners. Without a bound the objects of one tenant, of a thousand hosts
@@ -59,8 +60,8 @@ impl Routes {
             ingresses: Store::default(),
             http: Store::default(),
             gateways: Store::default(),
-            of_service: HashMap::new(),
-            of_gateway: HashMap::new(),
+            of_service: HashMap::default(),
+            of_gateway: HashMap::default(),
             not_served: BTreeSet::new(),
         }
     }

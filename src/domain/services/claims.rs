@@ -3,10 +3,11 @@
 //! That depends on the claims alone, never on the order in which they arrived, so a restart changes
 //! nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 
 /// How strong a claim to a name is; the smallest wins. Derived `Ord`: first whether the namespace is
 /// trusted, then the class, then the older Service. Of two that are equal the first by namespace and name wins: a creation time
@@ -98,7 +99,7 @@ pub type PtrClaims = Claims<PtrRank>;
 
 impl<C> Default for Claims<C> {
     fn default() -> Self {
-        Self { claimants: HashMap::new(), of: HashMap::new() }
+        Self { claimants: HashMap::default(), of: HashMap::default() }
     }
 }
 

@@ -4,12 +4,13 @@
 //! here: nobody's routes can move another namespace's Service, and no route gives a Service another
 //! name than its own, nor an address a PTR record.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::domain::consul::names::is_name_in_consul;
 use crate::domain::kube::object::{Protocol, SeenObject, Service, ServicePort};
 use crate::domain::kube::route::{BackendPort, Route, is_wildcard};
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::settings::{RouteAddress, Settings};
 use crate::domain::text::excerpt;
@@ -51,7 +52,7 @@ impl Places {
         if routes.is_empty() || wanted.is_empty() {
             return Self::default();
         }
-        let mut places_of: HashMap<BackendPort, usize> = HashMap::new();
+        let mut places_of: HashMap<BackendPort, usize> = HashMap::default();
         let of_wanted = wanted.iter().enumerate().map(|(place, port)| (*port, place));
         let of_others = service.ports.iter().map(|port| (port, 0));
         let is_tcp = |(port, _): &(&ServicePort, usize)| port.protocol == Protocol::Tcp;

@@ -1,5 +1,5 @@
 //! What Consul's answers mean for the records that were written.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::domain::consul::record::{
 use crate::domain::flights::{Completed, FlightId, InFlight};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
 use crate::domain::kube::object::Subject;
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::sync::config::Target;
 use crate::domain::sync::ledger::PtrState;

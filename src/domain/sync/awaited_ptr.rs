@@ -2,9 +2,10 @@
 //! They are followed: once one goes, its Service writes it within a second. Without that, and where
 //! the keys cannot be followed, the next resync shows it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 use crate::domain::sync::action::Action;
 
 /// The keys, and those that are followed.

@@ -3,12 +3,13 @@
 //! A wanted record never stays away for longer than [`MAX_PAUSE`], and only the content that was
 //! changed waits: a newer one and a removal go through at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::domain::Moment;
 use crate::domain::consul::record::{CLUSTER_META, ObservedRegistration, RecordKey};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::text::excerpt;
 

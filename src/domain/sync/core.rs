@@ -1,6 +1,6 @@
 //! The state of a bridge: events in, actions out. It routes between the two owners of state.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::domain::flights::FlightId;
 use crate::domain::kube::cache::ClusterCache;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, Subject, WatchEvent};
+use crate::domain::map::HashSet;
 use crate::domain::problem::Problem;
 use crate::domain::report::difference::registration_difference;
 use crate::domain::services::desired::Desired;

@@ -4,11 +4,12 @@
 //!   followed a port that was renamed: for a moment what is registered stays.
 //! - The load balancer has no address: somebody is making it. Told only when that takes long.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 
 /// How long slices may take to follow a port: the EndpointSlice controller batches changes of pods
 /// for a second at most by default, and those of a Service not at all.
@@ -40,7 +41,7 @@ struct Since {
 impl Grace {
     /// Nothing lacks anything.
     pub(super) fn new(time: Duration) -> Self {
-        Self { time, services: HashMap::new(), waiting: BTreeSet::new() }
+        Self { time, services: HashMap::default(), waiting: BTreeSet::new() }
     }
 
     /// Until when it is normal that a Service lacks this. Something that joins it begins it anew.

@@ -3,9 +3,10 @@
 //!
 //! What a watch reports as deleted never comes here. What a complete list merely lacks does (see
 //! `confirm`), and what the first reconciliation of a term would take away.
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 
 /// Why removals are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

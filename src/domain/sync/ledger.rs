@@ -1,6 +1,5 @@
 //! What Consul is known to have of ours: a fingerprint of each record, not a copy.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::Fingerprint;
 use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::map::HashMap;
 use crate::domain::services::settings::RouteAddress;
 
 /// Up to this many instances a Service's list has no room to spare.
@@ -135,13 +135,13 @@ impl Ledger {
     pub fn new(cluster: ClusterName) -> Self {
         Self {
             cluster,
-            registrations: HashMap::new(),
-            ptr: HashMap::new(),
-            names: HashMap::new(),
+            registrations: HashMap::default(),
+            ptr: HashMap::default(),
+            names: HashMap::default(),
             moved: Vec::new(),
             registration_count: 0,
             critical_count: 0,
-            namespaces: HashMap::new(),
+            namespaces: HashMap::default(),
             ptr_count: 0,
             resync: 0,
         }

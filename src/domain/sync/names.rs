@@ -18,11 +18,12 @@
 //! instance that was there before under another name counts as the older one. If the write that renames it
 //! fails for so long that the other cluster has taken the name and listed all since, both stay.)
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::domain::consul::names::{ForeignNames, Found, Holders};
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::{HashMap, HashSet};
 
 /// Look-ups under way at a time: at a millisecond each, thousands of names a second, and a small
 /// part of the connections that Consul lets one address have (200).
@@ -305,7 +306,7 @@ mod tests {
     fn taken() -> Names {
         let mut names = Names::default();
         names.begin_listing();
-        names.listed(ForeignNames::new(), |_| false);
+        names.listed(ForeignNames::default(), |_| false);
         names.ask("web".into());
         assert_eq!(names.next_look_up().as_deref(), Some("web"));
         assert!(names.looked_up("web", Ok(None)));
@@ -338,7 +339,7 @@ mod tests {
         let disputed = || {
             let mut names = taken();
             names.begin_listing();
-            names.listed([("web".into(), found(true).holders)].into(), |_| true);
+            names.listed(ForeignNames::from_iter([("web".into(), found(true).holders)]), |_| true);
             assert_eq!(names.next_look_up(), None, "one at a time");
             assert!(!names.are_settled());
             names
@@ -359,7 +360,7 @@ mod tests {
         names.left("web".into());
         assert!(names.came_second("web"), "another replica may have it");
         names.begin_listing();
-        names.listed(ForeignNames::new(), |_| false);
+        names.listed(ForeignNames::default(), |_| false);
         assert!(!names.came_second("web"));
     }
 }

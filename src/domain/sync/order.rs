@@ -1,7 +1,8 @@
 //! In which order Services are planned that all have to be.
 
-use std::collections::HashSet;
 use std::hash::Hash;
+
+use crate::domain::map::HashSet;
 
 /// All of `items`, each once, and each after those that take over what it has (`takers`): a name is
 /// left only once it is taken. Where two take over from each other, either comes first.
@@ -13,7 +14,7 @@ pub(super) fn takers_first<T: Clone + Eq + Hash>(
         Enter(T),
         Leave(T),
     }
-    let (mut order, mut entered) = (Vec::new(), HashSet::new());
+    let (mut order, mut entered) = (Vec::new(), HashSet::default());
     // A stack of our own: somebody may make a chain of all Services there are.
     let mut steps = Vec::new();
     for item in items {

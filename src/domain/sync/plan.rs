@@ -3,7 +3,7 @@
 //! Planning looks and changes nothing; `apply` takes the plan. Writes are the difference between
 //! what is desired and what is known (equal means silent); a record with a write in flight is left
 //! alone until its answer (newer wins).
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::domain::Moment;
@@ -11,6 +11,7 @@ use crate::domain::consul::ptr::ptr_key;
 use crate::domain::consul::record::{Check, Fingerprint, RecordKey, Write};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::PtrRank;
 use crate::domain::services::desired::{Awaited, Desired};
@@ -297,7 +298,7 @@ impl View<'_> {
         deletes: &mut BTreeMap<Box<str>, Write>,
         draft: &mut Draft,
     ) -> HashMap<Box<str>, usize> {
-        let mut last = HashMap::new();
+        let mut last = HashMap::default();
         if deletes.is_empty() {
             return last;
         }

@@ -1,7 +1,9 @@
 //! A queue in which each thing is once, and large ones take turns with the others.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
+
+use crate::domain::map::HashSet;
 
 /// So many others at most come before a large one that waits: about as many writes as its own step
 /// has, so that neither keeps the other waiting for more than that.
@@ -21,7 +23,12 @@ pub(super) struct Queue<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { order: VecDeque::new(), large: VecDeque::new(), members: HashSet::new(), others: 0 }
+        Self {
+            order: VecDeque::new(),
+            large: VecDeque::new(),
+            members: HashSet::default(),
+            others: 0,
+        }
     }
 }
 

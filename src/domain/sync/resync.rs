@@ -5,11 +5,12 @@
 //! finished (nothing is removed out of ignorance); the edge that reads decides that. A record
 //! written since it began is passed over: newer wins.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use crate::domain::Moment;
 use crate::domain::consul::record::RecordKey;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashSet;
 
 /// A resync under way.
 #[derive(Debug)]

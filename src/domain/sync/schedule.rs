@@ -1,9 +1,9 @@
 //! When Consul is looked at, and what has succeeded so far.
-use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use crate::domain::Moment;
 use crate::domain::backoff::jittered;
+use crate::domain::map::{HashMap, HashSet};
 
 /// The next resync starts this many times the last one's duration later at the earliest, so that
 /// resyncs take one hundredth of Consul's time at most.
@@ -132,7 +132,7 @@ impl Schedule {
             catalog: Periodic::Due(now),
             progress: Progress::Begun,
             uncertain_until: None,
-            lacking: HashMap::new(),
+            lacking: HashMap::default(),
         }
     }
 

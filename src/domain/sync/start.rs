@@ -1,9 +1,10 @@
 //! The first reconciliation of a term, and what it holds back.
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Kind;
+use crate::domain::map::{HashMap, HashSet};
 use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::cluster::Cluster;
 use crate::domain::sync::config::Config;
@@ -48,7 +49,7 @@ impl Term {
 
     /// Notes what each Service claims; gives what each would lose.
     fn claim_and_weigh(&mut self, config: &Config, cluster: &Cluster) -> Losses {
-        let mut losses = Losses::new();
+        let mut losses = Losses::default();
         for (key, _) in cluster.cache.services_after(None) {
             let view = View::new(config, None, cluster, self);
             let desired = view.desired(key, &|_, _| false);
@@ -106,7 +107,7 @@ impl Term {
         keys: &HashSet<&str>,
     ) -> HashMap<ObjectKey, BTreeSet<Box<str>>> {
         if keys.is_empty() {
-            return HashMap::new();
+            return HashMap::default();
         }
         // `None`: several Services have instances there.
         let mut owners: BTreeMap<Box<str>, Option<&ObjectKey>> = BTreeMap::new();
@@ -117,7 +118,7 @@ impl Term {
                 *owner = owner.filter(|owner| *owner == service);
             }
         }
-        let mut leaving: HashMap<ObjectKey, BTreeSet<Box<str>>> = HashMap::new();
+        let mut leaving: HashMap<ObjectKey, BTreeSet<Box<str>>> = HashMap::default();
         for (key, owner) in owners {
             if let Some(service) = owner {
                 leaving.entry(service.clone()).or_default().insert(key);

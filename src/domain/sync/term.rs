@@ -4,7 +4,7 @@
 //! then on. That is safe because the session of the lead that was lost is ended before the next
 //! campaign, every transaction checks its session, and the first resync of a term is consistent: a
 //! write of a former term was applied before that resync or can never be.
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::domain::Moment;
 use crate::domain::consul::names::{ForeignNames, Found};
@@ -12,6 +12,7 @@ use crate::domain::consul::record::{Fingerprint, RecordKey};
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::{FlightId, Flights, InFlight};
 use crate::domain::kube::names::{ClusterName, ObjectKey};
+use crate::domain::map::{HashMap, HashSet};
 use crate::domain::retries::Retries;
 use crate::domain::services::claims::PtrClaims;
 use crate::domain::sync::action::Planned;
@@ -175,7 +176,7 @@ impl Term {
             contention: Contention::default(),
             state_lost: false,
             drift: Vec::new(),
-            missing_in_catalog: HashSet::new(),
+            missing_in_catalog: HashSet::default(),
             problems: Problems::default(),
             #[cfg(test)]
             plans: 0,

@@ -95,7 +95,7 @@ impl Simulation {
             registrations: BTreeMap::new(),
             kv: BTreeMap::new(),
             namespace_nodes: BTreeSet::new(),
-            names: Some(ForeignNames::new()),
+            names: Some(ForeignNames::default()),
             answers_look_ups: true,
             looked_up: Vec::new(),
             others_came_first: false,

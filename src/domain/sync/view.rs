@@ -1,7 +1,6 @@
 //! What planning looks at, and what ought to be registered in view of it.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::domain::consul::names::{Holder, Holders, lookup_form};
@@ -11,6 +10,7 @@ use crate::domain::consul::registration_id::local_part;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{EndpointSlice, Kind, Service};
 use crate::domain::kube::routes::MAX_ROUTES;
+use crate::domain::map::HashSet;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::AddressKind;
 use crate::domain::services::desired::{

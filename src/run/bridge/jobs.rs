@@ -1,6 +1,5 @@
 //! What is under way beside the loop: each job ends with what it found out.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use crate::domain::consul::record::{
 };
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ClusterName;
+use crate::domain::map::HashSet;
 use crate::domain::text::chain;
 use crate::kubernetes::client::{ClusterUid, kube_system_uid};
 use crate::run::Error;

@@ -1,7 +1,6 @@
 //! What is asked of Consul by the one that writes. Dropping it cancels all of it: with the lead goes
 //! everything that was under way.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::consul::write::sink::Sink;
 use crate::domain::consul::record::{Observation, Write};
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::ClusterName;
+use crate::domain::map::HashSet;
 use crate::run::bridge::jobs::{self, Done, Job};
 
 /// How long writes in flight may take to finish at the end: an exit keeps registrations.

@@ -1,10 +1,9 @@
 //! Versions of what we wrote: what a watch shows later may be older than the answer to a write, and
 //! would undo it here, and so cost another write.
 
-use std::collections::HashMap;
-
 use crate::domain::import::object::Version;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::HashMap;
 
 /// What the API server answered to our newest write of each object, until a watch has shown it.
 #[derive(Debug, Default)]

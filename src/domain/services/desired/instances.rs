@@ -1,7 +1,7 @@
 //! The instances of one Service: each address of each of its ports, in the mode that is asked for.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{
     Endpoint, EndpointSlice, Node, Service, ServicePort, ServiceType,
 };
+use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::{
@@ -214,7 +215,7 @@ impl<'a> Builder<'a> {
         let asked = self.asked();
         for Port { name, of, targets } in std::mem::take(&mut self.ports) {
             let tags = Arc::new(self.tags(&name, of, &asked));
-            let mut shared = SharedMeta::new();
+            let mut shared = SharedMeta::default();
             for target in targets {
                 self.instance(&name, of, Arc::clone(&tags), &asked, &mut shared, target);
             }

@@ -46,6 +46,7 @@ use self::world::{World, cluster};
 use crate::domain::consul::record::RecordKey;
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::kube::names::ObjectKey;
+use crate::domain::map::set_order;
 
 /// How many sequences are run: some seconds.
 const SEQUENCES: u64 = 2000;
@@ -69,8 +70,9 @@ const MOST_SHRINKS: u64 = 3000;
 
 type Sequence = (Scenario, Vec<Op>);
 
-/// Runs a sequence, and tells what went wrong.
-fn run(sequence: &Sequence, trace: bool) -> Checked {
+/// Runs a sequence with hash maps of this order, and tells what went wrong.
+fn run(sequence: &Sequence, order: u64, trace: bool) -> Checked {
+    set_order(order);
     let attempt = || {
         let (scenario, ops) = sequence;
         let mut world = World::new(*scenario);
@@ -217,7 +219,11 @@ fn sequence_of(seed: u64) -> impl ValueTree<Value = Sequence> {
 }
 
 /// The smallest sequence found that still fails, and how.
-fn shrunk(mut tree: impl ValueTree<Value = Sequence>, mut why: String) -> (Sequence, String) {
+fn shrunk(
+    mut tree: impl ValueTree<Value = Sequence>,
+    order: u64,
+    mut why: String,
+) -> (Sequence, String) {
     let mut smallest = tree.current();
     let mut more = tree.simplify();
     for _ in 0..variable("KUBE_CONSUL_SIM_SHRINKS").unwrap_or(MOST_SHRINKS) {
@@ -225,7 +231,7 @@ fn shrunk(mut tree: impl ValueTree<Value = Sequence>, mut why: String) -> (Seque
             break;
         }
         let candidate = tree.current();
-        more = match run(&candidate, false) {
+        more = match run(&candidate, order, false) {
             Err(still) => {
                 (smallest, why) = (candidate, still);
                 tree.simplify()
@@ -250,7 +256,7 @@ fn first_failure(seeds: Range<u64>, trace: bool) -> Option<(u64, String)> {
             if !seeds.contains(&seed) {
                 break;
             }
-            if let Err(why) = run(&sequence_of(seed).current(), trace) {
+            if let Err(why) = run(&sequence_of(seed).current(), seed, trace) {
                 lock(&failures).insert(seed, why);
             }
         }
@@ -270,7 +276,7 @@ fn any_order_of_events_and_faults_keeps_the_invariants_and_converges() {
     let first = variable("KUBE_CONSUL_SIM_SEED").unwrap_or(0);
     let trace = variable("KUBE_CONSUL_SIM_TRACE").is_some();
     let Some((seed, why)) = first_failure(first..first + count, trace) else { return };
-    let ((scenario, ops), smallest) = shrunk(sequence_of(seed), why.clone());
+    let ((scenario, ops), smallest) = shrunk(sequence_of(seed), seed, why.clone());
     let ops: Vec<String> = ops.iter().map(|op| format!("    {op:?},\n")).collect();
     panic!(
         "seed {seed}, sequence {} of {count}: {why}\nshrunk: {smallest}\n{scenario:?}, [\n{}]",

@@ -31,7 +31,7 @@ fn readiness_goes_from_the_handshake_to_what_the_catalog_shows() {
     simulation.resync();
     assert_eq!(asked(&mut simulation), [], "no names, no catalog");
     assert_eq!(simulation.readiness(), not_ready(NotReady::WaitingForConsul));
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     assert_eq!(simulation.readiness(), not_ready(NotReady::Syncing { services: 1 }));
     assert_eq!(asked(&mut simulation), [Action::ReadCatalog]);
     assert_eq!(simulation.readiness(), not_ready(NotReady::WaitingForCatalog));

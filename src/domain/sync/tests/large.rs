@@ -18,7 +18,7 @@ fn listed(target: Target, services: impl IntoIterator<Item = SeenObject>) -> Sim
     simulation.resync();
     simulation.list(Kind::Service, services);
     simulation.list(Kind::EndpointSlice, []);
-    simulation.bridge.handle_names(Ok(ForeignNames::new()), simulation.now);
+    simulation.bridge.handle_names(Ok(ForeignNames::default()), simulation.now);
     simulation
 }
 
@@ -36,7 +36,7 @@ fn next(simulation: &mut Simulation) -> Option<(FlightId, Groups)> {
                 simulation.bridge.handle_name(&name, Ok(None), simulation.now);
             }
             Action::ReadNames => {
-                simulation.bridge.handle_names(Ok(ForeignNames::new()), simulation.now);
+                simulation.bridge.handle_names(Ok(ForeignNames::default()), simulation.now);
             }
             other => panic!("{other:?}"),
         }

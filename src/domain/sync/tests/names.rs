@@ -43,7 +43,7 @@ fn names_that_differ_in_case_only_are_one() {
     assert_eq!(messages(&simulation, 4).len(), 1);
 
     // One that is held already stays.
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
     simulation.others_hold(foreign(&["postgres"]));
@@ -86,7 +86,7 @@ fn a_service_renamed_to_a_name_of_others_keeps_the_one_it_has() {
     simulation.settle();
     assert_eq!(simulation.registered(), ["s2 10.0.0.2 None", "s1 10.0.0.3 Critical"]);
     simulation.deleted(Kind::Service, "s3");
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!(simulation.registered(), ["postgres 10.0.0.1 Critical", "s2 10.0.0.2 None"]);
 }
@@ -124,7 +124,7 @@ fn new_names_wait_for_the_listing_of_foreign_ones() {
     let problems: Vec<_> =
         simulation.bridge.problems().into_iter().map(|(_, k, p)| (k.clone(), p.reason)).collect();
     assert_eq!(problems, [(key("s1"), Reason::ForeignName), (key("s3"), Reason::ForeignName)]);
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 3);
     assert_eq!(simulation.bridge.counts().problems, 0);
@@ -150,7 +150,7 @@ fn a_new_name_waits_for_the_listing_and_keeps_what_is_registered() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "whether the name is free is not known");
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (3, 3));
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     let mut removed = 0;
     simulation.settle_with(|write| {
         removed += usize::from(matches!(write, Write::Deregister { .. } | Write::DeletePtr { .. }));
@@ -172,7 +172,7 @@ fn a_changed_template_is_a_move_before_the_names_of_others_are_known() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
     assert!(!simulation.bridge.is_holding());
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!(simulation.take_sent(), 60, "each instance and its PTR record once");
     assert!(simulation.registrations.values().all(|r| r.service.ends_with("-ns")));
@@ -269,7 +269,7 @@ fn n3_a_failed_look_up_is_told_and_the_listing_takes_its_place() {
     assert_eq!(simulation.registrations.len(), 1);
     assert!(messages(&simulation, 2)[0].contains("no answer"), "{:?}", messages(&simulation, 2));
     assert_eq!(simulation.looked_up, ["s1", "s2"], "it is not asked again and again");
-    simulation.names = Some(ForeignNames::new());
+    simulation.names = Some(ForeignNames::default());
     simulation.now += Duration::from_secs(5);
     simulation.step(&mut |_| Fate::Applied);
     assert_eq!(simulation.registrations.len(), 2);
@@ -289,7 +289,7 @@ fn n3_a_name_of_others_that_we_have_left_is_not_joined_again() {
     for leaves_first in [false, true] {
         let mut simulation = in_sync(2);
         let holders = Holders { others: Holder::Other, ours: true };
-        let shown: ForeignNames = [("s1".into(), holders)].into();
+        let shown = ForeignNames::from_iter([("s1".into(), holders)]);
         if leaves_first {
             // While the listing is under way.
             simulation.bridge.term.as_mut().unwrap().names.begin_listing();
@@ -350,7 +350,7 @@ fn o15_new_pods_of_a_service_renamed_to_a_name_of_others_have_its_former_name() 
         assert_eq!(simulation.registered(), wanted);
     }
     assert_eq!(simulation.bridge.problems().len(), 1);
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     let wanted = ["10.1.0.3", "10.1.0.4"].map(|address| format!("postgres {address} None"));
     assert_eq!(simulation.registered(), wanted);
@@ -365,7 +365,7 @@ fn of_eu(came_first: bool) -> Found {
 /// What a listing says of that.
 fn eus() -> ForeignNames {
     let holders = of_eu(true).holders;
-    [("s2".into(), Holders { ours: false, ..holders })].into()
+    ForeignNames::from_iter([("s2".into(), Holders { ours: false, ..holders })])
 }
 
 /// `s2` was just taken, and is being looked up once more.
@@ -399,7 +399,7 @@ fn a6_of_two_that_take_a_name_at_once_the_second_leaves() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0, "it does not come back");
     // Once the other one leaves, it may.
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!((simulation.registrations.len(), simulation.bridge.counts().problems), (2, 0));
 }
@@ -457,7 +457,7 @@ fn a6_nothing_waits_for_the_second_look_up() {
 #[test]
 fn a6_who_has_left_as_the_second_does_not_come_back_through_another_replica() {
     let mut simulation = just_taken(numbered(2), settings());
-    let holders = || [("s2".into(), of_eu(true).holders)].into();
+    let holders = || ForeignNames::from_iter([("s2".into(), of_eu(true).holders)]);
     simulation.names = Some(holders());
     simulation.bridge.handle_name("s2", Ok(Some(of_eu(true))), simulation.now);
     simulation.settle();
@@ -465,7 +465,7 @@ fn a6_who_has_left_as_the_second_does_not_come_back_through_another_replica() {
     simulation.others_hold(holders());
     simulation.settle();
     assert_eq!(simulation.registrations.len(), 1, "nor with the next listing");
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.settle();
     assert_eq!((simulation.registrations.len(), simulation.bridge.counts().problems), (2, 0));
 }
@@ -518,7 +518,7 @@ fn a6_a_name_taken_by_a_write_without_an_answer_is_looked_up_too() {
     // It was applied.
     let written = written.unwrap();
     simulation.registrations.insert(written.id.clone(), written);
-    simulation.others_hold(ForeignNames::new());
+    simulation.others_hold(ForeignNames::default());
     simulation.looked_up.clear();
     simulation.others_came_first = true;
     simulation.names = Some(eus());

@@ -141,7 +141,7 @@ fn a1_what_stands_in_consul_says_who_has_a_name_after_a_restart() {
     for listed in [false, true] {
         let simulation = with_victim(settings(), Target::Catalog);
         let mut simulation = simulation.restarted(settings());
-        simulation.names = listed.then(ForeignNames::new);
+        simulation.names = listed.then(ForeignNames::default);
         simulation.resync();
         simulation.list(Kind::Service, [see(evil()), see(victim())]);
         simulation.list(Kind::EndpointSlice, []);
@@ -149,7 +149,7 @@ fn a1_what_stands_in_consul_says_who_has_a_name_after_a_restart() {
         assert_eq!(simulation.take_sent(), 0);
         assert_eq!(simulation.registered(), [VICTIMS]);
         // A process ended before it was left.
-        simulation.others_hold(ForeignNames::new());
+        simulation.others_hold(ForeignNames::default());
         simulation.seen(evil_slice(1));
         simulation.step(&mut |write| if is_evil(write) { Fate::Applied } else { Fate::Failed });
         assert_eq!(simulation.registrations.len(), 2);

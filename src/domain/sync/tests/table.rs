@@ -370,7 +370,7 @@ impl<'a> Row<'a> {
             settings: options_of(options),
             objects: Vec::new(),
             has_nodes: false,
-            foreign: ForeignNames::new(),
+            foreign: ForeignNames::default(),
             result: parts(result).collect(),
         };
         for part in parts(objects) {
