@@ -18,7 +18,7 @@ use crate::consul::read::followed::Followed;
 use crate::domain::backoff::{Backoff, jittered};
 use crate::domain::import::core::Namespace;
 use crate::domain::import::instance::Instance;
-use crate::domain::import::share::{MAX_READS, MAX_READS_OF_NAMESPACE, Share, TURN};
+use crate::domain::import::share::{MAX_READS, MAX_READS_OF_NAMESPACE, Served, Share, TURN};
 use crate::domain::import::source::Source;
 
 /// A query waits a minute, and Consul answers up to a sixteenth of that late.
@@ -33,6 +33,8 @@ const REFUSED: Duration = Duration::from_mins(1);
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// Refusals in a row that are not told: there is a place soon, once there are fewer queries.
 const PATIENCE: u32 = 3;
+/// Whoever waits for its turn looks this often whether it comes sooner by now: as long as a query waits.
+const REVIEW: Duration = Duration::from_mins(1);
 
 /// What a source has answered.
 pub(super) struct Answer {
@@ -69,8 +71,8 @@ struct Following {
     number: u64,
     /// Ends what is under way for it.
     under_way: AbortHandle,
-    /// For which of the namespaces it has a query, if it has one.
-    query: Option<Namespace>,
+    /// As which namespace's, and how.
+    served: Served,
 }
 
 /// How the next step of a source is made.
@@ -79,15 +81,17 @@ struct Next {
     number: u64,
     delay: Duration,
     failures: u32,
-    is_first: bool,
+    /// Since when it waits for its turn, where it has to.
+    waits_since: Option<Instant>,
 }
 
 /// What one step gave.
 struct Step {
-    number: u64,
+    next: Next,
     followed: Followed,
-    failures: u32,
-    answer: Answer,
+    source: Source,
+    /// What was asked for when; none where its turn has not come.
+    answer: Option<(Instant, Result<Vec<Instance>, Unknown>)>,
 }
 
 // === impl Follower ===
@@ -115,7 +119,11 @@ impl Follower {
     pub(super) fn follow(&mut self, source: Source, namespace: Namespace) {
         self.share.follow(&namespace);
         if let Some(following) = self.followed.get_mut(&source) {
+            let is_sooner = self.share.is_sooner(&namespace, &following.served);
             following.namespaces.insert(namespace);
+            if is_sooner {
+                self.begin_again(source);
+            }
             return;
         }
         self.begin(source, BTreeSet::from([namespace]));
@@ -133,12 +141,10 @@ impl Follower {
     pub(super) fn unfollow(&mut self, source: &Source, namespace: &str) {
         let Some(following) = self.followed.get_mut(source) else { return };
         following.namespaces.remove(namespace);
-        let is_used = !following.namespaces.is_empty();
-        if !is_used || following.query.as_deref() == Some(namespace) {
-            let namespaces = self.end(source);
-            if is_used {
-                self.begin(source.clone(), namespaces);
-            }
+        if following.namespaces.is_empty() {
+            self.end(source);
+        } else if *following.served.namespace == *namespace {
+            self.share.transfer(&mut following.served, &following.namespaces);
         }
         if self.share.unfollow(namespace) == 0 {
             self.reads_of.remove(namespace);
@@ -149,24 +155,27 @@ impl Follower {
     /// Asks a source anew, at once.
     pub(super) fn confirm(&mut self, source: &Source) {
         if self.followed.contains_key(source) {
-            let namespaces = self.end(source);
-            self.begin(source.clone(), namespaces);
+            self.begin_again(source.clone());
         }
     }
 
     fn begin(&mut self, source: Source, namespaces: BTreeSet<Namespace>) {
         self.number += 1;
-        let next = Next { number: self.number, delay: Duration::ZERO, failures: 0, is_first: true };
+        let next =
+            Next { number: self.number, delay: Duration::ZERO, failures: 0, waits_since: None };
         self.step(next, namespaces, Followed::new(source.clone()), source);
+    }
+
+    fn begin_again(&mut self, source: Source) {
+        let namespaces = self.end(&source);
+        self.begin(source, namespaces);
     }
 
     /// Ends what is under way for it. Gives the namespaces that ask for it.
     fn end(&mut self, source: &Source) -> BTreeSet<Namespace> {
         let Some(following) = self.followed.remove(source) else { return BTreeSet::new() };
         following.under_way.abort();
-        if let Some(namespace) = following.query {
-            self.share.end_query(&namespace);
-        }
+        self.share.end(&following.served);
         following.namespaces
     }
 
@@ -185,32 +194,34 @@ impl Follower {
         while let Some(step) = self.under_way.next().await {
             // What was aborted is followed no longer.
             let Ok(step) = step else { continue };
-            let Step { number, followed, answer, mut failures } = step;
-            let Some(following) = self.followed.get_mut(&answer.source) else { continue };
-            if following.number != number {
+            let Step { mut next, followed, source, answer } = step;
+            if self.followed.get(&source).is_none_or(|it| it.number != next.number) {
                 continue;
             }
-            if let Some(namespace) = following.query.take() {
-                self.share.end_query(&namespace);
-            }
-            let namespaces = std::mem::take(&mut following.namespaces);
             self.share.handle_timeout(self.began.elapsed());
-            let (mut delay, mut is_refused) = (Duration::ZERO, false);
-            match &answer.result {
-                Ok(_) => failures = 0,
+            let Some((asked, result)) = answer else {
+                let namespaces = self.end(&source);
+                self.step(next, namespaces, followed, source);
+                continue;
+            };
+            let mut is_refused = false;
+            next.delay = Duration::ZERO;
+            match &result {
+                Ok(_) => next.failures = 0,
                 Err(why) => {
-                    is_refused = is_refusal(why, answer.asked.elapsed());
-                    failures += 1;
-                    delay = pause(why, failures, self.hasher.hash_one(&answer.source));
+                    is_refused = is_refusal(why, asked.elapsed());
+                    next.failures += 1;
+                    next.delay = pause(why, next.failures, self.hasher.hash_one(&source));
                 }
             }
+            let namespaces = self.end(&source);
             if is_refused && self.share.refused(self.began.elapsed()) {
                 self.shed();
             }
-            let next = Next { number, delay, failures, is_first: is_refused };
-            self.step(next, namespaces, followed, answer.source.clone());
-            if !is_refused || failures >= PATIENCE {
-                return Some(answer);
+            next.waits_since = (!is_refused).then(|| Instant::now() + next.delay);
+            self.step(next, namespaces, followed, source.clone());
+            if !is_refused || next.failures >= PATIENCE {
+                return Some(Answer { asked, source, result });
             }
         }
         None
@@ -221,7 +232,7 @@ impl Follower {
     fn shed(&mut self) {
         let excess = self.share.queries().saturating_sub(self.share.limit());
         let has_query =
-            |(source, it): (&Source, &Following)| it.query.is_some().then(|| source.clone());
+            |(source, it): (&Source, &Following)| it.served.has_query.then(|| source.clone());
         let shed: Vec<Source> = self.followed.iter().filter_map(has_query).take(excess).collect();
         // All end before the first is followed again, so that none has a query.
         let shed: Vec<_> = shed.into_iter().map(|source| (self.end(&source), source)).collect();
@@ -239,28 +250,27 @@ impl Follower {
 
     fn step(
         &mut self,
-        next: Next,
+        mut next: Next,
         namespaces: BTreeSet<Namespace>,
         mut followed: Followed,
         source: Source,
     ) {
-        let Next { number, delay, failures, is_first } = next;
-        let query = namespaces.iter().find(|it| self.share.begin_query(it)).cloned();
-        let has_query = query.is_some();
-        // In whose turn it comes soonest.
-        let turns = namespaces.iter().map(|it| (self.share.turn(it), it));
-        let (turn, namespace) = turns.min().map_or((TURN, ""), |(turn, it)| (turn, &**it));
-        let turn = if is_first { Duration::ZERO } else { jittered(turn, &source) };
-        let own_reads = self.own_reads(namespace);
+        let served = self.share.serve(&namespaces);
+        let has_query = served.has_query;
+        let now = Instant::now();
+        let turn = jittered(served.turn, &source);
+        let wait = next.waits_since.map_or(now, |since| since + turn);
+        let wait = wait.saturating_duration_since(now + next.delay);
+        let own_reads = self.own_reads(&served.namespace);
         let (under_way, registration) = AbortHandle::new_pair();
-        let following = Following { namespaces, number, under_way, query };
+        let following = Following { namespaces, number: next.number, under_way, served };
         self.followed.insert(source.clone(), following);
         let (client, reads) = (self.client.clone(), Arc::clone(&self.reads));
         let places = u32::try_from(self.share.places_of_a_read()).unwrap_or(1);
         // A query that is cut short before its time would be a poll.
         let resync = self.resync.max(QUERY);
         let work = async move {
-            sleep(delay).await;
+            sleep(std::mem::take(&mut next.delay)).await;
             let mut asked = Instant::now();
             let result = if has_query {
                 match tokio::time::timeout(resync, followed.next(&client)).await {
@@ -268,14 +278,17 @@ impl Follower {
                     Err(_) => followed.read(&client).await,
                 }
             } else {
-                sleep(turn).await;
+                sleep(wait.min(REVIEW)).await;
+                if wait > REVIEW {
+                    return Step { next, followed, source, answer: None };
+                }
                 // First among its own, so that few of a namespace stand in the way of others.
                 let _place = own_reads.acquire().await;
                 let _places = reads.acquire_many(places).await;
                 asked = Instant::now();
                 followed.read(&client).await
             };
-            Step { number, followed, failures, answer: Answer { asked, source, result } }
+            Step { next, followed, source, answer: Some((asked, result)) }
         };
         self.under_way.push(Abortable::new(work, registration).boxed());
     }
@@ -315,6 +328,7 @@ fn is_refusal(why: &Unknown, after: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consul::http::config::Config;
     use crate::consul::http::error::Error;
 
     #[test]
@@ -332,5 +346,82 @@ mod tests {
         let (request, message) = ("GET /".to_owned(), "no".to_owned());
         let refused = failed(Error::Refused { request, status: 400, message });
         assert_eq!(pause(&refused, 1, 0), REFUSED);
+    }
+
+    /// Nobody listens at its Consul.
+    fn follower() -> Follower {
+        crate::tls::install_provider();
+        let address = "http://127.0.0.1:1".parse().unwrap();
+        let client = Client::new(&Config { address, ..Config::default() }).unwrap();
+        Follower::new(client, QUERY)
+    }
+
+    fn source(name: &str) -> Source {
+        Source { service: name.into(), datacenter: None, tags: [].into(), filter: None }
+    }
+
+    #[test]
+    fn few_sources_all_have_a_query_however_many_namespaces_ask_for_them() {
+        let mut follower = follower();
+        for n in 0..200 {
+            follower.follow(source("postgres"), format!("n{n}").into());
+        }
+        for n in 0..140 {
+            follower.follow(source(&format!("own-{n}")), "n7".into());
+        }
+        assert_eq!((follower.followed.len(), follower.in_turn()), (141, 0));
+    }
+
+    /// How the source is served, as one that has answered before.
+    fn answered<'f>(follower: &'f mut Follower, source: &Source) -> &'f Served {
+        let namespaces = follower.end(source);
+        follower.number += 1;
+        let (number, waits_since) = (follower.number, Some(Instant::now()));
+        let next = Next { number, delay: Duration::ZERO, failures: 0, waits_since };
+        follower.step(next, namespaces, Followed::new(source.clone()), source.clone());
+        &follower.followed[source].served
+    }
+
+    #[tokio::test]
+    async fn a_source_of_a_long_line_is_read_at_once_for_a_namespace_with_room() {
+        let mut follower = follower();
+        for n in 0..3_000 {
+            follower.follow(source(&n.to_string()), "greedy".into());
+        }
+        let last = source("2999");
+        let before = answered(&mut follower, &last).clone();
+        assert!(!before.has_query && before.turn > 4 * TURN, "{before:?}");
+        follower.follow(last.clone(), "modest".into());
+        let Following { served, number, .. } = &follower.followed[&last];
+        assert!(&*served.namespace == "modest" && served.turn == TURN, "{served:?}");
+        // Whoever comes and goes keeps nobody from an answer: it is not asked anew each time.
+        let number = *number;
+        for _ in 0..3 {
+            follower.unfollow(&last, "modest");
+            follower.follow(last.clone(), "modest".into());
+        }
+        assert_eq!(follower.followed[&last].number, number);
+        follower.unfollow(&last, "modest");
+        follower.unfollow(&last, "greedy");
+        assert!(!follower.followed.contains_key(&last));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_comes_sooner_by_now_is_taken() {
+        let mut follower = follower();
+        for n in 0..60_000 {
+            follower.follow(source(&n.to_string()), "greedy".into());
+        }
+        let last = source("59999");
+        let before = answered(&mut follower, &last).turn;
+        assert!(before > 8 * REVIEW, "{before:?}");
+        for n in 0..59_999 {
+            follower.unfollow(&source(&n.to_string()), "greedy");
+        }
+        let began = Instant::now();
+        while follower.followed[&last].served.turn > TURN {
+            let _ = tokio::time::timeout(Duration::from_secs(1), follower.next()).await;
+            assert!(began.elapsed() < 2 * REVIEW);
+        }
     }
 }
