@@ -275,6 +275,10 @@ impl Names {
     pub(super) fn left(&mut self, name: Arc<str>) {
         self.fresh.remove(&name);
         self.fresh_due.remove(&name);
+        // A look-up that was answered late may have told that it is.
+        if !self.lost.contains_key(&name) {
+            self.free.remove(&name);
+        }
         self.left.insert(name);
     }
 
@@ -351,6 +355,20 @@ mod tests {
         let mut names = disputed();
         assert!(names.looked_up("web", Ok(Some(found(false)))) && !names.came_second("web"));
         assert_eq!(names.next_look_up(), None, "it is told");
+    }
+
+    #[test]
+    fn n3_a_name_that_is_left_is_looked_up_again_although_a_look_up_was_answered_late() {
+        let mut names = Names::default();
+        names.begin_listing();
+        names.listed(ForeignNames::default(), |_| false);
+        names.ask("web".into());
+        assert_eq!(names.next_look_up().as_deref(), Some("web"));
+        // A write that got no answer, tried again.
+        names.taken("web", &ObjectKey::new("ns", "web"));
+        assert!(names.looked_up("web", Ok(None)));
+        names.left("web".into());
+        assert_eq!(names.others("web", false), Others::NotLookedUp);
     }
 
     #[test]
