@@ -1,6 +1,6 @@
 //! What the map of the crate says of who imports whom, held against the sources.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,34 +29,175 @@ fn module(file: &Path) -> String {
     parts.join("::")
 }
 
-fn is_test(module: &str) -> bool {
-    let of_tests = ["tests", "testing", "sim", "structure"];
-    module.split("::").any(|part| of_tests.contains(&part))
+/// Tests, and what `tonic` generates: modules within one file, which name no other.
+fn is_passed_over(module: &str) -> bool {
+    let names = ["tests", "testing", "sim", "structure", "generated"];
+    module.split("::").any(|part| names.contains(&part))
 }
 
 /// The code of a file, without tests and comments.
-fn code(file: &Path) -> String {
-    let text = fs::read_to_string(file).unwrap();
+fn code(text: &str) -> String {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// The paths that begin with `crate::`, those of a group each by itself.
-fn paths(code: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for rest in code.split("crate::").skip(1) {
-        let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-        let path: String = rest.chars().take_while(|c| is_path(*c)).collect();
-        let group = rest[path.len()..].strip_prefix('{').and_then(|it| it.split_once('}'));
-        match group {
-            Some((names, _)) if path.ends_with("::") => {
-                found.extend(names.split(',').map(|name| format!("{path}{}", name.trim())));
-            }
-            _ => found.push(path),
+    let mut kept = Vec::new();
+    let mut lines = code.lines();
+    while let Some(line) = lines.next() {
+        let bare = line.trim_start();
+        if bare == "#[cfg(test)]" {
+            // What it stands before ends with the first line as far to the left.
+            let indent = line.len() - bare.len();
+            let is_end = |it: &&str| {
+                !it.get(indent..).unwrap_or_default().starts_with([' ', '#'])
+                    && it.ends_with(['}', ';', ','])
+            };
+            lines.by_ref().find(is_end);
+        } else if !bare.starts_with("//") {
+            // Who may see something is no import.
+            kept.push(line.replace("pub(in crate::", "pub(in "));
         }
     }
-    found
+    kept.join("\n")
+}
+
+fn join(base: &str, name: &str) -> String {
+    if base.is_empty() { name.to_owned() } else { format!("{base}::{name}") }
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The paths of the tree of a `use`, each with the name that it gives.
+fn leaves(base: &str, tree: &str, found: &mut Vec<(String, String)>) {
+    let tree = tree.trim();
+    if let Some((head, group)) = tree.split_once('{') {
+        let base = join(base, head.trim_end_matches("::"));
+        let base = base.trim_end_matches("::");
+        let group = group.trim_end().trim_end_matches('}');
+        let mut depth = 0;
+        let at_comma = |c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        };
+        let parts = group.split(at_comma);
+        parts.filter(|it| !it.trim().is_empty()).for_each(|it| leaves(base, it, found));
+        return;
+    }
+    let (path, alias) = tree.split_once(" as ").unwrap_or((tree, ""));
+    let path = if path == "self" { base.to_owned() } else { join(base, path) };
+    let name = if alias.is_empty() { path.rsplit("::").next().unwrap_or_default() } else { alias };
+    found.push((name.to_owned(), path.clone()));
+}
+
+/// A path as it stands in the code of `module`, from the crate's root; none: it leads out of the crate.
+fn absolute(module: &str, children: &BTreeSet<&str>, path: &str) -> Option<String> {
+    let above = |module: &str| module.rsplit_once("::").map_or("", |(above, _)| above).to_owned();
+    let (first, rest) = path.split_once("::").unwrap_or((path, ""));
+    let (mut base, mut rest) = match first {
+        "crate" => (String::new(), rest),
+        "self" => (module.to_owned(), rest),
+        "super" => (above(module), rest),
+        _ if children.contains(first) => (module.to_owned(), path),
+        _ => return None,
+    };
+    while let Some(further) = rest.strip_prefix("super::") {
+        (base, rest) = (above(&base), further);
+    }
+    Some(join(&base, rest))
+}
+
+/// What the code of a module says of others.
+#[derive(Default)]
+struct Source {
+    /// The names that its `use`s give it, each with the path that is meant.
+    names: BTreeMap<String, String>,
+    /// The paths whose names it uses.
+    paths: BTreeSet<String>,
+}
+
+impl Source {
+    /// The code of the module `module`, which has the submodules `children`. A `pub use` whose name
+    /// the code does not take up only hands it on.
+    fn new(module: &str, children: &BTreeSet<&str>, code: &str) -> Self {
+        let absolute = |path: &str| absolute(module, children, path);
+        let mut source = Self::default();
+        let mut handed_on = Vec::new();
+        let mut rest = String::new();
+        for statement in code.split_inclusive(';') {
+            let is_start = |at: &usize| *at == 0 || statement[..*at].ends_with(['\n', ' ']);
+            let Some(at) = statement.rfind("use ").filter(is_start) else {
+                rest.push_str(statement);
+                continue;
+            };
+            let line = statement[..at].rsplit('\n').next().unwrap_or_default().trim();
+            if !line.is_empty() && !line.starts_with("pub") {
+                rest.push_str(statement);
+                continue;
+            }
+            rest.push_str(statement[..at].trim_end_matches(line));
+            let mut found = Vec::new();
+            leaves("", statement[at + 4..].trim_end_matches(';'), &mut found);
+            for (name, path) in found {
+                let Some(path) = absolute(&path) else { continue };
+                source.names.insert(name.clone(), path.clone());
+                if line.is_empty() {
+                    source.paths.insert(path);
+                } else {
+                    handed_on.push((name, path));
+                }
+            }
+        }
+        let words: BTreeSet<&str> = rest.split(|c| !is_of_name(c)).collect();
+        let used = handed_on.into_iter().filter(|(name, _)| words.contains(&**name));
+        source.paths.extend(used.map(|(_, path)| path));
+        let tokens = rest.split(|c| !is_of_name(c) && c != ':');
+        let tokens = tokens.map(|it| it.trim_matches(':')).filter(|it| it.contains("::"));
+        source.paths.extend(tokens.filter_map(absolute));
+        source
+    }
+}
+
+/// The module in which what a path means is defined: the names that modules hand on are followed.
+fn target(sources: &BTreeMap<String, Source>, path: &str) -> Option<String> {
+    let mut at = String::new();
+    let mut rest: VecDeque<&str> = path.split("::").collect();
+    // A name that means itself would be followed for ever.
+    for _ in 0..64 {
+        let Some(part) = rest.pop_front() else { break };
+        let next = join(&at, part);
+        let is_module = |it: &String| {
+            sources.contains_key(it)
+                || sources.keys().any(|key| key.starts_with(&format!("{it}::")))
+        };
+        if is_module(&next) {
+            at = next;
+        } else if let Some(meant) = sources.get(&at).and_then(|it| it.names.get(part)) {
+            at.clear();
+            rest = meant.split("::").chain(rest).collect();
+        } else {
+            break;
+        }
+    }
+    sources.contains_key(&at).then_some(at)
+}
+
+fn resolved(sources: &BTreeMap<String, Source>) -> Imports {
+    let of = |(name, source): (&String, &Source)| {
+        let targets = source.paths.iter().filter_map(|path| target(sources, path));
+        (name.clone(), targets.filter(|it| it != name).collect())
+    };
+    sources.iter().map(of).collect()
+}
+
+/// The sources of modules, each by its path with its text.
+fn sources(texts: &BTreeMap<String, String>) -> BTreeMap<String, Source> {
+    let children_of = |module: &str| {
+        let below = texts.keys().filter_map(|it| it.strip_prefix(module)?.strip_prefix("::"));
+        below.filter_map(|it| it.split("::").next()).collect::<BTreeSet<_>>()
+    };
+    let of = |(name, text): (&String, &String)| {
+        (name.clone(), Source::new(name, &children_of(name), &code(text)))
+    };
+    texts.iter().map(of).collect()
 }
 
 fn imports() -> Imports {
@@ -64,19 +205,42 @@ fn imports() -> Imports {
     let mut all = Vec::new();
     files(&root, &mut all);
     let named = all.iter().map(|file| (module(file.strip_prefix(&root).unwrap()), file));
-    let named: BTreeMap<String, &PathBuf> = named.filter(|(name, _)| !is_test(name)).collect();
-    // The longest module that the path begins with is the one that it names.
-    let target = |path: &str| {
-        let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
-        let all = (1..=parts.len()).rev().map(|count| parts[..count].join("::"));
-        all.into_iter().find(|it| named.contains_key(it))
+    let named = named.filter(|(name, _)| !is_passed_over(name));
+    let texts = named.map(|(name, file)| (name, fs::read_to_string(file).unwrap())).collect();
+    resolved(&sources(&texts))
+}
+
+/// The imports between what stands directly in `folder`: its own file (as `.`), the other files, and
+/// the folders, each with all that is below it.
+fn within(imports: &Imports, folder: &str) -> Imports {
+    let room = |module: &str| {
+        let below = if folder.is_empty() {
+            module
+        } else if module == folder {
+            "."
+        } else {
+            module.strip_prefix(folder)?.strip_prefix("::")?
+        };
+        below.split("::").next().map(str::to_owned)
     };
-    let of = |name: &String, file: &&PathBuf| {
-        let targets =
-            paths(&code(file)).iter().filter_map(|path| target(path)).collect::<BTreeSet<_>>();
-        targets.into_iter().filter(|it| it != name).collect()
-    };
-    named.iter().map(|(name, file)| (name.clone(), of(name, file))).collect()
+    let mut found = Imports::new();
+    for (from, of) in imports {
+        let Some(from) = room(from) else { continue };
+        let to = of.iter().filter_map(|it| room(it)).filter(|it| *it != from);
+        found.entry(from.clone()).or_default().extend(to.collect::<Vec<_>>());
+    }
+    found
+}
+
+/// The folders in which files and folders import each other in a circle, each with these.
+fn circles(imports: &Imports) -> Imports {
+    let mut folders = BTreeSet::from([String::new()]);
+    for module in imports.keys() {
+        folders.insert(module.clone());
+        folders.extend(module.match_indices("::").map(|(at, _)| module[..at].to_owned()));
+    }
+    let of = |folder: String| (folder.clone(), circle(within(imports, &folder)));
+    folders.into_iter().map(of).filter(|(_, circle)| !circle.is_empty()).collect()
 }
 
 /// A circle, if there is one: whoever imports only what is in none is in none itself.
@@ -104,8 +268,8 @@ fn circle(mut imports: Imports) -> BTreeSet<String> {
 }
 
 #[test]
-fn no_files_import_each_other_in_a_circle() {
-    assert_eq!(circle(imports()), BTreeSet::new());
+fn no_files_or_folders_import_each_other_in_a_circle() {
+    assert_eq!(circles(&imports()), Imports::new(), "each folder, with what is in a circle there");
 }
 
 #[test]
@@ -139,8 +303,50 @@ fn a_circle_is_found() {
     assert!(of(&[("a", "b"), ("b", "c"), ("a", "c")]).is_empty());
     let found = of(&[("x", "a"), ("a", "b"), ("b", "c"), ("c", "a"), ("c", "y")]);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
-    assert_eq!(
-        paths("use crate::a::{b, c::D};\nlet x = crate::e::f();"),
-        ["a::b", "a::c::D", "e::f"]
-    );
+}
+
+/// The imports of modules that are given by their texts.
+fn imports_of(texts: &[(&str, &str)]) -> Imports {
+    let texts = texts.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    resolved(&sources(&texts.collect()))
+}
+
+#[test]
+fn names_are_followed_to_where_they_are_defined() {
+    let imports = imports_of(&[
+        (
+            "a",
+            "pub mod b;\nmod d;\npub use self::b::{B, c::{C as Other}};\nuse d::D;\nfn f() -> D {}",
+        ),
+        ("a::b", "pub mod c;\npub struct B;"),
+        ("a::b::c", "use super::super::D;\npub struct C;\n// use crate::e::E;\n"),
+        (
+            "a::d",
+            "pub struct D;\n#[cfg(test)]\nuse crate::e::E;\n#[cfg(test)]\nmod tests {\nuse crate::e;\n}",
+        ),
+        (
+            "e",
+            "use std::fmt;\nuse crate::a::{self as first, B};\npub(in crate::a) fn f() { first::Other::new(); }",
+        ),
+        ("f", "fn f() { crate::a::Other::new(); crate::e::f() }"),
+    ]);
+    let of = |module: &str| imports[module].iter().map(|it| &**it).collect::<Vec<_>>();
+    assert_eq!(of("a"), ["a::d"], "what it only hands on is no import");
+    assert_eq!(of("a::b"), [""; 0]);
+    assert_eq!(of("a::b::c"), ["a::d"]);
+    assert_eq!(of("a::d"), [""; 0], "tests are left out");
+    assert_eq!(of("e"), ["a", "a::b"]);
+    assert_eq!(of("f"), ["a::b::c", "e"]);
+    assert_eq!(circles(&imports), Imports::new());
+}
+
+#[test]
+fn a_parent_and_its_child_or_two_folders_can_be_a_circle() {
+    let parent = ("a", "mod b;\npub use b::B;\npub struct A(B);");
+    let imports = imports_of(&[parent, ("a::b", "use super::A;\npub struct B;\nimpl A {}")]);
+    assert_eq!(circles(&imports)["a"], [".", "b"].map(str::to_owned).into());
+    let folders =
+        [("a::x", "use crate::b::y;"), ("a::z", ""), ("b::y", ""), ("b::w", "use crate::a::z;")];
+    let found = circles(&imports_of(&folders));
+    assert_eq!(found, Imports::from([(String::new(), ["a", "b"].map(str::to_owned).into())]));
 }

@@ -15,11 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::admin::Render;
 use crate::admin::process::Process;
-
-/// The content type of the text format that [`Metrics::render`] writes.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::admin::render::Render;
 
 /// The prefix of all metrics but `process_*`.
 pub const PREFIX: &str = "kube_consul";

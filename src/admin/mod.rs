@@ -7,11 +7,11 @@ pub mod history;
 pub mod metrics;
 mod page;
 mod process;
+pub mod render;
 mod server;
 pub mod status;
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,13 +25,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::stream;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use self::render::{CONTENT_TYPE, Render};
 use self::status::{Page, Readiness};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::text::escape_unseen;
@@ -90,19 +89,6 @@ impl Selection {
             }
         }
         (page, None)
-    }
-}
-
-/// Counters that can be shown.
-pub trait Render: Send + Sync {
-    /// Where they are registered.
-    fn registry(&self) -> &Registry;
-
-    /// All of them in the `OpenMetrics` text format.
-    fn render(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, self.registry())?;
-        Ok(text)
     }
 }
 
@@ -199,7 +185,7 @@ async fn render_metrics<P>(State(admin): State<Admin<P>>) -> Response {
 
 fn rendered(metrics: &dyn Render) -> Response {
     match metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::cli::connections::{ConsulArgs, KubernetesArgs};
 use crate::cli::registered::RegisteredArgs;
-use crate::cli::{ConsulArgs, KubernetesArgs, duration, word};
+use crate::cli::values::{duration, word};
 use crate::consul::http::config::Config;
 use crate::domain::kube::names::ClusterName;
 use crate::domain::services::settings::{HealthMode, Policy};

@@ -3,7 +3,7 @@
 use clap::{Arg, Args};
 
 use crate::cli::bridge::BridgeArgs;
-use crate::cli::{EXIT_DONE, EXIT_FAILED, finish, usage};
+use crate::cli::exit::{EXIT_DONE, EXIT_FAILED, finish, usage};
 use crate::run::check::{self, Options};
 use crate::run::plan::Output;
 

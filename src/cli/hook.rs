@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cli::{COMMON, EXIT_DONE, KubernetesArgs, LONGEST, LogArgs, duration, failed, usage};
+use crate::cli::connections::KubernetesArgs;
+use crate::cli::exit::{EXIT_DONE, failed, usage};
+use crate::cli::log::{COMMON, LogArgs};
+use crate::cli::values::{LONGEST, duration};
 use crate::consul::http::config::{Config, ConfigError};
 use crate::domain::hook::cli::{Flags, registration, service_id};
 use crate::domain::hook::duration::parse as parse_go_duration;

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 
-use crate::cli::{ConsulArgs, KubernetesArgs, LogArgs, duration, finish, usage};
+use crate::cli::connections::{ConsulArgs, KubernetesArgs};
+use crate::cli::exit::{finish, usage};
+use crate::cli::log::LogArgs;
+use crate::cli::values::duration;
 use crate::consul::http::config::{Address, Config, HttpAuth};
 use crate::domain::import::addresses::{Addresses, Cidr};
 use crate::domain::import::create::{Create, CreateAs, Pattern};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::cli::without_variables;
+use crate::cli::variables::without_variables;
 use crate::domain::hook::duration;
 use crate::logging::{self, InvalidFilter, LogFormat};
 

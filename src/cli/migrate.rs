@@ -1,8 +1,7 @@
 //! `migrate`: from the command line of a replaced tool to ours.
 
 mod sync_catalog;
-
-use std::fmt::Write as _;
+mod translation;
 
 use clap::{Args, Subcommand};
 
@@ -33,22 +32,6 @@ enum From {
     },
 }
 
-/// What is run in the place of the other tool.
-#[derive(Debug, Default)]
-struct Translation {
-    /// What else there is to know, each about a flag of theirs.
-    notes: Vec<String>,
-    /// In the order in which they are run.
-    commands: Vec<Step>,
-}
-
-/// A command with its flags, and when it is run, if that is not at once.
-#[derive(Debug)]
-struct Step {
-    when: &'static str,
-    command: Vec<String>,
-}
-
 // === impl MigrateArgs ===
 
 impl MigrateArgs {
@@ -56,46 +39,6 @@ impl MigrateArgs {
     pub(super) fn text(&self) -> Result<String, UnknownArgument> {
         let From::FromSyncCatalog { arguments } = &self.from;
         Ok(SyncCatalog::parse(arguments)?.translate().text())
-    }
-}
-
-// === impl Translation ===
-
-impl Translation {
-    fn text(&self) -> String {
-        let mut text = String::new();
-        for note in &self.notes {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "# {note}");
-        }
-        for Step { when, command } in &self.commands {
-            let when = if when.is_empty() { String::new() } else { format!("# {when}\n") };
-            let _ = writeln!(text, "\n{when}{}", shell(command));
-        }
-        text
-    }
-}
-
-/// A command as a shell reads it, one flag a line.
-fn shell(command: &[String]) -> String {
-    let mut text = String::new();
-    for word in command {
-        if word.starts_with("--") {
-            text.push_str(" \\\n  ");
-        } else if !text.is_empty() {
-            text.push(' ');
-        }
-        text.push_str(&quoted(word));
-    }
-    text
-}
-
-fn quoted(word: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,:/@%+=".contains(&byte);
-    if !word.is_empty() && word.bytes().all(is_plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 

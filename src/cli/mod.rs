@@ -9,9 +9,11 @@
 mod bridge;
 mod check;
 mod connections;
+mod exit;
 mod hook;
 mod import;
 mod katalog;
+mod log;
 mod migrate;
 mod node;
 mod pages;
@@ -20,40 +22,26 @@ mod purge;
 mod registered;
 mod sidecar;
 mod status;
+mod values;
+mod variables;
 
 use std::ffi::OsStr;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
-use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, CommandFactory, FromArgMatches as _, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use self::bridge::BridgeArgs;
 pub use self::connections::{ConsulArgs, KubernetesArgs};
+pub use self::exit::{EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE};
+use self::exit::{failed, finish, print, usage};
 use self::hook::{AclFileArgs, DeregisterArgs, HookCli, RegisterArgs, is_invoked_as_hook};
+use self::log::LogArgs;
 pub use self::plan::PlanArgs;
 pub use self::purge::PurgeArgs;
-use crate::domain::text::chain;
-use crate::logging::{self, InvalidFilter, LogFormat};
+use self::variables::without_variables;
 use crate::run;
-
-/// Done.
-pub const EXIT_DONE: u8 = 0;
-/// Something failed.
-pub const EXIT_FAILED: u8 = 1;
-/// Wrong usage or configuration.
-pub const EXIT_USAGE: u8 = 2;
-/// Refused for safety.
-pub const EXIT_REFUSED: u8 = 3;
-/// Interrupted by the user.
-pub const EXIT_INTERRUPTED: u8 = 130;
-
-/// Heading of the flags that several subcommands share.
-const COMMON: &str = "Common options";
 
 /// A token's file that another command would not read: its requests would be denied for no visible reason.
 const ONLY_OF_HOOK: &str = "--consul-acl-file (KUBE_CONSUL_CONSUL_ACL_FILE): expected register or \
@@ -69,32 +57,6 @@ pub struct Cli {
     log: LogArgs,
     #[command(flatten)]
     acl_file: AclFileArgs,
-}
-
-/// Logging.
-#[derive(Clone, Debug, Args)]
-struct LogArgs {
-    /// Which log lines are written: error, warn, info, debug, trace, off, or a filter such as
-    /// info,kube_consul=debug
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_LOG_LEVEL",
-        default_value = logging::DEFAULT_LEVEL,
-        global = true,
-        value_name = "FILTER",
-        help_heading = COMMON
-    )]
-    log_level: String,
-    /// How they look
-    #[arg(
-        long,
-        env = "KUBE_CONSUL_LOG_FORMAT",
-        default_value = "auto",
-        global = true,
-        value_enum,
-        help_heading = COMMON
-    )]
-    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -171,17 +133,6 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// The command without the variables of its flags that are not to count, in subcommands too: an empty
-/// one is unset, as for Consul's own command. A manifest that sets one to nothing asks for nothing.
-fn without_variables(command: clap::Command, leave_out: &dyn Fn(&OsStr) -> bool) -> clap::Command {
-    command
-        .mut_args(|arg| match arg.get_env() {
-            Some(variable) if leave_out(variable) => arg.env(None::<&str>),
-            _ => arg,
-        })
-        .mut_subcommands(|subcommand| without_variables(subcommand, leave_out))
-}
-
 /// Tells what is wrong with the command line, or the help that it asks for.
 fn misused(error: &clap::Error) -> u8 {
     // Nobody is left to tell it to when this fails.
@@ -191,14 +142,6 @@ fn misused(error: &clap::Error) -> u8 {
     match lenient.as_ref().map(clap::ArgMatches::subcommand_name) {
         Ok(Some("plan")) => plan::without_usage(code),
         _ => code,
-    }
-}
-
-// === impl LogArgs ===
-
-impl LogArgs {
-    fn start(&self) -> Result<(), InvalidFilter> {
-        logging::start(&self.log_level, self.log_format)
     }
 }
 
@@ -273,73 +216,13 @@ impl Cli {
                 Err(error) => usage(&error),
                 Ok(text) => print(text.as_bytes()),
             },
-            Command::Completions { shell } => print(&pages::completions(shell)),
-            Command::Man(args) => args.run().unwrap_or_else(|error| match &error {
+            Command::Completions { shell } => print(&pages::completions(shell, Self::command())),
+            Command::Man(args) => args.run(Self::command()).unwrap_or_else(|error| match &error {
                 pages::Error::UnknownCommand { .. } => usage(&error),
                 pages::Error::Write { .. } => failed(&error),
             }),
         }
     }
-}
-
-/// The exit code of a subcommand, its error reported on standard error.
-fn finish(result: Result<(), run::Error>) -> u8 {
-    let Err(error) = result else { return EXIT_DONE };
-    match &error {
-        run::Error::Usage(_) => usage(&error),
-        run::Error::Refused(_) => {
-            failed(&error);
-            EXIT_REFUSED
-        }
-        run::Error::Failed(_) => failed(&error),
-        run::Error::Interrupted => EXIT_INTERRUPTED,
-    }
-}
-
-fn usage(error: &(dyn std::error::Error + 'static)) -> u8 {
-    failed(error);
-    EXIT_USAGE
-}
-
-fn failed(error: &(dyn std::error::Error + 'static)) -> u8 {
-    logging::final_error(&chain(error));
-    EXIT_FAILED
-}
-
-/// Prints what was asked for. Whoever reads may have seen enough before its end, as `head` does.
-fn print(text: &[u8]) -> u8 {
-    match std::io::stdout().write_all(text) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(&error),
-        Ok(()) | Err(_) => EXIT_DONE,
-    }
-}
-
-/// One of the words of an enumeration, which completions and help list.
-fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
-where
-    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(words).try_map(|word| word.parse::<T>())
-}
-
-/// Longest duration that is taken: clocks can still count with a hundred times that.
-const LONGEST: Duration = Duration::from_hours(366 * 24);
-
-/// A duration as people write it: `500ms`, `10s`, `1m30s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let found = || format!("expected a duration such as 500ms, 10s or 1m30s, found {text:?}");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let signed: jiff::SignedDuration = text.parse().map_err(|_| found())?;
-    let duration = signed.try_into().map_err(|_| found())?;
-    if duration > LONGEST {
-        return Err(format!(
-            "expected at most {} days, found {text:?}",
-            LONGEST.as_secs() / 86_400
-        ));
-    }
-    Ok(duration)
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
+use crate::cli::connections::{ConsulArgs, KubernetesArgs};
+use crate::cli::exit::{EXIT_FAILED, finish, usage};
 use crate::cli::katalog::{self, Lookup, go_duration};
-use crate::cli::{ConsulArgs, EXIT_FAILED, KubernetesArgs, duration, finish, usage};
+use crate::cli::values::duration;
 use crate::consul::http::config::{Config, ConfigError};
 use crate::domain::node::wanted::Defaults;
 use crate::domain::text::parse_bool;

@@ -3,11 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
-use super::{Cli, print};
+use crate::cli::exit::{EXIT_DONE, print};
 
 const PROGRAM: &str = "kube-consul";
 /// The name under which bash completions are generated: `clap_complete` writes a hyphen in the
@@ -46,14 +46,14 @@ pub enum Error {
     },
 }
 
-/// The completions of a shell.
-pub(super) fn completions(shell: Shell) -> Vec<u8> {
+/// The completions of a shell for the program `program`.
+pub(super) fn completions(shell: Shell, mut program: Command) -> Vec<u8> {
     let mut script = Vec::new();
     if shell != Shell::Bash {
-        generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+        generate(shell, &mut program, PROGRAM, &mut script);
         return script;
     }
-    generate(shell, &mut Cli::command().name(PLAIN), PLAIN, &mut script);
+    generate(shell, &mut program.name(PLAIN), PLAIN, &mut script);
     let script = String::from_utf8_lossy(&script);
     // What is completed is the program's own name, at the end of `complete -F FUNCTION ... NAME`.
     let named = script.replace(&format!(" {PLAIN}\n"), &format!(" {PROGRAM}\n"));
@@ -63,26 +63,26 @@ pub(super) fn completions(shell: Shell) -> Vec<u8> {
 // === impl ManArgs ===
 
 impl ManArgs {
-    /// Prints or writes the pages and gives the exit code of that.
-    pub(super) fn run(&self) -> Result<u8, Error> {
+    /// Prints or writes the pages of `program` and gives the exit code of that.
+    pub(super) fn run(&self, program: Command) -> Result<u8, Error> {
         match &self.out {
-            None => page(&self.command).map(|page| print(&page)),
-            Some(directory) => write_pages(directory).map(|()| super::EXIT_DONE),
+            None => page(program, &self.command).map(|page| print(&page)),
+            Some(directory) => write_pages(program, directory).map(|()| EXIT_DONE),
         }
     }
 }
 
 /// The program with all its commands, each under the name of its page.
-fn built() -> Command {
+fn built(program: Command) -> Command {
     // `help` has no page: it is `--help`.
-    let mut command = Cli::command().disable_help_subcommand(true);
+    let mut command = program.disable_help_subcommand(true);
     command.build();
     command
 }
 
 /// The page of a command: none of its names is the program itself.
-fn page(path: &[String]) -> Result<Vec<u8>, Error> {
-    let program = built();
+fn page(program: Command, path: &[String]) -> Result<Vec<u8>, Error> {
+    let program = built(program);
     let mut command = &program;
     for name in path {
         command = command.find_subcommand(name).ok_or_else(|| Error::UnknownCommand {
@@ -99,15 +99,18 @@ fn page(path: &[String]) -> Result<Vec<u8>, Error> {
     Ok(page)
 }
 
-fn write_pages(directory: &Path) -> Result<(), Error> {
+fn write_pages(program: Command, directory: &Path) -> Result<(), Error> {
     let written = std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+        .and_then(|()| clap_mangen::generate_to(program, directory));
     written.map_err(|source| Error::Write { directory: directory.display().to_string(), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::Cli;
 
     /// Every `name(1)` that a page refers to.
     fn references(page: &str) -> Vec<String> {
@@ -137,14 +140,15 @@ mod tests {
     fn every_page_that_a_page_names_can_be_had() {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("man1");
-        write_pages(&folder).unwrap();
+        write_pages(Cli::command(), &folder).unwrap();
         let mut referred = 0;
         for file in std::fs::read_dir(&folder).unwrap() {
-            let page = std::fs::read_to_string(file.unwrap().path()).unwrap();
-            for name in references(&page) {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            for name in references(&text) {
                 assert!(folder.join(format!("{name}.1")).is_file(), "{name}(1)");
-                let path = path_of(&built(), name.strip_prefix(PROGRAM).unwrap()).unwrap();
-                let printed = self::page(&path).unwrap();
+                let path =
+                    path_of(&built(Cli::command()), name.strip_prefix(PROGRAM).unwrap()).unwrap();
+                let printed = page(Cli::command(), &path).unwrap();
                 let written = std::fs::read(folder.join(format!("{name}.1"))).unwrap();
                 assert_eq!(printed, written, "{name}(1) is printed as it is written");
                 referred += 1;
@@ -157,7 +161,8 @@ mod tests {
     fn a_page_is_about_its_command() {
         let page = |path: &[&str]| {
             let path: Vec<String> = path.iter().map(ToString::to_string).collect();
-            page(&path).map(|page| String::from_utf8(page).unwrap().replace("\\-", "-"))
+            super::page(Cli::command(), &path)
+                .map(|page| String::from_utf8(page).unwrap().replace("\\-", "-"))
         };
         assert!(page(&[]).unwrap().contains(".TH kube-consul 1"));
         let bridge = page(&["bridge"]).unwrap();

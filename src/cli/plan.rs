@@ -3,7 +3,7 @@
 use clap::{Arg, Args};
 
 use crate::cli::bridge::BridgeArgs;
-use crate::cli::{EXIT_DONE, EXIT_FAILED, EXIT_USAGE, failed, finish};
+use crate::cli::exit::{EXIT_DONE, EXIT_FAILED, EXIT_USAGE, failed, finish};
 use crate::run::plan::{self, Output};
 
 /// There is something to change.

@@ -2,8 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::ConsulArgs;
 use crate::cli::bridge::SinkKind;
+use crate::cli::connections::ConsulArgs;
 use crate::consul::http::config::Config;
 use crate::domain::kube::names::ClusterName;
 use crate::run::purge::{Cluster, Options, Owner};

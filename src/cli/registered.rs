@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use clap::{ArgAction, Args};
 
-use crate::cli::word;
+use crate::cli::values::word;
 use crate::domain::kube::names::{ClusterName, is_label};
 use crate::domain::kube::object::ServiceType;
 use crate::domain::kube::routes::RouteKinds;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 
+use crate::cli::exit::{EXIT_FAILED, finish, usage};
 use crate::cli::katalog::{self, Lookup, go_duration};
-use crate::cli::{EXIT_FAILED, duration, finish, usage};
+use crate::cli::values::duration;
 use crate::domain::sidecar::Caller;
 use crate::grpc::address::{Address, InvalidAddress};
 use crate::grpc::client::Client;

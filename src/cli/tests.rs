@@ -1,8 +1,11 @@
 mod documentation;
 
+use std::time::Duration;
+
 use clap::CommandFactory;
 
 use super::*;
+use crate::cli::values::duration;
 use crate::domain::services::settings::{Annotation, NodeAddress};
 
 fn options(args: &[&str]) -> Result<run::bridge::Options, String> {

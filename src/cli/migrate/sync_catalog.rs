@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::cli::migrate::{Step, Translation};
+use crate::cli::migrate::translation::{Step, Translation};
 use crate::domain::text::parse_bool;
 
 /// When each command is run that is not run at once.

@@ -273,12 +273,3 @@ fn odd_values_come_to_what_they_mean_or_are_told() {
     let unprintable = ["-consul-k8s-tag".to_owned(), "\u{1b}[2J".to_owned()];
     assert!(SyncCatalog::parse(&unprintable).is_err());
 }
-
-#[test]
-fn words_are_quoted_for_a_shell() {
-    for (word, quoted) in
-        [("plain", "plain"), ("{service}", "'{service}'"), ("a'b", r"'a'\''b'"), ("", "''")]
-    {
-        assert_eq!(super::quoted(word), quoted);
-    }
-}

@@ -19,9 +19,11 @@
 
 mod action;
 mod create;
+mod creation;
 mod failures;
 mod plan;
 mod report;
+mod shown;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -29,10 +31,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::action::{Action, Failure, Namespace, Write};
-use self::create::Creation;
+use self::creation::Creation;
 use self::failures::Failures;
 pub use self::report::{Report, Summary};
 use self::versions::Versions;
+use crate::domain::Moment;
 use crate::domain::import::addresses::Addresses;
 use crate::domain::import::create::Create;
 use crate::domain::import::instance::{Endpoints, Instance};
@@ -51,9 +54,6 @@ const MIRRORED: Duration = Duration::from_secs(10);
 /// Sources that the marked Services of one namespace may have together: each is a task and a share of
 /// the reads, some kilobytes of the memory that all imports share.
 const MAX_SOURCES_OF_NAMESPACE: usize = 2_000;
-
-/// A point in time: how long the process has been running.
-pub type Moment = Duration;
 
 /// The state of an import.
 #[derive(Debug)]

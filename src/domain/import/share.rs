@@ -12,9 +12,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::domain::Moment;
+use crate::domain::import::core::Namespace;
 use crate::domain::map::HashMap;
-
-use super::core::{Moment, Namespace};
 
 /// Blocking queries at a time: Consul's `http_max_conns_per_client` is 200 for one address, which
 /// others on the same machine share.

@@ -10,13 +10,13 @@
 mod agent;
 mod hold;
 mod requests;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::agent::Agent;
-use self::hold::Hold;
+use self::state::{Agent, Hold};
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::WatchEvent;

@@ -13,11 +13,14 @@ use crate::consul::read::permissions::{AclRule, Authorization};
 use crate::domain::consul::node_names::NodeNames;
 use crate::domain::services::settings::PtrScope;
 use crate::domain::text::chain;
+use crate::run::check::ask::Ask;
+use crate::run::check::dns;
 use crate::run::check::report::{Finding, Status, failed, ok, skipped, warning};
-use crate::run::check::{Ask, CONSUL, OWNER, dns};
 use crate::run::daemon::checks::{self, Agent};
 use crate::run::daemon::options::{Common, SinkOptions, SyncOptions};
 
+pub(super) const CONSUL: &str = "consul";
+pub(super) const OWNER: &str = "owner key";
 const LEADER: &str = "consul leader";
 const DATACENTER: &str = "consul datacenter";
 const ACL: &str = "acl";

@@ -8,11 +8,13 @@ use crate::domain::services::settings::{AddressMode, Settings};
 use crate::kubernetes::client::{Connected, server_version};
 use crate::kubernetes::permissions::{Permission, is_permitted};
 use crate::kubernetes::watch::Scope;
+use crate::run::check::ask::Ask;
 use crate::run::check::report::{Finding, failed, ok, skipped, warning};
-use crate::run::check::{Ask, CLUSTER, KUBERNETES};
 use crate::run::daemon::checks::{self, Identity};
 use crate::run::daemon::options::{Common, SyncOptions};
 
+pub(super) const KUBERNETES: &str = "kubernetes";
+const CLUSTER: &str = "cluster identity";
 const PERMISSION: &str = "permission";
 const REMEDY: &str = "apply manifests/base/rbac.yaml, or manifests/namespaces with --namespace, for this \
     service account";

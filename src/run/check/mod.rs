@@ -3,27 +3,30 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `ask` | a question, and how long its answer may take |
 //! | `kubernetes` | the API, the cluster's identity, permissions |
 //! | `consul` | the agent, the leader, ACL rules, DNS, certificates, the owner key |
 //! | `dns` | one question to Consul's DNS |
 //! | `report` | what was found, as text and JSON |
 
+mod ask;
 mod consul;
 mod dns;
 mod kubernetes;
 mod report;
 
-use std::error::Error as StdError;
 use std::io::{ErrorKind, Write as _};
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use self::ask::Ask;
+use self::consul::{CONSUL, OWNER};
+use self::kubernetes::KUBERNETES;
 use self::report::{Finding, Findings, Status, failed, ok, skipped, warning};
 use crate::consul::http::client::Client as ConsulClient;
-use crate::consul::http::error::Error as ConsulError;
-use crate::domain::text::{chain, counted, escape_unseen};
+use crate::domain::text::{counted, escape_unseen};
 use crate::kubernetes::client::Connected;
 use crate::kubernetes::permissions::server_date;
 use crate::run::Error;
@@ -34,10 +37,6 @@ use crate::run::daemon::connect::{
 use crate::run::daemon::signals::signals;
 use crate::run::plan::{self, Output, Plan};
 
-const KUBERNETES: &str = "kubernetes";
-const CLUSTER: &str = "cluster identity";
-const CONSUL: &str = "consul";
-const OWNER: &str = "owner key";
 const SELECTION: &str = "selection";
 const NAMES: &str = "names";
 const CLOCK: &str = "clock";
@@ -57,10 +56,6 @@ pub struct Options {
     /// Whether to check again until nothing fails.
     pub wait: bool,
 }
-
-/// How long an answer may take.
-#[derive(Clone, Copy)]
-struct Ask(Duration);
 
 /// Prints what was found. Whether nothing failed.
 pub fn main(options: &Options, output: Output) -> Result<bool, Error> {
@@ -112,7 +107,7 @@ async fn rounds(options: &Options, consul: &ConsulClient) -> Findings {
 
 async fn round(options: &Options, client: &ConsulClient) -> Findings {
     let plan::Options { common, sync, timeout } = &options.plan;
-    let ask = Ask(*timeout);
+    let ask = Ask::within(*timeout);
     let kubernetes = connect(common).await;
     let (mut findings, uid) = match &kubernetes {
         Ok(kubernetes) => kubernetes::check(common, sync, kubernetes, ask).await,
@@ -216,32 +211,6 @@ fn clock(whose: &str, date: Result<Option<String>, String>) -> Finding {
         return warning(check, format!("{} s apart from this machine's", apart.as_secs()), remedy);
     }
     ok(check, "the same as this machine's")
-}
-
-// === impl Ask ===
-
-impl Ask {
-    async fn of<T, E: StdError + 'static>(
-        self,
-        answer: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, String> {
-        self.of_text(async { answer.await.map_err(|error| chain(&error)) }).await
-    }
-
-    async fn of_consul<T>(
-        self,
-        answer: impl Future<Output = Result<T, ConsulError>>,
-    ) -> Result<T, String> {
-        self.of_text(async { answer.await.map_err(|error| error.chain()) }).await
-    }
-
-    async fn of_text<T>(
-        self,
-        answer: impl Future<Output = Result<T, String>>,
-    ) -> Result<T, String> {
-        let late = || Err(format!("no answer within --timeout ({:?})", self.0));
-        timeout(self.0, answer).await.unwrap_or_else(|_| late())
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::admin::render::Render;
 use crate::admin::status::Readiness;
-use crate::admin::{Admin, QUESTIONS, Question, Render};
+use crate::admin::{Admin, QUESTIONS, Question};
 use crate::kubernetes::events::{Reporter, reporter};
 use crate::run::daemon::admin::AdminServer;
 use crate::run::daemon::connect::instance;

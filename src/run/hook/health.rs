@@ -9,7 +9,7 @@ use crate::domain::hook::k8s::Decision;
 use crate::domain::hook::k8s::probes::Attempt;
 use crate::domain::kube::names::ObjectKey;
 use crate::probe::{Failed, Prober};
-use crate::run::hook::Error;
+use crate::run::hook::error::Error;
 
 /// Longest time between two tries of what a check asks: what the wait costs at most beyond the
 /// application's own time. One request a second is what a probe may do as well.

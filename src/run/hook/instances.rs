@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::consul::http::client::Client;
-use crate::consul::http::config::TokenSource;
+use crate::consul::http::config::{Config, ConfigError, TokenSource};
 use crate::consul::http::{error, token};
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::instances;
@@ -17,8 +17,8 @@ use crate::domain::backoff::Backoff;
 use crate::domain::hook::HookRegistration;
 use crate::domain::hook::k8s::is_of_another_pod;
 use crate::domain::text::chain;
+use crate::run::hook::error::Error;
 use crate::run::hook::retry::{Unsettled, retry};
-use crate::run::hook::{ConsulOptions, Error};
 
 /// Between two looks at the catalog: an agent's write is there within some milliseconds, and the
 /// longest delay is what waiting costs at most beyond the catalog's own time.
@@ -31,6 +31,19 @@ const ASIDE: Duration = Duration::from_secs(2);
 /// How long an instance that may be hidden is looked for: its removal is in the catalog within
 /// milliseconds.
 const HIDDEN: Duration = Duration::from_millis(300);
+
+/// Consul's agent, and how long it is waited for.
+#[derive(Debug)]
+pub struct ConsulOptions {
+    /// How it is reached, or why the environment does not tell.
+    pub config: Result<Config, ConfigError>,
+    /// File with the ACL token, before what `config` has.
+    pub acl_file: Option<PathBuf>,
+    /// How long the agent, and with Mesos its agent too, is tried.
+    pub timeout: Duration,
+    /// How long the catalog is waited for; zero: not at all.
+    pub wait_catalog: Duration,
+}
 
 /// An instance by what finds it in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +83,30 @@ pub(super) struct Instances {
     client: Client,
     timeout: Duration,
     wait_catalog: Duration,
+}
+
+/// Writes them to the agent, and waits until the catalog shows them.
+pub(super) async fn register(
+    consul: ConsulOptions,
+    registrations: &[HookRegistration],
+) -> Result<(), Error> {
+    if registrations.is_empty() {
+        tracing::info!("nothing to register");
+        return Ok(());
+    }
+    Instances::new(consul).await?.register(registrations).await
+}
+
+/// Removes them, and waits until the catalog shows them no longer.
+pub(super) async fn deregister(
+    consul: ConsulOptions,
+    instances: Vec<Instance>,
+) -> Result<(), Error> {
+    if instances.is_empty() {
+        tracing::info!("nothing to deregister");
+        return Ok(());
+    }
+    Instances::new(consul).await?.deregister(instances).await
 }
 
 // === impl Instance ===

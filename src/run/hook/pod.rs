@@ -12,9 +12,10 @@ use crate::domain::kube::pod::Pod;
 use crate::domain::text::chain;
 use crate::kubernetes::client::{Access, Environment, connect};
 use crate::kubernetes::pods;
-use crate::run::hook::instances::{Instance, Instances};
-use crate::run::hook::retry::retry;
-use crate::run::hook::{ConsulOptions, Error, HealthOptions, Unsettled};
+use crate::run::hook::error::Error;
+use crate::run::hook::health::HealthOptions;
+use crate::run::hook::instances::{self, ConsulOptions, Instance, Instances};
+use crate::run::hook::retry::{Unsettled, retry};
 
 /// Time between two looks at a pod without an address: its sandbox takes some tenths of a
 /// second.
@@ -101,7 +102,7 @@ pub(super) async fn deregister(consul: ConsulOptions, options: &PodOptions) -> R
         };
     }
     let registered = registered(&pod, ip, &options.variables)?;
-    super::deregister(consul, registered.iter().map(Instance::of).collect()).await
+    instances::deregister(consul, registered.iter().map(Instance::of).collect()).await
 }
 
 /// What it means that the API server has no such pod.

@@ -7,8 +7,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::apply::VERBS;
-use crate::admin::Render;
 use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, registry, set};
+use crate::admin::render::Render;
 use crate::consul::http::operation::Operation;
 use crate::domain::import::core::Importer;
 use crate::domain::kube::object::Kind;

@@ -7,8 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::admin::Render;
 use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, now, registry, set};
+use crate::admin::render::Render;
 use crate::consul::http::operation::Operation;
 use crate::domain::kube::object::Kind;
 use crate::domain::node::core::Counts;

@@ -6,11 +6,13 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | `agent` | requests to the agent, and what comes of them |
 //! | `follow` | services whose entries in the catalog somebody waits for |
 //! | `metrics` | what `/metrics` shows |
 //! | `page` | the pages of `/status` |
 //! | `reporting` | logs, Events, metrics, readiness |
 
+mod agent;
 mod follow;
 mod metrics;
 mod page;
@@ -30,18 +32,17 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::agent::{Reading, Written};
 use self::follow::Follower;
 use self::metrics::Metrics;
 use self::page::{NodePage, page};
 use self::reporting::Reporting;
 use crate::admin::{self, Question};
 use crate::consul::http::client::Client as ConsulClient;
-use crate::consul::read::agent::AgentInfo;
 use crate::consul::read::pods as read;
-use crate::consul::write::pods as write;
 use crate::domain::Moment;
 use crate::domain::node::core::Core;
-use crate::domain::node::exchange::{Action, Answer, Found, GatePatch, PatchError};
+use crate::domain::node::exchange::{Action, GatePatch, PatchError};
 use crate::domain::node::pod::Seen;
 use crate::domain::node::wanted::Defaults;
 use crate::domain::sidecar::SyncError;
@@ -208,8 +209,6 @@ async fn serve_metrics(address: &str, metrics: Arc<Metrics>) -> Result<(), Error
     Ok(())
 }
 
-type Reading = Result<(Vec<Found>, Option<AgentInfo>), String>;
-
 /// The owner of the state.
 struct Daemon {
     began: Instant,
@@ -236,14 +235,6 @@ type Patched = (GatePatch, Result<(), PatchError>);
 struct Calls {
     next: u64,
     replies: HashMap<u64, oneshot::Sender<Result<(), SyncError>>>,
-}
-
-/// A write that was answered.
-struct Written {
-    id: Box<str>,
-    action: Action,
-    answer: Answer,
-    took: Duration,
 }
 
 // === impl Daemon ===
@@ -341,7 +332,7 @@ impl Daemon {
             let id = match &action {
                 Action::ReadAgent => {
                     self.reporting.reading_agent();
-                    self.reading = Some(read_agent(self.consul.clone()).boxed());
+                    self.reading = Some(agent::read(self.consul.clone()).boxed());
                     continue;
                 }
                 Action::Relist => {
@@ -370,13 +361,7 @@ impl Daemon {
                     id.clone()
                 }
             };
-            let client = self.consul.clone();
-            let work = async move {
-                let began = Instant::now();
-                let answer = write::write(&client, &action).await;
-                Written { id, action, answer, took: began.elapsed() }
-            };
-            self.writes.push(work.boxed());
+            self.writes.push(agent::write(self.consul.clone(), id, action).boxed());
         }
         if self.canary.is_none()
             && let Some(id) = self.core.canary()
@@ -498,10 +483,4 @@ impl Calls {
         self.replies.remove(&number);
         number
     }
-}
-
-/// What the agent has, and its node's name where the token may ask.
-async fn read_agent(client: ConsulClient) -> Reading {
-    let found = read::agent(&client).await.map_err(|why| chain(&why))?;
-    Ok((found, client.agent_self().await.ok()))
 }

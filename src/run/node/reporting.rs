@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::agent::{Reading, Written};
 use super::metrics::Metrics;
-use super::{Reading, Written};
 use crate::admin::history::{History, Series};
 use crate::admin::status::{Peer, Readiness, WatchStatus};
 use crate::domain::Moment;

@@ -10,13 +10,26 @@ use crate::consul::http::client::Client;
 use crate::consul::read::evidence::Unknown;
 use crate::consul::read::marks::{Mark, MarkedKey, MarkedService, OnNode};
 use crate::domain::consul::node_names::NodeNames;
+use crate::domain::kube::names::ClusterName;
 use crate::domain::text::{counted, one_line};
-use crate::run::purge::Cluster;
 
 /// Namespaces that are shown for one place: a screen's worth.
 const MAX_NAMESPACES: usize = 20;
 /// Longest text of others on one line, in bytes: Consul's own names are below 256.
 const MAX_TEXT: usize = 256;
+
+/// The records of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Those in the agent.
+    pub agent: bool,
+    /// Those in the catalog.
+    pub catalog: bool,
+    /// Of these only what is on the node of this name and on its namespaces' nodes.
+    pub node_name: Option<String>,
+}
 
 /// Everything of one cluster.
 #[derive(Debug, Default)]

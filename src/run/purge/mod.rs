@@ -19,6 +19,7 @@ use futures::stream::{self, StreamExt as _};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use tokio::time::{Instant, sleep};
 
+pub use self::inventory::Cluster;
 use self::inventory::{AgentPart, Inventory, NodePart, clean, registrations, write_namespaces};
 use crate::consul::coordination::lock::Lock;
 use crate::consul::coordination::owner::OwnerKey;
@@ -27,7 +28,6 @@ use crate::consul::http::config::Config;
 use crate::consul::read::marks::Mark;
 use crate::consul::write::removal::Left;
 use crate::consul::write::txn::{MAX_OPERATIONS, Operation};
-use crate::domain::kube::names::ClusterName;
 use crate::domain::text::chain;
 use crate::run::Error;
 use crate::run::daemon::connect::{consul, log_out, runtime};
@@ -64,19 +64,6 @@ pub enum Owner {
         /// The node's name.
         node: String,
     },
-}
-
-/// The records of one cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cluster {
-    /// Its name.
-    pub name: ClusterName,
-    /// Those in the agent.
-    pub agent: bool,
-    /// Those in the catalog.
-    pub catalog: bool,
-    /// Of these only what is on the node of this name and on its namespaces' nodes.
-    pub node_name: Option<String>,
 }
 
 /// A removal under way.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Failure, Moment};
+use super::action::Failure;
+use crate::domain::Moment;
 use crate::domain::backoff::Backoff;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::problem::Problem;

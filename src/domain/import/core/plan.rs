@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::create::Step;
-use super::{
-    Action, Importer, MAX_SOURCES_OF_NAMESPACE, Moment, OldEndpoints, Report, State, Write,
-};
+use super::{Action, Importer, MAX_SOURCES_OF_NAMESPACE, OldEndpoints, Report, State, Write};
+use crate::domain::Moment;
 use crate::domain::import::instance::{Endpoints, Group, Imported};
 use crate::domain::import::layout::{Changes, Slice, Slices, lay_out};
 use crate::domain::import::object::{Form, OwnedSlice, Service};

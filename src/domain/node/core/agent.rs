@@ -1,6 +1,6 @@
 //! What the agent has beside what is known of it: readings, taking over, drift.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Core;
@@ -19,32 +19,6 @@ const RESYNC: Duration = Duration::from_mins(1);
 const REREAD: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 /// Between two readings because writes got no answer: a reading costs what a hundred writes do.
 const READ_GAP: Duration = Duration::from_secs(1);
-
-/// The agent as it answers.
-#[derive(Debug, Default)]
-pub(super) struct Agent {
-    /// Whether it was ever read.
-    pub(super) is_read: bool,
-    /// A reading is under way; it began after so many writes.
-    pub(super) reading: Option<u64>,
-    /// When it is read next.
-    pub(super) next: Moment,
-    /// When it was read last.
-    pub(super) last: Moment,
-    pub(super) attempt: u32,
-    /// Why it does not answer, while it does not.
-    pub(super) failure: Option<String>,
-    pub(super) answered: Option<Moment>,
-    /// IDs of ours that others have, each with why.
-    pub(super) foreign: BTreeMap<Box<str>, Problem>,
-    /// Pods whose sidecars deregistered with the daemon that was here before, each with the restarts
-    /// of its container then.
-    pub(super) deregistered: BTreeMap<ObjectKey, i32>,
-    /// Its node's name.
-    pub(super) node: Option<Box<str>>,
-    /// The name that it had before, if it is another agent now.
-    pub(super) other: Option<Problem>,
-}
 
 // === impl Core ===
 

@@ -5,19 +5,12 @@
 use std::time::Duration;
 
 use super::Core;
+use super::state::Hold;
 use crate::domain::Moment;
 use crate::domain::node::exchange::Report;
 
 /// How long a list that lost more than half is not believed: the second one is another quorum read.
 const HOLD: Duration = Duration::from_secs(10);
-
-/// Removals that are not believed yet.
-#[derive(Debug)]
-pub(super) struct Hold {
-    since: Moment,
-    /// When the second list is asked for next.
-    pub(super) ask: Moment,
-}
 
 // === impl Core ===
 

@@ -22,9 +22,10 @@ use crate::domain::kube::object::{
 use crate::domain::map::HashMap;
 use crate::domain::problem::{Problem, Reason};
 use crate::domain::services::claims::{AddressKind, PtrRank};
-use crate::domain::services::desired::{
-    AddressSource, Blocked, Desired, NO_PORT, Name, Standing, Wanted, WantedPort, WantedPtr,
-    port_label,
+use crate::domain::services::desired::permit::{Name, Standing};
+use crate::domain::services::desired::records::{Blocked, Desired, WantedPtr};
+use crate::domain::services::desired::wanted::{
+    AddressSource, MAX_SHOWN, NO_PORT, Wanted, WantedPort, port_label,
 };
 use crate::domain::services::overrides::Overrides;
 use crate::domain::services::routes::Place;
@@ -48,8 +49,6 @@ const TEXT_OVERHEAD: usize = 64;
 /// take as much as the instances. Ten ports of each of 5,000 instances fit; nobody asked for them, so
 /// where there would be more there are none.
 const MAX_PORT_PAIRS: usize = 50_000;
-/// How many ports, host names or tags a problem shows: those of a pod or two.
-pub(super) const MAX_SHOWN: usize = 8;
 /// Consul's weight of a service that asks for none.
 const DEFAULT_WEIGHT: u16 = 1;
 

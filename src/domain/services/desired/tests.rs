@@ -1,9 +1,13 @@
 //! What a row of the reconciler's table of Services and options cannot show.
 
 use super::*;
-use crate::domain::consul::record::Check;
-use crate::domain::services::claims::AddressKind;
+use crate::domain::consul::names::Holder;
+use crate::domain::consul::record::{Check, Registration};
+use crate::domain::kube::object::IMPORT_ANNOTATION;
+use crate::domain::problem::{Problem, Reason};
+use crate::domain::services::claims::{AddressKind, PtrRank};
 use crate::domain::services::desired::instances::MAX_META_PAIRS;
+use crate::domain::services::settings::AddressMode;
 use crate::domain::testing::{service, slice};
 
 const NO_NODES: Option<std::iter::Empty<(&str, &Node)>> = None;
