@@ -279,13 +279,30 @@ impl View<'_> {
                     *left == 0
                 })
             };
-            let delete = ptr.filter(is_last).and_then(|ptr| deletes.remove(&*ptr));
+            let delete = ptr.filter(is_last).and_then(|ptr| deletes.remove_entry(&*ptr));
+            let delete = delete.and_then(|delete| self.leave_to_last(key, delete, draft));
             let deregister = Write::Deregister { id, service, namespace: key.namespace.clone() };
             draft.send(std::iter::once(deregister).chain(delete).collect());
         }
-        for delete in deletes.into_values() {
-            draft.send(vec![delete]);
+        for delete in deletes {
+            if let Some(delete) = self.leave_to_last(key, delete, draft) {
+                draft.send(vec![delete]);
+            }
         }
+    }
+
+    /// The removal of a PTR record, unless another Service goes from its address after this one.
+    fn leave_to_last(
+        &self,
+        key: &ObjectKey,
+        (ptr, delete): (Box<str>, Write),
+        draft: &mut Draft,
+    ) -> Option<Write> {
+        if !self.term.ptr.is_anothers_too(&ptr, key) {
+            return Some(delete);
+        }
+        draft.outcome.released.remove(&ptr);
+        None
     }
 
     /// How many instances go at each address whose PTR record goes: it goes with the last one. It stays

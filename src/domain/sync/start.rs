@@ -98,10 +98,10 @@ impl Term {
         self.ptr.released = released;
     }
 
-    /// Those PTR keys at whose addresses there are instances of one Service alone, none of which is
-    /// known to stay.
+    /// Those PTR keys at whose addresses Services have instances none of which is known to stay. Where
+    /// several have some, the last one that goes takes the record along.
     fn leaving(
-        &self,
+        &mut self,
         config: &Config,
         cluster: &Cluster,
         keys: &HashSet<&str>,
@@ -109,21 +109,18 @@ impl Term {
         if keys.is_empty() {
             return HashMap::default();
         }
-        // `None`: several Services have instances there.
-        let mut owners: BTreeMap<Box<str>, Option<&ObjectKey>> = BTreeMap::new();
+        let mut owners: BTreeMap<Box<str>, BTreeSet<ObjectKey>> = BTreeMap::new();
+        let mut leaving: HashMap<ObjectKey, BTreeSet<Box<str>>> = HashMap::default();
         for (service, all) in self.known.services() {
             let ptr_keys = all.iter().filter_map(KnownRegistration::ptr_key);
             for key in ptr_keys.filter(|key| keys.contains(&**key)) {
-                let owner = owners.entry(key.into()).or_insert(Some(service));
-                *owner = owner.filter(|owner| *owner == service);
-            }
-        }
-        let mut leaving: HashMap<ObjectKey, BTreeSet<Box<str>>> = HashMap::default();
-        for (key, owner) in owners {
-            if let Some(service) = owner {
+                let key: Box<str> = key.into();
+                owners.entry(key.clone()).or_default().insert(service.clone());
                 leaving.entry(service.clone()).or_default().insert(key);
             }
         }
+        owners.retain(|_, services| services.len() > 1);
+        self.ptr.shared = owners;
         let view = View::new(config, None, cluster, self);
         for (service, keys) in &mut leaving {
             let desired = view.desired(service, &|_, _| false);

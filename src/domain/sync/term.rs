@@ -4,7 +4,7 @@
 //! then on. That is safe because the session of the lead that was lost is ended before the next
 //! campaign, every transaction checks its session, and the first resync of a term is consistent: a
 //! write of a former term was applied before that resync or can never be.
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::domain::Moment;
 use crate::domain::consul::names::{ForeignNames, Found};
@@ -90,6 +90,8 @@ pub(super) struct PtrKeys {
     pub(super) claims: PtrClaims,
     /// Keys that a Service no longer claims and no other does.
     pub(super) released: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    /// Which Services had instances at the address of a released key, where several did at the start.
+    pub(super) shared: BTreeMap<Box<str>, BTreeSet<ObjectKey>>,
     /// Keys that a Service holds and others have.
     pub(super) awaited: AwaitedPtr,
 }
@@ -150,6 +152,16 @@ pub(super) enum Content {
     Nothing,
     /// It is only read.
     Read,
+}
+
+// === impl PtrKeys ===
+
+impl PtrKeys {
+    /// Whether another Service has to remove the key, too, and does so with its last instance there.
+    pub(super) fn is_anothers_too(&self, key: &str, service: &ObjectKey) -> bool {
+        let mut others = self.shared.get(key).into_iter().flatten().filter(|it| *it != service);
+        others.any(|it| self.released.get(it).is_some_and(|released| released.contains(key)))
+    }
 }
 
 // === impl Term ===

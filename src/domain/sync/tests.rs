@@ -108,13 +108,14 @@ impl Simulation {
 
     /// A new process with other settings beside the same Consul.
     fn restarted(self, settings: Settings) -> Self {
+        let target = self.bridge.config.target;
         Self {
             registrations: self.registrations,
             kv: self.kv,
             namespace_nodes: self.namespace_nodes,
             names: self.names,
             index: self.index,
-            ..Self::new(settings)
+            ..Self::to(settings, target)
         }
     }
 
@@ -126,7 +127,7 @@ impl Simulation {
             namespace_nodes: self.namespace_nodes.clone(),
             names: self.names.clone(),
             index: self.index,
-            ..Self::new(settings)
+            ..Self::to(settings, self.bridge.config.target)
         }
     }
 

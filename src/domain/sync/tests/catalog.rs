@@ -260,6 +260,32 @@ fn an_instance_goes_together_with_its_ptr_record_while_others_wait_for_their_tur
 }
 
 #[test]
+fn after_a_restart_a_ptr_record_goes_with_the_last_of_several_services_at_its_address() {
+    let mut simulation = in_catalog(6);
+    // `s1` had the address of `s2` once.
+    let at_2 = Registration {
+        id: "kubernetes_ns_s1_http_10.0.0.2".into(),
+        address: "10.0.0.2".into(),
+        ..simulation.registrations["kubernetes_ns_s1_http_10.0.0.1"].clone()
+    };
+    simulation.registrations.insert(at_2.id.clone(), at_2);
+    let mut simulation = simulation.restarted(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, (3..=6).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (3..=6).map(|n| slice_seen(n, true)));
+    let mut groups: Vec<usize> = Vec::new();
+    for action in simulation.next_actions() {
+        let Action::Write { groups: all, .. } = &action else { panic!("{action:?}") };
+        for Group { writes, .. } in all {
+            assert!(matches!(writes[0], Write::Deregister { .. }), "{writes:?}");
+            groups.push(writes.len());
+        }
+    }
+    groups.sort_unstable();
+    assert_eq!(groups, [1, 2, 2], "one of two goes first");
+}
+
+#[test]
 fn a_ptr_record_does_not_go_before_its_instance() {
     let mut simulation = in_catalog(1);
     simulation.seen(slice_seen(1, false));
