@@ -1,5 +1,6 @@
 # The least rights of purge, for a cluster of the name `kubernetes` (--cluster), with either sink. With
-# another name, or with --node-name, change them here. It is a token for one use by hand: delete it
+# another name, or with --node-name, change them here. With --owner consul-k8s the node of --node takes the
+# place of these nodes (consul-k8s's own token will do). It is a token for one use by hand: delete it
 # afterwards.
 
 # The registrations, in the agent and on the synthetic nodes.

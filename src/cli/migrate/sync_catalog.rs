@@ -120,6 +120,8 @@ const PROGRAM: [&str; 3] = ["exec", "consul-k8s-control-plane", "sync-catalog"];
 
 /// What consul-k8s calls its node in the catalog unless told otherwise.
 const NODE: &str = "k8s-sync";
+/// Its tag, unless told otherwise.
+const TAG: &str = "k8s";
 
 /// What is not of their command line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -230,6 +232,7 @@ impl SyncCatalog {
         let node = self.text("consul-node-name").unwrap_or(NODE);
         let mut purge = Command::new(&["purge", "--owner", "consul-k8s"]);
         purge.option("--node", Some(node));
+        purge.option("--datacenter", self.text("datacenter"));
         self.connections(&mut purge);
         if self.is("purge-k8s-services-from-node", false) {
             translation.commands.push(purge.when(""));
@@ -247,7 +250,9 @@ impl SyncCatalog {
         }
         if let Some(mut bridge) = bridge {
             translation.commands.push(purge.when(AFTER));
-            bridge.option("--tag", self.tag(&mut translation.notes));
+            let tag = self.tag(&mut translation.notes);
+            translation.notes.extend(tag.and_then(tag_of_a_namespace));
+            bridge.option("--tag", tag);
             translation.commands.push(bridge.when(ALONE));
         }
         let mut nothing: Vec<_> =
@@ -329,7 +334,7 @@ impl SyncCatalog {
                 ));
                 None
             }
-            tag => tag.or(Some("k8s")),
+            tag => tag.or(Some(TAG)),
         }
     }
 
@@ -357,13 +362,25 @@ impl SyncCatalog {
 
     fn import(&self, notes: &mut Vec<String>) -> Command {
         let mut import = Command::new(&["import", "--create", "--create-as", "external-name"]);
-        let namespace = self.text("k8s-write-namespace").unwrap_or("default");
+        let asked = self.last("k8s-write-namespace");
+        let namespace = asked.filter(|it| !it.is_empty()).unwrap_or("default");
         import.option("--target-namespace", Some(namespace));
         import.option("--name-prefix", self.text("k8s-service-prefix"));
         import.option("--consul-domain", self.text("consul-domain"));
         import.0.push("--adopt-consul-k8s".to_owned());
-        if namespace.contains('$') {
-            notes.push(format!("-k8s-write-namespace: {namespace} is for the shell to replace"));
+        if asked.is_some_and(|it| it.is_empty() || it.contains('$')) {
+            notes.push(format!(
+                "-k8s-write-namespace: expected a namespace, found {:?}, which is for a shell to \
+                 replace: put the namespace in its place, which in the chart is that of the release",
+                asked.unwrap_or_default()
+            ));
+        }
+        if self.text("datacenter").is_some() {
+            notes.push(
+                "-datacenter: import looks in the datacenter of the Consul that it asks: let \
+                 --consul-addr be one there"
+                    .to_owned(),
+            );
         }
         self.daemon(&mut import);
         import
@@ -467,6 +484,17 @@ fn unknown(word: &str, place: usize) -> UnknownArgument {
         None if word.starts_with('-') => UnknownArgument::Flag(word.to_owned()),
         None => UnknownArgument::NoFlag(place),
     }
+}
+
+/// A tag that is there without `--tag`, where it may be.
+fn tag_of_a_namespace(tag: &str) -> Option<String> {
+    let is_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (tag != TAG && tag.bytes().all(is_label)).then(|| {
+        format!(
+            "-consul-k8s-tag: what has a namespace, port or host name {tag} has that tag in any case, \
+             and theirs deregisters it: if there is one, stop theirs before the first command"
+        )
+    })
 }
 
 fn node_address(sync_type: &str) -> Option<&'static str> {

@@ -273,3 +273,37 @@ fn odd_values_come_to_what_they_mean_or_are_told() {
     let unprintable = ["-consul-k8s-tag".to_owned(), "\u{1b}[2J".to_owned()];
     assert!(SyncCatalog::parse(&unprintable).is_err());
 }
+
+/// What they registered is in the datacenter of the flag, and that is where it has to go.
+#[test]
+fn each_command_means_the_datacenter_that_theirs_means() {
+    let text = text(&["CONSUL_DATACENTER=dc2", "sync-catalog", "-allow-k8s-namespace=*"]);
+    let [beside, import, purge, alone] = &commands(&text)[..] else { panic!("{text}") };
+    for command in [beside, purge, alone] {
+        assert!(command.join(" ").contains("--datacenter dc2"), "{command:?}");
+    }
+    assert!(!import.join(" ").contains("dc2") && text.contains("# -datacenter: "), "{text}");
+}
+
+#[test]
+fn what_the_shell_was_to_put_in_is_asked_for() {
+    let text = |value: &str| text(&["-allow-k8s-namespace=*", "-k8s-write-namespace", value]);
+    for (value, target) in [("${NAMESPACE}", "${NAMESPACE}"), ("", "default")] {
+        let text = text(value);
+        assert!(text.contains("# -k8s-write-namespace: "), "{text}");
+        assert!(text.contains("put the namespace in its place"), "{text}");
+        let import = &commands(&text)[1];
+        assert!(import.join(" ").contains(&format!("--target-namespace {target}")), "{import:?}");
+    }
+    assert!(!text("shop").contains("# -k8s-write-namespace"));
+}
+
+/// It has the namespace, the port and the host name as tags whatever `--tag` says.
+#[test]
+fn a_tag_that_may_be_a_namespace_is_told() {
+    let text =
+        |tag: &str| text(&["-allow-k8s-namespace=*", "-to-k8s=false", "-consul-k8s-tag", tag]);
+    assert!(text("prod").contains("# -consul-k8s-tag: what has a namespace"), "{}", text("prod"));
+    assert!(!text("k8s").contains("what has a"), "their default: hardly anybody's namespace");
+    assert!(!text("of_kubernetes").contains("what has a"));
+}
