@@ -1,34 +1,29 @@
-//! The metrics of a bridge, and those that every daemon has.
+//! The metrics of a bridge, and in `common` those that every daemon has.
 //!
 //! Names and units are by the conventions of Prometheus: seconds, `_total` for what only grows, the
 //! time at which something happened instead of how long ago that is. Every series is there from the
 //! start, at 0, so that a rate sees the first failure; labels take only the words of enumerations.
 
+mod common;
+
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::admin::process::Process;
+use self::common::seconds;
+pub use self::common::{ConsulRequests, DaemonMetrics, PREFIX, Timestamp, now, registry, set};
 use crate::admin::render::Render;
-
-/// The prefix of all metrics but `process_*`.
-pub const PREFIX: &str = "kube_consul";
+use crate::domain::kube::object::Kind;
 
 type Label = [(&'static str, &'static str); 1];
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
-/// A point in time, in seconds since 1970; 0: never.
-pub type Timestamp = Gauge<f64, AtomicU64>;
-
 /// What Kubernetes is watched for, as the label `kind` names it. Nodes only while they are watched.
-const KINDS: [&str; 2] = ["Service", "EndpointSlice"];
+const KINDS: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 /// What is written, as the label `record` names it.
 const RECORDS: [&str; 3] = ["registration", "ptr", "node"];
 /// What became of a write, as the label `result` names it.
@@ -49,20 +44,16 @@ pub struct Words<'a> {
 /// All metrics of a bridge.
 pub struct Metrics {
     registry: Registry,
+    /// What every daemon counts.
+    pub daemon: DaemonMetrics,
     /// Writes by record and by what became of them.
     pub writes: Family<Labels<2>, Counter>,
-    /// Requests to Consul.
-    pub requests: ConsulRequests,
     /// Seconds from a change seen in Kubernetes to Consul's answer to the last write for it.
     pub propagation: Histogram,
     /// Objects that watches showed or reported as deleted, by kind.
     pub watch_events: Family<Label, Counter>,
-    /// Failures of watches, by kind.
-    pub watch_failures: Family<Label, Counter>,
     /// Lists beyond the first, by kind.
     pub relists: Family<Label, Counter>,
-    /// When the API server was last heard of on each watch.
-    pub watch_heard: Family<Label, Timestamp>,
     /// Resyncs, by what became of them.
     pub resyncs: Family<Label, Counter>,
     /// Seconds that a resync took.
@@ -89,85 +80,13 @@ pub struct Metrics {
     pub records_kept: Gauge,
     /// 1 while options limit which Services are registered and none is.
     pub nothing_selected: Gauge,
-    /// 1 while `/readyz` says 200.
-    pub ready: Gauge,
     /// 1 while this process leads.
     pub leader: Gauge,
-}
-
-/// Requests to Consul by operation, but for blocking queries.
-#[derive(Clone)]
-pub struct ConsulRequests {
-    seconds: Family<Label, Histogram, fn() -> Histogram>,
-    failures: Family<Label, Counter>,
-}
-
-/// The time now.
-pub fn now(timestamp: &Timestamp) {
-    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    timestamp.set(since.as_secs_f64());
-}
-
-/// How many there are.
-pub fn set(gauge: &Gauge, count: usize) {
-    gauge.set(count.try_into().unwrap_or(i64::MAX));
-}
-
-/// The registry of a daemon, with what every one tells of itself.
-pub fn registry() -> Registry {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Process));
-    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    registry.sub_registry_with_prefix(PREFIX).register("build", "This program", info);
-    registry
-}
-
-/// From half a millisecond, an idle agent's answer, doubling to 16 s, past every deadline.
-fn seconds() -> Histogram {
-    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
 }
 
 /// From 4 ms, doubling to two minutes: a listing may take that long.
 fn long_seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.004, 2.0, 16))
-}
-
-// === impl ConsulRequests ===
-
-impl ConsulRequests {
-    /// None yet, of these operations.
-    pub fn new(operations: &[&'static str]) -> Self {
-        let seconds = Family::new_with_constructor(seconds as fn() -> Histogram);
-        let requests = Self { seconds, failures: Family::default() };
-        for operation in operations {
-            drop(requests.seconds.get_or_create(&[("operation", *operation)]));
-            drop(requests.failures.get_or_create(&[("operation", *operation)]));
-        }
-        requests
-    }
-
-    /// Has them shown.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "consul_request_duration_seconds",
-            "Seconds until Consul answered a request, by operation",
-            self.seconds.clone(),
-        );
-        registry.register(
-            "consul_request_failures",
-            "Requests that Consul refused or did not answer, by operation",
-            self.failures.clone(),
-        );
-    }
-
-    /// Notes a request.
-    pub fn asked(&self, operation: &'static str, took: Duration, is_answered: bool) {
-        let label = [("operation", operation)];
-        self.seconds.get_or_create(&label).observe(took.as_secs_f64());
-        if !is_answered {
-            self.failures.get_or_create(&label).inc();
-        }
-    }
 }
 
 // === impl Metrics ===
@@ -183,13 +102,11 @@ impl Metrics {
     pub fn new(words: &Words<'_>) -> Self {
         let mut metrics = Self {
             registry: registry(),
+            daemon: DaemonMetrics::new(&KINDS, words.operations),
             writes: Family::default(),
-            requests: ConsulRequests::new(words.operations),
             propagation: seconds(),
             watch_events: Family::default(),
-            watch_failures: Family::default(),
             relists: Family::default(),
-            watch_heard: Family::default(),
             resyncs: Family::default(),
             resync_seconds: long_seconds(),
             resynced: Timestamp::default(),
@@ -203,7 +120,6 @@ impl Metrics {
             removals_held: Gauge::default(),
             records_kept: Gauge::default(),
             nothing_selected: Gauge::default(),
-            ready: Gauge::default(),
             leader: Gauge::default(),
         };
         metrics.start_at_zero(words.reasons);
@@ -218,9 +134,8 @@ impl Metrics {
             }
         }
         for kind in KINDS {
-            let label = [("kind", kind)];
-            drop(self.watch_heard.get_or_create(&label));
-            for counters in [&self.watch_events, &self.watch_failures, &self.relists] {
+            let label = [("kind", kind.as_str())];
+            for counters in [&self.watch_events, &self.relists] {
                 drop(counters.get_or_create(&label));
             }
         }
@@ -237,12 +152,12 @@ impl Metrics {
 
     fn register(&mut self, is_elected: bool) {
         let r = self.registry.sub_registry_with_prefix(PREFIX);
+        self.daemon.register(r);
         r.register(
             "writes",
             "Records written to Consul, by record and result",
             self.writes.clone(),
         );
-        self.requests.register(r);
         r.register(
             "propagation_seconds",
             "Seconds from a change seen in Kubernetes to Consul's answer to the last write for it",
@@ -253,13 +168,7 @@ impl Metrics {
             "Objects that watches showed, by kind",
             self.watch_events.clone(),
         );
-        r.register("watch_failures", "Failures of watches, by kind", self.watch_failures.clone());
         r.register("relists", "Lists beyond the first, by kind", self.relists.clone());
-        r.register(
-            "watch_last_heard_timestamp_seconds",
-            "When the API server was last heard of on a watch, by kind",
-            self.watch_heard.clone(),
-        );
         r.register("resyncs", "Resyncs with Consul, by result", self.resyncs.clone());
         r.register(
             "resync_duration_seconds",
@@ -310,7 +219,6 @@ impl Metrics {
             "1 while options limit which Services are registered and none is",
             self.nothing_selected.clone(),
         );
-        r.register("ready", "1 while /readyz answers 200", self.ready.clone());
         if is_elected {
             r.register("leader", "1 while this process leads", self.leader.clone());
         }
@@ -320,16 +228,6 @@ impl Metrics {
     pub fn wrote(&self, record: &'static str, result: &'static str) {
         debug_assert!(RECORDS.contains(&record) && RESULTS.contains(&result));
         self.writes.get_or_create(&[("record", record), ("result", result)]).inc();
-    }
-
-    /// The API server was heard of on this kind's watch.
-    pub fn heard(&self, kind: &'static str) {
-        now(&self.watch_heard.get_or_create(&[("kind", kind)]));
-    }
-
-    /// This kind is watched no longer: its age would be mistaken for a silence.
-    pub fn unwatched(&self, kind: &'static str) {
-        self.watch_heard.remove(&[("kind", kind)]);
     }
 }
 

@@ -25,28 +25,38 @@ pub enum Readiness {
     NotReady(String),
 }
 
+/// What every daemon's page of `/status` begins with.
+#[derive(Clone, Debug, Serialize)]
+pub struct PageHead {
+    /// The subcommand.
+    command: &'static str,
+    /// Version of this program.
+    version: &'static str,
+    /// Whether `/readyz` says 200.
+    ready: bool,
+    /// Why not.
+    reason: Option<String>,
+    /// The Kubernetes API, or the kubelet, wherever the objects come from.
+    kubernetes: Peer,
+    /// The Consul agent.
+    consul: Peer,
+    /// The watches of the Kubernetes API.
+    watches: Vec<WatchStatus>,
+}
+
 /// One page of the bridge's `/status`; `node` and `import` have their own.
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
-    /// The subcommand.
-    pub command: &'static str,
+    /// What every daemon says.
+    #[serde(flatten)]
+    pub head: PageHead,
     /// Name of the cluster.
     pub cluster: String,
     /// Its identity, once it is known.
     pub cluster_uid: Option<String>,
-    /// Version of this program.
-    pub version: &'static str,
     /// With an election: `leader`, or `standby` and who leads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leadership: Option<String>,
-    /// Whether `/readyz` says 200.
-    pub ready: bool,
-    /// Why not.
-    pub reason: Option<String>,
-    /// The Kubernetes API.
-    pub kubernetes: Peer,
-    /// The Consul agent.
-    pub consul: Peer,
     /// How many of what there are.
     pub counts: Counts,
     /// Whether removals are held back until they are confirmed.
@@ -55,8 +65,6 @@ pub struct Page {
     pub history: Vec<Series>,
     /// Of how many objects and Services removals are held back.
     pub removals_held: usize,
-    /// The watches of the Kubernetes API.
-    pub watches: Vec<WatchStatus>,
     /// The first [`PAGE`] problems.
     pub problems: Vec<ObjectProblem>,
     /// At most [`PAGE`] Services of the namespaces that are registered, by namespace and name.
@@ -109,6 +117,22 @@ pub struct ObjectProblem {
     pub reason: &'static str,
     /// What was expected, what was found and what to do.
     pub message: String,
+}
+
+// === impl PageHead ===
+
+impl PageHead {
+    /// That of `command`, which is ready unless there is a `reason` why not.
+    pub fn new(
+        command: &'static str,
+        reason: Option<String>,
+        kubernetes: Peer,
+        consul: Peer,
+        watches: Vec<WatchStatus>,
+    ) -> Self {
+        let (version, ready) = (env!("CARGO_PKG_VERSION"), reason.is_none());
+        Self { command, version, ready, reason, kubernetes, consul, watches }
+    }
 }
 
 // === impl ObjectProblem ===

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
 
+use crate::cli::exit::EXIT_FAILED;
 use crate::cli::variables::without_variables;
 use crate::domain::hook::duration;
 use crate::logging::{self, InvalidFilter, LogFormat};
@@ -34,6 +35,18 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     let arguments = arguments.into_iter().take_while(|argument| argument != "--");
     let command = without_variables(T::command(), &empty);
     command.try_get_matches_from(arguments).and_then(|found| T::from_arg_matches(&found))
+}
+
+/// Runs the process's command line and gives the exit code; an error is told on standard error.
+pub(super) fn main<T: CommandFactory + FromArgMatches>(run: impl FnOnce(T) -> u8) -> u8 {
+    match parse(std::env::args_os()) {
+        Ok(cli) => run(cli),
+        Err(error) => {
+            // Nobody is left to tell it to when this fails.
+            let _ = error.print();
+            EXIT_FAILED
+        }
+    }
 }
 
 /// A duration as Go reads it.

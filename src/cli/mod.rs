@@ -119,10 +119,10 @@ pub fn main() -> ExitCode {
         return ExitCode::from(import::Consul8sCli::parse().run());
     }
     if katalog::is_invoked_as(node::OLD_NAME) {
-        return ExitCode::from(node::OldCli::main());
+        return ExitCode::from(katalog::main(node::OldCli::run));
     }
     if katalog::is_invoked_as(sidecar::OLD_NAME) {
-        return ExitCode::from(sidecar::OldCli::main());
+        return ExitCode::from(katalog::main(sidecar::OldCli::run));
     }
     let empty = |variable: &OsStr| std::env::var_os(variable).is_some_and(|it| it.is_empty());
     let command = without_variables(Cli::command(), &empty);

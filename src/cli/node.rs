@@ -290,19 +290,8 @@ fn skips_verification(lookup: Lookup<'_>) -> bool {
 // === impl OldCli ===
 
 impl OldCli {
-    /// Runs the process's command line and gives the exit code; an error is told on standard error.
-    pub(super) fn main() -> u8 {
-        match katalog::parse::<Self>(std::env::args_os()) {
-            Ok(cli) => cli.run(),
-            Err(error) => {
-                // Nobody is left to tell it to when this fails.
-                let _ = error.print();
-                EXIT_FAILED
-            }
-        }
-    }
-
-    fn run(self) -> u8 {
+    /// Runs what it says and gives the exit code; an error is told on standard error.
+    pub(super) fn run(self) -> u8 {
         let lookup: Lookup<'_> = &katalog::environment;
         let level = self.log_level.clone().or_else(|| lookup("LOG_LEVEL"));
         if let Err(error) = katalog::start_log(level.as_deref()) {

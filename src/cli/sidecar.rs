@@ -157,19 +157,8 @@ impl SidecarArgs {
 // === impl OldCli ===
 
 impl OldCli {
-    /// Runs the process's command line and gives the exit code; an error is told on standard error.
-    pub(super) fn main() -> u8 {
-        match katalog::parse::<Self>(std::env::args_os()) {
-            Ok(cli) => cli.run(),
-            Err(error) => {
-                // Nobody is left to tell it to when this fails.
-                let _ = error.print();
-                EXIT_FAILED
-            }
-        }
-    }
-
-    fn run(self) -> u8 {
+    /// Runs what it says and gives the exit code; an error is told on standard error.
+    pub(super) fn run(self) -> u8 {
         match katalog::start_log(self.log_level.as_deref()) {
             Ok(()) => finish(sidecar::main(self.options())),
             Err(error) => usage(&error).min(EXIT_FAILED),

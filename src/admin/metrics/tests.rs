@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::testing::{documented, served};
 use super::*;
 use crate::domain::problem::Reason;
@@ -44,7 +46,7 @@ fn labels_take_a_bounded_number_of_values() {
         metrics.wrote(record, result);
     }
     for operation in OPERATIONS {
-        metrics.requests.asked(operation, Duration::from_millis(2), false);
+        metrics.daemon.requests.asked(operation, Duration::from_millis(2), false);
     }
     let text = metrics.render().unwrap();
     assert_eq!(text.lines().count(), before, "every series was there");
@@ -57,8 +59,8 @@ fn labels_take_a_bounded_number_of_values() {
 fn what_is_watched_no_longer_has_no_age() {
     let metrics = metrics(false);
     let node = "kube_consul_watch_last_heard_timestamp_seconds{kind=\"Node\"}";
-    metrics.heard("Node");
+    metrics.daemon.heard(Kind::Node);
     assert!(metrics.render().unwrap().contains(node));
-    metrics.unwatched("Node");
+    metrics.daemon.unwatched(Kind::Node);
     assert!(!metrics.render().unwrap().contains(node));
 }

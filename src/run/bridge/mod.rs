@@ -62,7 +62,7 @@ use crate::kubernetes::watch::{Error as WatchError, Notice, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::{listen, listens_at};
 use crate::run::daemon::checks::other_owner;
-use crate::run::daemon::connect::{consul, instance, kubernetes, log_out, runtime};
+use crate::run::daemon::connect::{consul, count_requests, instance, kubernetes, log_out, runtime};
 use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::handshake::{Handshake, PeerInfo};
@@ -113,10 +113,7 @@ async fn run(
     };
     first.log("bridge");
     let metrics = Arc::new(bridge_metrics(options.sync.is_elected()));
-    let requests = metrics.requests.clone();
-    consul.observe(Box::new(move |operation, took, is_answered| {
-        requests.asked(operation.as_str(), took, is_answered);
-    }));
+    count_requests(&consul, &metrics.daemon.requests);
     let shown = metrics.clone();
     let client = Some(kubernetes.client.clone());
     frame::run(listener, shown, client, |Inside { readiness, asked, reporter }| {
@@ -611,7 +608,7 @@ impl Bridge {
         self.reporting.update(&self.core, reports, target, self.now());
         let readiness = match self.core.readiness(self.now()) {
             CoreReadiness::Ready => {
-                self.reporting.silent_watch().map_or(Readiness::Ready, Readiness::NotReady)
+                self.reporting.silence().map_or(Readiness::Ready, Readiness::NotReady)
             }
             CoreReadiness::NotReady(why) => Readiness::NotReady(self.reason(why)),
         };

@@ -1,11 +1,10 @@
 //! What people see of the bridge: logs, Events, metrics, readiness.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::admin::history::{History, Series};
 use crate::admin::metrics::{self, Metrics, Words};
@@ -21,8 +20,8 @@ use crate::domain::sync::{Cause, Core, NotReady, Report, Target, Written};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::{NOT_SERVED_RETRY, Trouble};
 use crate::run::daemon::checks::NOTHING_SELECTED;
-use crate::run::daemon::heard::{Heard, SILENCE};
 use crate::run::daemon::retry::LogThrottle;
+use crate::run::daemon::watch_health::WatchHealth;
 
 /// Strays that are remembered: a screen's worth; whoever has more has read about the first.
 const MAX_STRAYS: usize = 50;
@@ -31,14 +30,6 @@ const MAX_STRAYS: usize = 50;
 /// 1.8.7 with 16 requests at a time: 2,100 a second beside 500, 1,150 beside 2,000 and 320 beside
 /// 10,000; a TTL check on each makes it four times slower.
 const CROWDED: usize = 1_000;
-
-/// A watch that fails.
-struct Failing {
-    /// The newest failure.
-    why: String,
-    /// How many of its failures are counted.
-    counted: u32,
-}
 
 /// The metrics of a bridge.
 pub(super) fn bridge_metrics(is_elected: bool) -> Metrics {
@@ -54,15 +45,12 @@ pub(super) struct Reporting {
     metrics: Arc<Metrics>,
     readiness: watch::Sender<Readiness>,
     events: Reporter,
-    /// Watches that fail, with the newest failure.
-    watch_failures: BTreeMap<Kind, Failing>,
+    watches: WatchHealth,
     history: History,
     /// Kinds that were listed: a further list is a relist.
     listed: BTreeSet<Kind>,
     /// Kinds that the API server does not serve.
     not_served: BTreeSet<Kind>,
-    /// When the API server was last heard of on each watch.
-    heard: Heard,
     /// Whether it was said that an agent is crowded.
     said_crowded: bool,
     /// What was found in places where nothing of ours belongs.
@@ -80,14 +68,13 @@ impl Reporting {
         events: Reporter,
     ) -> Self {
         Self {
+            watches: WatchHealth::new(metrics.daemon.clone()),
             metrics,
             readiness,
             events,
-            watch_failures: BTreeMap::new(),
             history: History::with_propagation(),
             listed: BTreeSet::new(),
             not_served: BTreeSet::new(),
-            heard: Heard::default(),
             said_crowded: false,
             strays: BTreeSet::new(),
             failures: LogThrottle::default(),
@@ -135,12 +122,7 @@ impl Reporting {
     }
 
     pub(super) fn set_readiness(&self, readiness: Readiness, core: &Core) {
-        self.metrics.ready.set(i64::from(readiness == Readiness::Ready));
-        let changed = self.readiness.send_if_modified(|reported| {
-            let changes = *reported != readiness;
-            *reported = readiness;
-            changes
-        });
+        let changed = self.metrics.daemon.set_readiness(&self.readiness, readiness);
         if changed && *self.readiness.borrow() == Readiness::Ready {
             let counts = core.counts();
             tracing::info!(
@@ -172,8 +154,8 @@ impl Reporting {
                 if self.not_served.remove(kind) {
                     tracing::info!(kind = kind.as_str(), "the Kubernetes API serves this kind now");
                 }
-                self.watch_failures.remove(kind);
-                return self.heard(*kind);
+                self.watches.listed(*kind);
+                return;
             }
         };
         self.history.changed();
@@ -183,38 +165,26 @@ impl Reporting {
 
     /// The API server was heard of on the watch of this kind.
     pub(super) fn heard(&mut self, kind: Kind) {
-        self.metrics.heard(kind.as_str());
-        self.heard.on(kind, Instant::now());
+        self.watches.heard(kind);
     }
 
     /// The watches for `/status`.
     pub(super) fn watches(&self) -> Vec<WatchStatus> {
-        let watch = |(kind, heard): (Kind, Instant)| WatchStatus {
-            kind: kind.as_str(),
-            seconds_since_heard: heard.elapsed().as_secs(),
-            trouble: self.watch_failures.get(&kind).map(|it| it.why.clone()),
-        };
-        self.heard.iter().map(watch).collect()
+        self.watches.status()
     }
 
     pub(super) fn watch_failed(&mut self, trouble: &Trouble) {
-        let kind = trouble.kind.as_str();
-        // Not every failure is reported, but each is counted.
-        let counted = self.watch_failures.get(&trouble.kind).map_or(0, |it| it.counted);
-        let new = trouble.failures.checked_sub(counted).unwrap_or(trouble.failures);
-        self.metrics.watch_failures.get_or_create(&[("kind", kind)]).inc_by(new.into());
+        self.watches.failed(trouble);
         tracing::warn!(
-            kind,
+            kind = trouble.kind.as_str(),
             failures = trouble.failures,
             "waiting for the Kubernetes API: {}",
             trouble.error
         );
-        let failing = Failing { why: trouble.error.to_string(), counted: trouble.failures };
-        self.watch_failures.insert(trouble.kind, failing);
     }
 
     pub(super) fn watch_recovered(&mut self, kind: Kind) {
-        if self.watch_failures.remove(&kind).is_some() {
+        if self.watches.recovered(kind) {
             tracing::info!(kind = kind.as_str(), "the watch works again");
         }
     }
@@ -233,27 +203,18 @@ impl Reporting {
 
     /// What is watched no longer does not fail.
     pub(super) fn watch_ended(&mut self, kind: Kind) {
-        self.watch_failures.remove(&kind);
+        self.watches.ended(kind);
         self.listed.remove(&kind);
-        self.heard.forget(kind);
-        self.metrics.unwatched(kind.as_str());
     }
 
     /// Which watch has been silent for too long, in words.
-    pub(super) fn silent_watch(&self) -> Option<String> {
-        let kind = self.heard.silent(Instant::now())?;
-        let why = self.watch_failures.get(&kind).map(|it| format!(" ({})", it.why));
-        Some(format!(
-            "nothing was heard on the watch of {} for more than {} minutes{}",
-            kind.as_str(),
-            SILENCE.as_secs() / 60,
-            why.unwrap_or_default()
-        ))
+    pub(super) fn silence(&self) -> Option<String> {
+        self.watches.silence()
     }
 
     /// The newest failure of a watch that fails.
     pub(super) fn watch_failure(&self) -> Option<String> {
-        self.watch_failures.iter().next().map(|(kind, it)| format!("{}: {}", kind.as_str(), it.why))
+        self.watches.failure().map(|(kind, why)| format!("{}: {why}", kind.as_str()))
     }
 
     pub(super) fn wrote(&mut self, record: &RecordKey, answer: &Answer, took: Duration) {

@@ -3,7 +3,7 @@
 use crate::admin::Selection;
 use crate::admin::history::Series;
 use crate::admin::status::{
-    Counts, InstanceStatus, MAX_PROBLEMS, ObjectProblem, PAGE, Page, Peer, Readiness,
+    Counts, InstanceStatus, MAX_PROBLEMS, ObjectProblem, PAGE, Page, PageHead, Peer, Readiness,
     ServiceProblem, ServiceStatus, TAGS, WaitingRecord, WatchStatus,
 };
 use crate::domain::Moment;
@@ -81,19 +81,15 @@ pub fn page(
         services.push(status);
     }
     let counts = core.counts();
+    let reason = match readiness {
+        Readiness::Ready => None,
+        Readiness::NotReady(why) => Some(why),
+    };
     Page {
-        command: "bridge",
+        head: PageHead::new("bridge", reason, kubernetes, consul, watches),
         cluster: settings.cluster.to_string(),
         cluster_uid,
-        version: env!("CARGO_PKG_VERSION"),
         leadership,
-        ready: readiness == Readiness::Ready,
-        reason: match readiness {
-            Readiness::Ready => None,
-            Readiness::NotReady(why) => Some(why),
-        },
-        kubernetes,
-        consul,
         counts: Counts {
             services: counts.services,
             registrations: counts.registrations,
@@ -104,7 +100,6 @@ pub fn page(
         },
         holding: core.is_holding(),
         removals_held: core.removals_held(),
-        watches,
         history,
         problems: core.first_problems(PAGE).into_iter().map(ObjectProblem::new).collect(),
         services,

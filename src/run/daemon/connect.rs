@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::admin::metrics::ConsulRequests;
 use crate::consul::http::client::Client as ConsulClient;
 use crate::consul::http::config::Config;
 use crate::domain::text::chain;
@@ -42,6 +43,14 @@ pub(in crate::run) async fn kubernetes(common: &Common) -> Result<Connected, Err
 /// A client for Consul, which was not asked yet.
 pub(in crate::run) fn consul(config: &Config) -> Result<ConsulClient, Error> {
     ConsulClient::new(config).map_err(|error| Error::Usage(chain(&error)))
+}
+
+/// Has each request to Consul counted.
+pub(in crate::run) fn count_requests(consul: &ConsulClient, requests: &ConsulRequests) {
+    let requests = requests.clone();
+    consul.observe(Box::new(move |operation, took, is_answered| {
+        requests.asked(operation.as_str(), took, is_answered);
+    }));
 }
 
 /// The name of the pod or host: for Events, and in the leader's lock.

@@ -7,7 +7,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::apply::VERBS;
-use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, registry, set};
+use crate::admin::metrics::{DaemonMetrics, PREFIX, Timestamp, registry, set};
 use crate::admin::render::Render;
 use crate::consul::http::operation::Operation;
 use crate::domain::import::core::Importer;
@@ -22,10 +22,8 @@ type Label = [(&'static str, &'static str); 1];
 /// The metrics of an import.
 pub(super) struct Metrics {
     registry: Registry,
-    pub(super) ready: Gauge,
+    pub(super) daemon: DaemonMetrics,
     pub(super) synced: Timestamp,
-    pub(super) requests: ConsulRequests,
-    pub(super) watch_failures: Family<Label, Counter>,
     writes: Family<[(&'static str, &'static str); 2], Counter>,
     answers: Family<Label, Counter>,
     services: Gauge,
@@ -45,10 +43,8 @@ impl Default for Metrics {
     fn default() -> Self {
         let metrics = Self {
             registry: registry(),
-            ready: Gauge::default(),
+            daemon: DaemonMetrics::new(&KINDS, &Operation::ALL.map(Operation::as_str)),
             synced: Timestamp::default(),
-            requests: ConsulRequests::new(&Operation::ALL.map(Operation::as_str)),
-            watch_failures: Family::default(),
             writes: Family::default(),
             answers: Family::default(),
             services: Gauge::default(),
@@ -80,16 +76,11 @@ impl Metrics {
         for reason in Reason::ALL {
             drop(self.problems.get_or_create(&[("reason", reason.as_str())]));
         }
-        for kind in KINDS {
-            drop(self.watch_failures.get_or_create(&[("kind", kind.as_str())]));
-        }
     }
 
     fn registered(mut self) -> Self {
         let r = self.registry.sub_registry_with_prefix(PREFIX);
-        r.register("ready", "1 while /readyz answers 200", self.ready.clone());
-        self.requests.register(r);
-        r.register("watch_failures", "Failures of watches, by kind", self.watch_failures.clone());
+        self.daemon.register(r);
         let r = r.sub_registry_with_prefix("import");
         r.register(
             "writes",
@@ -195,6 +186,7 @@ mod tests {
             "kube_consul_ready 0",
             "kube_consul_consul_request_failures_total{operation=\"health_read\"} 0",
             "kube_consul_watch_failures_total{kind=\"EndpointSlice\"} 0",
+            "kube_consul_watch_last_heard_timestamp_seconds{kind=\"Service\"} 0",
             "kube_consul_import_writes_total{verb=\"write\",result=\"failed\"} 0",
             "kube_consul_import_writes_total{verb=\"delete_service\",result=\"done\"} 0",
             "kube_consul_import_answers_total{result=\"true\"} 0",

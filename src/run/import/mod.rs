@@ -57,7 +57,7 @@ use crate::kubernetes::import::{ImportServices, ImportSlices};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::{listen, listens_at};
-use crate::run::daemon::connect::{consul, kubernetes, log_out, runtime};
+use crate::run::daemon::connect::{consul, count_requests, kubernetes, log_out, runtime};
 use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::options::Common;
@@ -129,10 +129,7 @@ async fn run(
     let kubernetes = kubernetes(&options.common).await?;
     let consul = consul(&options.common.consul)?;
     let metrics = Arc::new(Metrics::default());
-    let requests = metrics.requests.clone();
-    consul.observe(Box::new(move |operation, took, is_answered| {
-        requests.asked(operation.as_str(), took, is_answered);
-    }));
+    count_requests(&consul, &metrics.daemon.requests);
     if options.serves_prometheus {
         serve_prometheus(Arc::<Metrics>::clone(&metrics));
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::reporting::{Reporting, name_of};
 use crate::admin::Selection;
 use crate::admin::history::Series;
-use crate::admin::status::{MAX_PROBLEMS, ObjectProblem, PAGE, Peer, WatchStatus};
+use crate::admin::status::{MAX_PROBLEMS, ObjectProblem, PAGE, PageHead};
 use crate::domain::import::core::{Importer, Summary};
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
@@ -16,13 +16,8 @@ const MAX_ENDPOINTS: usize = 50;
 /// One page of `/status`.
 #[derive(Debug, Serialize)]
 pub(super) struct ImportPage {
-    command: &'static str,
-    version: &'static str,
-    ready: bool,
-    reason: Option<String>,
-    kubernetes: Peer,
-    consul: Peer,
-    watches: Vec<WatchStatus>,
+    #[serde(flatten)]
+    head: PageHead,
     counts: Counts,
     /// The last 15 minutes.
     history: Vec<Series>,
@@ -76,19 +71,12 @@ pub(super) fn page(
     (kubernetes, consul): (String, String),
     polled: usize,
 ) -> ImportPage {
-    let reason = reporting.why_not_ready(state);
     let summaries = state.summaries(selection.after.as_ref());
     let (services, next) = selection.page(summaries);
     let services = services.into_iter().map(|(key, summary)| service(state, key, &summary));
     let problem = |(key, it)| ObjectProblem::new((Subject::Service, key, it));
     ImportPage {
-        command: "import",
-        version: env!("CARGO_PKG_VERSION"),
-        ready: reason.is_none(),
-        reason,
-        kubernetes: reporting.kubernetes(kubernetes),
-        consul: reporting.consul(consul),
-        watches: reporting.watches(),
+        head: reporting.head(state, kubernetes, consul),
         counts: Counts {
             services: state.imported_count(),
             created: state.created_count(),

@@ -1,6 +1,5 @@
 //! What the import tells people: logs, Events, metrics, readiness.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::apply::Applied;
 use super::metrics::Metrics;
 use crate::admin::history::{History, Series};
 use crate::admin::metrics::now;
-use crate::admin::status::{Peer, Readiness, WatchStatus};
+use crate::admin::status::{PageHead, Peer, Readiness};
 use crate::consul::read::evidence::Unknown;
 use crate::domain::import::core::{Importer, Report};
 use crate::domain::import::object::Seen;
@@ -21,6 +20,7 @@ use crate::domain::text::{chain, excerpt};
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Notice;
 use crate::run::daemon::retry::LogThrottle;
+use crate::run::daemon::watch_health::WatchHealth;
 
 /// Consul that has not answered for this long makes the import unready.
 const SILENCE: Duration = Duration::from_mins(1);
@@ -33,9 +33,7 @@ pub(super) struct Reporting {
     heard: Option<Instant>,
     /// Why Consul did not answer last.
     silence: Option<String>,
-    watch_failures: BTreeMap<Kind, String>,
-    /// When the API server was last heard of on each watch.
-    watch_heard: BTreeMap<Kind, Instant>,
+    watches: WatchHealth,
     history: History,
     throttle: LogThrottle,
     was_in_sync: bool,
@@ -52,13 +50,12 @@ impl Reporting {
         reporter: Reporter,
     ) -> Self {
         Self {
+            watches: WatchHealth::new(metrics.daemon.clone()),
             metrics,
             readiness,
             reporter,
             heard: None,
             silence: None,
-            watch_failures: BTreeMap::new(),
-            watch_heard: BTreeMap::new(),
             history: History::default(),
             throttle: LogThrottle::default(),
             was_in_sync: false,
@@ -109,7 +106,7 @@ impl Reporting {
 
     /// The API server shows something, or that it is there.
     pub(super) fn shown(&mut self, kind: Kind) {
-        self.watch_heard.insert(kind, Instant::now());
+        self.watches.heard(kind);
     }
 
     pub(super) fn watch(&mut self, notice: Notice<Seen>) {
@@ -118,12 +115,10 @@ impl Reporting {
             Notice::Event(_) | Notice::NotServed(_) => {}
             Notice::Heard(kind) => self.shown(kind),
             Notice::Trouble(trouble) => {
-                let kind = [("kind", trouble.kind.as_str())];
-                self.metrics.watch_failures.get_or_create(&kind).inc();
                 tracing::warn!(failures = trouble.failures, "{}", trouble.error);
-                self.watch_failures.insert(trouble.kind, trouble.error.to_string());
+                self.watches.failed(&trouble);
             }
-            Notice::Recovered(kind) => drop(self.watch_failures.remove(&kind)),
+            Notice::Recovered(kind) => drop(self.watches.recovered(kind)),
         }
     }
 
@@ -182,13 +177,8 @@ impl Reporting {
                  kube-consul bridge does"
             );
         }
-        self.metrics.ready.set(i64::from(why.is_none()));
         let readiness = why.map_or(Readiness::Ready, Readiness::NotReady);
-        self.readiness.send_if_modified(|before| {
-            let is_new = *before != readiness;
-            *before = readiness;
-            is_new
-        });
+        self.metrics.daemon.set_readiness(&self.readiness, readiness);
         self.metrics.loop_seconds.observe(began.elapsed().as_secs_f64());
     }
 
@@ -197,33 +187,23 @@ impl Reporting {
         self.history.series()
     }
 
-    /// Consul at this URL.
-    pub(super) fn consul(&self, url: String) -> Peer {
-        peer(url, self.silence.clone())
-    }
-
-    /// The API server at this URL.
-    pub(super) fn kubernetes(&self, url: String) -> Peer {
-        peer(url, self.watch_failures.values().next().cloned())
-    }
-
-    /// The watches of the API server.
-    pub(super) fn watches(&self) -> Vec<WatchStatus> {
-        let status = |(kind, heard): (&Kind, &Instant)| WatchStatus {
-            kind: kind.as_str(),
-            seconds_since_heard: heard.elapsed().as_secs(),
-            trouble: self.watch_failures.get(kind).cloned(),
-        };
-        self.watch_heard.iter().map(status).collect()
+    /// What a page of `/status` begins with; both sides are at these URLs.
+    pub(super) fn head(&self, state: &Importer, kubernetes: String, consul: String) -> PageHead {
+        let peer = |url, trouble| Peer { url, trouble, ..Peer::default() };
+        let failure = self.watches.failure().map(|(_, why)| why.to_owned());
+        let (kubernetes, consul) = (peer(kubernetes, failure), peer(consul, self.silence.clone()));
+        let reason = self.why_not_ready(state);
+        PageHead::new("import", reason, kubernetes, consul, self.watches.status())
     }
 
     /// Why the import is not ready, if it is not.
     pub(super) fn why_not_ready(&self, state: &Importer) -> Option<String> {
         if !state.is_listed() {
-            let failed = self.watch_failures.values().next();
-            return Some(
-                failed.cloned().unwrap_or_else(|| "listing Services and slices".to_owned()),
-            );
+            let why = self.watches.failure().map_or("listing Services and slices", |(_, why)| why);
+            return Some(why.to_owned());
+        }
+        if let Some(why) = self.watches.silence() {
+            return Some(why);
         }
         if self.heard.is_none_or(|heard| heard.elapsed() >= SILENCE) {
             let why = self.silence.as_deref().unwrap_or("no answer yet");
@@ -242,15 +222,41 @@ impl Reporting {
     }
 }
 
-fn peer(url: String, trouble: Option<String>) -> Peer {
-    Peer { url, trouble, ..Peer::default() }
-}
-
 /// A source for people: its service, and the datacenter where one is named.
 pub(super) fn name_of(source: &Source) -> String {
     let service = format!("{:?}", excerpt(&source.service));
     match &source.datacenter {
         Some(datacenter) => format!("{service} in datacenter {:?}", excerpt(datacenter)),
         None => service,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::daemon::watch_health::SILENCE as WATCH_SILENCE;
+
+    #[tokio::test(start_paused = true)]
+    async fn l1_services_that_nothing_was_heard_of_for_five_minutes_are_not_health() {
+        let (readiness, _ready) = watch::channel(Readiness::NotReady(String::new()));
+        let mut reporting = Reporting::new(Arc::default(), readiness, Reporter::to_nobody());
+        let mut state = Importer::new(None, None);
+        state.handle_services_list();
+        state.handle_services_listed();
+        state.handle_slices_list();
+        state.handle_slices_listed();
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            reporting.shown(kind);
+        }
+        tokio::time::advance(WATCH_SILENCE).await;
+        reporting.heartbeat(Ok(()));
+        assert_eq!(reporting.why_not_ready(&state), None);
+        reporting.watch(Notice::Heard(Kind::Service));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let why = reporting.why_not_ready(&state).unwrap();
+        assert!(why.contains("watch of EndpointSlice for more than 5 minutes"), "{why}");
+        assert_eq!(reporting.watches.status()[1].seconds_since_heard, WATCH_SILENCE.as_secs() + 1);
+        reporting.watch(Notice::Heard(Kind::EndpointSlice));
+        assert_eq!(reporting.why_not_ready(&state), None, "a bookmark is enough");
     }
 }

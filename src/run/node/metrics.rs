@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::admin::metrics::{ConsulRequests, PREFIX, Timestamp, now, registry, set};
+use crate::admin::metrics::{DaemonMetrics, PREFIX, Timestamp, now, registry, set};
 use crate::admin::render::Render;
 use crate::consul::http::operation::Operation;
 use crate::domain::kube::object::Kind;
@@ -24,18 +24,10 @@ const STATUSES: [&str; 2] = ["success", "error"];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
-/// What is watched, as a label.
-fn watched() -> Labels<1> {
-    [("kind", Kind::Pod.as_str())]
-}
-
 /// The metrics of a node daemon.
 pub(super) struct Metrics {
     registry: Registry,
-    pub(super) ready: Gauge,
-    pub(super) requests: ConsulRequests,
-    pub(super) watch_failures: Family<Labels<1>, Counter>,
-    watch_heard: Family<Labels<1>, Timestamp>,
+    pub(super) daemon: DaemonMetrics,
     writes: Family<Labels<2>, Counter>,
     pub(super) propagation: Histogram,
     pods: Gauge,
@@ -58,10 +50,7 @@ impl Default for Metrics {
         let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         let metrics = Self {
             registry: registry(),
-            ready: Gauge::default(),
-            requests: ConsulRequests::new(&Operation::ALL.map(Operation::as_str)),
-            watch_failures: Family::default(),
-            watch_heard: Family::default(),
+            daemon: DaemonMetrics::new(&[Kind::Pod], &Operation::ALL.map(Operation::as_str)),
             writes: Family::default(),
             // From a millisecond, doubling to half a minute: a write that is tried again counts whole.
             propagation: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
@@ -84,8 +73,6 @@ impl Default for Metrics {
 impl Metrics {
     /// Makes every series.
     fn begin(&self) {
-        drop(self.watch_failures.get_or_create(&watched()));
-        drop(self.watch_heard.get_or_create(&watched()));
         for kind in WRITES {
             for result in RESULTS {
                 drop(self.writes.get_or_create(&[("kind", kind), ("result", result)]));
@@ -110,14 +97,7 @@ impl Metrics {
 
     fn registered(mut self) -> Self {
         let r = self.registry.sub_registry_with_prefix(PREFIX);
-        r.register("ready", "1 while /readyz answers 200", self.ready.clone());
-        self.requests.register(r);
-        r.register("watch_failures", "Failures of watches, by kind", self.watch_failures.clone());
-        r.register(
-            "watch_last_heard_timestamp_seconds",
-            "When the API server or the kubelet was last heard of, by kind",
-            self.watch_heard.clone(),
-        );
+        self.daemon.register(r);
         let r = r.sub_registry_with_prefix("node");
         r.register(
             "writes",
@@ -159,19 +139,11 @@ impl Metrics {
         self
     }
 
-    /// The API server, or the kubelet, was heard of.
-    pub(super) fn heard(&self) {
-        now(&self.watch_heard.get_or_create(&watched()));
-    }
-
     /// The pods were listed, or could not be, in so many seconds.
     pub(super) fn listed(&self, is_done: bool, seconds: f64) {
         let label = [("status", STATUSES[usize::from(!is_done)])];
         self.kubelet_syncs.get_or_create(&label).inc();
         self.kubelet_seconds.get_or_create(&label).observe(seconds);
-        if !is_done {
-            self.watch_failures.get_or_create(&watched()).inc();
-        }
     }
 
     /// The agent was read, or could not be, in so many seconds.
@@ -293,7 +265,8 @@ mod tests {
             metrics.listed(is_done, 0.1);
             metrics.read(is_done, 0.1);
         }
-        metrics.heard();
+        metrics.daemon.heard(Kind::Pod);
+        metrics.daemon.watch_failed(Kind::Pod, 1);
         metrics.set(&Counts::default(), false);
         assert_eq!(series(&before), series(&metrics.render().unwrap()), "labels are bounded");
     }

@@ -54,7 +54,7 @@ use crate::kubernetes::node::{NodePods, patch_gates};
 use crate::kubernetes::watch::{Notice, Relist, Scope, Watcher};
 use crate::run::Error;
 use crate::run::daemon::admin::{listen, listens_at};
-use crate::run::daemon::connect::{consul, kubernetes, runtime};
+use crate::run::daemon::connect::{consul, count_requests, kubernetes, runtime};
 use crate::run::daemon::first_line::FirstLine;
 use crate::run::daemon::frame::{self, Inside};
 use crate::run::daemon::options::Common;
@@ -135,10 +135,7 @@ async fn run(
     if options.has_pprof {
         tracing::info!("--pprof-bind-address: there is no Go profiler; nothing listens there");
     }
-    let requests = metrics.requests.clone();
-    consul.observe(Box::new(move |operation, took, is_answered| {
-        requests.asked(operation.as_str(), took, is_answered);
-    }));
+    count_requests(&consul, &metrics.daemon.requests);
     let api = kubernetes.as_ref().map(|it| it.url.clone());
     let admin = listener.as_ref().map(listens_at);
     let (node, kubelet) = match &options.pods {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::reporting::Reporting;
 use crate::admin::Selection;
 use crate::admin::history::Series;
-use crate::admin::status::{MAX_PROBLEMS, ObjectProblem, PAGE, Peer, WatchStatus};
+use crate::admin::status::{MAX_PROBLEMS, ObjectProblem, PAGE, PageHead};
 use crate::domain::Moment;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::Subject;
@@ -16,14 +16,8 @@ use crate::domain::node::wanted::CheckStatus;
 /// One page of `/status`.
 #[derive(Debug, Serialize)]
 pub(super) struct NodePage {
-    command: &'static str,
-    version: &'static str,
-    ready: bool,
-    reason: Option<String>,
-    /// The API server or the kubelet, wherever the pods come from.
-    kubernetes: Peer,
-    consul: Peer,
-    watches: Vec<WatchStatus>,
+    #[serde(flatten)]
+    head: PageHead,
     counts: Counts,
     /// Whether removals are held back until they are confirmed.
     holding: bool,
@@ -80,18 +74,11 @@ pub(super) fn page(
     selection: &Selection,
     now: Moment,
 ) -> NodePage {
-    let reason = reporting.why_not_ready(core, now);
     let CoreCounts { pods, registrations, passing, backlog, problems, .. } = core.counts();
     let (selected, next) = selection.page(core.pods(selection.after.as_ref()));
     let problem = |(key, it)| ObjectProblem::new((Subject::Pod, key, it));
     NodePage {
-        command: "node",
-        version: env!("CARGO_PKG_VERSION"),
-        ready: reason.is_none(),
-        reason,
-        kubernetes: reporting.kubernetes(),
-        consul: reporting.consul(core),
-        watches: reporting.watches(),
+        head: reporting.head(core, now),
         counts: Counts { pods, registrations, passing, backlog, problems: problems.values().sum() },
         holding: core.is_holding(),
         last_sync_seconds: core.agent().0.map(|at| now.saturating_sub(at).as_secs_f64()),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::agent::{Reading, Written};
 use super::metrics::Metrics;
 use crate::admin::history::{History, Series};
-use crate::admin::status::{Peer, Readiness, WatchStatus};
+use crate::admin::status::{PageHead, Peer, Readiness};
 use crate::domain::Moment;
 use crate::domain::kube::object::{Kind, Subject, WatchEvent};
 use crate::domain::node::core::Core;
@@ -17,8 +17,8 @@ use crate::domain::node::exchange::{Answer, GatePatch, PatchError, Report};
 use crate::domain::node::pod::Seen;
 use crate::kubernetes::events::{Regarding, Reporter};
 use crate::kubernetes::watch::Notice;
-use crate::run::daemon::heard::{Heard, SILENCE as WATCH_SILENCE};
 use crate::run::daemon::retry::LogThrottle;
+use crate::run::daemon::watch_health::WatchHealth;
 
 /// An agent that has not answered for this long makes the daemon unready.
 const SILENCE: Duration = Duration::from_mins(1);
@@ -37,8 +37,7 @@ pub(super) struct Reporting {
     pods_from: String,
     /// Where Consul is, and what it says of itself where it may be asked.
     consul: Peer,
-    watch_failure: Option<String>,
-    heard: Heard,
+    watches: WatchHealth,
     history: History,
     list_began: Instant,
     read_began: Instant,
@@ -57,13 +56,12 @@ impl Reporting {
         consul: String,
     ) -> Self {
         Self {
+            watches: WatchHealth::new(metrics.daemon.clone()),
             metrics,
             readiness,
             reporter,
             pods_from,
             consul: Peer { url: consul, ..Peer::default() },
-            watch_failure: None,
-            heard: Heard::default(),
             history: History::with_propagation(),
             list_began: Instant::now(),
             read_began: Instant::now(),
@@ -76,9 +74,8 @@ impl Reporting {
         match notice {
             Notice::Event(WatchEvent::ListStarted(_)) => self.list_began = Instant::now(),
             Notice::Event(WatchEvent::ListCompleted(_)) => {
-                self.heard();
                 self.metrics.listed(true, self.list_began.elapsed().as_secs_f64());
-                if self.watch_failure.take().is_some() {
+                if self.watches.listed(Kind::Pod) {
                     tracing::info!("the pods are shown again");
                 }
             }
@@ -89,10 +86,10 @@ impl Reporting {
                     "waiting for the pods; what is registered stays: {}",
                     trouble.error
                 );
-                self.watch_failure = Some(trouble.error.to_string());
+                self.watches.failed(trouble);
             }
-            Notice::Recovered(_) => self.watch_failure = None,
-            Notice::Event(_) | Notice::Heard(_) => self.heard(),
+            Notice::Recovered(kind) => drop(self.watches.recovered(*kind)),
+            Notice::Event(_) | Notice::Heard(_) => self.watches.heard(Kind::Pod),
             Notice::NotServed(_) => {}
         }
     }
@@ -100,12 +97,6 @@ impl Reporting {
     /// A pod is another than before.
     pub(super) fn changed(&mut self) {
         self.history.changed();
-    }
-
-    /// The API server, or the kubelet, was heard of.
-    fn heard(&mut self) {
-        self.heard.on(Kind::Pod, Instant::now());
-        self.metrics.heard();
     }
 
     pub(super) fn reading_agent(&mut self) {
@@ -208,26 +199,17 @@ impl Reporting {
             let (pods, registrations) = (counts.pods, counts.registrations);
             tracing::info!(pods, registrations, problems, "in sync");
         }
-        self.metrics.ready.set(i64::from(why.is_none()));
         let readiness = why.map_or(Readiness::Ready, Readiness::NotReady);
-        self.readiness.send_if_modified(|before| {
-            let is_new = *before != readiness;
-            *before = readiness;
-            is_new
-        });
+        self.metrics.daemon.set_readiness(&self.readiness, readiness);
     }
 
-    pub(super) fn why_not_ready(&self, core: &Core, now: Moment) -> Option<String> {
+    fn why_not_ready(&self, core: &Core, now: Moment) -> Option<String> {
         if !core.is_listed() {
-            let why = self.watch_failure.as_deref().unwrap_or("no list yet");
+            let why = self.watches.failure().map_or("no list yet", |(_, why)| why);
             return Some(format!("waiting for the pods: {why}"));
         }
-        if self.heard.silent(Instant::now()).is_some() {
-            let why = self.watch_failure.as_deref().unwrap_or("no failure");
-            return Some(format!(
-                "nothing was heard of the pods for more than {} minutes: {why}",
-                WATCH_SILENCE.as_secs() / 60
-            ));
+        if let Some(why) = self.watches.silence() {
+            return Some(why);
         }
         let (answered, failure) = core.agent();
         if answered.is_none_or(|at| now.saturating_sub(at) >= SILENCE) {
@@ -246,25 +228,14 @@ impl Reporting {
         self.history.series()
     }
 
-    /// Where the pods come from.
-    pub(super) fn kubernetes(&self) -> Peer {
-        let trouble = self.watch_failure.clone();
-        Peer { url: self.pods_from.clone(), trouble, ..Peer::default() }
-    }
-
-    /// The agent.
-    pub(super) fn consul(&self, core: &Core) -> Peer {
-        Peer { trouble: core.agent().1.map(ToOwned::to_owned), ..self.consul.clone() }
-    }
-
-    /// The watch of the pods, once it was heard of.
-    pub(super) fn watches(&self) -> Vec<WatchStatus> {
-        let status = |(kind, heard): (Kind, Instant)| WatchStatus {
-            kind: kind.as_str(),
-            seconds_since_heard: heard.elapsed().as_secs(),
-            trouble: self.watch_failure.clone(),
-        };
-        self.heard.iter().map(status).collect()
+    /// What a page of `/status` begins with.
+    pub(super) fn head(&self, core: &Core, now: Moment) -> PageHead {
+        let trouble = self.watches.failure().map(|(_, why)| why.to_owned());
+        let kubernetes = Peer { url: self.pods_from.clone(), trouble, ..Peer::default() };
+        let trouble = core.agent().1.map(ToOwned::to_owned);
+        let consul = Peer { trouble, ..self.consul.clone() };
+        let reason = self.why_not_ready(core, now);
+        PageHead::new("node", reason, kubernetes, consul, self.watches.status())
     }
 }
 
@@ -272,6 +243,7 @@ impl Reporting {
 mod tests {
     use super::*;
     use crate::domain::node::wanted::Defaults;
+    use crate::run::daemon::watch_health::SILENCE as WATCH_SILENCE;
 
     /// What a daemon whose agent answers says when the pods were heard of last so long ago.
     fn after(silence: Duration, reporting: &Reporting, core: &mut Core) -> Option<String> {
@@ -291,7 +263,7 @@ mod tests {
             ttl_buffer: Duration::from_secs(10),
             deregister_critical_after: None,
         });
-        assert!(reporting.watches().is_empty());
+        assert!(reporting.watches.status().is_empty());
         for event in [WatchEvent::ListStarted(Kind::Pod), WatchEvent::ListCompleted(Kind::Pod)] {
             reporting.watch(&Notice::Event(event.clone()));
             core.handle_watch(event, Moment::ZERO);
@@ -303,7 +275,7 @@ mod tests {
         let silent = WATCH_SILENCE + Duration::from_secs(1);
         let why = after(silent, &reporting, &mut core).unwrap();
         assert!(why.contains("more than 5 minutes"), "{why}");
-        assert_eq!(reporting.watches()[0].seconds_since_heard, silent.as_secs());
+        assert_eq!(reporting.watches.status()[0].seconds_since_heard, silent.as_secs());
         reporting.watch(&Notice::Heard(Kind::Pod));
         assert_eq!(after(silent, &reporting, &mut core), None, "a bookmark is enough");
         // Nor is an agent that has not answered for a minute.
