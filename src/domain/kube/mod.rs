@@ -9,4 +9,5 @@ pub mod pod;
 pub mod route;
 pub mod routes;
 pub mod selector;
+mod slices;
 pub mod store;

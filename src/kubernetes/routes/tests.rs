@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::kubernetes::slim::Slim;
+use crate::domain::kube::names::ObjectKey;
+use crate::domain::kube::route::{BackendPort, HttpRoute, Ingress};
+use crate::kubernetes::routes::gateway::GATEWAY_GROUP;
+use crate::kubernetes::routes::kept::MAX_RULES;
+use crate::kubernetes::slim::{Content, Slim, Watched};
 
 fn decode<P: Watched>(object: &Value) -> P::Object {
     let text = object.to_string();
