@@ -248,7 +248,10 @@ impl ClusterCache {
     pub fn services_concerned(&self, kind: Kind, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         match kind {
             Kind::Service => [key.clone()].into(),
-            Kind::EndpointSlice => self.slices.service_of.get(key).cloned().into_iter().collect(),
+            Kind::EndpointSlice => match self.slices.service_of.get(key) {
+                Some(service) => [service.clone()].into(),
+                None => self.concerned_by_unread(key).into_iter().collect(),
+            },
             Kind::Node => {
                 let of_pods =
                     self.tells_nodes_from_pods.then(|| self.slices.services_on(&key.name));

@@ -502,3 +502,18 @@ fn a_name_of_one_that_was_not_listed_while_nobody_led_is_not_taken() {
     ];
     assert_runs(Target::Elected, &ops);
 }
+
+#[test]
+fn slices_that_could_not_be_read_and_that_a_list_lacks_take_nothing_with_them() {
+    let scenario = Scenario { crowd: true, ..SCENARIO };
+    let ops = vec![
+        Op::Next(Fate::Failed, Pace(1, 1)),
+        Op::Pass(7),
+        Op::Restart(0, 1),
+        Op::Undecodable(WatchedKind::Slices, 255),
+        Op::Pass(6),
+        Op::Lists(0, WatchedKind::Slices, 1, 255),
+        Op::Pass(1),
+    ];
+    assert_all_run(scenario, ops);
+}

@@ -353,6 +353,24 @@ fn a_ptr_record_of_two_services_stays_with_their_instances_whose_slices_cannot_b
 }
 
 #[test]
+fn a_list_that_lacks_slices_that_could_never_be_read_removes_nothing() {
+    let mut simulation = in_sync(30).restarted(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, (1..=30).map(service_seen));
+    let unread =
+        |n| SeenObject::Undecodable(Kind::EndpointSlice, key(&format!("s{n}-x")), "odd".to_owned());
+    simulation.list(Kind::EndpointSlice, (1..=30).map(unread));
+    simulation.settle();
+    simulation.list(Kind::EndpointSlice, []);
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(simulation.bridge.is_holding());
+    confirm(&mut simulation, (1..=30).map(service_seen).collect(), Vec::new());
+    let all = simulation.registered();
+    assert!(all.iter().all(|it| it.ends_with("Critical")), "a second list agrees: {all:?}");
+}
+
+#[test]
 fn a_held_service_that_a_later_list_lacks_is_removed() {
     let mut changed = settings();
     changed.default_sync = false;
