@@ -12,7 +12,7 @@ use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, SeenObject};
 use crate::domain::kube::route::{Backend, BackendPort, Gateway, HttpRoute, Listener, Parent};
 use crate::domain::text::one_line;
-use crate::kubernetes::routes::kept::{Kept, Metadata, is_host, usable};
+use crate::kubernetes::routes::kept::{Kept, is_host, parts, usable};
 use crate::kubernetes::slim::{Content, Identity, LeftOut, QUOTED_BYTES, Watched, port_number};
 use crate::kubernetes::wire::Text;
 
@@ -34,16 +34,6 @@ pub struct Gateways;
 
 pub(super) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const GATEWAY_RBAC: &str = "manifests/optional/gateway-rbac.yaml";
-
-#[derive(Deserialize)]
-struct WireHttpRoute<'a> {
-    #[serde(borrow)]
-    metadata: Metadata<'a>,
-    #[serde(borrow)]
-    spec: Option<HttpRouteSpec<'a>>,
-    #[serde(borrow)]
-    status: Option<HttpRouteStatus<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -116,16 +106,6 @@ struct BackendRef<'a> {
     weight: Option<i64>,
 }
 
-#[derive(Deserialize)]
-struct WireGateway<'a> {
-    #[serde(borrow)]
-    metadata: Metadata<'a>,
-    #[serde(borrow)]
-    spec: Option<GatewaySpec<'a>>,
-    #[serde(borrow)]
-    status: Option<GatewayStatus<'a>>,
-}
-
 #[derive(Default, Deserialize)]
 struct GatewaySpec<'a> {
     #[serde(borrow)]
@@ -195,12 +175,10 @@ impl Watched for HttpRoutes {
     const MAY_BE_ABSENT: bool = true;
 
     fn decode(json: &str) -> Result<(Identity, Content<HttpRoute>), serde_json::Error> {
-        let object: WireHttpRoute<'_> = serde_json::from_str(json)?;
-        let identity = object.metadata.identity();
+        let (identity, spec, status) = parts::<HttpRouteSpec<'_>, HttpRouteStatus<'_>>(json)?;
         let namespace = &*identity.key.namespace;
         let mut left_out = LeftOut::default();
-        let spec = object.spec.unwrap_or_default();
-        let accepted = object.status.unwrap_or_default().accepted(namespace);
+        let accepted = status.accepted(namespace);
         let asked = spec.parent_refs.unwrap_or_default().into_iter();
         let asked = asked.filter_map(|it| it.parent(namespace)).take(MAX_PARENTS);
         let parents: BTreeSet<Parent> = asked.filter(|it| accepted.contains(it)).collect();
@@ -232,14 +210,12 @@ impl Watched for Gateways {
     const MAY_BE_ABSENT: bool = true;
 
     fn decode(json: &str) -> Result<(Identity, Content<Gateway>), serde_json::Error> {
-        let object: WireGateway<'_> = serde_json::from_str(json)?;
-        let identity = object.metadata.identity();
+        let (identity, spec, status) = parts::<GatewaySpec<'_>, GatewayStatus<'_>>(json)?;
         let mut left_out = LeftOut::default();
-        let status = object.status.unwrap_or_default();
         let idle = status.listeners.unwrap_or_default();
         let idle = idle.into_iter().filter(|it| it.attached_routes == Some(0)).map(|it| it.name.0);
         let idle: HashSet<_> = idle.collect();
-        let listeners = object.spec.unwrap_or_default().listeners.unwrap_or_default();
+        let listeners = spec.listeners.unwrap_or_default();
         let listeners = listeners.into_iter().take(MAX_LISTENERS).map(|it| {
             let is_idle = idle.contains(&it.name.0);
             (it, is_idle)

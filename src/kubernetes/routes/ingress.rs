@@ -7,23 +7,13 @@ use serde::Deserialize;
 use crate::domain::kube::names::ObjectKey;
 use crate::domain::kube::object::{Kind, SeenObject};
 use crate::domain::kube::route::{Backend, BackendPort, Ingress, IngressRule};
-use crate::kubernetes::routes::kept::{Kept, Metadata, is_host, usable};
+use crate::kubernetes::routes::kept::{Kept, is_host, parts, usable};
 use crate::kubernetes::slim::{Content, Identity, LeftOut, Watched, port_number};
 use crate::kubernetes::wire::{ServiceStatus, Text};
 
 /// `networking.k8s.io/v1` Ingresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Ingresses;
-
-#[derive(Deserialize)]
-struct WireIngress<'a> {
-    #[serde(borrow)]
-    metadata: Metadata<'a>,
-    #[serde(borrow)]
-    spec: Option<IngressSpec<'a>>,
-    #[serde(borrow)]
-    status: Option<ServiceStatus<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,11 +86,10 @@ impl Watched for Ingresses {
     const GRANTED_BY: &'static str = "manifests/optional/ingress-rbac.yaml";
 
     fn decode(json: &str) -> Result<(Identity, Content<Ingress>), serde_json::Error> {
-        let object: WireIngress<'_> = serde_json::from_str(json)?;
-        let identity = object.metadata.identity();
+        let (identity, spec, status) = parts::<IngressSpec<'_>, ServiceStatus<'_>>(json)?;
         let mut left_out = LeftOut::default();
-        let rules = object.spec.unwrap_or_default().rules(&mut left_out);
-        let addresses = object.status.unwrap_or_default().addresses();
+        let rules = spec.rules(&mut left_out);
+        let addresses = status.addresses();
         let addresses = usable(addresses.into_iter(), "status.loadBalancer", &mut left_out);
         let ingress = Ingress { rules, addresses, left_out: left_out.into_box() };
         Ok((identity, Content::Object(ingress)))

@@ -18,10 +18,19 @@ pub(super) const MAX_RULES: usize = 1_000;
 /// Longest name that DNS can carry.
 const MAX_HOST: usize = 253;
 
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "S: Deserialize<'de>, T: Deserialize<'de>"))]
+struct Object<'a, S, T> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+    spec: Option<S>,
+    status: Option<T>,
+}
+
 /// Which object it is.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Metadata<'a> {
+struct Metadata<'a> {
     #[serde(borrow)]
     name: Text<'a>,
     #[serde(borrow)]
@@ -67,12 +76,15 @@ impl<T: Ord> Kept<T> {
     }
 }
 
-// === impl Metadata ===
-
-impl Metadata<'_> {
-    pub(super) fn identity(self) -> Identity {
-        identity(self.namespace, self.name, self.resource_version)
-    }
+/// Which object the JSON is, with its `spec` and `status`: an absent one is as an empty one.
+pub(super) fn parts<'a, S, T>(json: &'a str) -> Result<(Identity, S, T), serde_json::Error>
+where
+    S: Default + Deserialize<'a>,
+    T: Default + Deserialize<'a>,
+{
+    let Object { metadata, spec, status } = serde_json::from_str(json)?;
+    let identity = identity(metadata.namespace, metadata.name, metadata.resource_version);
+    Ok((identity, spec.unwrap_or_default(), status.unwrap_or_default()))
 }
 
 /// Whether it is a name that DNS can carry, or a wildcard of such, and no IP address. What has only
