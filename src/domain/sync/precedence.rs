@@ -134,6 +134,8 @@ impl Term {
         if first.is_some_and(|first| known.certainly_holds(first, name)) {
             return;
         }
+        // It has had the name, and waits behind another one from now on.
+        let waits = (claims.claims(name, mover) && first != Some(mover)).then(|| mover.clone());
         // Those behind it are behind such a one as well. Where a mover was that has given up its claim is
         // not known.
         let is_before = |other: &ObjectKey| claims.is_before(name, other, mover);
@@ -143,19 +145,29 @@ impl Term {
                 known.holders(name).filter(|other| *other != mover).cloned().collect();
             self.mark_each(others);
         }
+        self.mark_each(waits);
         // One that comes first waits for whoever keeps the name.
         if config.settings.never_removes() || !claims.claims(name, mover) {
             self.mark_each(first.cloned());
         }
     }
 
-    /// Has these planned, each after whoever takes over what it leaves.
+    /// Has these planned, each after whoever takes over what it leaves, even if it has waited for longer.
     pub(super) fn mark_leaving(
         &mut self,
         services: impl IntoIterator<Item = ObjectKey>,
         cluster: &Cluster,
     ) {
-        self.mark_each(self.takers_first(services, cluster));
+        let services: Vec<ObjectKey> = services.into_iter().collect();
+        let count = services.len();
+        let order = self.takers_first(services, cluster);
+        let is_taken_over = order.len() > count;
+        for service in order {
+            self.mark(service.clone());
+            if is_taken_over {
+                self.work.queue.move_to_end(&service);
+            }
+        }
     }
 
     /// These, each after those that come first for names that it has, and does not claim.

@@ -41,6 +41,11 @@ impl Term {
         if self.hold_first_losses(&config.settings, losses, reports) {
             cluster.suspects.confirm_later(now);
         }
+        if !self.holds.is_empty() {
+            // What is held keeps its names, and its PTR records: whoever wants those claims less.
+            self.claim_and_weigh(config, cluster);
+            self.collect_orphans(config, cluster);
+        }
         // Whoever has what by now: all are planned.
         self.known.take_moved();
         self.mark_all(cluster);
@@ -56,7 +61,7 @@ impl Term {
             if let Some(loss) = view.first_loss(key, &desired) {
                 losses.insert(key.clone(), loss);
             }
-            // Nobody has claimed anything before: nothing is released.
+            // What nobody claims is collected afterwards.
             self.ptr.claims.set(key, View::ptr_claims(&desired));
             for name in desired.unknown_names {
                 self.names.ask(name.into());

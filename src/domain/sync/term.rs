@@ -230,17 +230,19 @@ impl Term {
         }
         self.mark_each(changes.claimants);
         for name in changes.names {
-            self.mark_holders(&name);
+            let holders: Vec<ObjectKey> = self.known.holders(&name).cloned().collect();
+            self.mark_leaving(holders, cluster);
         }
-        let reads_again = changes.services.iter().any(ObjectKey::is_orphaned);
         match &changes.same_endpoints {
             Some(slice) => changes.services.into_iter().for_each(|it| self.mark_slice(it, slice)),
             None => self.mark_leaving(changes.services, cluster),
         }
-        if reads_again {
-            // A Service that can be read by now claims what would pass for orphaned: that comes after.
-            self.work.queue.move_to_end(&ObjectKey::orphaned());
+        // What would pass for orphaned may be claimed by any of these: that comes after them.
+        let orphaned = ObjectKey::orphaned();
+        if self.work.planned.as_ref().is_some_and(|(planned, _)| *planned == orphaned) {
+            self.mark(orphaned.clone());
         }
+        self.work.queue.move_to_end(&orphaned);
     }
 
     /// Has everything planned: whoever takes a name over comes before whoever leaves it.

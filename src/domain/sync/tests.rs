@@ -484,28 +484,11 @@ fn slice_seen(n: u8, ready: bool) -> SeenObject {
     )
 }
 
-/// Service `s<n>` with this address of a load balancer.
-fn balanced(n: u8, address: &str) -> SeenObject {
-    let mut service = numbered(n);
-    service.annotations = [("kube-consul.io/address".into(), "load-balancer".into())].into();
-    service.load_balancer = [address.into()].into();
-    SeenObject::Service(key(&format!("s{n}")), service)
-}
-
-/// Services `s1` and `s2` share the address of a load balancer, and with it a PTR record; `s3` and `s4`
-/// have their own.
-fn sharing_an_address() -> (Simulation, [SeenObject; 4]) {
-    let addresses = ["203.0.113.1", "203.0.113.1", "203.0.113.3", "203.0.113.4"];
-    let mut numbers = 1..;
-    let services = addresses.map(|it| balanced(numbers.next().unwrap(), it));
-    let mut simulation = Simulation::new(settings());
+/// A former process has written this PTR record, late.
+fn written_late(simulation: &mut Simulation, entry: ObservedPtr) {
+    simulation.kv.insert(entry.record.key.clone(), entry);
     simulation.resync();
-    simulation.list(Kind::Service, services.clone());
-    simulation.list(Kind::EndpointSlice, (1..=4).map(|n| slice_seen(n, true)));
     simulation.settle();
-    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 3));
-    simulation.take_sent();
-    (simulation, services)
 }
 
 /// A second list of everything, and the cluster is the same.
@@ -758,6 +741,29 @@ fn of_services_that_are_read_again_at_once_none_loses_its_ptr_record() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 1, "the instance that was lost");
     assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 4));
+}
+
+#[test]
+fn a_service_that_is_seen_while_orphaned_ptr_records_are_removed_keeps_its_own() {
+    let mut before = in_sync(50);
+    // Of twenty Services that went while nobody looked the PTR records are left.
+    before.registrations.retain(|_, it| (21..=50).any(|n| *it.service == *format!("s{n}")));
+    let mut simulation = before.restarted(settings());
+    simulation.resync();
+    simulation.list(Kind::Service, (21..=50).map(service_seen));
+    simulation.list(Kind::EndpointSlice, (21..=50).map(|n| slice_seen(n, true)));
+    let first = simulation.next_actions();
+    assert!((1..20).contains(&first.len()), "not all at once: {first:?}");
+    let first_keys = format!("{first:?}");
+    let is_left = |n: &u8| !first_keys.contains(&format!("/10.0.0.{n}\""));
+    let left = (1..=20).find(is_left).expect("some are left");
+    simulation.seen(service_seen(left));
+    for action in first {
+        simulation.deliver(action, &mut |_| Fate::Applied);
+    }
+    simulation.settle();
+    assert_eq!(simulation.take_sent(), 20, "the others, and its instance");
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (31, 31));
 }
 
 #[test]

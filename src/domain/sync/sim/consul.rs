@@ -34,6 +34,11 @@ pub(super) struct Consul {
     pub(super) claimed_by_others: BTreeSet<Box<str>>,
     /// Names under which machines are registered, and since which index.
     machines: BTreeMap<Box<str>, u64>,
+    /// Those of them under which nothing of ours was then, nor has been: should something of ours come at
+    /// the same moment it is the second, and leaves.
+    pub(super) first_theirs: BTreeSet<Box<str>>,
+    /// Whether something of ours was removed: what is written again is no new claim to a name.
+    pub(super) has_lost: bool,
     /// Whether the marker is there: the sentinel, the base node.
     pub(super) marker: bool,
     /// The token that is in use.
@@ -75,6 +80,8 @@ impl Consul {
             nodes_of_others: BTreeSet::new(),
             claimed_by_others: BTreeSet::new(),
             machines: BTreeMap::new(),
+            first_theirs: BTreeSet::new(),
+            has_lost: false,
             marker: true,
             token: 0,
             lock: None,
@@ -190,6 +197,11 @@ impl Consul {
                 }
                 let has_check_of_others = before.is_some_and(|it| it.has_check_of_others);
                 let created = before.map_or(index, |it| it.created);
+                let name = lookup_form(&registration.service);
+                if self.machines.get(&*name).is_some_and(|theirs| created < *theirs) {
+                    // It was there before, under another name, and counts as the older one.
+                    self.first_theirs.remove(&*name);
+                }
                 let registered = Registered { registration, token, created, has_check_of_others };
                 self.registrations.insert(registered.registration.id.clone(), registered);
             }
@@ -352,7 +364,11 @@ impl Consul {
     /// Machines come under this name, or go.
     pub(super) fn toggle_machines(&mut self, name: &str) {
         self.index += 1;
+        self.first_theirs.remove(name);
         if self.machines.remove(name).is_none() {
+            if self.look_up_ours(name).next().is_none() && !self.has_lost {
+                self.first_theirs.insert(name.into());
+            }
             self.machines.insert(name.into(), self.index);
         }
     }
@@ -360,9 +376,7 @@ impl Consul {
     /// What a look-up of the name shows of others.
     pub(super) fn look_up(&self, name: &str) -> Option<Found> {
         let holders = self.foreign_names().remove(name)?;
-        let ours = self.registrations.values();
-        let ours = ours.filter(|it| *lookup_form(&it.registration.service) == *name);
-        let first = ours.map(|it| it.created).min();
+        let first = self.look_up_ours(name).map(|it| it.created).min();
         let came_first = first.is_none_or(|first| self.machines[name] < first);
         Some(Found { holders, came_first })
     }
@@ -370,14 +384,19 @@ impl Consul {
     /// The names that others hold.
     pub(super) fn foreign_names(&self) -> ForeignNames {
         let of = |name: &str| {
-            let ours = self.registrations.values();
-            let mut ours = ours.filter(|it| *lookup_form(&it.registration.service) == *name);
+            let ours = self.look_up_ours(name).next().is_some();
             // Those under a Service's own name are another cluster's.
             let other_cluster = || Holder::Kubernetes { cluster: Some("other".into()) };
             let others = if name == MACHINES { Holder::Other } else { other_cluster() };
-            (name.into(), Holders { others, ours: ours.next().is_some() })
+            (name.into(), Holders { others, ours })
         };
         self.machines.keys().map(|name| of(name)).collect()
+    }
+
+    /// What is there of ours under the name.
+    fn look_up_ours(&self, name: &str) -> impl Iterator<Item = &Registered> {
+        let ours = self.registrations.values();
+        ours.filter(move |it| *lookup_form(&it.registration.service) == *name)
     }
 }
 

@@ -204,6 +204,34 @@ impl<'v> Wanted<'v> {
         Ok(())
     }
 
+    /// A registration is removed that is wanted under another name. While others hold that, it stays under
+    /// the one that it has, unless that is wanted, too.
+    pub(super) fn check_former_name(
+        &self,
+        id: &str,
+        consul: &Consul,
+        names: Option<&ForeignNames>,
+    ) -> Checked {
+        let service = service_of_id(&self.settings.cluster, id);
+        let Some(service) = service.filter(|it| !self.excused.contains(it)) else { return Ok(()) };
+        let wanted = self.of(&service).unwrap_or_default();
+        let (Some(wanted), Some(stands)) =
+            (wanted.registrations.get(id), consul.registrations.get(id))
+        else {
+            return Ok(());
+        };
+        let former = lookup_form(&stands.registration.service);
+        let name = lookup_form(&wanted.service);
+        let are_there = names.is_some_and(|names| names.contains_key(&*name));
+        let is_its_own = self.claimants.get(&*former).is_none_or(BTreeMap::is_empty)
+            && !self.machines.contains(&*former);
+        let is_first = self.first(&name) == Some(&service);
+        if former != name && are_there && is_its_own && is_first && !self.joins(&service) {
+            return Err(format!("{id} leaves {former} for {name}, which others hold"));
+        }
+        Ok(())
+    }
+
     /// Whether the Service may join a name that others hold.
     pub(super) fn joins(&self, service: &ObjectKey) -> bool {
         let object = self.view.objects.get(&(Kind::Service, service.clone()));
@@ -349,7 +377,8 @@ impl<'v> Wanted<'v> {
             return Err(format!("{service} claims no PTR record, and it is written: {record:?}"));
         };
         let is_named = record.value.split('.').next() == Some(&*wanted.service);
-        if !is_named && !self.is_disputed(service) {
+        // What cannot be read may have the first of its names.
+        if !is_named && !self.is_disputed(service) && self.view.unread.is_empty() {
             return Err(format!("a PTR record leads to another name: {record:?}, {wanted:?}"));
         }
         Ok(())
@@ -359,12 +388,21 @@ impl<'v> Wanted<'v> {
     /// knowledge.
     ///
     /// `is_prompt`: nothing has failed, so that whoever claims it has been planned by now.
-    pub(super) fn check_delete_ptr(&self, key: &str, consul: &Consul, is_prompt: bool) -> Checked {
+    pub(super) fn check_delete_ptr(
+        &self,
+        key: &str,
+        writer: &ObjectKey,
+        consul: &Consul,
+        is_prompt: bool,
+    ) -> Checked {
         let of_address = consul.registrations.values().map(|it| &it.registration);
         let mut of_address = of_address.filter(|it| key.rsplit('/').next() == Some(&*it.address));
         let is_unknown = |service: &ObjectKey| {
             let awaits_nodes = self.of(service).is_some_and(|it| it.is_unknown());
-            !self.excused.contains(service) && (awaits_nodes || self.is_unread(service))
+            // One that another Service gives up is not compared with what may be left there.
+            writer.is_orphaned()
+                && !self.excused.contains(service)
+                && (awaits_nodes || self.is_unread(service))
         };
         let of_unknown = of_address.find(|it| {
             service_of_id(&self.settings.cluster, &it.id).is_some_and(|it| is_unknown(&it))
@@ -635,7 +673,10 @@ impl Term {
         let Some((last, version, token)) = self.certain.get(&record) else { return Ok(()) };
         let same = match (last, write) {
             (Write::Register(a) | Write::Replace(a), Write::Register(b) | Write::Replace(b)) => {
-                a == b && (consul.is_catalog || *token == consul.token)
+                // One that takes no check away may have left one of a former process.
+                let stands = consul.registrations.get(&b.id);
+                let is_there = stands.is_some_and(|it| it.registration == *b);
+                a == b && is_there && (consul.is_catalog || *token == consul.token)
             }
             (Write::PutPtr { record: a, .. }, Write::PutPtr { record: b, .. }) => a == b,
             (Write::Deregister { .. }, Write::Deregister { .. })

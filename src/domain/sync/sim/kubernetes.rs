@@ -9,7 +9,7 @@ use crate::domain::kube::object::{
 };
 use crate::domain::sync::Moment;
 use crate::domain::sync::sim::ops::{
-    ALL, Crowd, Endpoints, Mode, Name, Second, Shape, WatchedKind,
+    ALL, Aspect, Crowd, Endpoints, Mode, Name, Second, Shape, WatchedKind,
 };
 use crate::domain::testing::{ip, node, port, service, slice};
 
@@ -28,6 +28,8 @@ const CROWD_ENDPOINTS: u8 = 8;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kubernetes {
     objects: BTreeMap<(Kind, ObjectKey), Object>,
+    /// What Services are, or were.
+    shapes: BTreeMap<ObjectKey, Shape>,
     log: BTreeMap<Kind, Vec<Change>>,
     created: i64,
     pub(super) nodes_denied: bool,
@@ -51,6 +53,8 @@ pub(super) struct Watch {
     state: State,
     /// Until when it says nothing.
     pub(super) stalled_until: Moment,
+    /// Whether it then says all that has happened at once.
+    pub(super) says_all: bool,
     /// How many of its next lists do not show all, and what they hide: see [`Op::Lists`].
     ///
     /// [`Op::Lists`]: crate::domain::sync::sim::ops::Op::Lists
@@ -121,8 +125,24 @@ impl Kubernetes {
         Self { objects, created, ..Self::default() }
     }
 
+    pub(super) fn alter_service(&mut self, n: u8, aspect: Aspect) {
+        let is_there = self.objects.contains_key(&(Kind::Service, key(n)));
+        let Some(mut shape) = self.shapes.get(&key(n)).filter(|_| is_there).cloned() else {
+            return;
+        };
+        match aspect {
+            Aspect::Address(address) => shape.address = address,
+            Aspect::Mode(mode) => shape.mode = mode,
+            Aspect::Name(name) => shape.name = name,
+            Aspect::Second(second) => shape.second = second,
+            Aspect::Tag(tag) => shape.tag = tag,
+        }
+        self.put_service(n, &shape);
+    }
+
     pub(super) fn put_service(&mut self, n: u8, shape: &Shape) {
         let key = key(n);
+        self.shapes.insert(key.clone(), shape.clone());
         let before = self.objects.get(&(Kind::Service, key.clone())).map(|it| it.object.clone());
         let (uid, created) = if let Some(SeenObject::Service(_, service)) = before {
             (service.uid.clone(), service.created)
@@ -337,7 +357,13 @@ pub(super) fn service_of_slice(slice: &ObjectKey) -> ObjectKey {
 
 impl Watch {
     pub(super) fn new() -> Self {
-        Self { state: State::ToList, stalled_until: Moment::ZERO, lying_lists: 0, hides: 0 }
+        Self {
+            state: State::ToList,
+            stalled_until: Moment::ZERO,
+            says_all: false,
+            lying_lists: 0,
+            hides: 0,
+        }
     }
 
     /// It ends, and lists again.
@@ -387,14 +413,17 @@ impl Watch {
                 said
             }
             State::Watching { next } => {
-                let Some(change) = kubernetes.log.get(&kind).and_then(|log| log.get(*next)) else {
-                    return Said::Nothing;
-                };
-                *next += 1;
-                Said::Events(vec![match change.clone() {
+                let says_all = std::mem::take(&mut self.says_all);
+                let changes = kubernetes.log.get(&kind).and_then(|log| log.get(*next..));
+                let changes = changes.unwrap_or_default();
+                let most = if says_all { changes.len() } else { 1 };
+                let events = changes.iter().take(most).map(|change| match change.clone() {
                     Change::Seen(object) => WatchEvent::Seen(object),
                     Change::Deleted(key) => WatchEvent::Deleted(kind, key),
-                }])
+                });
+                let events: Vec<WatchEvent> = events.collect();
+                *next += events.len();
+                if events.is_empty() { Said::Nothing } else { Said::Events(events) }
             }
         }
     }

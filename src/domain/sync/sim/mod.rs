@@ -39,6 +39,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use proptest::tuple::TupleValueTree;
 
 use self::invariants::Checked;
 use self::ops::{Op, Scenario, ops, preferences, scenarios};
@@ -50,8 +51,6 @@ use crate::domain::map::set_order;
 
 /// How many sequences are run: some seconds.
 const SEQUENCES: u64 = 2000;
-/// Operations in one sequence, at most.
-const LONGEST: usize = 40;
 /// A core that has not converged by then never will: readings that take 15 s are made each half hour.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(40);
 /// Since faults ended and Consul was read, no record that is wanted is absent for longer than that:
@@ -214,8 +213,10 @@ fn sequence_of(seed: u64) -> impl ValueTree<Value = Sequence> {
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let preferences =
         preferences().new_tree(&mut runner).expect("nothing is filtered out").current();
-    let strategy = (scenarios(), prop::collection::vec(ops(&preferences), 1..=LONGEST));
-    strategy.new_tree(&mut runner).expect("nothing is filtered out")
+    let scenario = scenarios().new_tree(&mut runner).expect("nothing is filtered out");
+    let ops = ops(&preferences, scenario.current());
+    let ops = ops.new_tree(&mut runner).expect("nothing is filtered out");
+    TupleValueTree::new((scenario, ops))
 }
 
 /// The smallest sequence found that still fails, and how.

@@ -10,6 +10,8 @@ use proptest::prelude::*;
 pub(super) enum Op {
     /// Service `s<n>` is created or changed.
     Service(u8, Shape),
+    /// One thing of Service `s<n>` changes, if there is one.
+    Alter(u8, Aspect),
     DeleteService(u8),
     /// The Services of the crowd of which this mask has the bit.
     Crowd(u8, Crowd),
@@ -21,9 +23,9 @@ pub(super) enum Op {
     DeleteNode(u8),
     /// From now on, and until its next change, the object does not decode; [`ALL`]: all of its kind.
     Undecodable(WatchedKind, u8),
-    /// A watch ends: its kind is listed again.
-    WatchEnds(u8, WatchedKind),
-    /// A watch says nothing for so many milliseconds.
+    /// A watch ends: so many milliseconds later its kind is listed again.
+    WatchEnds(u8, WatchedKind, u16),
+    /// A watch says nothing for so many milliseconds, and then all that has happened at once.
     WatchStalls(u8, WatchedKind, u16),
     /// The next lists of that kind, so many, lack the objects that this mask hides; 255: all.
     Lists(u8, WatchedKind, u8, u8),
@@ -31,8 +33,12 @@ pub(super) enum Op {
     NodesDenied(bool),
     /// What becomes of the next request to Consul.
     Next(Fate, Pace),
+    /// What becomes of the next removal of a namespace's node.
+    NextNode(Fate, Pace),
     /// For so many milliseconds this becomes of every request.
     Outage(Fate, u16),
+    /// For so many milliseconds every request takes that long.
+    Slow(Pace, u16),
     /// From now on readings of Consul take so many milliseconds a request, and fail at that one; 3 is
     /// the reading of names, 4 that of the catalog and of the cluster's identity.
     Readings {
@@ -47,6 +53,8 @@ pub(super) enum Op {
     Foreign(Foreign, u8),
     /// Consul is given another token.
     Token,
+    /// Consul is asked at another address: all is read at once.
+    Address,
     /// The session of the leader ends at Consul.
     SessionEnds,
     /// A leader can no longer be sure of its lock.
@@ -80,6 +88,16 @@ pub(super) struct Shape {
     pub(super) tag: u8,
     /// Whether it may join a name that others hold.
     pub(super) joins: bool,
+}
+
+/// One thing of a [`Shape`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aspect {
+    Address(u8),
+    Mode(Mode),
+    Name(Name),
+    Second(Second),
+    Tag(u8),
 }
 
 /// The port that a Service may have beside `http` 80.
@@ -255,8 +273,11 @@ pub(super) fn preferences() -> impl Strategy<Value = Vec<u32>> {
 /// What is chosen most often, and at times alone.
 const FAVOURITE: u32 = 20;
 
+/// Parts of a sequence, at most: each is one event or some.
+const LONGEST: usize = 45;
+
 /// More than there are choices.
-const PREFERENCES: usize = 160;
+const PREFERENCES: usize = 200;
 
 /// Preferences, each of which is for one choice.
 struct Preferences<'p>(std::slice::Iter<'p, u32>);
@@ -269,6 +290,7 @@ impl Preferences<'_> {
         &mut self,
         usual: Vec<(u32, BoxedStrategy<T>)>,
     ) -> BoxedStrategy<T> {
+        let usual: Vec<_> = usual.into_iter().filter(|(weight, _)| *weight > 0).collect();
         let has_favourites = self.0.next() == Some(&FAVOURITE);
         let preferred = usual.iter().zip(self.0.by_ref());
         let preferred = preferred.map(|((weight, it), preferred)| {
@@ -289,29 +311,84 @@ impl Preferences<'_> {
     }
 }
 
-/// Operations of which each is as frequent as [`preferences`] say.
-pub(super) fn ops(preferences: &[u32]) -> impl Strategy<Value = Op> + use<> {
+/// What happens in a sequence, of which each thing is as frequent as [`preferences`] say: most things
+/// happen alone, and some while another one goes on.
+pub(super) fn ops(
+    preferences: &[u32],
+    scenario: Scenario,
+) -> impl Strategy<Value = Vec<Op>> + use<> {
     let preferred = &mut Preferences(preferences.iter());
     let times = times(preferred);
-    let kinds = kinds_of_ops(preferred, &times);
-    // Time passes in any sequence.
-    prop_oneof![8 => preferred.among(kinds), 1 => times]
+    let changes = kinds_of_changes(preferred, scenario);
+    let whiles = kinds_of_whiles(preferred, scenario);
+    let others = kinds_of_others(preferred, scenario);
+    let alone = whiles.iter().cloned().chain(others);
+    let alone = alone.map(|(weight, it)| (weight, it.prop_map(|op| vec![op]).boxed()));
+    let one = |(weight, it): &(u32, BoxedStrategy<Op>)| (*weight, it.clone());
+    let changes = preferred.among(changes.iter().map(one).collect());
+    let alone = preferred.among(alone.collect());
+    let meetings = meetings(changes.clone(), preferred.among(whiles));
+    let each = |it: BoxedStrategy<Op>| it.prop_map(|op| vec![op]);
+    let parts = prop_oneof![
+        6 => each(changes),
+        6 => alone,
+        // Time passes in any sequence.
+        3 => each(times),
+        3 => meetings,
+    ];
+    prop::collection::vec(parts, 1..=LONGEST).prop_map(|parts| parts.concat())
 }
 
-/// What may happen, and how often it usually does.
-fn kinds_of_ops(
+/// What changes while something else goes on, most often until that is over.
+fn meetings(
+    changes: BoxedStrategy<Op>,
+    whiles: BoxedStrategy<Op>,
+) -> impl Strategy<Value = Vec<Op>> {
+    let moment = (1..10_u32).prop_map(Op::Pass);
+    let changes = prop::collection::vec(prop_oneof![4 => changes, 1 => moment], 1..7);
+    let whiles = prop::collection::vec(whiles, 1..3);
+    let percent = prop_oneof![3 => Just(100_u32), 2 => 1..150_u32, 1 => Just(0)];
+    (whiles, changes, percent).prop_map(|(mut ops, changes, percent)| {
+        let longest = ops.iter().map(goes_on_for).max().unwrap_or_default();
+        ops.extend(changes);
+        ops.push(Op::Pass(longest * percent / 100 + 5));
+        ops
+    })
+}
+
+/// For about how many milliseconds what has happened goes on.
+fn goes_on_for(op: &Op) -> u32 {
+    match *op {
+        Op::WatchEnds(.., ms)
+        | Op::WatchStalls(.., ms)
+        | Op::Outage(_, ms)
+        | Op::Restart(_, ms)
+        | Op::Next(Fate::AppliedLate(ms), _)
+        | Op::NextNode(Fate::AppliedLate(ms), _) => ms.into(),
+        Op::Next(_, pace) | Op::NextNode(_, pace) | Op::Slow(pace, _) => {
+            u32::from(pace.0) + u32::from(pace.1)
+        }
+        // Such a reading has some requests.
+        Op::Readings { each, .. } => u32::from(each) * 4,
+        Op::Fight(_, _, each, times) => (u32::from(each) * u32::from(times)).min(300_000),
+        Op::NodesDenied(true) => 5000,
+        _ => 0,
+    }
+}
+
+/// What may be changed, and how often it usually is.
+fn kinds_of_changes(
     preferred: &mut Preferences<'_>,
-    times: &BoxedStrategy<Op>,
+    scenario: Scenario,
 ) -> Vec<(u32, BoxedStrategy<Op>)> {
     let of = any::<u8>;
     let n = &preferred.one_of((0..5_u8).map(|n| (1, n)));
     let n = || n.clone();
-    let (kinds, fates) = (&kinds(preferred), &fates(preferred));
-    let (kinds, fates) = (|| kinds.clone(), || fates.clone());
-    let drifts = &drifts(preferred);
-    let drifts = || drifts.clone();
+    let kinds = kinds(preferred);
+    let (shapes, aspects) = shapes(preferred);
     vec![
-        (10, (n(), shapes(preferred)).prop_map(|(n, shape)| Op::Service(n, shape)).boxed()),
+        (8, (n(), shapes).prop_map(|(n, shape)| Op::Service(n, shape)).boxed()),
+        (8, (n(), aspects).prop_map(|(n, aspect)| Op::Alter(n, aspect)).boxed()),
         (4, n().prop_map(Op::DeleteService).boxed()),
         (9, (n(), 0..2_u8, endpoints()).prop_map(|(n, of, it)| Op::Slice(n, of, it)).boxed()),
         (3, (n(), 0..2_u8).prop_map(|(n, of)| Op::DeleteSlice(n, of)).boxed()),
@@ -319,50 +396,84 @@ fn kinds_of_ops(
         (1, (0..3_u8).prop_map(Op::DeleteNode).boxed()),
         (
             5,
-            (kinds(), prop_oneof![4 => n(), 1 => Just(ALL)])
+            (kinds, prop_oneof![4 => n(), 1 => Just(ALL)])
                 .prop_map(|(kind, n)| Op::Undecodable(kind, n))
                 .boxed(),
         ),
-        (5, crowds(preferred)),
-        (20, (fates(), paces(preferred)).prop_map(|(fate, pace)| Op::Next(fate, pace)).boxed()),
+        (if scenario.crowd { 8 } else { 0 }, crowds(preferred)),
+        (3, (drifts(preferred), of()).prop_map(|(drift, n)| Op::Drift(drift, n)).boxed()),
+        (4, (foreign(preferred), of()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)).boxed()),
+        (if scenario.target == Target::Agent { 3 } else { 0 }, Just(Op::Token).boxed()),
+    ]
+}
+
+/// What goes on for a while, and how often it usually does.
+fn kinds_of_whiles(
+    preferred: &mut Preferences<'_>,
+    scenario: Scenario,
+) -> Vec<(u32, BoxedStrategy<Op>)> {
+    let of = any::<u8>;
+    let (kinds, fates) = (&kinds(preferred), &fates(preferred));
+    let (kinds, fates) = (|| kinds.clone(), || fates.clone());
+    let paces = &paces(preferred);
+    let paces = || paces.clone();
+    vec![
+        (12, (fates(), paces()).prop_map(|(fate, pace)| Op::Next(fate, pace)).boxed()),
+        (
+            if scenario.target == Target::Agent { 0 } else { 5 },
+            (fates(), paces()).prop_map(|(fate, pace)| Op::NextNode(fate, pace)).boxed(),
+        ),
         (2, (fates(), 1..20_000_u16).prop_map(|(fate, ms)| Op::Outage(fate, ms)).boxed()),
-        (3, (of(), kinds()).prop_map(|(of, kind)| Op::WatchEnds(of, kind)).boxed()),
+        (3, (paces(), 1..30_000_u16).prop_map(|(pace, ms)| Op::Slow(pace, ms)).boxed()),
+        (
+            3,
+            (of(), kinds(), prop_oneof![1 => Just(1_u16), 1 => 1..9000_u16])
+                .prop_map(|(of, kind, ms)| Op::WatchEnds(of, kind, ms))
+                .boxed(),
+        ),
         (
             3,
             (of(), kinds(), 1..9000_u16)
                 .prop_map(|(of, kind, ms)| Op::WatchStalls(of, kind, ms))
                 .boxed(),
         ),
-        (
-            2,
-            (of(), kinds(), 1..3_u8, masks())
-                .prop_map(|(of, kind, lists, hidden)| Op::Lists(of, kind, lists, hidden))
-                .boxed(),
-        ),
-        (2, prop::bool::weighted(0.7).prop_map(Op::NodesDenied).boxed()),
+        (3, prop::bool::weighted(0.7).prop_map(Op::NodesDenied).boxed()),
         (3, readings(preferred)),
-        (3, (drifts(), of()).prop_map(|(drift, n)| Op::Drift(drift, n)).boxed()),
         (
             1,
-            (drifts(), of(), 1000..30_000_u16, 2..40_u8)
+            (drifts(preferred), of(), 1000..30_000_u16, 2..40_u8)
                 .prop_map(|(drift, n, each, times)| Op::Fight(drift, n, each, times))
                 .boxed(),
         ),
-        (4, (foreign(preferred), of()).prop_map(|(foreign, n)| Op::Foreign(foreign, n)).boxed()),
-        (2, Just(Op::Token).boxed()),
-        (2, Just(Op::SessionEnds).boxed()),
-        (3, of().prop_map(Op::LeaseEnds).boxed()),
         (
-            5,
+            6,
             (of(), prop_oneof![1 => Just(1_u16), 1 => 1..30_000_u16])
                 .prop_map(|(n, ms)| Op::Restart(n, ms))
                 .boxed(),
         ),
-        (14, times.clone()),
     ]
 }
 
-fn shapes(preferred: &mut Preferences<'_>) -> BoxedStrategy<Shape> {
+/// What else may happen, and how often it usually does.
+fn kinds_of_others(
+    preferred: &mut Preferences<'_>,
+    scenario: Scenario,
+) -> Vec<(u32, BoxedStrategy<Op>)> {
+    let of_the_lead = |weight| if scenario.target == Target::Elected { weight } else { 0 };
+    vec![
+        (
+            2,
+            (any::<u8>(), kinds(preferred), 1..3_u8, masks())
+                .prop_map(|(of, kind, lists, hidden)| Op::Lists(of, kind, lists, hidden))
+                .boxed(),
+        ),
+        (2, Just(Op::Address).boxed()),
+        (of_the_lead(4), Just(Op::SessionEnds).boxed()),
+        (of_the_lead(4), any::<u8>().prop_map(Op::LeaseEnds).boxed()),
+    ]
+}
+
+fn shapes(preferred: &mut Preferences<'_>) -> (BoxedStrategy<Shape>, BoxedStrategy<Aspect>) {
     let addresses = preferred.one_of((0..4_u8).map(|n| (1, n)));
     let modes = preferred.one_of([
         (6, Mode::ClusterIp),
@@ -380,16 +491,23 @@ fn shapes(preferred: &mut Preferences<'_>) -> BoxedStrategy<Shape> {
     // Consul refuses the last but one, and fails at the last.
     let tags = preferred.one_of([(5, 0_u8), (5, 1), (6, 2), (2, 3), (1, 4)]);
     let joins = preferred.one_of([(9, false), (1, true)]);
-    (addresses, modes, names, seconds, tags, joins)
-        .prop_map(|(address, mode, name, second, tag, joins)| Shape {
-            address,
-            mode,
-            name,
-            second,
-            tag,
-            joins,
-        })
-        .boxed()
+    let aspects = preferred.among(vec![
+        (3, addresses.clone().prop_map(Aspect::Address).boxed()),
+        (3, modes.clone().prop_map(Aspect::Mode).boxed()),
+        (3, names.clone().prop_map(Aspect::Name).boxed()),
+        (1, seconds.clone().prop_map(Aspect::Second).boxed()),
+        (1, tags.clone().prop_map(Aspect::Tag).boxed()),
+    ]);
+    let shapes = (addresses, modes, names, seconds, tags, joins);
+    let shapes = shapes.prop_map(|(address, mode, name, second, tag, joins)| Shape {
+        address,
+        mode,
+        name,
+        second,
+        tag,
+        joins,
+    });
+    (shapes.boxed(), aspects)
 }
 
 /// Which of many: all, one half, the other one, or any.
@@ -473,7 +591,7 @@ fn foreign(preferred: &mut Preferences<'_>) -> BoxedStrategy<Foreign> {
         (3, Foreign::Machines),
         (2, Foreign::Ptr),
         (2, Foreign::PtrOfOtherCluster),
-        (1, Foreign::PtrOfOurs),
+        (3, Foreign::PtrOfOurs),
         (1, Foreign::OnNode),
         (1, Foreign::Node),
         (1, Foreign::Check),

@@ -53,7 +53,7 @@ fn a_name_that_changes_hands_is_kept_until_it_is_known_who_else_has_it() {
         Op::Pass(7),
         Op::Service(1, two_ports),
         Op::LeaseEnds(188),
-        Op::WatchEnds(0, WatchedKind::Services),
+        Op::WatchEnds(0, WatchedKind::Services, 1),
     ];
     assert_runs(Target::Elected, &ops);
 }
@@ -516,4 +516,99 @@ fn slices_that_could_not_be_read_and_that_a_list_lacks_take_nothing_with_them() 
         Op::Pass(1),
     ];
     assert_all_run(scenario, ops);
+}
+
+#[test]
+fn a_name_is_taken_before_a_service_that_has_waited_for_longer_leaves_it() {
+    let of_another = |mode| Shape { mode, name: Name::OfAnother, ..SHAPE };
+    let scenario = Scenario { crowd: true, trusts: true, ..SCENARIO };
+    let ops = vec![
+        Op::Service(2, of_another(Mode::NodePort)),
+        Op::Pass(1),
+        Op::WatchStalls(0, WatchedKind::Slices, 6),
+        Op::Node(0, false),
+        Op::Service(3, of_another(Mode::NodePort)),
+        Op::Pass(11),
+        Op::Token,
+        Op::Service(3, of_another(Mode::ClusterIp)),
+        Op::WatchStalls(0, WatchedKind::Slices, 1),
+        Op::DeleteService(3),
+        Op::Pass(6),
+    ];
+    assert_all_run(scenario, ops);
+}
+
+#[test]
+fn a_name_that_one_wants_as_another_is_deleted_is_taken_first() {
+    let shared = |n| Op::Service(n, Shape { name: Name::Shared, joins: true, ..SHAPE });
+    let ops = [
+        shared(1),
+        Op::Pass(10),
+        Op::WatchStalls(0, WatchedKind::Services, 1),
+        Op::DeleteService(1),
+        shared(4),
+        Op::Pass(6),
+    ];
+    assert_runs(Target::Agent, &ops);
+}
+
+#[test]
+fn who_has_left_a_name_learns_that_another_comes_first_for_it() {
+    let scenario = Scenario { pods_have_ptr: true, trusts: true, ..SCENARIO };
+    let shared =
+        |address, mode| Shape { address, mode, name: Name::Shared, second: Second::Tcp, ..SHAPE };
+    let ops = vec![
+        Op::Pass(10),
+        Op::Service(2, shared(1, Mode::ClusterIp)),
+        Op::Outage(Fate::Lost, 3),
+        Op::Fight(Drift::Deregistered, 0, 1000, 2),
+        Op::Pass(2),
+        Op::Service(3, shared(1, Mode::ClusterIp)),
+        Op::Service(2, shared(0, Mode::NodePort)),
+        Op::Pass(2005),
+    ];
+    assert_all_run(scenario, ops);
+}
+
+#[test]
+fn the_ptr_records_of_a_service_that_is_shown_again_stay_while_others_are_removed() {
+    let scenario = Scenario { crowd: true, pods_have_ptr: true, ..SCENARIO };
+    let ops = vec![
+        Op::Pass(10),
+        Op::Next(Fate::Failed, Pace(100, 2)),
+        Op::Service(0, SHAPE),
+        Op::Pass(107),
+        Op::Service(0, SHAPE),
+        Op::Readings { each: 2455, fails_at: Some(0) },
+        Op::Next(Fate::Failed, Pace(100, 2)),
+        Op::Service(4, SHAPE),
+        Op::Pass(107),
+        Op::Restart(0, 1),
+        Op::Undecodable(WatchedKind::Services, 4),
+        Op::Pass(6),
+        Op::WatchEnds(0, WatchedKind::Services, 1),
+        Op::Drift(Drift::AllLost, 0),
+        Op::Pass(6),
+        Op::Service(0, SHAPE),
+        Op::Lists(0, WatchedKind::Services, 1, 76),
+        Op::Pass(656),
+        Op::Readings { each: 1, fails_at: Some(2) },
+        Op::Pass(1790),
+    ];
+    assert_all_run(scenario, ops);
+}
+
+#[test]
+fn the_ptr_record_of_what_is_held_stays_although_another_service_wants_the_same() {
+    let of_machines = |n| Op::Service(n, Shape { address: 2, name: Name::OfMachines, ..SHAPE });
+    let ops = [
+        of_machines(3),
+        Op::Pass(7),
+        of_machines(0),
+        Op::Pass(7),
+        Op::Restart(0, 1),
+        Op::DeleteService(3),
+        Op::Pass(6),
+    ];
+    assert_runs(Target::Agent, &ops);
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::consul::names::lookup_form;
+use crate::domain::consul::names::{Found, lookup_form};
 use crate::domain::consul::ptr::{ConsulDomain, ptr_key};
 use crate::domain::consul::record::{
     Answer, NamespaceNodeAnswer, Observation, ObservedPtr, PtrOwner, RecordKey, Registration, Write,
@@ -22,14 +22,14 @@ use crate::domain::consul::record::{
 use crate::domain::consul::registration_id::service_of_id;
 use crate::domain::flights::FlightId;
 use crate::domain::kube::names::{ClusterName, ObjectKey};
-use crate::domain::kube::object::{Kind, SeenObject, Subject, WatchEvent};
+use crate::domain::kube::object::{Kind, SeenObject, Service, Subject, WatchEvent};
 use crate::domain::problem::Problem;
 use crate::domain::services::desired::wanted;
 use crate::domain::services::settings::{PtrScope, Settings};
 use crate::domain::sync::sim::consul::{Consul, FAILING_TAG, REFUSED_TAG, registered_by};
 use crate::domain::sync::sim::invariants::{Addresses, Checked, MAY_STILL_APPLY, Term, Wanted};
 use crate::domain::sync::sim::kubernetes::{
-    Kubernetes, MACHINES, Said, View, Watch, address, key_of, service_of, service_of_slice,
+    JOIN, Kubernetes, MACHINES, Said, View, Watch, address, key_of, service_of, service_of_slice,
 };
 use crate::domain::sync::sim::ops::{Crowd, Drift, Fate, Foreign, Op, Pace, Scenario, Target};
 use crate::domain::sync::{
@@ -68,8 +68,12 @@ pub(super) struct World {
     serial: u64,
     requests: BTreeMap<u64, Request>,
     fates: VecDeque<(Fate, Pace)>,
+    /// The same for removals of nodes.
+    node_fates: VecDeque<(Fate, Pace)>,
     /// What becomes of each request, and until when.
     outage: Option<(Fate, Moment)>,
+    /// How long each request takes, and until when.
+    slow: Option<(Pace, Moment)>,
     /// How long each request of a reading takes, and which fails.
     readings: (Duration, Option<u8>),
     /// Names that machines have ever had.
@@ -82,6 +86,9 @@ pub(super) struct World {
     ptr_told: u64,
     /// When somebody else changed something, or a process that is gone.
     disturbed: Moment,
+    /// How often a record was changed behind the back of whoever leads, but for what was lost with the
+    /// marker.
+    tampered: usize,
     steps: usize,
     trace: bool,
 }
@@ -122,6 +129,7 @@ enum Event {
     ReadingShows(Of, Vec<Observation>),
     Names(Of),
     Name(Of, Arc<str>),
+    NameShown(Of, Arc<str>, Result<Option<Found>, String>),
     Catalog(Of),
     Identity(Of),
     /// What a process is told of the PTR keys that it follows.
@@ -206,13 +214,16 @@ impl World {
             serial: 0,
             requests: BTreeMap::new(),
             fates: VecDeque::new(),
+            node_fates: VecDeque::new(),
             outage: None,
+            slow: None,
             readings: (TICK, None),
             machines: BTreeSet::new(),
             applied: Vec::new(),
             old_tokens: BTreeSet::new(),
             ptr_told: 0,
             disturbed: Moment::ZERO,
+            tampered: 0,
             steps: 0,
             trace: false,
         };
@@ -450,7 +461,13 @@ impl World {
             Event::ReadingReads(of) if self.is_current(of) => self.reading_reads(of),
             Event::ReadingShows(of, shown) if self.is_current(of) => self.reading_shows(of, &shown),
             Event::Names(of) if self.is_current(of) => self.names_read(of),
-            Event::Name(of, name) if self.is_current(of) => self.name_read(of, &name),
+            Event::Name(of, name) if self.is_current(of) => {
+                self.name_read(of, name);
+                Ok(())
+            }
+            Event::NameShown(of, name, found) if self.is_current(of) => {
+                self.name_shown(of, &name, found)
+            }
             Event::Catalog(of) if self.is_current(of) => self.catalog_read(of),
             Event::Identity(of) if self.is_there(of) => self.identity_read(of),
             Event::PtrKeys(of) if self.is_current(of) => self.ptr_keys_shown(of),

@@ -299,19 +299,20 @@ fn without_the_nodes_a_former_ptr_record_stays_as_its_instance_does() {
 }
 
 #[test]
-fn without_the_nodes_a_ptr_record_of_two_services_stays_as_their_instances_do() {
-    let (before, services) = sharing_an_address();
+fn without_the_nodes_a_ptr_record_of_no_service_stays_as_an_instance_there_does() {
+    let mut before = in_sync(3);
+    let late = before.kv.remove("0.0.0.10.IN-ADDR.ARPA/10.0.0.1").unwrap();
     let mut simulation = before.restarted(settings());
     simulation.resync();
-    let [.., three, four] = services;
-    simulation.list(Kind::Service, [annotated(1), annotated(2), three, four]);
-    simulation.list(Kind::EndpointSlice, slices(4));
+    simulation.list(Kind::Service, [annotated(1), service_seen(2), service_seen(3)]);
+    simulation.list(Kind::EndpointSlice, slices(3));
     simulation.bridge.handle_watch_failure(Kind::Node, Some("no right".to_owned()), simulation.now);
     simulation.settle();
+    written_late(&mut simulation, late);
     assert_eq!(simulation.take_sent(), 0);
     simulation.list(Kind::Node, [node_seen(1, true)]);
     simulation.settle();
-    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (4, 2), "a node has none");
+    assert_eq!((simulation.registrations.len(), simulation.kv.len()), (3, 2), "a node has none");
 }
 
 #[test]

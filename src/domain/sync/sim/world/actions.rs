@@ -15,6 +15,8 @@ impl World {
         }
         let mut actions = 0;
         while let Some(action) = self.processes[place].core.poll_action(now) {
+            // Before the view is another one.
+            self.note_start(place);
             actions += 1;
             if actions > MOST_ACTIONS {
                 return Err(format!("more and more is to be done at once: {action:?}"));
@@ -33,11 +35,12 @@ impl World {
             }
             self.act(place, action)?;
         }
+        self.note_start(place);
         let process = &mut self.processes[place];
         if process.core.next_timeout().is_some_and(|due| due <= now) {
             return Err("all is done, and it wants to be woken at once".to_owned());
         }
-        process.take_reports()
+        process.take_reports(self.tampered)
     }
 
     /// Looks at what there was at the first reconciliation of a term.
@@ -95,7 +98,10 @@ impl World {
             }
             Action::Resync { consistent } => self.begin_reading(of, consistent)?,
             Action::ReadNames => self.after(TICK, Event::Names(of)),
-            Action::ReadName(name) => self.after(TICK, Event::Name(of, name)),
+            Action::ReadName(name) => {
+                let (each, _) = self.readings;
+                self.after(each, Event::Name(of, name));
+            }
             Action::FollowPtr { prefix } => {
                 self.processes[place].follows_ptr = prefix.is_some();
                 if prefix.is_some() {
@@ -186,6 +192,8 @@ impl World {
                 Write::Deregister { id, namespace, .. } => {
                     process.term.check_node(namespace)?;
                     wanted.check_deregister(id, self.consul.registrations.get(id))?;
+                    let names = process.term.names.as_ref();
+                    wanted.check_former_name(id, &self.consul, names)?;
                     if let Some(name) = process.name_of(writer, id) {
                         let has = |other: &ObjectKey| process.certainly_has_name(other, &name);
                         wanted.check_evicted(writer, id, &name, has)?;
@@ -211,7 +219,7 @@ impl World {
                 }
                 Write::DeletePtr { key, .. } => {
                     let is_prompt = !process.term.has_failures;
-                    wanted.check_delete_ptr(key, &self.consul, is_prompt)?;
+                    wanted.check_delete_ptr(key, writer, &self.consul, is_prompt)?;
                 }
                 Write::PutPtr { .. } => {}
             }
@@ -226,7 +234,12 @@ impl World {
         }
         let outage = self.outage.filter(|(_, until)| self.now < *until);
         let usual = outage.map_or(Fate::Applied, |(fate, _)| fate);
-        let (fate, Pace(there, back)) = self.fates.pop_front().unwrap_or((usual, Pace(1, 1)));
+        let slow = self.slow.filter(|(_, until)| self.now < *until);
+        let pace = slow.map_or(Pace(1, 1), |(pace, _)| pace);
+        let of_nodes = &mut self.node_fates;
+        let next = if matches!(what, What::RemoveNode(_)) { of_nodes.pop_front() } else { None };
+        let next = next.or_else(|| self.fates.pop_front());
+        let (fate, Pace(there, back)) = next.unwrap_or((usual, pace));
         let session = match self.processes[of.place].lead {
             Lead::Leading { session } => Some(session),
             Lead::Alone | Lead::Candidate { .. } => None,

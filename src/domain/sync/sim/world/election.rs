@@ -77,6 +77,7 @@ impl World {
         (process.reading, process.read, process.read_all) = (None, None, None);
         process.follows_ptr = false;
         process.core.handle_lost(now);
+        self.consul.first_theirs.clear();
         let of = self.of(place);
         let delay = if is_quick { Duration::ZERO } else { 5 * TICK };
         self.after(delay, Event::Campaign(of));

@@ -109,14 +109,21 @@ impl World {
         problems.into_iter().map(words).collect()
     }
 
-    /// No two Services have one name when all is done. One that Consul does not take as it is now may
-    /// stand under a former name.
+    /// No two Services have one name when all is done, and none has one that others took before it. One
+    /// that Consul does not take as it is now may stand under a former name.
     pub(in crate::domain::sync::sim) fn check_names(&self) -> Checked {
         let mut holders: BTreeMap<Box<str>, ObjectKey> = BTreeMap::new();
         let registered = self.consul.registrations.values();
         let refused = self.refused();
         let registered = registered.filter_map(|it| held_by(&it.registration));
         for (service, name) in registered.filter(|(service, _)| !refused.contains(service)) {
+            let joins = |of: &(&ObjectKey, &Service)| {
+                *of.0 == service && of.1.annotations.contains_key(JOIN)
+            };
+            let is_second = self.consul.first_theirs.contains(&name);
+            if is_second && !self.kubernetes.services().any(|it| joins(&it)) {
+                return Err(format!("{service} has the name {name}, which others took before it"));
+            }
             let holder = holders.entry(name.clone()).or_insert_with(|| service.clone());
             if *holder != service {
                 return Err(format!("{holder} and {service} have the name {name}"));

@@ -12,6 +12,7 @@ impl World {
         let place = |n: u8| usize::from(n) % self.processes.len();
         match op {
             Op::Service(n, shape) => self.kubernetes.put_service(*n, shape),
+            Op::Alter(n, aspect) => self.kubernetes.alter_service(*n, *aspect),
             Op::DeleteService(n) => self.kubernetes.delete_service(*n),
             Op::Crowd(mask, state) if self.scenario.crowd => {
                 self.kubernetes.put_crowd(*mask, *state);
@@ -22,11 +23,13 @@ impl World {
             Op::Node(n, ready) => self.kubernetes.put_node(*n, *ready),
             Op::DeleteNode(n) => self.kubernetes.delete_node(*n),
             Op::Undecodable(kind, n) => self.kubernetes.spoil(*kind, *n),
-            Op::WatchEnds(n, kind) => {
+            Op::WatchEnds(n, kind, ms) => {
                 let (place, now) = (place(*n), self.now);
                 let process = &mut self.processes[place];
                 if let Some(watch) = process.watches.get_mut(&kind.kind()) {
                     watch.ends();
+                    let until = now + Duration::from_millis((*ms).into());
+                    watch.stalled_until = watch.stalled_until.max(until);
                     process.core.handle_watch_failure(kind.kind(), None, now);
                     return self.turn(place);
                 }
@@ -36,6 +39,7 @@ impl World {
                 let place = place(*n);
                 if let Some(watch) = self.processes[place].watches.get_mut(&kind.kind()) {
                     watch.stalled_until = watch.stalled_until.max(until);
+                    watch.says_all = true;
                 }
             }
             Op::Lists(n, kind, lists, hides) => {
@@ -47,8 +51,12 @@ impl World {
             }
             Op::NodesDenied(denied) => self.kubernetes.nodes_denied = *denied,
             Op::Next(fate, times) => self.fates.push_back((*fate, *times)),
+            Op::NextNode(fate, times) => self.node_fates.push_back((*fate, *times)),
             Op::Outage(fate, ms) => {
                 self.outage = Some((*fate, self.now + Duration::from_millis((*ms).into())));
+            }
+            Op::Slow(each, ms) => {
+                self.slow = Some((*each, self.now + Duration::from_millis((*ms).into())));
             }
             Op::Readings { each, fails_at } => {
                 self.readings = (Duration::from_millis((*each).into()), *fails_at);
@@ -62,6 +70,12 @@ impl World {
             }
             Op::Foreign(foreign, n) => self.foreign(*foreign, *n),
             Op::Token => return self.new_token(),
+            Op::Address => {
+                for place in 0..self.processes.len() {
+                    self.processes[place].core.handle_address_changed(self.now);
+                    self.turn(place)?;
+                }
+            }
             Op::SessionEnds => {
                 if let Some(session) = self.consul.lock {
                     self.session_over(session);
@@ -80,6 +94,11 @@ impl World {
 
     pub(super) fn drift(&mut self, drift: Drift, n: u8) {
         self.disturbed = self.now;
+        self.consul.has_lost = true;
+        self.consul.first_theirs.clear();
+        let is_being_read = self.processes.iter().any(|it| it.reading.is_some());
+        let is_of_marker = matches!(drift, Drift::AllLost | Drift::MarkerChanged);
+        self.tampered += usize::from(is_being_read || !is_of_marker);
         let ids: Vec<Box<str>> = self.consul.registrations.keys().cloned().collect();
         let id = ids.get(usize::from(n) % ids.len().max(1));
         match drift {
@@ -120,6 +139,7 @@ impl World {
 
     pub(super) fn foreign(&mut self, foreign: Foreign, n: u8) {
         self.disturbed = self.now;
+        self.tampered += 1;
         let ptr = ptr_key(ip(&address(n / 4)));
         let toggle = |set: &mut BTreeSet<Box<str>>, what: &str| {
             if !set.remove(what) {
@@ -207,6 +227,8 @@ impl World {
 
     pub(super) fn restart(&mut self, place: usize, is_graceful: bool, down: Duration) {
         self.forgive_old_tokens();
+        // What a former process has taken is there.
+        self.consul.first_theirs.clear();
         let sent = self.requests.values().filter_map(|request| match &request.what {
             What::Write(groups) => Some(groups.iter().flatten().map(Write::key)),
             _ => None,
@@ -229,7 +251,8 @@ impl World {
     /// No more faults. What is under way still goes its way.
     pub(in crate::domain::sync::sim) fn heal(&mut self) -> Checked {
         self.fates.clear();
-        self.outage = None;
+        self.node_fates.clear();
+        (self.outage, self.slow) = (None, None);
         self.events.retain(|_, event| !matches!(event, Event::Drifts(..)));
         self.readings = (TICK, None);
         self.kubernetes.heal();

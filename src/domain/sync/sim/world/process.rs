@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Fewer changes by others are no fight.
+const FIGHT: usize = 4;
+
 /// A process, in the place of one that may have been there before.
 pub(super) struct Process {
     pub(super) core: Core,
@@ -92,6 +95,16 @@ impl Process {
                 if known != Some(&same) {
                     self.term.deselected.remove(key);
                 }
+                if known.is_none() && self.view.unread.contains(&(Kind::Service, key.clone())) {
+                    // While it could not be read, a list that lacked its slices lost nothing: nobody has
+                    // looked a second time.
+                    let lacking = self.lacking_since.entry(Kind::EndpointSlice).or_default();
+                    let before = lacking.len();
+                    lacking.retain(|slice, _| service_of_slice(slice) != *key);
+                    if lacking.len() < before {
+                        self.excused.entry(Kind::EndpointSlice).or_default().insert(key.clone());
+                    }
+                }
             }
             WatchEvent::Deleted(Kind::Service, key) => drop(self.term.deselected.remove(key)),
             _ => {}
@@ -156,10 +169,17 @@ impl Process {
         excused.retain(|service| unread.contains(service));
     }
 
-    /// What it tells must be what it says when it is asked.
-    pub(super) fn take_reports(&mut self) -> Checked {
+    /// What it tells must be what it says when it is asked. `tampered`: how often others have changed
+    /// something.
+    pub(super) fn take_reports(&mut self, tampered: usize) -> Checked {
         for report in self.core.take_reports() {
             let (is_right, told) = match report {
+                Report::Problem(_, key, problem)
+                    if tampered < FIGHT
+                        && problem.message.contains("changed again by somebody") =>
+                {
+                    return Err(format!("{key}: a fight that there was not: {problem:?}"));
+                }
                 Report::Problem(subject, key, problem) => {
                     let told = (subject, key, problem);
                     (self.told.insert(told.clone()), told)

@@ -95,9 +95,20 @@ impl World {
     }
 
     /// Who else holds this name is read.
-    pub(super) fn name_read(&mut self, of: Of, name: &str) -> Checked {
-        let found = self.consul.look_up(name);
-        let (result, now) = (self.told_to_fail(3).map(|()| found), self.now);
+    pub(super) fn name_read(&mut self, of: Of, name: Arc<str>) {
+        let found = self.consul.look_up(&name);
+        let result = self.told_to_fail(3).map(|()| found);
+        let (each, _) = self.readings;
+        self.after(each, Event::NameShown(of, name, result));
+    }
+
+    pub(super) fn name_shown(
+        &mut self,
+        of: Of,
+        name: &str,
+        result: Result<Option<Found>, String>,
+    ) -> Checked {
+        let now = self.now;
         let process = &mut self.processes[of.place];
         if let (Ok(found), Some(names)) = (&result, &mut process.term.names) {
             names.remove(name);

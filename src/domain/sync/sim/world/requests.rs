@@ -119,6 +119,10 @@ impl World {
 
     /// What a process has sent that is gone changes what others have read.
     pub(super) fn mind_the_dead(&mut self, of: Of) {
+        if !self.is_current(of) {
+            self.tampered += 1;
+            self.consul.first_theirs.clear();
+        }
         if !self.is_there(of) {
             self.disturbed = self.now;
         }
@@ -132,6 +136,7 @@ impl World {
 
     pub(super) fn apply_late(&mut self, late: &Late) {
         self.mind_the_dead(late.of);
+        self.tampered += 1;
         if !self.consul.admits(late.session) {
             return;
         }
