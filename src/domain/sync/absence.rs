@@ -44,6 +44,12 @@ impl Core {
 
     /// Takes what a complete list of one kind did not show.
     fn absent(&mut self, kind: Kind, missing: Vec<ObjectKey>, now: Moment) {
+        let is_running = self.term.as_ref().is_some_and(Term::is_running);
+        if !is_running {
+            let cache = &self.cluster.cache;
+            let concerned = missing.iter().flat_map(|key| cache.services_concerned(kind, key));
+            self.cluster.unweighed.insert(kind, concerned.collect());
+        }
         if missing.is_empty() {
             return;
         }

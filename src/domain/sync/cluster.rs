@@ -24,6 +24,9 @@ pub(super) struct Cluster {
     /// Whether all that claim a name are registered under it.
     pub(super) shares_names: bool,
     pub(super) suspects: Suspects,
+    /// The Services of objects that the last list of a kind lacked when it was not known what they have in
+    /// Consul: what they would lose by that waits for a second list.
+    pub(super) unweighed: BTreeMap<Kind, BTreeSet<ObjectKey>>,
     pub(super) node_watch: NodeWatch,
     /// Services of namespaces that were not seen yet: whether they are selected is not known. For the
     /// cache they are as if they could not be read, so nothing of theirs is removed.

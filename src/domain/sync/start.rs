@@ -38,7 +38,8 @@ impl Term {
         let losses = self.claim_and_weigh(config, cluster);
         self.collect_orphans(config, cluster);
         cluster.report_selection(&config.settings, reports);
-        if self.hold_first_losses(&config.settings, losses, reports) {
+        let unweighed = std::mem::take(&mut cluster.unweighed).into_values().flatten().collect();
+        if self.hold_first_losses(&config.settings, losses, &unweighed, reports) {
             cluster.suspects.confirm_later(now);
         }
         if !self.holds.is_empty() {
@@ -147,6 +148,7 @@ impl Term {
         &mut self,
         settings: &Settings,
         mut losses: Losses,
+        unweighed: &BTreeSet<ObjectKey>,
         reports: &mut Vec<Report>,
     ) -> bool {
         let allowed = settings.allow_removals;
@@ -160,6 +162,7 @@ impl Term {
         let silent: usize = losses.values().filter(|it| !it.is_shown).map(|it| it.records).sum();
         for (key, Loss { cause, is_shown, .. }) in losses {
             let is_held = match cause {
+                Cause::Absence if unweighed.contains(&key) => true,
                 _ if total >= FEW => is_most(lost, total),
                 Cause::Absence => !is_shown && is_most(silent, total),
                 Cause::Selection => must_be_allowed(lost, total),

@@ -460,9 +460,6 @@ impl View {
                 self.objects.retain(|place, _| !is_gone(place));
                 self.unread.retain(|place| !is_gone(place));
                 self.listed.insert(*kind);
-                for object in hidden {
-                    self.see(object.kind(), key_of(object), object.clone());
-                }
             }
             WatchEvent::Deleted(kind, key) => {
                 self.objects.remove(&(*kind, key.clone()));

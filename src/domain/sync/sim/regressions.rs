@@ -612,3 +612,20 @@ fn the_ptr_record_of_what_is_held_stays_although_another_service_wants_the_same(
     ];
     assert_runs(Target::Agent, &ops);
 }
+
+#[test]
+fn what_an_empty_list_lacked_while_nobody_led_is_not_removed_though_most_is_back() {
+    let scenario = Scenario { target: Target::Elected, crowd: true, ..SCENARIO };
+    let ops = vec![
+        Op::Pass(10),
+        Op::SessionEnds,
+        Op::Crowd(240, Crowd::Few),
+        Op::Pass(5),
+        Op::Lists(128, WatchedKind::Services, 1, 255),
+        Op::Pass(10),
+        Op::SessionEnds,
+        Op::Crowd(255, Crowd::Ready),
+        Op::Pass(10),
+    ];
+    assert_all_run(scenario, ops);
+}

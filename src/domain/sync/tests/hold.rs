@@ -346,6 +346,29 @@ fn a_ptr_record_of_no_service_stays_with_an_instance_whose_slice_cannot_be_read(
 }
 
 #[test]
+fn what_an_empty_list_lacked_while_nobody_led_waits_for_a_second_one_though_most_is_back() {
+    for kind in WATCHED {
+        let mut simulation = in_sync(30);
+        simulation.lose();
+        simulation.list(kind, []);
+        let seen = |n| match kind {
+            Kind::Service => service_seen(n),
+            _ => slice_seen(n, true),
+        };
+        (1..=28).for_each(|n| simulation.seen(seen(n)));
+        simulation.acquire();
+        simulation.resync();
+        simulation.step(&mut |_| Fate::Applied);
+        assert_eq!(simulation.take_sent(), 0, "{kind:?}");
+        assert!(simulation.bridge.is_holding());
+        let services = if kind == Kind::Service { 28 } else { 30 };
+        let slices = (1..=28).map(|n| slice_seen(n, true)).collect();
+        confirm(&mut simulation, (1..=services).map(service_seen).collect(), slices);
+        assert_eq!(simulation.take_sent(), if kind == Kind::Service { 4 } else { 2 });
+    }
+}
+
+#[test]
 fn a_list_that_lacks_slices_that_could_never_be_read_removes_nothing() {
     let mut simulation = in_sync(30).restarted(settings());
     simulation.resync();

@@ -132,6 +132,8 @@ impl World {
         flight: FlightId,
         groups: &[Group],
     ) -> Checked {
+        // What a leader writes that was deposed is refused, and what it knows is outdated.
+        let is_refused = !self.consul.admits(self.session(place));
         let process = &mut self.processes[place];
         if groups.len() > process.capacity.groups {
             return Err(format!("{} groups in one request", groups.len()));
@@ -166,6 +168,9 @@ impl World {
         for (writer, write) in of {
             process.term.begin(&write.key(), flight)?;
             process.term.check_silent(write, &self.consul)?;
+            if is_refused {
+                continue;
+            }
             match write {
                 Write::Register(registration) | Write::Replace(registration) => {
                     process.term.check_node(&registration.namespace)?;
@@ -184,7 +189,10 @@ impl World {
                     process.term.check_name(&service, &registration.service, joins)?;
                     let name = lookup_form(&registration.service);
                     let has = process.has_name(&service, &name);
-                    wanted.check_taken(&service, &name, has)?;
+                    // One that a list lacked counts as there until a second one agrees.
+                    if !process.core.is_missing(&service) {
+                        wanted.check_taken(&service, &name, has)?;
+                    }
                     if !is_holding {
                         wanted.check_register(registration, stands)?;
                     }
@@ -227,6 +235,14 @@ impl World {
         Ok(())
     }
 
+    /// The session with which the process writes.
+    fn session(&self, place: usize) -> Option<u32> {
+        match self.processes[place].lead {
+            Lead::Leading { session } => Some(session),
+            Lead::Alone | Lead::Candidate { .. } => None,
+        }
+    }
+
     pub(super) fn send(&mut self, of: Of, flight: FlightId, what: What) -> Checked {
         let under_way = self.requests.values().filter(|it| it.of == of).count();
         if under_way >= self.processes[of.place].capacity.flights {
@@ -240,10 +256,7 @@ impl World {
         let next = if matches!(what, What::RemoveNode(_)) { of_nodes.pop_front() } else { None };
         let next = next.or_else(|| self.fates.pop_front());
         let (fate, Pace(there, back)) = next.unwrap_or((usual, pace));
-        let session = match self.processes[of.place].lead {
-            Lead::Leading { session } => Some(session),
-            Lead::Alone | Lead::Candidate { .. } => None,
-        };
+        let session = self.session(of.place);
         self.serial += 1;
         let (number, token) = (self.serial, self.consul.token);
         let back = Duration::from_millis(back.into());
