@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Service;
-use kube::api::Api;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams};
 use kube_consul_stack::{
     Consul, ConsulApi, ConsulCluster, ConsulOptions, Endpoint, HttpRecorder, Kubernetes,
     ProgramOptions, ServiceKind, eventually,
@@ -131,10 +132,24 @@ impl Fixture {
     pub async fn wait_for_instances(&self, name: &str, wanted: usize) -> Result<()> {
         eventually(DEADLINE, || async {
             let found = self.instances(name).await?.len();
-            ensure!(found == wanted, "{name} has {found} instances, want {wanted}");
+            if found != wanted {
+                let endpoints = self.endpoint_count(name).await?;
+                bail!("{name} has {found} instances, want {wanted}; its slices: {endpoints}");
+            }
             Ok(())
         })
         .await
+    }
+
+    /// How many endpoints the slices of a Service of this name have, in its namespace: who reads of
+    /// missing instances wants to know which side lacks them.
+    async fn endpoint_count(&self, name: &str) -> Result<usize> {
+        let slices: Api<EndpointSlice> =
+            Api::namespaced(self.kubernetes.client()?, &self.namespace);
+        let of_service =
+            ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+        let slices = slices.list(&of_service).await?;
+        Ok(slices.items.iter().map(|it| it.endpoints.as_ref().map_or(0, Vec::len)).sum())
     }
 
     /// A resolver that asks this Consul and keeps nothing.
