@@ -331,6 +331,20 @@ fn after_a_removal_without_an_answer() -> Simulation {
 }
 
 #[test]
+fn a_node_removal_that_failed_is_tried_again_before_consul_is_read_again() {
+    let mut simulation = in_catalog(1);
+    let flight = until_node_goes(&mut simulation);
+    simulation.resyncs = false;
+    simulation.answer_node(flight, NamespaceNodeAnswer::Failed("no leader".to_owned()));
+    let latest = simulation.now + Duration::from_secs(30);
+    while simulation.step_until_node(&mut |_| Fate::Applied).is_none() {
+        simulation.now = simulation.bridge.next_timeout().expect("it is tried again");
+        assert!(simulation.now <= latest, "{:?}", simulation.now);
+    }
+    assert!(!simulation.is_asked(&Action::Resync { consistent: false }));
+}
+
+#[test]
 fn a_node_that_may_still_be_removed_is_looked_at_again() {
     let mut simulation = after_a_removal_without_an_answer();
     simulation.seen(service_seen(2));

@@ -431,3 +431,20 @@ fn an_identity_read_before_the_second_look_confirms_nothing() {
     simulation.settle();
     assert_eq!(simulation.take_sent(), 0);
 }
+
+#[test]
+fn a_list_that_began_before_the_second_look_confirms_nothing() {
+    let mut simulation = in_sync(30);
+    simulation.list(Kind::Service, []);
+    simulation.bridge.handle_watch(WatchEvent::ListStarted(Kind::Service), simulation.now);
+    begin_confirmation(&mut simulation);
+    simulation.bridge.handle_watch(WatchEvent::ListCompleted(Kind::Service), simulation.now);
+    simulation.list(Kind::EndpointSlice, (1..=30).map(|n| slice_seen(n, true)));
+    simulation.bridge.handle_identity(Ok(()), simulation.now);
+    simulation.step(&mut |_| Fate::Applied);
+    assert_eq!(simulation.take_sent(), 0);
+    assert!(simulation.bridge.is_holding());
+    simulation.list(Kind::Service, []);
+    simulation.settle();
+    assert_eq!(simulation.registrations.len(), 0);
+}

@@ -151,7 +151,7 @@ impl World {
         let is_certain = process.read_since(self.disturbed).is_some()
             && !process.term.has_failures
             && !is_holding;
-        if self.consul.is_catalog && is_certain {
+        if self.consul.is_catalog && is_certain && !is_refused {
             let mut addresses = Addresses::of(&self.consul);
             let admitted = self.requests.values().filter(|it| self.consul.admits(it.session));
             for under_way in admitted.flat_map(Request::groups) {
